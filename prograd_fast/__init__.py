@@ -1,0 +1,33 @@
+"""Prompt tuning of CLIP models that keeps what they knew: ProGrad optimizers, losses and a prompt-tuning engine."""
+
+import importlib
+from importlib.metadata import version
+from types import ModuleType
+
+from prograd_fast import reference
+from prograd_fast.config import show_config
+from prograd_fast.losses import DualLoss
+from prograd_fast.optim import Conflict, ProGrad, ProGradAdamW, ProGradSGD
+
+__version__ = version("prograd-fast")
+
+__all__ = [
+    "Conflict",
+    "DualLoss",
+    "ProGrad",
+    "ProGradAdamW",
+    "ProGradSGD",
+    "__version__",
+    "clip",
+    "data",
+    "reference",
+    "show_config",
+]
+
+_ON_DEMAND = ("clip", "data")  # the core needs torch alone; these rooms bring in what they need when they are used
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"prograd_fast.{name}")
+    raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")

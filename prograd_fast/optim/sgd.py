@@ -1,0 +1,77 @@
+"""ProGradSGD: torch.optim.SGD on the projected gradient."""
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from prograd_fast.optim.inner_step import run_unless_inf, unhooked
+from prograd_fast.optim.two_gradients import TwoGradients
+from prograd_fast.reference.projection import Scope
+
+
+class ProGradSGD(TwoGradients, torch.optim.SGD):
+    """SGD that does not work against what the teacher knows: the authors' own choice of optimizer.
+
+    With a = ∇task and b = ∇general:
+
+        g = a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b
+        θ, m = SGD(θ, g, m)
+
+    Everything else is `torch.optim.SGD`: without `backward` it gives the same parameters bit for bit, and its
+    `state_dict` has the same keys. As in the authors' code, weight decay and momentum act after the projection.
+
+    Source: Zhu et al., Prompt-aligned Gradient for Prompt Tuning, arXiv:2205.14865. The authors train with lr 0.002,
+    momentum 0.9, weight_decay 5e-4.
+
+    Args:
+        params: parameters, or parameter groups; a group may bring its own `lambda_`.
+        lr: learning rate, a number or a one-element tensor (default: 1e-3).
+        momentum: μ (default: 0).
+        dampening: of the gradient that enters the momentum (default: 0).
+        weight_decay: added to the projected gradient (default: 0).
+        nesterov: look ahead (default: False).
+        lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
+        scope: what is tested and projected as a whole: each "tensor" (default, as the authors do), each "row" (leading
+            index), or all tensors together ("global").
+        maximize: ascend both losses (default: False).
+        foreach: as in torch.optim.SGD (default: None).
+        differentiable: as in torch.optim.SGD; the projection is differentiable too (default: False).
+        fused: as in torch.optim.SGD (default: None).
+
+    Raises:
+        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` below 0 or an unknown `scope`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        *,
+        lambda_: float = 1.0,
+        scope: Scope = "tensor",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._init_two_gradients(lambda_, scope)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _update(self, found_inf: Tensor | None) -> None:
+        fused = all(group["fused"] for group in self.param_groups)
+        run_unless_inf(self, unhooked(self, torch.optim.SGD.step), fused, found_inf)

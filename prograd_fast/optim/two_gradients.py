@@ -1,0 +1,313 @@
+"""What ProGradAdamW, ProGradSGD and ProGrad share: two gradients come in, one projected gradient goes to the update."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prograd_fast.optim.conflict import Conflict
+from prograd_fast.reference.projection import (
+    SCOPES,
+    Scope,
+    check_pairs,
+    conflict_coefficients,
+    gram,
+    n_units,
+    project_one,
+    split_units,
+)
+
+
+class TwoGradients(Optimizer):
+    """An optimizer that takes the gradients of a task loss and of a general loss, and steps on the projected one.
+
+    The order is: `backward`, any number of times; `all_reduce`, where there are several ranks; unscaling; `project`;
+    clipping; update. `step` does what is left of the last four. Without `backward` it is the torch.optim optimizer that
+    it stands on and nothing else.
+    """
+
+    # A GradScaler then leaves unscaling and skipping to `step`, which looks at the general gradient too.
+    _step_supports_amp_scaling = True
+
+    def _init_two_gradients(self, lambda_: float, scope: Scope) -> None:
+        check_lambda(lambda_)
+        if scope not in SCOPES:
+            raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
+        self.lambda_ = lambda_
+        self.scope: Scope = scope
+        self._general: dict[Tensor, Tensor] = {}
+        self._projected = False
+        self._reduced = False
+        self._non_finite: Tensor | None = None
+        self._conflict: Conflict | None = None
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    # ---- two gradients in
+
+    def backward(
+        self,
+        task: Tensor,
+        general: Tensor,
+        *,
+        retain_graph: bool = False,
+        create_graph: bool = False,
+        scaler: "torch.amp.GradScaler | None" = None,
+    ) -> None:
+        """Differentiate both losses with respect to the parameters of this optimizer, and add the gradients up.
+
+        The task gradient is added to `.grad`, as `task.backward()` would do; the general gradient is kept by the
+        optimizer. Both accumulate until `zero_grad`. Parameters of other optimizers get no gradient.
+
+        Args:
+            task: the loss to minimise, one element.
+            general: the loss whose gradient must not be worked against, one element.
+            retain_graph: keep the graph for another backward (default: False).
+            create_graph: make the gradients differentiable themselves (default: False).
+            scaler: a `torch.amp.GradScaler`. Both losses are multiplied by its scale, and a non-finite general
+                gradient then makes it skip the step *and lower its scale*, as a non-finite task gradient does. Losses
+                that were scaled by hand work too, but then a non-finite general gradient only skips the step.
+
+        Raises:
+            TypeError: a loss is not a tensor, or a gradient is sparse or complex.
+            ValueError: a loss has several elements, no graph, or reaches none of the parameters.
+            RuntimeError: `.grad` already holds a projected gradient.
+        """
+        _check_loss("task", task)
+        _check_loss("general", general)
+        params = [p for p in self._parameters if p.requires_grad]
+        if all(p.grad is None for p in params):
+            self._forget()  # model.zero_grad() was called, which knows nothing of the general gradients
+        if self._projected:
+            raise RuntimeError(
+                "backward: .grad holds the projected gradient of the last step, and a new one cannot be added to it. "
+                "Call zero_grad() of this optimizer after each step."
+            )
+        if scaler is not None:
+            task, general = scaler.scale(task), scaler.scale(general)
+        a = torch.autograd.grad(task, params, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        retain_graph = retain_graph or create_graph
+        b = torch.autograd.grad(
+            general, params, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
+        _check_gradients("task", a)
+        _check_gradients("general", b)
+        for p, task_gradient, general_gradient in zip(params, a, b, strict=True):
+            if general_gradient is not None:
+                self._general[p] = _sum(self._general.get(p), general_gradient)
+                if scaler is not None and scaler.is_enabled() and task_gradient is not None:
+                    # the scaler looks at .grad alone: show it there what went wrong with the general gradient
+                    task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
+            if task_gradient is not None:
+                p.grad = _sum(p.grad, task_gradient)
+        self._reduced = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget both gradients.
+
+        Args:
+            set_to_none: set `.grad` to None (default) instead of zero. The general gradient is forgotten either way.
+        """
+        super().zero_grad(set_to_none)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._general.clear()
+        self._projected = False
+        self._non_finite = None
+
+    def all_reduce(self, group: "torch.distributed.ProcessGroup | None" = None) -> None:
+        """Average both gradients over the ranks of a process group, in one collective for each device and dtype.
+
+        Call it on every rank, after the last `backward` of a step and before `project` or `step`. A trainable parameter
+        that has no gradient on a rank counts as zero there, and has a gradient everywhere afterwards.
+        (DistributedDataParallel cannot do this: its hooks see one gradient, and only that of `loss.backward()`.)
+
+        Args:
+            group: the process group (default: None, all ranks).
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised, or the gradients are projected already.
+        """
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("all_reduce: torch.distributed is not initialised. Call init_process_group() first.")
+        if self._projected:
+            raise RuntimeError("all_reduce: the gradients are projected already. Call it before project() and step().")
+        params = [p for p in self._parameters if p.requires_grad]
+        for kind in dict.fromkeys((p.device, p.dtype) for p in params):
+            same = [p for p in params if (p.device, p.dtype) == kind]
+            for p in same:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                self._general.setdefault(p, torch.zeros_like(p))
+            gradients = [p.grad.detach() for p in same if p.grad is not None]
+            gradients += [self._general[p].detach() for p in same]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat, group=group)
+            flat /= dist.get_world_size(group)
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view(gradient.shape))
+        self._reduced = True
+
+    # ---- one gradient out
+
+    def project(self) -> None:
+        """Replace `.grad` by the projected gradient, g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b.
+
+        `step` does this by itself. Call it to look at the projected gradient or to clip it before the update:
+        `opt.backward(task, general); opt.project(); clip_grad_norm_(params, 1.0); opt.step()`. With a GradScaler,
+        `scaler.unscale_(opt)` comes first. It happens once: further calls do nothing until the next `backward`.
+        """
+        if self._projected or not self._general:
+            return
+        self._warn_unless_reduced()
+        with_gradient = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for p, _ in with_gradient]
+        task = [p.grad for p in params if p.grad is not None]
+        general = [self._general.get(p) for p in params]
+
+        entries = gram(task, general, self.scope)
+        coefficients = conflict_coefficients(entries)
+        self.conflict.record(entries, coefficients, self._units_with_gradient())
+        self._non_finite = (~entries[:, 1:].isfinite()).any()
+
+        parts = split_units(coefficients, task, self.scope)
+        for (p, group), a, b, c in zip(with_gradient, task, general, parts, strict=True):
+            projected = project_one(a, b, c, group.get("lambda_", self.lambda_))
+            if projected.requires_grad:
+                p.grad = projected
+            elif projected is not a:
+                a.copy_(projected)  # in place: .grad may be a view of a bigger buffer
+        self._projected = True
+
+    @property
+    def conflict(self) -> Conflict:
+        """Cosine, conflict rate and what was left alone, per unit; see `Conflict`."""
+        params = self._parameters
+        units = 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in params)
+        if self._conflict is None:
+            self._conflict = Conflict.empty(units, params[0].device)
+        elif self._conflict.steps.numel() < units:
+            self._conflict = self._conflict.grown(units)
+        return self._conflict
+
+    def _units_with_gradient(self) -> Tensor | slice:
+        """Which units of `conflict` have a task gradient at this step."""
+        params = self._parameters
+        if self.scope == "global" or all(p.grad is not None for p in params):
+            return slice(None)
+        has = torch.tensor([p.grad is not None for p in params])
+        sizes = torch.tensor([n_units(p, self.scope) for p in params])
+        return has.repeat_interleave(sizes).nonzero().squeeze(1).to(params[0].device)
+
+    def _warn_unless_reduced(self) -> None:
+        import torch.distributed as dist
+
+        if not self._reduced and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            warnings.warn(
+                "backward() does not average over ranks: each rank now steps on its own gradients. "
+                "Call all_reduce() of the optimizer between backward() and step().",
+                stacklevel=3,
+            )
+
+    # ---- the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Project, then update.
+
+        Args:
+            closure: evaluates the model again; gradients are enabled. If it returns a pair (task, general), `step` does
+                all the rest: `zero_grad`, `backward` on the pair, projection, update. Otherwise it must have called
+                `backward` itself, as for torch.optim.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        losses = None
+        if closure is not None:
+            with torch.enable_grad():
+                losses = closure()
+                if isinstance(losses, tuple | list):
+                    self.zero_grad()
+                    self.backward(*losses)
+        scale: Tensor | None = getattr(self, "grad_scale", None)  # set by a GradScaler for the time of the call
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable", False))):
+            if scale is not None:
+                for p in self._parameters:
+                    if p.grad is not None:
+                        p.grad.mul_(scale.reciprocal().to(p.grad.device))
+            self.project()
+            if found_inf is not None and self._non_finite is not None:
+                found_inf = torch.maximum(found_inf, self._non_finite.to(found_inf))
+            self._update(found_inf)
+        return losses
+
+    def _update(self, found_inf: Tensor | None) -> None:
+        """Run the update on `.grad`, unless `found_inf` (0-d, given under a GradScaler) is above 0."""
+        raise NotImplementedError
+
+    # ---- torch.optim's own
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch.optim does; `lambda_` may be given for it, like `lr`."""
+        if "lambda_" in param_group:
+            check_lambda(param_group["lambda_"])
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("lambda_", "scope", "_general", "_projected", "_reduced", "_non_finite", "_conflict")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        keep_lambdas(before, self.param_groups)
+
+
+def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+    """A checkpoint of the plain optimizer has no `lambda_`: a group that had its own keeps it."""
+    for old, group in zip(before, now, strict=False):
+        if "lambda_" in old:
+            group.setdefault("lambda_", old["lambda_"])
+
+
+def check_lambda(lambda_: Any) -> None:
+    """Raise TypeError or ValueError unless `lambda_` is a number of at least 0."""
+    if isinstance(lambda_, bool) or not isinstance(lambda_, int | float):
+        raise TypeError(f"lambda_: expected a number, got {type(lambda_).__name__}. 1.0 removes the whole conflict.")
+    if not 0 <= lambda_ < float("inf"):
+        raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}. 1.0 removes the whole conflict.")
+
+
+def _check_loss(name: str, loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{name}: expected a loss tensor, got {type(loss).__name__}.")
+    if loss.numel() != 1:
+        raise ValueError(f"{name}: expected a loss of one element, got shape {tuple(loss.shape)}. Take its mean.")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name}: expected a loss with a graph, got one that does not require grad. Compute it from the "
+            "parameters, outside of torch.no_grad()."
+        )
+
+
+def _check_gradients(name: str, gradients: Iterable[Tensor | None]) -> None:
+    found = [gradient for gradient in gradients if gradient is not None]
+    if not found:
+        raise ValueError(
+            f"{name}: expected a loss that depends on a parameter of this optimizer, got one that reaches none. "
+            "Compute it from the parameters that the optimizer was built with."
+        )
+    check_pairs(found, [None] * len(found))
+
+
+def _sum(known: Tensor | None, new: Tensor) -> Tensor:
+    """The accumulated gradient, in memory of its own: autograd may return shared or expanded tensors."""
+    return new.clone() if known is None else known + new

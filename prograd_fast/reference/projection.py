@@ -1,0 +1,158 @@
+"""Gram entries of the two gradients, and the projection of the task gradient off the conflict."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from prograd_fast.reference.losses import accumulation_dtype
+
+Scope = Literal["tensor", "row", "global"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+def n_units(tensor: Tensor, scope: Scope) -> int:
+    """How many conflict tests `tensor` takes part in: its rows for "row" (a 0-d tensor is one row), else one."""
+    return tensor.shape[0] if scope == "row" and tensor.dim() > 0 else 1
+
+
+def _as_units(tensor: Tensor, units: int, dtype: torch.dtype) -> Tensor:
+    """(units, elements of each); the size is spelled out because -1 is ambiguous for empty tensors."""
+    return tensor.to(dtype).reshape(units, tensor.numel() // units if units else 0)
+
+
+def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope = "tensor") -> Tensor:
+    """‖a‖², ⟨a,b⟩ and ‖b‖² for every unit of the conflict test.
+
+    Args:
+        task: gradients a of the task loss, any shapes, any real float dtypes.
+        general: gradients b of the general loss, each of the shape and device of its partner; None counts as zero.
+        scope: the unit that is tested as a whole: each "tensor", each "row" (leading index of each tensor), or all
+            tensors together ("global").
+
+    Returns:
+        (U, 3), on the first tensor's device, float32 or the widest dtype given. U is the number of tensors, the total
+        of their leading sizes (a 0-d tensor has one row), or 1.
+
+    Raises:
+        ValueError: the lists differ in length, or a pair in shape or device.
+        TypeError: a gradient is sparse, complex or not floating point.
+    """
+    check_pairs(task, general)
+    if not task:
+        return torch.zeros(0 if scope != "global" else 1, 3)
+    dtype = accumulation_dtype(*task, *(b for b in general if b is not None))
+    device = task[0].device
+    entries = []
+    for a, b in zip(task, general, strict=True):
+        units = n_units(a, scope)
+        a = _as_units(a, units, dtype)
+        b = torch.zeros_like(a) if b is None else _as_units(b, units, dtype)
+        entries.append(torch.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1)], dim=1).to(device))
+    rows = torch.cat(entries)
+    return rows.sum(dim=0, keepdim=True) if scope == "global" else rows
+
+
+def conflict_coefficients(entries: Tensor) -> Tensor:
+    """min(0, ⟨a,b⟩) / ‖b‖² per unit, and 0 wherever that is not a usable number.
+
+    A zero, vanishing or non-finite ‖b‖² and a non-finite ⟨a,b⟩ give 0: the task gradient then goes through unchanged.
+
+    Args:
+        entries: (U, 3) as `gram` returns them.
+
+    Returns:
+        (U,), never positive, never NaN.
+    """
+    dot, norm = entries[:, 1], entries[:, 2]
+    # below the smallest normal number the quotient has no correct digits left
+    usable = (norm >= torch.finfo(norm.dtype).tiny) & norm.isfinite() & dot.isfinite()
+    return torch.where(usable, dot.clamp(max=0) / norm, 0.0)
+
+
+def project_one(a: Tensor, b: Tensor | None, coefficient: Tensor, lambda_: float = 1.0) -> Tensor:
+    """The projection of one tensor, a - λ·coefficient·b in a's dtype; exactly a where the coefficient is 0.
+
+    Args:
+        a: task gradient, any shape.
+        b: general gradient of a's shape, or None.
+        coefficient: (1,), or (rows,) for one coefficient per leading index of a; from `conflict_coefficients`.
+        lambda_: λ, the share of the conflict that is removed.
+    """
+    if b is None:
+        return a
+    dtype = accumulation_dtype(a, b)
+    units = coefficient.numel()
+    rows = _as_units(a, units, dtype)
+    c = coefficient.to(a.device, dtype).unsqueeze(1)
+    projected = rows - lambda_ * c * _as_units(b, units, dtype)
+    # where, not arithmetic alone: 0 · b is NaN for a non-finite b
+    return torch.where(c < 0, projected, rows).reshape(a.shape).to(a.dtype)
+
+
+def project(
+    task: Sequence[Tensor], general: Sequence[Tensor | None], lambda_: float = 1.0, scope: Scope = "tensor"
+) -> list[Tensor]:
+    """Remove from the task gradient its part against the general gradient.
+
+        g = a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b
+
+    so that ⟨g,b⟩ = (1-λ)⟨a,b⟩ where they conflict, and g = a where they do not.
+
+    Source: Zhu et al., arXiv:2205.14865, eq. 5; the authors' code tests and projects each tensor by itself.
+
+    Args:
+        task: gradients a, any shapes and real float dtypes.
+        general: gradients b, each of its partner's shape and device; None, zero and non-finite ones leave a as it is.
+        lambda_: λ ≥ 0: 0 keeps a, 1 removes the whole conflict.
+        scope: "tensor", "row" or "global"; see `gram`.
+
+    Returns:
+        The projected gradients, in the dtypes and shapes of `task`.
+
+    Raises:
+        ValueError, TypeError: as `gram`.
+    """
+    coefficients = conflict_coefficients(gram(task, general, scope))
+    parts = split_units(coefficients, task, scope)
+    return [project_one(a, b, c, lambda_) for a, b, c in zip(task, general, parts, strict=True)]
+
+
+def split_units(coefficients: Tensor, task: Sequence[Tensor], scope: Scope) -> Sequence[Tensor]:
+    """The coefficients of each tensor's own units, one 1-d tensor per task gradient."""
+    if scope == "global":
+        return [coefficients] * len(task)
+    return coefficients.split([n_units(a, scope) for a in task])
+
+
+def check_pairs(task: Sequence[Tensor], general: Sequence[Tensor | None]) -> None:
+    """Raise for pairs of gradients that no projection is defined for."""
+    if len(task) != len(general):
+        raise ValueError(
+            f"general: expected one gradient (or None) per task gradient, got {len(general)} for {len(task)}."
+        )
+    for i, (a, b) in enumerate(zip(task, general, strict=True)):
+        for name, gradient in (("task", a), ("general", b)):
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                raise TypeError(
+                    f"{name}[{i}]: expected a dense gradient, got layout {gradient.layout}. "
+                    "Use sparse=False in the embedding that made it."
+                )
+            if not gradient.is_floating_point():
+                raise TypeError(
+                    f"{name}[{i}]: expected a real floating-point gradient, got {gradient.dtype}. "
+                    "Keep such parameters in an optimizer of their own."
+                )
+        if b is not None and a.shape != b.shape:
+            raise ValueError(
+                f"general[{i}]: expected the task gradient's shape {tuple(a.shape)}, got {tuple(b.shape)}. "
+                "Both gradients must be taken with respect to the same parameter."
+            )
+        if b is not None and a.device != b.device:
+            raise ValueError(
+                f"general[{i}]: expected the task gradient's device {a.device}, got {b.device}. "
+                "Move it there before projecting."
+            )
