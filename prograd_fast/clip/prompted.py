@@ -1,0 +1,179 @@
+"""A CLIP model whose class prompts start with learned context tokens (CoOp's prompt learner)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prograd_fast.clip.context import initial_context
+from prograd_fast.clip.layout import ClassTokenPosition, PromptLayout
+from prograd_fast.clip.text_tower import TextTower
+from prograd_fast.clip.tokens import Tokenizer, readable_class_names
+
+
+def cosine_logits(image_features: Tensor, class_features: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Logits scale * x @ W.T + bias of unit rows x (B, D) and W (C, D); only some models have a bias (SigLIP)."""
+    logits = scale * image_features @ class_features.T
+    return logits if bias is None else logits + bias
+
+
+class PromptLearner(nn.Module):
+    """The trainable context among the frozen token embeddings of each class's prompt.
+
+    `parameters()` and `state_dict()` hold `ctx` alone: everything that depends on the classes is in buffers that are
+    not saved, so one state serves any class names.
+
+    Args:
+        ctx: context tokens, (M, d) shared by all classes or (C, M, d).
+        layout: where context and words stand.
+        embeddings: (C, L, d) frozen token embeddings of `layout.token_ids`; those at context positions are not used.
+    """
+
+    token_ids: Tensor
+    context_positions: Tensor
+    embeddings: Tensor
+
+    def __init__(self, ctx: nn.Parameter, layout: PromptLayout, embeddings: Tensor) -> None:
+        super().__init__()
+        self.ctx = ctx
+        device = embeddings.device
+        self.register_buffer("token_ids", layout.token_ids.to(device), persistent=False)
+        self.register_buffer("context_positions", layout.context_positions.to(device), persistent=False)
+        self.register_buffer("embeddings", embeddings, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Prompts as token embeddings without positions, (C, L, d), differentiable in `ctx`."""
+        classes = torch.arange(len(self.embeddings), device=self.embeddings.device)[:, None]
+        ctx = self.ctx.to(self.embeddings.dtype).expand(len(self.embeddings), -1, -1)
+        return self.embeddings.index_put((classes, self.context_positions), ctx)
+
+
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP model that classifies images with prompts "[context] class name."; only the context is trainable.
+
+    Source: CoOp (arXiv:2109.01134, `KaiyangZhou/CoOp:trainers/coop.py`) and, for the start from words, ProGrad
+    (arXiv:2205.14865, `BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py`). Underscores in names become spaces.
+
+    As in CoOp, the model that is passed in is put in evaluation mode and its weights no longer require grad; it stays
+    in evaluation mode under `train()`. The context is float32, or float64 in a float64 model, whatever the precision of
+    the model: small updates get lost in half precision.
+
+    How the context starts:
+
+    * `ctx_init=None`: N(0, 0.02^2) from torch's global CPU generator (same seed, same start on any device).
+    * Words: their token embeddings fill the last rows, rows before them are zero, as in ProGrad. ProGrad counts words
+      where this counts tokens; they differ for words with a comma ("a type of pet, a photo of a": 8 words, 9 tokens),
+      where ProGrad keeps the last token out of the context. With `class_specific` every class starts from the words
+      (ProGrad falls back to a shared context there, without a message).
+    * A tensor, (M, d) or (C, M, d): an `nn.Parameter`, such as another net's `prompt.ctx`, is shared with its owner,
+      any other tensor is copied.
+
+    Args:
+        model: an open_clip model (or one of its form, see `TextTower`).
+        tokenizer: its tokenizer.
+        class_names: C names.
+        n_ctx: number M of context tokens. None: as many as `ctx_init` has.
+        ctx_init: words that stand before the name, None for a random start, or a tensor.
+        class_specific: one context per class, (C, M, d), instead of a shared one, (M, d).
+        class_token_position: where the name stands, seen from the context: "end", "middle" or "front".
+
+    Attributes:
+        prompt: the `PromptLearner`; `prompt.ctx` is the one trainable tensor.
+        class_names: readable names, tuple of C strings.
+        n_ctx: number M of context tokens.
+
+    Raises:
+        TypeError: the model's text tower cannot take context tokens; `class_names` are not strings.
+        ValueError: empty or duplicate names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
+            model.
+
+    Example:
+        >>> import torch, prograd_fast as pf
+        >>> model, tokenizer, preprocess = pf.clip.load_emoji_lite()
+        >>> net = pf.clip.PromptedCLIP(model, tokenizer, ["cat", "dog"], n_ctx=4)
+        >>> net(torch.zeros(1, 3, 112, 112)).shape, [name for name, _ in net.prompt.named_parameters()]
+        (torch.Size([1, 2]), ['ctx'])
+    """
+
+    model: Any  # torch declares every attribute of a module as Tensor or Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        class_names: Sequence[str],
+        n_ctx: int | None = 16,
+        ctx_init: str | Tensor | None = None,
+        class_specific: bool = False,
+        class_token_position: ClassTokenPosition = "end",
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.class_names = readable_class_names(class_names)
+        self.class_specific = class_specific
+        self.class_token_position: ClassTokenPosition = class_token_position
+        self.tower = tower = TextTower(model)
+        n_classes = len(self.class_names) if class_specific else None
+        ctx, context_ids = initial_context(tokenizer, tower, n_ctx, ctx_init, n_classes)
+        self.n_ctx = len(context_ids)
+        layout = PromptLayout.of(tokenizer, tower, self.class_names, context_ids, class_token_position)
+        self.prompt = PromptLearner(ctx, layout, tower.embed(layout.token_ids))
+        self.model = model.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PromptedCLIP":
+        """Set the mode of the prompt; the frozen model stays in evaluation mode (batch norm keeps its statistics)."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def with_classes(self, class_names: Sequence[str]) -> "PromptedCLIP":
+        """A net of the same model and the same `prompt.ctx` for other class names, such as base-to-new's new ones.
+
+        Raises:
+            ValueError: the context is class-specific and the names are not those it was trained for.
+        """
+        if self.class_specific and readable_class_names(class_names) != self.class_names:
+            raise ValueError(
+                f"class_names: expected {', '.join(self.class_names)}, to which this class-specific context belongs, "
+                f"got {', '.join(class_names)}. Use class_specific=False for a context that serves any names."
+            )
+        return PromptedCLIP(
+            self.model,
+            self.tokenizer,
+            class_names,
+            n_ctx=None,
+            ctx_init=self.prompt.ctx,
+            class_specific=self.class_specific,
+            class_token_position=self.class_token_position,
+        )
+
+    def class_features(self) -> Tensor:
+        """Unit-length text features of the prompts, (C, D), differentiable in `prompt.ctx`."""
+        return F.normalize(self.tower.encode(self.prompt(), self.prompt.token_ids), dim=-1)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit-length features (B, D) of preprocessed images (B, 3, H, W), without graph."""
+        return F.normalize(self.model.encode_image(images), dim=-1)
+
+    def logits(self, image_features: Tensor, class_features: Tensor | None = None) -> Tensor:
+        """Scaled cosine similarities, exp(logit_scale) * x @ W.T, plus the model's `logit_bias` where it has one.
+
+        Args:
+            image_features: (B, D) unit rows.
+            class_features: (C, D) from `class_features()`, to score many batches after one pass through the text
+                tower; None computes them.
+
+        Returns:
+            (B, C) logits.
+        """
+        features = self.class_features() if class_features is None else class_features
+        return cosine_logits(
+            image_features, features, self.model.logit_scale.exp(), getattr(self.model, "logit_bias", None)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of preprocessed images (B, 3, H, W)."""
+        return self.logits(self.image_features(images))

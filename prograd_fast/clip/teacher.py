@@ -1,0 +1,81 @@
+"""Zero-shot CLIP, the teacher whose knowledge the prompts should keep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prograd_fast.clip.prompted import cosine_logits
+from prograd_fast.clip.text_tower import TextTower
+from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, readable_class_names
+
+_PROMPTS_AT_ONCE = 256  # bounds the memory of a thousand classes with many templates
+
+
+class ZeroShotTeacher(nn.Module):
+    """Logits of zero-shot CLIP from hand-written prompts, as one (C, D) matrix.
+
+    The features are computed once, here. At every step the teacher's logits then cost one matrix product with the image
+    features that the student has already computed: no second image forward, no second model in memory.
+
+    With several templates, a class's feature is the mean of its unit-length features over the templates, normalised
+    again (`ZeroshotCLIP2` in `KaiyangZhou/CoOp`). Nothing is trainable, and nothing is in `state_dict()`.
+
+    Args:
+        model: an open_clip model (or one of its form, see `TextTower`); not kept.
+        tokenizer: its tokenizer.
+        class_names: C names; underscores become spaces.
+        templates: one template such as "a photo of a {}.", or several.
+
+    Attributes:
+        class_features: (C, D) unit rows.
+        class_names: readable names, tuple of C strings.
+
+    Raises:
+        TypeError: `class_names` or `templates` are not strings, or the model's text tower cannot be read.
+        ValueError: empty or duplicate names, no template, a template without exactly one "{}", a prompt too long.
+    """
+
+    class_features: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], templates: str | Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.class_names = readable_class_names(class_names)
+        templates = [templates] if isinstance(templates, str) else list(templates)
+        if not templates:
+            raise ValueError("templates: expected at least one, such as 'a photo of a {}.', got none.")
+        for template in templates:
+            if not isinstance(template, str):
+                raise TypeError(f"templates: expected strings, got {template!r} ({type(template).__name__}).")
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}.")
+        clip: Any = model
+        tower = TextTower(model)
+        features = torch.stack([_unit_features(tower, tokenizer, self.class_names, t) for t in templates])
+        self.register_buffer("class_features", F.normalize(features.mean(0), dim=-1), persistent=False)
+        bias = getattr(clip, "logit_bias", None)
+        self.register_buffer("logit_scale", clip.logit_scale.detach().exp(), persistent=False)
+        self.register_buffer("logit_bias", None if bias is None else bias.detach().clone(), persistent=False)
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """Zero-shot logits (B, C) of unit-length image features (B, D), without graph."""
+        return cosine_logits(image_features.detach(), self.class_features, self.logit_scale, self.logit_bias)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Same as `logits`."""
+        return self.logits(image_features)
+
+
+@torch.no_grad()
+def _unit_features(tower: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], template: str) -> Tensor:
+    ids = TokenizedTexts.of(tokenizer, tower, [template.replace("{}", name) for name in class_names]).ids
+    ids = ids[:, : tower.length(ids)].to(tower.device)
+    return torch.cat(
+        [F.normalize(tower.encode(tower.embed(part), part), dim=-1) for part in torch.split(ids, _PROMPTS_AT_ONCE)]
+    )

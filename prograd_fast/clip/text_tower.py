@@ -1,0 +1,134 @@
+"""The frozen text tower of an open_clip model, from token embeddings to class features."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
+
+
+class TextTower:
+    """Runs the text tower of a CLIP model on token embeddings instead of token ids.
+
+    A causal tower that pools at the end-of-text token (OpenAI CLIP and most open_clip models) never looks behind that
+    token, so sequences may be cut after the longest one: the same features for less work. Any other tower (SigLIP,
+    `no_causal_mask`, CoCa's appended CLS token, padding masks, OpenAI's own `clip` package) takes the plain way: the
+    model's own `encode_text` at full length, with only the output of its token embedding replaced. `full_length_reason`
+    says why, and so does a line in the log.
+
+    The tower reads its weights from the model at every call; it holds none itself and follows `model.to(...)`.
+
+    Args:
+        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`, or a model of the same form: `encode_text(token_ids)`,
+            and a `token_embedding` in the model or in `model.text`.
+
+    Attributes:
+        model: the model.
+        text: the part of it that holds the text tower.
+        embedding: its token embedding.
+        context_length: number of token ids per text.
+        full_length_reason: why sequences are not cut, or None if they are.
+
+    Raises:
+        TypeError: the text tower builds its token embeddings out of reach (a Hugging Face tower), or there is none.
+    """
+
+    model: Any  # Any: torch declares every attribute of a module as Tensor or Module
+    text: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        inner = getattr(model, "text", None)
+        self.model = model
+        self.text = inner if isinstance(inner, nn.Module) else model
+        embedding = getattr(self.text, "token_embedding", None)
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(
+                f"model: expected a text tower with a `token_embedding` (torch.nn.Embedding), got "
+                f"{type(self.text).__name__} without one, so context tokens cannot be put between its word embeddings. "
+                "Hugging Face towers are built that way. Use a model with open_clip's own text tower, such as ViT-B-32."
+            )
+        self.embedding = embedding
+        self.context_length: int = self.text.context_length
+        self._pool_type = getattr(self.text, "pool_type", getattr(self.text, "text_pool_type", None))
+        self._eos_id: int = getattr(self.text, "eos_id", getattr(self.text, "text_eos_id", 0))
+        self.full_length_reason = self._full_length_reason()
+        if self.full_length_reason is not None:
+            name, length = type(model).__name__, self.context_length
+            _log.warning("%s: prompts are not cut but take all %d positions: %s", name, length, self.full_length_reason)
+
+    def _full_length_reason(self) -> str | None:
+        mask = getattr(self.text, "attn_mask", None)
+        if mask is None:  # open_clip masks padding only where there is no causal mask: padding masks are covered, too
+            return "the tower has no causal attention mask"
+        if not torch.equal(mask, torch.full_like(mask, float("-inf")).triu(1)):
+            return "the tower's attention mask is not the causal one"
+        if getattr(self.text, "cls_emb", None) is not None:
+            return "the tower appends a CLS token"
+        if self._pool_type not in ("argmax", "eos"):
+            return f"the tower pools at {self._pool_type!r}, not at the end-of-text token"
+        return None
+
+    @property
+    def width(self) -> int:
+        """Width d of a token embedding."""
+        return self.embedding.embedding_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which open_clip runs the tower (that of its linear layers)."""
+        cast_dtype = getattr(self.text.transformer, "get_cast_dtype", None)
+        return self.embedding.weight.dtype if cast_dtype is None else cast_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower's weights are."""
+        return self.embedding.weight.device
+
+    def length(self, token_ids: Tensor) -> int:
+        """How many leading positions of `token_ids` (N, context_length) the features depend on."""
+        if self.full_length_reason is not None:
+            return self.context_length
+        return int(self._end_of_text(token_ids).max()) + 1
+
+    @torch.no_grad()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings, without positions: (N, L) int64 to (N, L, d), no graph, on the tower's device."""
+        return self.embedding(token_ids.to(self.device)).to(self.dtype)
+
+    def encode(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+        """Text features as `encode_text` gives them, not normalised.
+
+        Args:
+            embeddings: (N, L, d) token embeddings without positions, L = `length(token_ids)` or more.
+            token_ids: (N, L) int64; tells where the end of text is, and where padding is in towers that mask it. Ids of
+                positions whose embedding was replaced (context tokens) may be any but end of text and padding.
+
+        Returns:
+            (N, D) features, differentiable in `embeddings`.
+        """
+        if self.full_length_reason is not None:
+            return self._encode_text(embeddings, token_ids)
+        text, length = self.text, embeddings.shape[1]
+        x = embeddings.to(self.dtype) + text.positional_embedding[:length].to(self.dtype)
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        # The final norm works row by row, so only the pooled row needs it.
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), self._end_of_text(token_ids)])
+        projection = text.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    def _encode_text(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+        handle = self.embedding.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
+        try:
+            return self.model.encode_text(token_ids)
+        finally:
+            handle.remove()
+
+    def _end_of_text(self, token_ids: Tensor) -> Tensor:
+        """Index of the end-of-text token by the tower's own rule, (N,) int64."""
+        if self._pool_type == "eos":
+            return token_ids.eq(self._eos_id).int().argmax(dim=-1)
+        return token_ids.argmax(dim=-1)  # OpenAI's vocabulary: end of text has the largest id
