@@ -32,17 +32,20 @@ class TwoGradients(Optimizer):
     # A GradScaler then leaves unscaling and skipping to `step`, which looks at the general gradient too.
     _step_supports_amp_scaling = True
 
+    _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
+    _reduced: bool
+    _projected: bool
+    _non_finite: Tensor | None  # 0-d bool on the device, once projected
+    _conflict: Conflict | None
+
     def _init_two_gradients(self, lambda_: float, scope: Scope) -> None:
         check_lambda(lambda_)
         if scope not in SCOPES:
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
         self.lambda_ = lambda_
         self.scope: Scope = scope
-        self._general: dict[Tensor, Tensor] = {}
-        self._projected = False
-        self._reduced = False
-        self._non_finite: Tensor | None = None
-        self._conflict: Conflict | None = None
+        self._conflict = None
+        self._forget()
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -117,7 +120,8 @@ class TwoGradients(Optimizer):
         self._forget()
 
     def _forget(self) -> None:
-        self._general.clear()
+        self._general = {}
+        self._reduced = False
         self._projected = False
         self._non_finite = None
 
@@ -168,6 +172,8 @@ class TwoGradients(Optimizer):
             return
         self._warn_unless_reduced()
         with_gradient = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not with_gradient:
+            return
         params = [p for p, _ in with_gradient]
         task = [p.grad for p in params if p.grad is not None]
         general = [self._general.get(p) for p in params]
@@ -262,13 +268,16 @@ class TwoGradients(Optimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("lambda_", "scope", "_general", "_projected", "_reduced", "_non_finite", "_conflict")
+        # pending gradients stay behind, as .grad does when a parameter is copied or pickled
+        own = ("lambda_", "scope", "_conflict")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         keep_lambdas(before, self.param_groups)
+        if "_general" not in self.__dict__:
+            self._forget()
 
 
 def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:

@@ -18,8 +18,9 @@ def n_units(tensor: Tensor, scope: Scope) -> int:
 
 
 def _as_units(tensor: Tensor, units: int, dtype: torch.dtype) -> Tensor:
-    """(units, elements of each); the size is spelled out because -1 is ambiguous for empty tensors."""
-    return tensor.to(dtype).reshape(units, tensor.numel() // units if units else 0)
+    """(units, elements of each), contiguous, so that the strides of a gradient do not change the order of its sums."""
+    size = tensor.numel() // units if units else 0  # spelled out: -1 is ambiguous for empty tensors
+    return tensor.to(dtype).reshape(units, size).contiguous()
 
 
 def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope = "tensor") -> Tensor:

@@ -1,0 +1,38 @@
+# The developer's commands. README's two are `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A thread for each core that this process may use, not for each core of the machine.
+THREADS := $(shell nproc)
+
+.PHONY: install demo test lint bench docs assets clean
+
+install: $(VENV)/.installed
+
+# torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
+$(VENV)/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/prograd-fast demo --out demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+
+docs: install
+	$(BIN)/python -m pytest --doctest-modules prograd_fast tests/test_readme.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

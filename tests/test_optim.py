@@ -1,0 +1,535 @@
+"""Drop-in: without a general gradient they are torch.optim's, with one everything of torch.optim still works."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+import prograd_fast as pf
+from prograd_fast import reference
+from tests.tolerances import assert_close
+
+ADAMW = {"lr": 0.03, "betas": (0.8, 0.97), "eps": 1e-6, "weight_decay": 0.2}
+SGD = {"lr": 0.03, "momentum": 0.8, "weight_decay": 0.2}
+SHAPES = [(16, 8), (5,), (), (3, 2, 2)]  # a context, a vector, a 0-d tensor, a higher rank
+
+
+def parameters(shapes=SHAPES, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(s, generator=g, dtype=torch.float64).to(dtype)) for s in shapes]
+
+
+def losses(params, step):
+    """Two losses that conflict for some tensors at some steps and not for others."""
+    task = sum((p.double() * math.cos(3 * i + step)).sum() + p.double().square().sum() for i, p in enumerate(params))
+    general = sum(((p.double() - 0.3 * i).square() * math.sin(step + 2 * i)).sum() for i, p in enumerate(params))
+    return task, general
+
+
+def run_plain(opt, params, steps=5):
+    for step in range(steps):
+        opt.zero_grad()
+        losses(params, step)[0].backward()
+        opt.step()
+
+
+def run_both(opt, params, start=0, steps=5):
+    for step in range(start, start + steps):
+        opt.zero_grad()
+        opt.backward(*losses(params, step))
+        opt.step()
+
+
+def make(name, params, **change):
+    if name == "adamw":
+        return pf.ProGradAdamW(params, **(ADAMW | change))
+    if name == "sgd":
+        return pf.ProGradSGD(params, **(SGD | change))
+    return pf.ProGrad(torch.optim.RMSprop(params, lr=0.01, momentum=0.5), **change)
+
+
+def same(xs, ys):
+    return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+NAMES = ["adamw", "sgd", "wrapper"]
+
+# ---- without a general gradient
+
+
+PATHS = [{}, {"foreach": True}, {"fused": True}, {"foreach": False}]
+VARIANTS = [
+    (pf.ProGradAdamW, torch.optim.AdamW, ADAMW),
+    (pf.ProGradAdamW, torch.optim.AdamW, ADAMW | {"amsgrad": True, "maximize": True}),
+    (pf.ProGradAdamW, torch.optim.AdamW, ADAMW | {"lr": torch.tensor(0.02)}),
+    (pf.ProGradSGD, torch.optim.SGD, SGD),
+    (pf.ProGradSGD, torch.optim.SGD, SGD | {"nesterov": True}),
+    (pf.ProGradSGD, torch.optim.SGD, SGD | {"dampening": 0.1, "maximize": True}),
+]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize(("own", "theirs", "settings"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_plain_use_is_torch_bit_for_bit(own, theirs, settings, path, dtype):
+    if path.get("foreach") and isinstance(settings["lr"], torch.Tensor):
+        with pytest.raises(ValueError, match="lr as a Tensor is not supported"):  # as torch.optim.AdamW itself
+            own(parameters(), **settings, **path)
+        return
+    p, q = parameters(dtype=dtype), parameters(dtype=dtype)
+    mine, other = own(p, **settings, **path), theirs(q, **settings, **path)
+    run_plain(mine, p)
+    run_plain(other, q)
+    assert same(p, q)
+    a, b = mine.state_dict(), other.state_dict()
+    assert a["param_groups"] == b["param_groups"]
+    assert a["state"].keys() == b["state"].keys()
+    for i in a["state"]:
+        assert a["state"][i].keys() == b["state"][i].keys()
+        assert same(a["state"][i].values(), b["state"][i].values())
+
+
+@pytest.mark.parametrize(("own", "theirs", "settings"), [VARIANTS[0], VARIANTS[1], VARIANTS[3]])
+def test_checkpoints_go_either_way(own, theirs, settings):
+    """Three steps with one class, save, load into the other, three more: the same as six steps with one."""
+    expected = parameters()
+    opt = theirs(expected, **settings)
+    run_plain(opt, expected, 3)
+    run_plain(opt, expected, 3)
+    for first, second in ((own, theirs), (theirs, own)):
+        p = parameters()
+        opt = first(p, **settings)
+        run_plain(opt, p, 3)
+        file = io.BytesIO()
+        torch.save(opt.state_dict(), file)
+        file.seek(0)
+        opt = second(p, lr=9.0)  # the checkpoint's settings win, as in torch.optim
+        opt.load_state_dict(torch.load(file, weights_only=True))
+        run_plain(opt, p, 3)
+        assert same(p, expected)
+
+
+def test_a_group_keeps_its_lambda_when_a_plain_checkpoint_is_loaded():
+    p = parameters()
+    groups = [{"params": p[:2], "lambda_": 0.25}, {"params": p[2:]}]
+    for opt in (pf.ProGradAdamW(groups), pf.ProGrad(torch.optim.AdamW(groups))):
+        opt.load_state_dict(torch.optim.AdamW([{"params": p[:2]}, {"params": p[2:]}]).state_dict())
+        assert [group.get("lambda_") for group in opt.param_groups] == [0.25, None]
+
+
+# ---- with both gradients, against the formulas
+
+
+@pytest.mark.parametrize("path", PATHS[:3], ids=str)
+@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+@pytest.mark.parametrize("change", [{}, {"amsgrad": True}, {"maximize": True}], ids=str)
+def test_adamw_against_reference(scope, path, change):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt = pf.ProGradAdamW(p, **ADAMW, **path, **change, lambda_=0.8, scope=scope)
+    m, v, v_max = ([torch.zeros_like(x) for x in q] for _ in range(3))
+    for step in range(5):
+        opt.zero_grad()
+        opt.backward(*losses(p, step))
+        opt.step()
+        a, b = (torch.autograd.grad(loss, q) for loss in losses(q, step))
+        amsgrad = v_max if change.get("amsgrad") else None
+        maximize = change.get("maximize", False)
+        reference.project_adamw_(
+            [x.detach() for x in q], a, b, m, v, step + 1, **ADAMW, lambda_=0.8, scope=scope, maximize=maximize,
+            max_exp_avg_sqs=amsgrad,
+        )  # fmt: skip
+        for x, y in zip(p, q, strict=True):
+            assert_close(x, y, "formula", torch.float64)
+    assert 0 < int(opt.conflict.conflicts.sum()) < int(opt.conflict.steps.sum())  # both cases were met
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_against_reference(scope, nesterov):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt = pf.ProGradSGD(p, **SGD, nesterov=nesterov, lambda_=0.8, scope=scope)
+    buffers = [torch.zeros_like(x) for x in q]
+    for step in range(5):
+        opt.zero_grad()
+        opt.backward(*losses(p, step))
+        opt.step()
+        a, b = (torch.autograd.grad(loss, q) for loss in losses(q, step))
+        reference.project_sgd_(
+            [x.detach() for x in q], a, b, buffers, first=step == 0, **SGD, nesterov=nesterov, lambda_=0.8, scope=scope
+        )
+        for x, y in zip(p, q, strict=True):
+            assert_close(x, y, "formula", torch.float64)
+
+
+@pytest.mark.parametrize("factory", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam, torch.optim.Rprop])
+def test_wrapper_is_the_optimizer_on_the_projected_gradient(factory):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt, plain = pf.ProGrad(factory(p, lr=0.01), lambda_=0.7), factory(q, lr=0.01)
+    for step in range(4):
+        opt.zero_grad()
+        opt.backward(*losses(p, step))
+        opt.step()
+        a, b = (torch.autograd.grad(loss, q) for loss in losses(q, step))
+        for x, g in zip(q, reference.project(a, b, 0.7), strict=True):
+            x.grad = g
+        plain.step()
+        for x, y in zip(p, q, strict=True):
+            assert_close(x, y, "formula", torch.float64)
+
+
+def test_lambda_per_group():
+    """λ = 0 for one group leaves it as plain torch would, while the other is projected."""
+    p = parameters([(4,), (4,)])
+    opt = pf.ProGradSGD([{"params": [p[0]], "lambda_": 0.0}, {"params": [p[1]]}], lr=0.1)
+    pull = torch.tensor([1.0, -1.0, 0.0, 0.0])
+    opt.backward((p[0] * pull).sum() + (p[1] * pull).sum(), (p[0][1] + p[1][1]))
+    opt.project()
+    assert torch.equal(p[0].grad, pull)
+    assert torch.equal(p[1].grad, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+# ---- the rest of torch.optim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accumulation_projects_the_sums_once(name):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt = make(name, p)
+    opt.backward(*losses(p, 0))
+    opt.backward(*losses(p, 2))
+    opt.step()
+    other = make(name, q)
+    first, second = losses(q, 0), losses(q, 2)
+    other.backward(first[0] + second[0], first[1] + second[1])
+    other.step()
+    for x, y in zip(p, q, strict=True):
+        assert_close(x, y, "formula", torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_forgets_both(name, set_to_none):
+    p, q = parameters(), parameters()
+    opt, other = make(name, p), make(name, q)
+    opt.backward(*losses(p, 3))
+    opt.zero_grad(set_to_none=set_to_none)
+    assert all((x.grad is None) if set_to_none else not x.grad.any() for x in p)
+    opt.backward(*losses(p, 0))
+    other.backward(*losses(q, 0))
+    opt.step()
+    other.step()
+    assert same(p, q)
+
+
+def test_model_zero_grad_is_noticed():
+    """`model.zero_grad()` knows nothing of the general gradients; stale ones must not be added to new ones."""
+    model, other = torch.nn.Linear(3, 1), None
+    other = copy.deepcopy(model)
+    x = torch.randn(8, 3)
+    loss = lambda m, k: ((m(x) - k).square().mean(), (m(x) + k).abs().mean())  # noqa: E731
+    opt, fresh = pf.ProGradSGD(model.parameters(), lr=0.1), pf.ProGradSGD(other.parameters(), lr=0.1)
+    opt.backward(*loss(model, 5.0))
+    model.zero_grad()
+    opt.backward(*loss(model, 1.0))
+    fresh.backward(*loss(other, 1.0))
+    opt.step()
+    fresh.step()
+    assert same(model.parameters(), other.parameters())
+
+
+def test_backward_after_step_without_zero_grad_is_refused():
+    p = parameters()
+    opt = pf.ProGradAdamW(p)
+    opt.backward(*losses(p, 0))
+    opt.step()
+    with pytest.raises(RuntimeError, match=r"Call zero_grad\(\)"):
+        opt.backward(*losses(p, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_projection_happens_once(name):
+    """project() before step(), twice, or step() alone are the same, also for λ < 1 where projecting twice differs."""
+    results = []
+    for calls in (0, 1, 2):
+        p = parameters()
+        opt = make(name, p, lambda_=0.5)
+        opt.backward(*losses(p, 0))
+        for _ in range(calls):
+            opt.project()
+        opt.step()
+        results.append(p)
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+def test_clipping_comes_after_the_projection():
+    p = parameters()
+    opt = pf.ProGradSGD(p, lr=1.0)
+    before = [x.detach().clone() for x in p]
+    opt.backward(*losses(p, 0))
+    opt.project()
+    torch.nn.utils.clip_grad_norm_(p, 0.01)
+    opt.step()
+    moved = torch.cat([(x.detach() - y).flatten() for x, y in zip(p, before, strict=True)]).norm()
+    assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_closures(name):
+    """A closure that returns the pair does all by itself; one that returns a loss has called backward, as in torch."""
+    p, q, r = parameters(), parameters(), parameters()
+    run_both(make(name, p), p, steps=3)
+    opt, step = make(name, q), 0
+    for step in range(3):
+        task, general = opt.step(lambda step=step: losses(q, step))
+        assert task.requires_grad
+        assert general.requires_grad
+    assert same(p, q)
+
+    opt = make(name, r)
+    for step in range(3):
+
+        def closure(step=step):
+            opt.zero_grad()
+            pair = losses(r, step)
+            opt.backward(*pair)
+            return pair[0]
+
+        assert opt.step(closure).numel() == 1
+    assert same(p, r)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_schedulers(name, tensor_lr):
+    p, q = parameters(), parameters()
+    opt = make(name, p)
+    if tensor_lr:
+        opt.param_groups[0]["lr"] = torch.tensor(opt.param_groups[0]["lr"])
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=4)
+    by_hand = make(name, q)
+    base = by_hand.param_groups[0]["lr"]
+    for step in range(4):
+        by_hand.param_groups[0]["lr"] = base * (1 + math.cos(math.pi * step / 4)) / 2
+        run_both(opt, p, step, 1)
+        run_both(by_hand, q, step, 1)
+        scheduler.step()
+    for x, y in zip(p, q, strict=True):
+        assert_close(x, y, "formula", torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_param_group(name):
+    p = parameters()
+    opt = make(name, p[:2])
+    run_both(opt, p[:2], steps=2)
+    opt.add_param_group({"params": p[2:], "lr": 0.5, "lambda_": 0.5})
+    before = [x.detach().clone() for x in p]
+    run_both(opt, p, 2, 2)
+    assert all(not torch.equal(x, y) for x, y in zip(p, before, strict=True))
+    assert opt.conflict.steps.tolist() == [4, 4, 2, 2]
+    with pytest.raises(ValueError, match="lambda_: expected a number of at least 0"):
+        opt.add_param_group({"params": parameters([(1,)]), "lambda_": -1.0})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hooks_run_once(name):
+    """torch wraps the step of each optimizer class it has seen: the hooks must not run for the parent's step again."""
+    torch.optim.AdamW(parameters())
+    torch.optim.SGD(parameters(), lr=0.1)
+    p = parameters()
+    opt = make(name, p)
+    calls = []
+    opt.register_step_pre_hook(lambda *_: calls.append("pre"))
+    opt.register_step_post_hook(lambda *_: calls.append("post"))
+    run_both(opt, p, steps=2)
+    run_plain(opt, p, steps=1)
+    assert calls == ["pre", "post"] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict"])
+def test_copies_go_on_alike(name, how):
+    p = parameters()
+    opt = make(name, p, lambda_=0.6)
+    run_both(opt, p, steps=3)
+    if how == "state_dict":
+        q = [torch.nn.Parameter(x.detach().clone()) for x in p]
+        twin = make(name, q, lambda_=0.6)
+        twin.load_state_dict(copy.deepcopy(opt.state_dict()))  # torch shares the state's memory otherwise
+    else:
+        q, twin = copy.deepcopy((p, opt)) if how == "deepcopy" else pickle.loads(pickle.dumps((p, opt)))
+        assert twin.conflict.steps.tolist() == opt.conflict.steps.tolist() == [3] * len(p)
+    run_both(opt, p, 3, 3)
+    run_both(twin, q, 3, 3)
+    assert same(p, q)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_leave_pending_gradients_behind(copier):
+    """A copied parameter has no .grad, so its copied optimizer must have no general gradient either."""
+    p = parameters()
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward(*losses(p, 0))
+    q, twin = copier((p, opt))
+    opt.zero_grad()
+    run_both(opt, p)
+    run_both(twin, q)
+    assert same(p, q)
+
+
+# torch warns of every look at .grad of a tensor with a history, which differentiable=True is about
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("make_opt", [pf.ProGradSGD, pf.ProGradAdamW])
+def test_differentiable(make_opt):
+    """Derivatives of the parameter after the step in both gradients, against finite differences; here they conflict."""
+    a = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.3, 1.0, 0.2], dtype=torch.float64, requires_grad=True)
+
+    def after_one_step(a, b):
+        p = torch.ones(3, dtype=torch.float64, requires_grad=True).clone()
+        opt = make_opt([p], lr=0.1, weight_decay=0.1, lambda_=0.8, differentiable=True)
+        opt.backward((p * a).sum(), (p * b).sum(), create_graph=True)
+        opt.step()
+        return p
+
+    assert torch.autograd.gradcheck(after_one_step, (a, b))
+    (in_b,) = torch.autograd.grad(after_one_step(a, b).sum(), b)
+    assert in_b.abs().min() > 0  # the projection itself carries a derivative
+
+
+# ---- edges
+
+
+def test_missing_and_unused_gradients():
+    """A tensor that the general loss does not reach is updated plainly and counted; one that neither reaches stays."""
+    p = parameters([(3,), (3,), (3,)])
+    before = [x.detach().clone() for x in p]
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward(p[0].sum() + p[1].sum(), -p[0].sum())
+    opt.step()
+    assert not torch.equal(p[1], before[1])
+    assert torch.equal(p[1], before[1] - 0.1)
+    assert torch.equal(p[0], before[0])  # straight conflict: nothing is left
+    assert torch.equal(p[2], before[2])
+    assert opt.conflict.steps.tolist() == [1, 1, 0]
+    assert opt.conflict.absent.tolist() == [0, 1, 0]
+    assert opt.conflict.conflicts.tolist() == [1, 0, 0]
+
+
+def test_non_finite_general_gradient_is_counted_and_ignored():
+    p, q = parameters([(3,), (2,)]), parameters([(3,), (2,)])
+    opt, plain = pf.ProGradAdamW(p, **ADAMW), torch.optim.AdamW(q, **ADAMW)
+    opt.backward(p[0].square().sum() + p[1].sum(), (p[0] * math.inf).sum() + p[1].sum())
+    (q[0].square().sum() + q[1].sum()).backward()
+    opt.step()
+    plain.step()
+    assert same(p, q)
+    assert opt.conflict.non_finite.tolist() == [1, 0]
+    assert opt.conflict.cosine.isnan().tolist() == [True, False]
+
+
+def test_conflict_numbers():
+    p = parameters([(2,)])
+    opt = pf.ProGradSGD(p, lr=0.0)
+    for general in ([0.0, 1.0], [1.0, 0.0], [1.0, -1.0]):
+        opt.zero_grad()
+        opt.backward((p[0] * torch.tensor([1.0, -1.0])).sum(), (p[0] * torch.tensor(general)).sum())
+        opt.step()
+    assert opt.conflict.conflicts.tolist() == [1]
+    assert opt.conflict.rate.tolist() == pytest.approx([1 / 3])
+    assert opt.conflict.cosine.tolist() == pytest.approx([1.0])
+
+
+def test_expanded_and_shared_gradients_are_owned():
+    """The gradient of a sum is one number expanded, and may be shared between tensors; ours can be changed in place."""
+    p = parameters([(3,), (3,)])
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward((p[0] + p[1]).sum(), p[0].sum() - p[1].sum())
+    p[0].grad.mul_(2)
+    assert torch.equal(p[0].grad, torch.full((3,), 2.0))
+    assert torch.equal(p[1].grad, torch.ones(3))
+
+
+def test_gradient_views_stay_views():
+    """Gradients that live in one flat buffer are projected in place."""
+    p = parameters([(4,)])
+    flat = torch.zeros(6)
+    p[0].grad = flat[1:5]
+    opt = pf.ProGradSGD(p, lr=0.1)
+    p[0].grad += torch.tensor([1.0, -1.0, 0.0, 0.0])
+    opt._general[p[0]] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    opt.project()
+    assert torch.equal(flat, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+
+
+class _NoSync(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails when a tensor's value is read into Python."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read back to the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+def test_no_host_sync(scope):
+    """Loss, backward and step never wait for the device (fused: torch's other updates read their CPU step count)."""
+    ctx = torch.nn.Parameter(torch.randn(4, 6))
+    weight, teacher, labels = torch.randn(6, 5), torch.randn(4, 5), torch.tensor([0, 1, 4, 2])
+    opt = pf.ProGradAdamW([ctx], **ADAMW, fused=True, scope=scope)
+    for _ in range(3):
+        opt.zero_grad()
+        with _NoSync():
+            opt.backward(*pf.DualLoss()(ctx @ weight, teacher, labels))
+            opt.step()
+            opt.conflict.rate  # noqa: B018
+    with pytest.raises(AssertionError, match="read back"), _NoSync():
+        float(opt.conflict.rate[0])
+
+
+# ---- errors: parameters untouched, one message that says what to do
+
+
+def test_bad_losses_change_nothing():
+    p = parameters([(3,)])
+    before = p[0].detach().clone()
+    opt = pf.ProGradAdamW(p)
+    good = p[0].sum()
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    sparse = pf.ProGradAdamW(embedding.parameters())
+    row = embedding(torch.tensor([1])).sum()
+    cases = [
+        (opt, 1.0, good, TypeError, "task: expected a loss tensor, got float"),
+        (opt, p[0] * 2, good, ValueError, r"task: expected a loss of one element, got shape \(3,\)"),
+        (opt, good, good.detach(), ValueError, "general: expected a loss with a graph"),
+        (opt, good, torch.ones(1, requires_grad=True).sum(), ValueError, "general: expected a loss that depends on"),
+        (sparse, row, row, TypeError, "expected a dense gradient"),
+    ]
+    for optimizer, task, general, error, message in cases:
+        with pytest.raises(error, match=message):
+            optimizer.backward(task, general)
+        assert torch.equal(p[0], before)
+        assert p[0].grad is None
+
+
+@pytest.mark.parametrize(
+    "make_opt", [pf.ProGradAdamW, pf.ProGradSGD, lambda p, **k: pf.ProGrad(torch.optim.Adam(p), **k)]
+)
+def test_bad_options(make_opt):
+    with pytest.raises(ValueError, match=r"lambda_: expected a number of at least 0, got -0\.5"):
+        make_opt(parameters(), lambda_=-0.5)
+    with pytest.raises(ValueError, match="lambda_: expected a number of at least 0, got nan"):
+        make_opt(parameters(), lambda_=math.nan)
+    with pytest.raises(TypeError, match="lambda_: expected a number, got str"):
+        make_opt(parameters(), lambda_="1")
+    with pytest.raises(ValueError, match="scope: expected one of tensor, row, global, got 'layer'"):
+        make_opt(parameters(), scope="layer")
+
+
+def test_wrapper_refuses_what_it_cannot_wrap():
+    for bad in (parameters(), torch.optim.LBFGS(parameters()), pf.ProGradSGD(parameters(), lr=0.1)):
+        with pytest.raises(TypeError, match=r"optimizer: expected a torch.optim.Optimizer"):
+            pf.ProGrad(bad)

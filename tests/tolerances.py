@@ -1,0 +1,43 @@
+"""Every tolerance of the test suite, in one table, each with its reason.
+
+All are relative to the largest magnitude of the expected array: max |actual - expected| / max |expected|.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOLERANCES: dict[tuple[str, torch.dtype], float] = {
+    # the projected gradient in float64 against the authors' code: a few roundings of 1e-16
+    ("golden projection", torch.float64): 1e-12,
+    # parameters after several steps against the authors' code: roundings of projection and model, carried along
+    ("golden trajectory", torch.float64): 1e-9,
+    ("golden trajectory", torch.float32): 1e-4,
+    # formulas against formulas, float64 on both sides
+    ("formula", torch.float64): 1e-12,
+    # float32 arithmetic against float64: sums of up to 1e5 terms
+    ("formula", torch.float32): 1e-5,
+    # 16-bit storage, float32 arithmetic: the result is rounded once to 8 (bfloat16) or 11 (float16) bits
+    ("formula", torch.bfloat16): 1e-2,
+    ("formula", torch.float16): 2e-3,
+    # bfloat16 autocast against float32: 8 bits, rounded again in every layer
+    ("autocast", torch.bfloat16): 3e-2,
+}
+
+
+Array = Tensor | np.ndarray
+
+
+def relative_error(actual: Array, expected: Array, scale: Array | None = None) -> float:
+    """Largest error over the largest magnitude of `expected`, or of `scale` where the result is a difference."""
+    a, e, s = (torch.as_tensor(x).detach().double() for x in (actual, expected, expected if scale is None else scale))
+    assert a.shape == e.shape, f"shape {tuple(a.shape)}, expected {tuple(e.shape)}"
+    if e.numel() == 0:
+        return 0.0
+    return float((a - e).abs().max() / s.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def assert_close(actual: Array, expected: Array, kind: str, dtype: torch.dtype, scale: Array | None = None) -> None:
+    """Fail unless `actual` is as near to `expected` as the table's row (kind, dtype) asks."""
+    error = relative_error(actual, expected, scale)
+    assert error <= TOLERANCES[kind, dtype], f"{kind}, {dtype}: relative error {error:.2e}"
