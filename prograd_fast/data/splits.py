@@ -1,0 +1,79 @@
+"""Who learns from what: base / new classes and few-shot samples, the same on every machine.
+
+Both use `numpy.random.RandomState`, whose stream NumPy promises never to change.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from prograd_fast.data.pictures import PictureSet
+
+Rows = npt.NDArray[np.int64]
+
+
+def base_and_new(n_classes: int, partition: int) -> tuple[Rows, Rows]:
+    """Cut the classes into two random halves: base, to be trained on, and new, to be tested on only.
+
+    Args:
+        n_classes: C, at least 2. With an odd C the new half is the larger one.
+        partition: Which of the random partitions, 0, 1, ...
+
+    Returns:
+        Sorted class indices of the base and of the new half, int64.
+
+    Raises:
+        ValueError: `n_classes` < 2 or `partition` < 0.
+    """
+    if n_classes < 2:
+        raise ValueError(f"base and new classes need at least 2 classes, got {n_classes}")
+    if partition < 0:
+        raise ValueError(f"partition must be 0 or more, got {partition}")
+    # 100 keeps the partitions' streams apart from those of the shots' seeds.
+    order = np.random.RandomState(100 + partition).permutation(n_classes)
+    return np.sort(order[: n_classes // 2]), np.sort(order[n_classes // 2 :])
+
+
+def rows_of(
+    pictures: PictureSet, split: str, classes: Sequence[int] | Rows, styles: Sequence[str] | None = None
+) -> Rows:
+    """Indices of the pictures in one split that are of these classes (and styles; None: any), in order, int64."""
+    chosen = (pictures.split == split) & np.isin(pictures.labels, classes)
+    if styles is not None:
+        chosen &= np.isin(pictures.style, styles)
+    return np.flatnonzero(chosen)
+
+
+def few_shot(
+    pictures: PictureSet, classes: Sequence[int] | Rows, shots: int, seed: int, styles: Sequence[str] | None = None
+) -> Rows:
+    """Draw `shots` pictures of each class from the pool.
+
+    A class whose pool holds fewer gives all that it has: compare the result's length with `shots * len(classes)`.
+
+    Args:
+        pictures: The set.
+        classes: Indices of the classes to draw for.
+        shots: Pictures per class, at least 1.
+        seed: Which random draw, 0, 1, ...
+        styles: Styles to draw from; None means any.
+
+    Returns:
+        Indices into the set, class by class, int64.
+
+    Raises:
+        ValueError: `shots` < 1, `seed` < 0, or a class has no picture in the pool.
+    """
+    if shots < 1:
+        raise ValueError(f"shots must be 1 or more, got {shots}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    random = np.random.RandomState(seed)
+    drawn = []
+    for label in classes:
+        pool = rows_of(pictures, "pool", [label], styles)
+        if not len(pool):
+            raise ValueError(f"{pictures.name}: class {pictures.class_names[label]!r} has no picture to learn from")
+        drawn.append(random.permutation(pool)[:shots])
+    return np.concatenate(drawn)

@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prograd_fast.data import PictureSet, load_folder
+
+
+def make(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / file)
+    return root
+
+
+def pictures_of(found: PictureSet, split: str, name: str) -> list[str]:
+    label = found.class_names.index(name)
+    chosen = np.flatnonzero((found.split == split) & (found.labels == label))
+    return [Path(found.source[i]).name for i in chosen]  # type: ignore[arg-type]
+
+
+def test_one_folder_per_class(tmp_path):
+    files = [f"{name}/{i:02}.png" for name in ("sea_animal", "bird") for i in range(10)]
+    found = load_folder(make(tmp_path / "mine", *files))
+    assert found.name == "mine"
+    assert found.class_names == ("bird", "sea animal")  # sorted folders, underscores as spaces
+    for name in found.class_names:
+        parts = [pictures_of(found, split, name) for split in ("pool", "validation", "test")]
+        assert [len(part) for part in parts] == [5, 1, 4]
+        assert sorted(sum(parts, [])) == [f"{i:02}.png" for i in range(10)]  # every picture once
+    assert found.open(0).size == (4, 4)
+
+
+def test_split_is_the_same_on_every_machine(tmp_path):
+    # written down, so that a change of the split does not pass unseen: earlier runs would no longer compare
+    found = load_folder(make(tmp_path, *[f"{name}/{i}.png" for name in "ab" for i in range(5)]))
+    assert pictures_of(found, "test", "a") == pictures_of(found, "test", "b") == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(2, (1, 0, 1)), (3, (2, 0, 1)), (20, (10, 2, 8))])
+def test_small_classes_keep_something_to_learn_from_and_to_test_on(tmp_path, n, expected):
+    found = load_folder(make(tmp_path, "b/0.png", "b/1.png", *[f"a/{i}.png" for i in range(n)]))
+    assert tuple(len(pictures_of(found, split, "a")) for split in ("pool", "validation", "test")) == expected
+
+
+def test_own_split(tmp_path):
+    files = ["train/a/0.png", "train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png", "val/b/5.png"]
+    found = load_folder(make(tmp_path, *files))
+    assert found.class_names == ("a", "b")
+    assert pictures_of(found, "pool", "a") == ["0.png", "1.png"]
+    assert pictures_of(found, "test", "a") == ["3.png"]
+    assert pictures_of(found, "validation", "a") == []
+    assert pictures_of(found, "validation", "b") == ["5.png"]
+
+
+def test_what_is_a_picture(tmp_path):
+    make(tmp_path, "a/1.PNG", "a/deeper/2.jpg", "a/.hidden.png", "a/.cache/3.png", ".git/4.png", "b/5.webp", "b/6.bmp")
+    (tmp_path / "a/notes.txt").write_text("no picture")
+    (tmp_path / "README.md").write_text("no class")
+    found = load_folder(tmp_path)
+    assert [Path(file).name for file in found.source] == ["1.PNG", "2.jpg", "5.webp", "6.bmp"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "n01\tgolden retriever\nn02\ttabby cat\n",
+        "n02 tabby cat\n\n  n01   golden retriever",  # any order, blank lines, spaces
+    ],
+)
+def test_readable_names(tmp_path, lines):
+    make(tmp_path, *[f"{name}/{i}.png" for name in ("n01", "n02") for i in range(2)])
+    (tmp_path / "classes.txt").write_text(lines)
+    assert load_folder(tmp_path).class_names == ("golden retriever", "tabby cat")
+
+
+def test_readable_names_of_folders_with_spaces_need_a_tab(tmp_path):
+    make(tmp_path, *[f"{name}/{i}.png" for name in ("my dog", "cat") for i in range(2)])
+    (tmp_path / "classes.txt").write_text("my dog\tgolden retriever\ncat\ttabby cat\n")
+    assert load_folder(tmp_path).class_names == ("tabby cat", "golden retriever")
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "message"),
+    [
+        ([], None, "0 class folder"),
+        (["0.png", "1.png"], None, "0 class folder"),  # pictures without a class
+        (["a/0.png", "a/1.png"], None, "1 class folder"),
+        (["a/0.png", "a/1.png", "b/readme.png/0.txt"], None, "b: no picture"),
+        (["a/0.png", "a/1.png", "b/0.png"], None, "b: one picture"),
+        (["train/a/0.png", "train/b/0.png"], None, "found the folders train; expected train/ and test/"),
+        (["train/a/0.png", "val/a/0.png"], None, "found the folders train, val; expected"),
+        (["train/a/0.png", "test/a/0.png", "c/0.png"], None, "found the folders c, test, train"),
+        (["train/a/0.png", "train/b/0.png", "test/a/0.png"], None, "'b' is not in both train/ and test/"),
+        (["train/a/0.png", "test/a/0.png", "test/c/0.png"], None, "'c' is not in both"),
+        (["train/a/0.png", "test/a/0.png", "val/c/0.png"], None, "'c' is not in both train/ and val/"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\n", "'b' has 0 lines"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb dog\na cow\n", "'a' has 2 lines"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb\n", "cannot use the line 'b'"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "cat\ndog\n", "cannot use the line 'cat'"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nc dog\n", "cannot use the line 'c dog'"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb cat\n", "2 classes are called 'cat'"),
+        (["a_b/0.png", "a_b/1.png", "a b/0.png", "a b/1.png"], None, "2 classes are called 'a b'"),
+    ],
+)
+def test_errors_say_what_is_wrong(tmp_path, files, names, message):
+    tmp_path.joinpath("set").mkdir()
+    for file in files:
+        path = tmp_path / "set" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if names is not None:
+        (tmp_path / "set" / "classes.txt").write_text(names)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_folder(tmp_path / "set")
+    assert str(tmp_path / "set") in str(caught.value)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        load_folder(tmp_path / "nowhere")
