@@ -8,8 +8,8 @@ from torch import nn
 
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32")  # OpenAI's vocabulary; in open_clip's package, no network
 
-# One token, several, digits and hyphens, an underscore, a sign that merges with the full stop: names of uneven lengths, so
-# that the end of text is elsewhere in every prompt.
+# One token, several, digits and hyphens, an underscore, a sign that merges with the full stop: names of uneven lengths,
+# so that the end of text is elsewhere in every prompt.
 CLASS_NAMES = ["cat", "Boeing 737-200", "extraordinarily long-haired dachshund", "tabby_cat", "St. Bernard etc."]
 
 

@@ -44,8 +44,8 @@ def readable_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
 class TokenizedTexts:
     """Token ids of texts, and where in them each text's own tokens are.
 
-    What a tokenizer puts around a text is read off the empty text, so that this holds for any vocabulary: start and end
-    of text for OpenAI's, only an end for SentencePiece ones.
+    What a tokenizer puts around a text is read off the empty text and a single letter, so that this holds for any
+    vocabulary: start and end of text for OpenAI's, only an end for SentencePiece ones.
 
     Attributes:
         ids: (N, context_length) int64: special tokens that open every text, its own tokens, end of text, padding.
@@ -66,10 +66,10 @@ class TokenizedTexts:
         Raises:
             ValueError: a text has no tokens or too many, or the tokenizer is another model's.
         """
-        ids = tokenizer(["", *texts])
-        _check_vocabulary(ids, tower, len(texts) + 1)
-        empty, ids = ids[0], ids[1:]
-        start = int((ids[0] == empty).int().cumprod(0).sum())
+        ids = tokenizer(["", "X", *texts])
+        _check_vocabulary(ids, tower, len(texts) + 2)
+        empty, letter, ids = ids[0], ids[1], ids[2:]
+        start = int(torch.eq(letter, empty).int().cumprod(0).sum())
         is_end = ids[:, start:] == empty[start]
         counts = torch.where(is_end.any(1), is_end.int().argmax(1), ids.shape[1] - start)
         for text, count in zip(texts, counts.tolist(), strict=True):
