@@ -1,0 +1,206 @@
+// The formulas of the kernels, one element or one row at a time, for CPU and GPU code alike. No torch header here.
+//
+// The reference in plain PyTorch, with the same names, is prograd_fast/reference/.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#ifdef __CUDACC__
+#define PF_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define PF_HOST_DEVICE inline
+#endif
+
+// The CPU kernels are compiled once for each instruction set. The names differ, so that the linker cannot give a
+// baseline machine the AVX-512 copy of an inline function.
+#ifndef PF_ISA
+#define PF_ISA common
+#endif
+
+namespace prograd {
+inline namespace PF_ISA {
+
+// ---- elementary functions
+
+// e^x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where the result is a
+// normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN for NaN, +inf above 88.73.
+PF_HOST_DEVICE float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
+  const float above = x > 88.7228390f ? 88.7228390f : x;  // written so that NaN stays NaN
+  const float y = above < -87.3365402f ? -87.3365402f : above;
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+  const float shifted = y * 1.44269504f + round_to_integer;
+  const float n = shifted - round_to_integer;
+  // y - n ln 2 in two parts, the first with so few bits that n times it is exact
+  const float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
+  // minimax on [-ln 2 / 2, ln 2 / 2]
+  float p = 1.37805939e-3f;
+  p = p * r + 8.37312452e-3f;
+  p = p * r + 4.16695364e-2f;
+  p = p * r + 1.66664720e-1f;
+  p = p * r + 4.99999851e-1f;
+  p = p * r * r + r + 1.0f;
+  // times 2^n: n goes into the exponent field, where it cannot overflow before the result does
+  const std::uint32_t n_bits = (__builtin_bit_cast(std::uint32_t, shifted) - 0x4B400000u) << 23;
+  const float e = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, p) + n_bits);
+  return x >= -87.3365402f ? (x <= 88.7228390f ? e : std::numeric_limits<float>::infinity())
+                           : (x < -87.3365402f ? 0.0f : x);
+#endif
+}
+
+PF_HOST_DEVICE double exp(double x) { return ::exp(x); }
+
+template <typename T>
+PF_HOST_DEVICE T larger(T a, T b) {
+  return a > b ? a : b;
+}
+
+// ---- projection: g = alpha a + beta b
+
+// ProGrad's beta = -lambda min(0, <a,b>) / ||b||^2; 0 where ||b||^2 vanishes or a sum is not finite.
+template <typename T>
+PF_HOST_DEVICE T conflict_beta(T dot, T general_norm, T lambda) {
+  constexpr T smallest = std::numeric_limits<T>::min();  // below it the quotient has no correct digits left
+  constexpr T largest = std::numeric_limits<T>::max();
+  // every comparison with NaN is false
+  const bool usable = dot < T(0) && dot >= -largest && general_norm >= smallest && general_norm <= largest;
+  return usable ? -lambda * (dot / general_norm) : T(0);
+}
+
+// beta = 0 must not touch b: 0 * inf is NaN.
+template <typename T>
+PF_HOST_DEVICE T projected(T a, T b, T alpha, T beta) {
+  return beta == T(0) ? alpha * a : alpha * a + beta * b;
+}
+
+// ---- AdamW
+
+template <typename T>
+struct AdamW {
+  T decay;          // 1 - lr wd
+  T beta2;
+  T grad1, grad2;   // 1 - beta1, 1 - beta2
+  T step_size;      // lr / (1 - beta1^t)
+  T root_scale;     // sqrt(1 - beta2^t)
+  T eps;
+
+  // Rounded from double once, as torch.optim does. step: t, 1 at the first step.
+  PF_HOST_DEVICE static AdamW at(double step, double lr, double beta1, double beta2, double eps, double weight_decay) {
+    return {T(1 - lr * weight_decay),           T(beta2),
+            T(1 - beta1),                       T(1 - beta2),
+            T(lr / (1 - ::pow(beta1, step))),   T(::sqrt(1 - ::pow(beta2, step))),
+            T(eps)};
+  }
+
+  // exp_avg by linear interpolation, as torch.optim does. max_exp_avg_sq: that of amsgrad, or exp_avg_sq itself.
+  PF_HOST_DEVICE void moments(T g, T& exp_avg, T& exp_avg_sq) const {
+    exp_avg = exp_avg + grad1 * (g - exp_avg);
+    exp_avg_sq = exp_avg_sq * beta2 + g * g * grad2;
+  }
+  PF_HOST_DEVICE T parameter(T p, T exp_avg, T max_exp_avg_sq) const {
+    const T root = ::sqrt(max_exp_avg_sq) / root_scale + eps;
+    return p * decay - step_size * exp_avg / root;
+  }
+};
+
+// ---- SGD
+
+template <typename T>
+struct SGD {
+  T lr, momentum, keep /* 1 - dampening */, weight_decay;
+  bool nesterov, first;
+
+  // g: projected gradient, sign of maximize applied. buffer is read and written only with momentum.
+  PF_HOST_DEVICE T parameter(T p, T g, T& buffer) const {
+    g = g + weight_decay * p;
+    if (momentum != T(0)) {
+      buffer = first ? g : momentum * buffer + keep * g;
+      g = nesterov ? g + momentum * buffer : buffer;
+    }
+    return p - lr * g;
+  }
+};
+
+// ---- dual loss
+
+// Sums of one row of logits z (student) and t (teacher), or of a part of it, relative to the part's own maxima:
+//   student_sum    = sum exp(z - m_z)         student_sum_t = sum exp((z - m_z)/T)
+//   teacher_sum    = sum exp((t - m_t)/T)     cross         = sum exp((t - m_t)/T) ([(t - m_t)/T] - (z - m_z)/T)
+// with [...] left out for the soft cross-entropy. Maxima start at the lowest finite number, which keeps -inf - (-inf)
+// out of parts that hold nothing but -inf.
+template <typename T>
+struct DualLossRow {
+  T student_max = std::numeric_limits<T>::lowest();
+  T teacher_max = std::numeric_limits<T>::lowest();
+  T student_sum = 0, student_sum_t = 0, teacher_sum = 0, cross = 0;
+
+  // One class, once the maxima of the part are known.
+  PF_HOST_DEVICE void add(T z, T t, T inverse_temperature, bool soft_ce) {
+    const T dz = z - student_max, dt = t - teacher_max;
+    const T e = exp(dt * inverse_temperature);
+    student_sum += exp(dz);
+    student_sum_t += exp(dz * inverse_temperature);
+    teacher_sum += e;
+    cross += cross_term(e, dz * inverse_temperature, dt * inverse_temperature, soft_ce);
+  }
+
+  // 0 log 0 = 0: a class that the teacher excludes would otherwise make 0 * inf = NaN.
+  PF_HOST_DEVICE static T cross_term(T e, T dz, T dt, bool soft_ce) {
+    return e > T(0) ? e * ((soft_ce ? T(0) : dt) - dz) : T(0);
+  }
+
+  // This part relative to larger maxima.
+  PF_HOST_DEVICE DualLossRow relative_to(T z_max, T t_max, T inverse_temperature, bool soft_ce) const {
+    const T dz = student_max - z_max, dt = teacher_max - t_max;
+    const T r = exp(dt * inverse_temperature);
+    DualLossRow moved;
+    moved.student_max = z_max;
+    moved.teacher_max = t_max;
+    moved.student_sum = student_sum * exp(dz);
+    moved.student_sum_t = student_sum_t * exp(dz * inverse_temperature);
+    if (!(r * teacher_sum == T(0))) {  // NaN goes on; what has vanished takes its infinities along
+      moved.teacher_sum = r * teacher_sum;
+      moved.cross = r * (cross + teacher_sum * ((soft_ce ? T(0) : dt) - dz) * inverse_temperature);
+    }
+    return moved;
+  }
+
+  // Two parts of one row. Any order gives the same sums but for rounding: callers keep theirs fixed.
+  PF_HOST_DEVICE static DualLossRow merged(
+      const DualLossRow& a, const DualLossRow& b, T inverse_temperature, bool soft_ce) {
+    const T z_max = larger(a.student_max, b.student_max), t_max = larger(a.teacher_max, b.teacher_max);
+    DualLossRow sum = a.relative_to(z_max, t_max, inverse_temperature, soft_ce);
+    const DualLossRow other = b.relative_to(z_max, t_max, inverse_temperature, soft_ce);
+    sum.student_sum += other.student_sum;
+    sum.student_sum_t += other.student_sum_t;
+    sum.teacher_sum += other.teacher_sum;
+    sum.cross += other.cross;
+    return sum;
+  }
+
+  // -log softmax(z)[y]
+  PF_HOST_DEVICE T task(T z_label) const { return ::log(student_sum) - (z_label - student_max); }
+
+  // T^2 KL(q || p), or T^2 times the soft cross-entropy
+  PF_HOST_DEVICE T general(T temperature, bool soft_ce) const {
+    const T entropy = soft_ce ? T(0) : ::log(teacher_sum);
+    return temperature * temperature * (cross / teacher_sum - entropy + ::log(student_sum_t));
+  }
+
+  // d task / dz and d general / dz of one class
+  PF_HOST_DEVICE T task_cotangent(T z, bool is_label) const {
+    return exp(z - student_max) / student_sum - (is_label ? T(1) : T(0));
+  }
+  PF_HOST_DEVICE T general_cotangent(T z, T t, T temperature) const {
+    const T p = exp((z - student_max) / temperature) / student_sum_t;
+    const T q = exp((t - teacher_max) / temperature) / teacher_sum;
+    return temperature * (p - q);
+  }
+};
+
+}  // namespace PF_ISA
+}  // namespace prograd
