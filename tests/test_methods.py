@@ -109,3 +109,9 @@ def test_linear_probe_learns_its_classes_and_knows_no_others(task):
 def test_every_method_has_a_name_of_its_own():
     assert [method.name for method in METHODS] == ["zero-shot", "linear-probe", "coop", "prograd"]
     assert [method.name for method in METHODS if not method.names_new_classes] == ["linear-probe"]
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": math.inf}, {"lr": math.nan}, {"steps": 0}])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        ProGrad(**settings)

@@ -30,6 +30,9 @@ class PromptTuning:
         momentum: Momentum of SGD.
         steps: Number of steps; each sees all labelled pictures (cached features make that cheap).
         temperature: Temperature of the KL loss to the teacher.
+
+    Raises:
+        ValueError: `lr` or `steps` is out of range; the other settings are checked by what they are for.
     """
 
     name: ClassVar[str]
@@ -43,6 +46,12 @@ class PromptTuning:
     momentum: float = 0.9
     steps: int = 100
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}")
 
     @property
     def template(self) -> str:
