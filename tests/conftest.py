@@ -1,4 +1,4 @@
-"""What several tests need: a folder of generated pictures, and a tiny model in a folder that open_clip loads by name."""
+"""What several tests need: a folder of generated pictures, and a tiny model that open_clip loads by name."""
 
 import json
 from pathlib import Path

@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_one_folder_per_class(tmp_path):
     for name in found.class_names:
         parts = [pictures_of(found, split, name) for split in ("pool", "validation", "test")]
         assert [len(part) for part in parts] == [5, 1, 4]
-        assert sorted(sum(parts, [])) == [f"{i:02}.png" for i in range(10)]  # every picture once
+        assert sorted(chain(*parts)) == [f"{i:02}.png" for i in range(10)]  # every picture once
     assert found.open(0).size == (4, 4)
 
 

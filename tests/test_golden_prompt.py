@@ -153,10 +153,11 @@ def test_trajectory(run):
             general = (ctx * torch.from_numpy(run.arrays["first_grad_kl"]).to(ctx)).sum()
         opt.zero_grad()
         opt.backward(task, general)
+        opt.project()
+        run.close(run.net.prompt.ctx.grad, "applied_grad", step)
         opt.step()
         # reported in float32 whatever the parameters are
         assert_close(opt.conflict.cosine[0], run.arrays["cosine"][step], "golden trajectory", torch.float32)
-        run.close(run.net.prompt.ctx.grad, "applied_grad", step)
         run.close(run.net.prompt.ctx, "ctx", step)
 
 

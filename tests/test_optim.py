@@ -240,10 +240,30 @@ def test_model_zero_grad_is_noticed():
     assert same(model.parameters(), other.parameters())
 
 
-def test_backward_after_step_without_zero_grad_is_refused():
+def test_step_leaves_the_gradients_alone():
+    """As in torch.optim: both gradients go on accumulating until zero_grad, also across a step."""
+    p, q = parameters([(8,)], torch.float64), parameters([(8,)], torch.float64)
+    a, b, c, d = (x.detach() for x in parameters([(8,)] * 4, torch.float64, seed=5))
+    opt, other = pf.ProGradAdamW(p, **ADAMW), pf.ProGradAdamW(q, **ADAMW)
+    opt.backward((p[0] * a).sum(), (p[0] * b).sum())
+    opt.step()
+    assert torch.equal(p[0].grad, a)
+    opt.backward((p[0] * c).sum(), (p[0] * d).sum())
+    opt.step()
+    other.backward((q[0] * a).sum(), (q[0] * b).sum())
+    other.step()
+    other.zero_grad()
+    other.backward((q[0] * (a + c)).sum(), (q[0] * (b + d)).sum())
+    other.step()
+    assert same(p, q)
+    assert opt.conflict.conflicts.item() > 0
+
+
+def test_backward_onto_a_projected_gradient_is_refused():
     p = parameters()
     opt = pf.ProGradAdamW(p)
     opt.backward(*losses(p, 0))
+    opt.project()
     opt.step()
     with pytest.raises(RuntimeError, match=r"Call zero_grad\(\)"):
         opt.backward(*losses(p, 1))

@@ -1,5 +1,6 @@
 """The frozen text tower of an open_clip model, from token embeddings to class features."""
 
+import functools
 import logging
 from typing import Any
 
@@ -7,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_once(message: str) -> None:  # a net, its teacher and every other set of classes look at the same tower
+    _log.warning(message)
 
 
 class TextTower:
@@ -56,12 +62,12 @@ class TextTower:
         self.full_length_reason = self._full_length_reason()
         if self.full_length_reason is not None:
             name, length = type(model).__name__, self.context_length
-            _log.warning("%s: prompts are not cut but take all %d positions: %s", name, length, self.full_length_reason)
+            _say_once(f"{name}: prompts are not cut but take all {length} positions: {self.full_length_reason}")
 
     def _full_length_reason(self) -> str | None:
         mask = getattr(self.text, "attn_mask", None)
         if mask is None:  # open_clip masks padding only where there is no causal mask: padding masks are covered, too
-            return "the tower has no causal attention mask"
+            return "no causal attention mask is found in the tower"
         if not torch.equal(mask, torch.full_like(mask, float("-inf")).triu(1)):
             return "the tower's attention mask is not the causal one"
         if getattr(self.text, "cls_emb", None) is not None:

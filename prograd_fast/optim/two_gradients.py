@@ -25,8 +25,8 @@ class TwoGradients(Optimizer):
     """An optimizer that takes the gradients of a task loss and of a general loss, and steps on the projected one.
 
     The order is: `backward`, any number of times; `all_reduce`, where there are several ranks; unscaling; `project`;
-    clipping; update. `step` does what is left of the last four. Without `backward` it is the torch.optim optimizer that
-    it stands on and nothing else.
+    clipping; update. `step` does by itself what of this was not asked for. Without `backward` it is the torch.optim
+    optimizer that it stands on and nothing else.
     """
 
     # A GradScaler then leaves unscaling and skipping to `step`, which looks at the general gradient too.
@@ -88,8 +88,8 @@ class TwoGradients(Optimizer):
             self._forget()  # model.zero_grad() was called, which knows nothing of the general gradients
         if self._projected:
             raise RuntimeError(
-                "backward: .grad holds the projected gradient of the last step, and a new one cannot be added to it. "
-                "Call zero_grad() of this optimizer after each step."
+                "backward: project() has put the projected gradient into .grad, and a new one cannot be added to it. "
+                "Call zero_grad() of this optimizer first."
             )
         if scaler is not None:
             task, general = scaler.scale(task), scaler.scale(general)
@@ -164,19 +164,27 @@ class TwoGradients(Optimizer):
     def project(self) -> None:
         """Replace `.grad` by the projected gradient, g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b.
 
-        `step` does this by itself. Call it to look at the projected gradient or to clip it before the update:
-        `opt.backward(task, general); opt.project(); clip_grad_norm_(params, 1.0); opt.step()`. With a GradScaler,
-        `scaler.unscale_(opt)` comes first. It happens once: further calls do nothing until the next `backward`.
+        `step` does not need it: it projects by itself, and leaves `.grad` as it is. Call it to look at the projected
+        gradient or to clip it before the update: `opt.backward(task, general); opt.project(); clip_grad_norm_(params,
+        1.0); opt.step()`. With a GradScaler, `scaler.unscale_(opt)` comes first. Calling it again does nothing.
         """
-        if self._projected or not self._general:
+        if self._projected:
             return
-        self._warn_unless_reduced()
+        for p, projected in self._project():
+            if p.grad is None or projected.requires_grad:
+                p.grad = projected
+            elif projected is not p.grad:
+                p.grad.copy_(projected)  # in place: .grad may be a view of a bigger buffer
+        self._projected = True
+
+    def _project(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters that have a task gradient, each with its projected gradient; counts the conflicts."""
         with_gradient = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_gradient:
-            return
-        params = [p for p, _ in with_gradient]
-        task = [p.grad for p in params if p.grad is not None]
-        general = [self._general.get(p) for p in params]
+        if not self._general or not with_gradient:
+            return []
+        self._warn_unless_reduced()
+        task = [p.grad for p, _ in with_gradient]
+        general = [self._general.get(p) for p, _ in with_gradient]
 
         entries = gram(task, general, self.scope)
         coefficients = conflict_coefficients(entries)
@@ -184,13 +192,10 @@ class TwoGradients(Optimizer):
         self._non_finite = (~entries[:, 1:].isfinite()).any()
 
         parts = split_units(coefficients, task, self.scope)
-        for (p, group), a, b, c in zip(with_gradient, task, general, parts, strict=True):
-            projected = project_one(a, b, c, group.get("lambda_", self.lambda_))
-            if projected.requires_grad:
-                p.grad = projected
-            elif projected is not a:
-                a.copy_(projected)  # in place: .grad may be a view of a bigger buffer
-        self._projected = True
+        return [
+            (p, project_one(a, b, c, group.get("lambda_", self.lambda_)))
+            for (p, group), a, b, c in zip(with_gradient, task, general, parts, strict=True)
+        ]
 
     @property
     def conflict(self) -> Conflict:
@@ -219,13 +224,13 @@ class TwoGradients(Optimizer):
             warnings.warn(
                 "backward() does not average over ranks: each rank now steps on its own gradients. "
                 "Call all_reduce() of the optimizer between backward() and step().",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     # ---- the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Project, then update.
+        """Update the parameters with the projected gradient; both gradients stay as they are.
 
         Args:
             closure: evaluates the model again; gradients are enabled. If it returns a pair (task, general), `step` does
@@ -249,10 +254,17 @@ class TwoGradients(Optimizer):
                 for p in self._parameters:
                     if p.grad is not None:
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
-            self.project()
+            projected = [] if self._projected else self._project()
             if found_inf is not None and self._non_finite is not None:
                 found_inf = torch.maximum(found_inf, self._non_finite.to(found_inf))
-            self._update(found_inf)
+            task = [p.grad for p, _ in projected]
+            try:
+                for p, gradient in projected:
+                    p.grad = gradient
+                self._update(found_inf)
+            finally:
+                for (p, _), a in zip(projected, task, strict=True):
+                    p.grad = a
         return losses
 
     def _update(self, found_inf: Tensor | None) -> None:

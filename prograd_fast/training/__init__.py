@@ -1,0 +1,37 @@
+"""From a model and a set of pictures to a tuned prompt, its accuracies and a record of how it came about."""
+
+from prograd_fast.training.benchmark import run_benchmark
+from prograd_fast.training.features import Features, encode_pictures
+from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, predict_files, save_run, train_prompt
+from prograd_fast.training.loop import History, tune
+from prograd_fast.training.model import Clip, load_model
+from prograd_fast.training.protocol import Part, Plan, make_plan
+from prograd_fast.training.record import Record, replacing, run_record, setup_record, write_json
+from prograd_fast.training.run import Run, run_method
+
+__all__ = [
+    "RUN_FILES",
+    "Clip",
+    "Features",
+    "History",
+    "Part",
+    "Plan",
+    "Record",
+    "Run",
+    "Track",
+    "encode_pictures",
+    "evaluate_run",
+    "load_model",
+    "load_run",
+    "make_plan",
+    "predict_files",
+    "replacing",
+    "run_benchmark",
+    "run_method",
+    "run_record",
+    "save_run",
+    "setup_record",
+    "train_prompt",
+    "tune",
+    "write_json",
+]

@@ -1,0 +1,48 @@
+"""The base-to-new benchmark: several methods on the same random halves of the classes and the same draws of shots."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prograd_fast.data import PictureSet
+from prograd_fast.methods import Method, PromptTuning
+from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.job import Track
+from prograd_fast.training.model import Clip
+from prograd_fast.training.protocol import make_plan
+from prograd_fast.training.record import Record, run_record, setup_record
+from prograd_fast.training.run import run_method
+
+
+def run_benchmark(
+    clip: Clip,
+    pictures: PictureSet,
+    methods: Sequence[Method],
+    shots: int,
+    partitions: int,
+    seeds: int,
+    track: Track,
+) -> Record:
+    """Run every method on every partition and every draw of the shots.
+
+    Each picture goes through the image tower once; all runs share the features.
+
+    Args:
+        clip: the model.
+        pictures: the set.
+        methods: what to compare.
+        shots: pictures per base class.
+        partitions: number of base/new partitions.
+        seeds: number of draws of the shots for each partition.
+        track: opens progress bars.
+
+    Returns:
+        Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run.
+    """
+    plans = [make_plan(pictures, shots, seed, partition) for partition in range(partitions) for seed in range(seeds)]
+    rows = np.unique(np.concatenate([plan.rows for plan in plans]))
+    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)))
+    steps = sum(method.steps for method in methods if isinstance(method, PromptTuning))
+    on_step = track(f"tuning prompts, {len(plans)} runs each", len(plans) * steps)
+    runs = [run_method(method, clip, pictures, features, plan, on_step) for plan in plans for method in methods]
+    return {**setup_record(clip, pictures), "runs": [run_record(run, pictures) for run in runs]}

@@ -1,0 +1,89 @@
+"""Load the model to adapt, by name: one that ships with the package, or any open_clip model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prograd_fast.clip import Tokenizer
+
+EMBEDDED = ("emoji-lite", "emoji-lite-named")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An image-text model with all that belongs to it.
+
+    Attributes:
+        name: As given to :func:`load_model`.
+        pretrained: As given to :func:`load_model`.
+        model: In evaluation mode, frozen, on `device`.
+        tokenizer: Sequence of texts -> (texts, context length) int64 token ids.
+        preprocess: PIL picture -> (3, H, W) float32.
+        device: Where the model is.
+    """
+
+    name: str
+    pretrained: str | None
+    model: Any  # an open_clip model: a Module whose methods type checkers cannot see
+    tokenizer: Tokenizer
+    preprocess: Callable[[Any], Tensor]
+    device: torch.device
+
+
+def load_model(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:
+    """Load a model, frozen.
+
+    Args:
+        name: "emoji-lite", "emoji-lite-named", or what `open_clip.create_model_and_transforms` takes: an architecture
+            such as "ViT-B-16", "local-dir:FOLDER", "hf-hub:OWNER/REPO".
+        pretrained: For an open_clip architecture: a checkpoint file, or the tag of weights that open_clip downloads.
+        device: A torch device; None takes the GPU if there is one.
+
+    Returns:
+        The model with tokenizer and preprocessing, float32.
+
+    Raises:
+        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load or do not fit.
+    """
+    where = _device(device)
+    if name in EMBEDDED:
+        if pretrained is not None:
+            raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+        from prograd_fast.clip import load_emoji_lite
+
+        model, tokenizer, preprocess = load_emoji_lite(name)
+        return Clip(name, None, model.to(where), tokenizer, preprocess, where)
+    import open_clip
+
+    if ":" in name:
+        if pretrained is not None:
+            raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+    elif name not in open_clip.list_models():
+        raise ValueError(
+            f"unknown model {name!r}; expected {', '.join(EMBEDDED)}, local-dir:FOLDER, hf-hub:OWNER/REPO "
+            "or a name from open_clip.list_models()"
+        )
+    elif pretrained is None:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"model {name!r} needs weights: give --pretrained as a checkpoint file or one of {', '.join(tags)}"
+        )
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=where)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip, torch and the download each raise their own kinds
+        raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {error}") from error
+    model.eval().requires_grad_(False)
+    return Clip(name, pretrained, model, tokenizer, preprocess, where)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
+        raise ValueError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from error
+    return device

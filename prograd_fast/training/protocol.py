@@ -1,0 +1,113 @@
+"""Who learns from which pictures, and which pictures are the test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prograd_fast.data import EMOJI_TASK_STYLES, EMOJI_UNSEEN_STYLES, PictureSet
+from prograd_fast.data.splits import Rows, base_and_new, few_shot, rows_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures that are to be told apart among some classes.
+
+    Attributes:
+        classes: sorted class indices, int64.
+        rows: indices of the pictures in their set, int64.
+    """
+
+    classes: Rows
+    rows: Rows
+
+    def class_names(self, pictures: PictureSet) -> tuple[str, ...]:
+        """Readable names, in the order of `classes`."""
+        return tuple(pictures.class_names[label] for label in self.classes)
+
+    def labels(self, pictures: PictureSet) -> Tensor:
+        """(len(rows),) int64: positions in `classes`."""
+        return torch.from_numpy(np.searchsorted(self.classes, pictures.labels[self.rows]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run's pictures.
+
+    Attributes:
+        shots: pictures per class that were asked for; a class whose pool holds fewer gives fewer.
+        seed: which random draw of the shots.
+        partition: which random halves of base and new classes, or None where all classes are learned.
+        train: what is learned from.
+        tests: what is measured afterwards, by name. "validation": the trained classes' validation pictures. Without a
+            partition "all", with one "base" and "new": test pictures. For emoji also "openmoji/base" and so on: test
+            emojis in styles that emoji-lite never saw. Parts without pictures are left out.
+    """
+
+    shots: int
+    seed: int
+    partition: int | None
+    train: Part
+    tests: dict[str, Part]
+
+    @property
+    def rows(self) -> Rows:
+        """Every picture that the run needs, sorted int64."""
+        return np.unique(np.concatenate([self.train.rows, *(part.rows for part in self.tests.values())]))
+
+
+def class_groups(pictures: PictureSet, partition: int | None) -> dict[str, Rows]:
+    """The classes that are learned, first, and those that are only tested.
+
+    Args:
+        pictures: the set.
+        partition: None: {"all": every class}. A number: {"base": ..., "new": ...}, random halves.
+
+    Raises:
+        ValueError: `partition` is negative.
+    """
+    if partition is None:
+        return {"all": np.arange(len(pictures.class_names))}
+    base, new = base_and_new(len(pictures.class_names), partition)
+    return {"base": base, "new": new}
+
+
+def test_parts(pictures: PictureSet, groups: dict[str, Rows]) -> dict[str, Part]:
+    """What is measured, by name: see `Plan.tests`."""
+    learned = next(iter(groups.values()))
+    parts = {"validation": Part(learned, rows_of(pictures, "validation", learned, _task_styles(pictures)))}
+    for name, classes in groups.items():
+        parts[name] = Part(classes, rows_of(pictures, "test", classes, _task_styles(pictures)))
+    for style in EMOJI_UNSEEN_STYLES if _has_emoji_styles(pictures) else ():
+        for name, classes in groups.items():
+            parts[f"{style}/{name}"] = Part(classes, rows_of(pictures, "test", classes, [style]))
+    return {name: part for name, part in parts.items() if len(part.rows)}
+
+
+def make_plan(pictures: PictureSet, shots: int, seed: int, partition: int | None) -> Plan:
+    """Draw the shots and lay out the tests.
+
+    Args:
+        pictures: the set.
+        shots: pictures per class, at least 1.
+        seed: which random draw of the shots, at least 0.
+        partition: train on a random half of the classes (base) and test on both halves; None: train and test on all.
+
+    Raises:
+        ValueError: a number is out of range, or a class has no picture to learn from.
+    """
+    groups = class_groups(pictures, partition)
+    learned = next(iter(groups.values()))
+    train = Part(learned, few_shot(pictures, learned, shots, seed, _task_styles(pictures)))
+    return Plan(shots, seed, partition, train, test_parts(pictures, groups))
+
+
+def _task_styles(pictures: PictureSet) -> Sequence[str] | None:
+    """Emoji's other styles are not for learning; sets without styles use every picture."""
+    return EMOJI_TASK_STYLES if _has_emoji_styles(pictures) else None
+
+
+def _has_emoji_styles(pictures: PictureSet) -> bool:
+    return bool(np.isin(pictures.style, EMOJI_TASK_STYLES).any())

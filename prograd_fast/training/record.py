@@ -1,0 +1,81 @@
+"""Run records: what was done and what came out, as JSON that a reader or a plot needs nothing else beside."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prograd_fast.data import PictureSet
+from prograd_fast.training.model import Clip
+from prograd_fast.training.run import Run
+
+Record = dict[str, Any]
+
+
+def setup_record(clip: Clip, pictures: PictureSet) -> Record:
+    """Model, data, versions and date: what all runs of one command share."""
+    packages = ("prograd-fast", "torch", "open_clip_torch", "numpy", "scikit-learn")
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "model": {"name": clip.name, "pretrained": clip.pretrained, "device": str(clip.device)},
+        "data": {"name": pictures.name, "class_names": list(pictures.class_names), "pictures": len(pictures.labels)},
+    }
+
+
+def run_record(run: Run, pictures: PictureSet) -> Record:
+    """Settings, pictures, un-rounded accuracies in [0, 1], losses and cosines of each step, and times of one run.
+
+    A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
+    is given, the general gradient is zero or rounding, and the cosine means nothing.
+    """
+    record: Record = {
+        "method": run.method.name,
+        "settings": asdict(run.method),  # type: ignore[call-overload]  # every method is a dataclass
+        "shots": run.plan.shots,
+        "seed": run.plan.seed,
+        "partition": run.plan.partition,
+        "trained_classes": list(run.plan.train.class_names(pictures)),
+        "pictures": {"train": len(run.plan.train.rows)} | {name: len(p.rows) for name, p in run.plan.tests.items()},
+        "accuracy": run.accuracy,
+        "seconds": run.seconds,
+    }
+    if run.history is not None:
+        record["completed"] = run.history.completed
+        record["conflict_rate"] = _number(run.history.conflict_rate)
+        record["steps"] = {
+            "task_loss": run.history.task_loss,
+            "general_loss": [_number(loss) for loss in run.history.general_loss],
+            "cosine": [_number(cosine) for cosine in run.history.cosine],
+            "conflict": run.history.conflict,
+        }
+    return record
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it if all goes well, so that `path` never holds half of a file."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it tells writers the format
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write a record, all of it or nothing. OSError if the folder is missing or not writable."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,97 @@
+"""One run: a method learns from its shots and is examined on every part of the plan."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prograd_fast.data import PictureSet
+from prograd_fast.methods import Learner, Method, PromptTuningLearner, Scores, Task
+from prograd_fast.training.evaluate import accuracy, harmonic_mean
+from prograd_fast.training.features import Features
+from prograd_fast.training.loop import History, tune
+from prograd_fast.training.model import Clip
+from prograd_fast.training.protocol import Part, Plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run.
+
+    Attributes:
+        method: the method with its settings.
+        plan: the pictures.
+        learner: the method after training.
+        history: losses and cosine of each step, or None for a method that has no steps.
+        accuracy: top-1 accuracy in [0, 1] for each part of `plan.tests`, and "harmonic mean" of base and new.
+        seconds: wall time of training and of evaluation.
+    """
+
+    method: Method
+    plan: Plan
+    learner: Learner
+    history: History | None
+    accuracy: dict[str, float]
+    seconds: dict[str, float]
+
+
+def run_method(
+    method: Method,
+    clip: Clip,
+    pictures: PictureSet,
+    features: Features,
+    plan: Plan,
+    on_step: Callable[[], None] = lambda: None,
+) -> Run:
+    """Train and evaluate.
+
+    A method that cannot name new classes is examined on the trained ones only.
+
+    Args:
+        method: what to train.
+        clip: the model.
+        pictures: the set.
+        features: image features of at least `plan.rows`, made by `clip`.
+        plan: who learns from what.
+        on_step: called after each training step.
+    """
+    started = time.perf_counter()
+    task = Task(
+        clip.model,
+        clip.tokenizer,
+        plan.train.class_names(pictures),
+        features.of(plan.train.rows),
+        plan.train.labels(pictures).to(clip.device),
+    )
+    learner = method.start(task)
+    history = tune(learner, on_step) if isinstance(learner, PromptTuningLearner) else None
+    trained = time.perf_counter()
+    tests = {name: part for name, part in plan.tests.items() if method.names_new_classes or _same(part, plan.train)}
+    measured = examine(learner, clip, pictures, features, tests)
+    seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
+    return Run(method, plan, learner, history, measured, seconds)
+
+
+def examine(
+    learner: Learner, clip: Clip, pictures: PictureSet, features: Features, tests: dict[str, Part]
+) -> dict[str, float]:
+    """Top-1 accuracy in [0, 1] on each part, and "harmonic mean" where there are "base" and "new".
+
+    Each class list is encoded once, however many parts use it.
+    """
+    measured: dict[str, float] = {}
+    scores: dict[tuple[str, ...], Scores] = {}
+    for name, part in tests.items():
+        class_names = part.class_names(pictures)
+        if class_names not in scores:
+            scores[class_names] = learner.scores(class_names)
+        labels = part.labels(pictures).to(clip.device)
+        measured[name] = accuracy(scores[class_names], features.of(part.rows), labels)
+    if {"base", "new"} <= measured.keys():
+        measured["harmonic mean"] = harmonic_mean(measured["base"], measured["new"])
+    return measured
+
+
+def _same(part: Part, other: Part) -> bool:
+    return np.array_equal(part.classes, other.classes)

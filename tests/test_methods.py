@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import prograd_fast as pf
+from prograd_fast.methods import METHODS, CoOp, LinearProbe, ProGrad, Task, TunedPrompt, ZeroShot
+from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
+from tests.tolerances import assert_close
+
+OTHER_NAMES = ["sea animal", "kite"]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Six pictures of each of five classes: noisy copies of one random direction per class, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(len(CLASS_NAMES), 24, generator=generator, dtype=torch.float64)
+    features = centres.repeat_interleave(6, 0) + 0.3 * torch.randn(30, 24, generator=generator, dtype=torch.float64)
+    labels = torch.arange(len(CLASS_NAMES)).repeat_interleave(6)
+    return Task(tiny_clip(), TOKENIZER, CLASS_NAMES, F.normalize(features, dim=-1), labels)
+
+
+def by_hand(task: Task, lambda_: float, lr: float, steps: int) -> tuple[torch.Tensor, list[float]]:
+    """The method as the papers write it, on torch.optim.SGD: context after training, cosine of each step."""
+    net = pf.clip.PromptedCLIP(task.model, task.tokenizer, task.class_names, n_ctx=6, ctx_init="a picture of a")
+    teacher = pf.clip.ZeroShotTeacher(task.model, task.tokenizer, task.class_names, "a picture of a {}.")
+    target = teacher.logits(task.image_features).softmax(1)
+    ctx = net.prompt.ctx
+    optimizer = torch.optim.SGD([ctx], lr=lr, momentum=0.9)
+    cosines = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        logits = net.logits(task.image_features)
+        (a,) = torch.autograd.grad(F.cross_entropy(logits, task.labels), ctx, retain_graph=True)
+        (b,) = torch.autograd.grad(F.kl_div(logits.log_softmax(1), target, reduction="batchmean"), ctx)
+        cosines.append(F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item())
+        if cosines[-1] < 0:
+            a = a - lambda_ * (a * b).sum() / b.square().sum() * b
+        ctx.grad = a
+        optimizer.step()
+    return ctx.detach(), cosines
+
+
+@pytest.mark.parametrize(("method", "lambda_"), [(CoOp, 0.0), (ProGrad, 1.0)])
+def test_prompt_tuning_is_what_the_papers_write(task, method, lambda_):
+    # 30 steps at a high rate: some conflict and some do not, so that both branches of the projection are in the result.
+    # Two zero rows before the words: with the words alone the student starts as the teacher, and the general gradient
+    # is rounding there.
+    expected, cosines = by_hand(task, lambda_, lr=0.1, steps=30)
+    learner = method(n_ctx=6, lr=0.1, steps=30).start(task)
+    measured = torch.stack([learner.step().cosine for _ in range(30)])
+    assert 0 < sum(cosine < 0 for cosine in cosines) < 30
+    assert_close(learner.net.prompt.ctx.detach(), expected, "golden trajectory", torch.float64)
+    assert_close(measured, torch.tensor(cosines), "formula", torch.float32)
+
+
+def test_student_starts_as_the_teacher(task):
+    step = ProGrad().start(task).step()
+    assert step.general_loss.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_step_reads_nothing_back_from_the_device(task):
+    class NoScalars(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read into Python"
+            return func(*args, **(kwargs or {}))
+
+    learner = ProGrad().start(task)
+    learner.step()  # the first step allocates state
+    with NoScalars():
+        learner.step()
+
+
+def test_more_context_tokens_than_words(task):
+    learner = ProGrad(n_ctx=16).start(task)
+    assert learner.net.prompt.ctx.shape == (16, 32)
+    assert not learner.net.prompt.ctx[:12].any()  # the authors' layout: zero rows, then the words
+
+
+@pytest.mark.parametrize("method", [CoOp(steps=3), ProGrad(steps=3)])
+def test_tuned_context_before_other_class_names(task, method):
+    learner = method.start(task)
+    for _ in range(3):
+        learner.step()
+    net = pf.clip.PromptedCLIP(
+        task.model, task.tokenizer, OTHER_NAMES, n_ctx=None, ctx_init=learner.net.prompt.ctx.detach()
+    )
+    expected = net.logits(task.image_features).detach()
+    assert torch.equal(learner.scores(OTHER_NAMES)(task.image_features), expected)
+    assert torch.equal(TunedPrompt(net).scores(OTHER_NAMES)(task.image_features), expected)
+
+
+def test_zero_shot_is_the_teacher_of_any_names(task):
+    teacher = pf.clip.ZeroShotTeacher(task.model, task.tokenizer, OTHER_NAMES, "a picture of a {}.")
+    scores = ZeroShot().start(task).scores(OTHER_NAMES)(task.image_features)
+    assert torch.equal(scores, teacher.logits(task.image_features))
+
+
+def test_linear_probe_learns_its_classes_and_knows_no_others(task):
+    learner = LinearProbe().start(task)
+    assert torch.equal(learner.scores(CLASS_NAMES)(task.image_features).argmax(1), task.labels)
+    with pytest.raises(ValueError, match="and no others"):
+        learner.scores(OTHER_NAMES)
+
+
+def test_every_method_has_a_name_of_its_own():
+    assert [method.name for method in METHODS] == ["zero-shot", "linear-probe", "coop", "prograd"]
+    assert [method.name for method in METHODS if not method.names_new_classes] == ["linear-probe"]
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": math.inf}, {"lr": math.nan}, {"steps": 0}])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        ProGrad(**settings)
