@@ -72,6 +72,38 @@ def conflict_coefficients(entries: Tensor) -> Tensor:
     return torch.where(usable, dot.clamp(max=0) / norm, 0.0)
 
 
+def prograd_coefficients(entries: Tensor, lambda_: float = 1.0) -> Tensor:
+    """(alpha, beta) of ProGrad's projection alpha·a + beta·b: 1 and -λ·`conflict_coefficients`.
+
+    Args:
+        entries: (U, 3) as `gram` returns them.
+        lambda_: λ, the share of the conflict that is removed.
+
+    Returns:
+        (U, 2); (1, 0) where nothing is projected.
+    """
+    beta = -lambda_ * conflict_coefficients(entries)
+    return torch.stack([torch.ones_like(beta), beta], dim=1)
+
+
+def combine(a: Tensor, b: Tensor, coefficients: Tensor) -> Tensor:
+    """alpha·a + beta·b for every unit of one tensor; b is left out where beta is 0, however large it is.
+
+    Args:
+        a: task gradient, any shape.
+        b: general gradient of a's shape.
+        coefficients: (units, 2) alpha and beta of a's own units; see `split_units`.
+
+    Returns:
+        a's shape, in the accumulation dtype.
+    """
+    dtype = accumulation_dtype(a, b)
+    rows = _as_units(a, len(coefficients), dtype)
+    alpha, beta = coefficients.to(a.device, dtype).unsqueeze(2).unbind(1)
+    combined = alpha * rows + beta * _as_units(b, len(coefficients), dtype)
+    return torch.where(beta == 0, alpha * rows, combined).reshape(a.shape)
+
+
 def project_one(a: Tensor, b: Tensor | None, coefficient: Tensor, lambda_: float = 1.0) -> Tensor:
     """The projection of one tensor, a - λ·coefficient·b in a's dtype; exactly a where the coefficient is 0.
 

@@ -1,11 +1,93 @@
-"""One AdamW or SGD step on the projected gradient, as the formulas say; in place, one tensor list at a time."""
+"""One AdamW or SGD step on the projected gradient, as the formulas say."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import Scope, project
+
+
+def adamw(
+    param: Tensor,
+    g: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor | int,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """θ, m, v and v̂ after one step of AdamW; see `project_adamw_`.
+
+    Args:
+        param: θ, any shape.
+        g: gradient of θ's shape, projected, its sign already that of `maximize`.
+        exp_avg: m.
+        exp_avg_sq: v.
+        max_exp_avg_sq: v̂ with amsgrad, else None.
+        step: t, 1 at the first step; a number or a 0-d tensor.
+        lr: learning rate, a number or a 0-d tensor.
+        betas: β1, β2.
+        eps: added to the root.
+        weight_decay: wd, decoupled.
+
+    Returns:
+        New tensors in the accumulation dtype: the arithmetic does not round to the dtype of what comes in.
+    """
+    dtype = accumulation_dtype(param, g, exp_avg)
+    beta1, beta2 = betas
+    t = torch.as_tensor(step, dtype=torch.float64, device=param.device)
+    step_size = (lr / (1 - beta1**t)).to(dtype)
+    root_scale = (1 - beta2**t).sqrt().to(dtype)
+    g = g.to(dtype)
+    m = exp_avg.to(dtype)
+    m = m + (1 - beta1) * (g - m)
+    v = beta2 * exp_avg_sq.to(dtype) + (1 - beta2) * g * g
+    largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
+    root = (v if largest is None else largest).sqrt() / root_scale + eps
+    return param.to(dtype) * (1 - lr * weight_decay) - step_size * m / root, m, v, largest
+
+
+def sgd(
+    param: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """θ and m after one step of SGD; see `project_sgd_`.
+
+    Args:
+        param: θ, any shape.
+        g: gradient of θ's shape, projected, its sign already that of `maximize`.
+        momentum_buffer: m, or None without momentum.
+        lr: learning rate, a number or a 0-d tensor.
+        momentum: μ.
+        dampening: of the gradient that enters m.
+        weight_decay: wd.
+        nesterov: look ahead.
+        first: whether this step starts m.
+
+    Returns:
+        New tensors in the accumulation dtype.
+    """
+    dtype = accumulation_dtype(param, g)
+    g = g.to(dtype) + weight_decay * param.to(dtype)
+    m = None
+    if momentum_buffer is not None:
+        m = g if first else momentum * momentum_buffer.to(dtype) + (1 - dampening) * g
+        g = g + momentum * m if nesterov else m
+    return param.to(dtype) - lr * g, m
 
 
 @torch.no_grad()
@@ -49,17 +131,23 @@ def project_adamw_(
         maximize: ascend instead.
         max_exp_avg_sqs: v̂, changed in place; None for plain AdamW.
     """
-    beta1, beta2 = betas
     for i, g in enumerate(project(task, general, lambda_, scope)):
-        g = -g if maximize else g
-        params[i].mul_(1 - lr * weight_decay)
-        exp_avgs[i].mul_(beta1).add_(g, alpha=1 - beta1)
-        exp_avg_sqs[i].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        v = exp_avg_sqs[i]
-        if max_exp_avg_sqs is not None:
-            v = max_exp_avg_sqs[i].copy_(torch.maximum(max_exp_avg_sqs[i], v))
-        root = (v / (1 - beta2**step)).sqrt()
-        params[i].sub_(lr / (1 - beta1**step) * exp_avgs[i] / (root + eps))
+        largest = None if max_exp_avg_sqs is None else max_exp_avg_sqs[i]
+        updated = adamw(
+            params[i],
+            -g if maximize else g,
+            exp_avgs[i],
+            exp_avg_sqs[i],
+            largest,
+            step,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+        for state, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i], largest), updated, strict=True):
+            if state is not None and new is not None:
+                state.copy_(new)
 
 
 @torch.no_grad()
@@ -101,9 +189,18 @@ def project_sgd_(
         maximize: ascend instead.
     """
     for i, g in enumerate(project(task, general, lambda_, scope)):
-        g = (-g if maximize else g) + weight_decay * params[i]
-        if momentum_buffers is not None:
-            m = momentum_buffers[i]
-            m.copy_(g if first else momentum * m + (1 - dampening) * g)
-            g = g + momentum * m if nesterov else m
-        params[i].sub_(lr * g)
+        buffer = None if momentum_buffers is None else momentum_buffers[i]
+        param, new_buffer = sgd(
+            params[i],
+            -g if maximize else g,
+            buffer,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            first=first,
+        )
+        params[i].copy_(param)
+        if buffer is not None and new_buffer is not None:
+            buffer.copy_(new_buffer)

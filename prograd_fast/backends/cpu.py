@@ -1,0 +1,30 @@
+"""The kernels of csrc/cpu: C++ for AVX-512, AVX2 and any other CPU, chosen when the process starts."""
+
+from collections.abc import Callable
+
+try:
+    from prograd_fast import _C
+except ImportError as error:  # no compiler at installation, or another PyTorch since
+    _C = None
+    _ERROR = str(error)
+
+
+def missing() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    if _C is None:
+        return (
+            f"the C++ kernels are not built for this PyTorch ({_ERROR}). "
+            "Install a C++17 compiler and run: pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
+        )
+    return None
+
+
+def device() -> str:
+    """The type of device they run on."""
+    return "cpu"
+
+
+def register() -> Callable[[], None]:
+    """Register them with the dispatcher; the result takes them out again."""
+    _C.register_cpu()
+    return _C.unregister_cpu
