@@ -1,0 +1,11 @@
+"""Triton kernels, one file for each family of operators: the jitted functions, and the Python that launches them.
+
+Nothing here is imported before `prograd_fast.backends.triton.register` is called, so Triton may be missing.
+
+What all kernels keep to, and `tests/test_triton_source.py` checks:
+* every value is cast to the accumulation dtype in the expression that loads it, and to its storage dtype in the one
+  that stores it: float32 arithmetic for 16-bit storage, float64 for float64 tensors;
+* reductions have a fixed order (no float atomics, no order of arrival), so results are the same from run to run;
+* hyper-parameters are run-time float64 scalars: a schedule never compiles anything anew;
+* no libdevice calls and no inline assembly, so that the same source runs in the interpreter.
+"""

@@ -1,0 +1,153 @@
+"""Lists of tensors as kernels see them: a table of addresses on the device, and which chunk of work is whose.
+
+One launch covers all tensors of a list. Addresses go over as an int64 tensor: 200 launches would cost more than the
+work itself, and tuples of pointers would compile anew for every length. The table is kept while the addresses stay the
+same, as they do for parameters, states and (with PyTorch's caching allocator) gradients, so that a step copies nothing.
+"""
+# mypy: allow-untyped-defs, allow-untyped-decorators
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ONE_LAUNCH = 65536  # elements that one program works through by itself
+CHUNK = 4096  # elements of a program beyond that, times a factor where that would give more than MAX_CHUNKS programs
+MAX_CHUNKS = 2048
+WIDE = tl.constexpr(8)  # elements of the widest load, 16 bytes of a 16-bit dtype
+SCOPE_TENSOR, SCOPE_ROW, SCOPE_GLOBAL = 0, 1, 2
+
+# the columns of the table; the addresses of the lists follow from ADDRESS on
+ROWS = tl.constexpr(0)  # rows that are units of the conflict test by themselves; 1 unless the scope is "row"
+VECTORS = tl.constexpr(1)  # elements of a row, in vectors
+UNIT = tl.constexpr(2)  # the tensor's first unit
+FIRST_CHUNK = tl.constexpr(3)  # the tensor's first chunk
+ADDRESS = tl.constexpr(4)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors with the same dtypes and alignment, worked on by the same launch."""
+
+    table: Tensor  # (n_tensors, columns) int64
+    owner: Tensor  # (n_chunks,) int32, the tensor of each chunk
+    first_chunk: int
+    dtypes: tuple[torch.dtype, ...]  # of each list
+    vector: int  # elements that can be loaded at once: addresses and row lengths are multiples of it
+
+    @property
+    def n_tensors(self) -> int:
+        """Rows of the table."""
+        return self.table.shape[0]
+
+    @property
+    def n_chunks(self) -> int:
+        """Programs of a launch over chunks."""
+        return self.owner.numel()
+
+    def dtype(self, position: int) -> tl.dtype:
+        """Triton's name for the dtype of one list."""
+        return TRITON_DTYPES[self.dtypes[position]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How lists of tensors are cut into chunks; depends on shapes, dtypes and alignment, never on the device."""
+
+    groups: tuple[Group, ...]
+    n_units: int
+    n_chunks: int
+    chunk: int  # elements
+    one_launch: bool  # every unit fits one program
+
+
+TRITON_DTYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def plan(lists: Sequence[Sequence[Tensor]], scope: int, steps: Sequence[Tensor] = ()) -> Work:
+    """The work on lists of contiguous tensors of the same shapes, and (last in the table) their step counters."""
+    first = lists[0]
+    shapes = tuple((t.shape[0] if scope == SCOPE_ROW and t.dim() else 1, t.numel()) for t in first)
+    with_steps = [*lists, steps] if steps else lists
+    addresses = tuple(tuple(t.data_ptr() for t in tensors) for tensors in with_steps)
+    dtypes = tuple(tuple(t.dtype for t in tensors) for tensors in with_steps)
+    return _plan(shapes, addresses, dtypes, len(lists), scope == SCOPE_GLOBAL, first[0].device)
+
+
+@lru_cache(maxsize=64)  # an optimizer makes one plan per group; more only while addresses still change
+def _plan(
+    shapes: tuple[tuple[int, int], ...],
+    addresses: tuple[tuple[int, ...], ...],
+    dtypes: tuple[tuple[torch.dtype, ...], ...],
+    n_lists: int,
+    is_global: bool,
+    device: torch.device,
+) -> Work:
+    sizes = [numel for _, numel in shapes]
+    together = sum(sizes) if is_global else max(sizes)
+    chunk = CHUNK * max(1, math.ceil(sum(sizes) / (CHUNK * MAX_CHUNKS)))
+    members: dict[tuple[tuple[torch.dtype, ...], int], list[int]] = {}
+    for i, (rows, numel) in enumerate(shapes):
+        row = numel // rows if rows else 0
+        wide = row % WIDE.value == 0 and all(a[i] % 16 == 0 for a in addresses[:n_lists])
+        members.setdefault((tuple(d[i] for d in dtypes), WIDE.value if wide else 1), []).append(i)
+    units = [0]
+    for rows, _ in shapes:
+        units.append(units[-1] + (0 if is_global else rows))
+    groups, n_chunks = [], 0
+    for (kinds, vector), indices in members.items():
+        table, owner, begin = [], [], n_chunks
+        for position, i in enumerate(indices):
+            rows, numel = shapes[i]
+            row = numel // rows if rows else 0
+            table.append([rows, row // vector, units[i], n_chunks, *(a[i] for a in addresses)])
+            # an empty unit still has one chunk, which writes its zeros
+            n_tensor = rows * max(1, math.ceil(row / chunk))
+            owner += [position] * n_tensor
+            n_chunks += n_tensor
+        groups.append(Group(_send(table, torch.int64, device), _send(owner, torch.int32, device), begin, kinds, vector))
+    one_launch = together <= ONE_LAUNCH and (len(groups) == 1 or not is_global)
+    return Work(tuple(groups), 1 if is_global else units[-1], n_chunks, chunk, one_launch)
+
+
+def _send(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    host = torch.tensor(values, dtype=dtype)
+    # pinned, so that the host does not wait for the copy
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+@triton.jit
+def field(table, n_columns, tensor, column):
+    """A number of the table."""
+    return tl.load(table + tensor * n_columns + column).to(tl.int64)
+
+
+@triton.jit
+def address(table, n_columns, tensor, position, dtype: tl.constexpr, VECTOR: tl.constexpr):
+    """The address of a tensor in one of the lists."""
+    pointer = tl.load(table + tensor * n_columns + ADDRESS + position).to(tl.int64).to(tl.pointer_type(dtype))
+    if VECTOR > 1:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR: tl.constexpr):
+    """What the program works on: tensor, row, elements of a row, first element, one past the last, the chunk's number."""
+    tensor = tl.load(owner + tl.program_id(0)).to(tl.int64)
+    number = first_chunk + tl.program_id(0)
+    elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+    local = number - field(table, n_columns, tensor, FIRST_CHUNK)
+    per_row = tl.maximum(tl.cdiv(elements, chunk), 1)
+    start = local % per_row * chunk
+    return tensor, local // per_row, elements, start, tl.minimum(start + chunk, elements), number
