@@ -7,20 +7,15 @@
 #include <cstdint>
 #include <limits>
 
+// Always inlined: the CPU kernels are compiled once for each instruction set, and the linker must not give a baseline
+// machine the AVX-512 copy of a shared function.
 #ifdef __CUDACC__
 #define PF_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define PF_HOST_DEVICE inline
-#endif
-
-// The CPU kernels are compiled once for each instruction set. The names differ, so that the linker cannot give a
-// baseline machine the AVX-512 copy of an inline function.
-#ifndef PF_ISA
-#define PF_ISA common
+#define PF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace prograd {
-inline namespace PF_ISA {
 
 // ---- elementary functions
 
@@ -81,29 +76,30 @@ PF_HOST_DEVICE T projected(T a, T b, T alpha, T beta) {
 
 template <typename T>
 struct AdamW {
-  T decay;          // 1 - lr wd
+  T decay;         // 1 - lr wd
   T beta2;
-  T grad1, grad2;   // 1 - beta1, 1 - beta2
-  T step_size;      // lr / (1 - beta1^t)
-  T root_scale;     // sqrt(1 - beta2^t)
+  T grad1, grad2;  // 1 - beta1, 1 - beta2
+  T step_size;     // lr / (1 - beta1^t)
+  T root_scale;    // sqrt(1 - beta2^t)
   T eps;
 
-  // Rounded from double once, as torch.optim does. step: t, 1 at the first step.
+  // step: t, 1 at the first step. In double and rounded once, as torch.optim does.
   PF_HOST_DEVICE static AdamW at(double step, double lr, double beta1, double beta2, double eps, double weight_decay) {
-    return {T(1 - lr * weight_decay),           T(beta2),
-            T(1 - beta1),                       T(1 - beta2),
-            T(lr / (1 - ::pow(beta1, step))),   T(::sqrt(1 - ::pow(beta2, step))),
+    return {T(1 - lr * weight_decay), T(beta2),
+            T(1 - beta1),             T(1 - beta2),
+            T(lr / (1 - ::pow(beta1, step))), T(::sqrt(1 - ::pow(beta2, step))),
             T(eps)};
   }
 
-  // exp_avg by linear interpolation, as torch.optim does. max_exp_avg_sq: that of amsgrad, or exp_avg_sq itself.
-  PF_HOST_DEVICE void moments(T g, T& exp_avg, T& exp_avg_sq) const {
-    exp_avg = exp_avg + grad1 * (g - exp_avg);
-    exp_avg_sq = exp_avg_sq * beta2 + g * g * grad2;
-  }
-  PF_HOST_DEVICE T parameter(T p, T exp_avg, T max_exp_avg_sq) const {
-    const T root = ::sqrt(max_exp_avg_sq) / root_scale + eps;
-    return p * decay - step_size * exp_avg / root;
+  // By linear interpolation, as torch.optim does.
+  PF_HOST_DEVICE T exp_avg(T m, T g) const { return m + grad1 * (g - m); }
+  PF_HOST_DEVICE T exp_avg_sq(T v, T g) const { return v * beta2 + g * g * grad2; }
+  // v: the largest so far with amsgrad
+  PF_HOST_DEVICE T parameter(T p, T m, T v) const { return p * decay - step_size * m / (::sqrt(v) / root_scale + eps); }
+
+  template <typename U>
+  PF_HOST_DEVICE AdamW<U> as() const {
+    return {U(decay), U(beta2), U(grad1), U(grad2), U(step_size), U(root_scale), U(eps)};
   }
 };
 
@@ -111,17 +107,20 @@ struct AdamW {
 
 template <typename T>
 struct SGD {
-  T lr, momentum, keep /* 1 - dampening */, weight_decay;
+  T lr, momentum;
+  T keep;  // 1 - dampening
+  T weight_decay;
   bool nesterov, first;
 
-  // g: projected gradient, sign of maximize applied. buffer is read and written only with momentum.
-  PF_HOST_DEVICE T parameter(T p, T g, T& buffer) const {
-    g = g + weight_decay * p;
-    if (momentum != T(0)) {
-      buffer = first ? g : momentum * buffer + keep * g;
-      g = nesterov ? g + momentum * buffer : buffer;
-    }
-    return p - lr * g;
+  // g: the gradient plus weight decay; with momentum, it enters the buffer and what comes out replaces it
+  PF_HOST_DEVICE T decayed(T p, T g) const { return g + weight_decay * p; }
+  PF_HOST_DEVICE T buffer(T m, T g) const { return first ? g : momentum * m + keep * g; }
+  PF_HOST_DEVICE T direction(T m, T g) const { return nesterov ? g + momentum * m : m; }
+  PF_HOST_DEVICE T parameter(T p, T direction) const { return p - lr * direction; }
+
+  template <typename U>
+  PF_HOST_DEVICE SGD<U> as() const {
+    return {U(lr), U(momentum), U(keep), U(weight_decay), nesterov, first};
   }
 };
 
@@ -202,5 +201,4 @@ struct DualLossRow {
   }
 };
 
-}  // namespace PF_ISA
 }  // namespace prograd

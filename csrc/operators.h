@@ -1,0 +1,50 @@
+// The operators that write into their arguments, once for each type of device. Their schemas, with what the arguments
+// mean, are in prograd_fast/ops/.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#define PF_DECLARE_OPERATORS                                                                                           \
+  void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels,                   \
+                     const std::optional<at::Tensor>& teacher_offset, const std::optional<at::Tensor>& task_weight,    \
+                     const std::optional<at::Tensor>& general_weight, double temperature, bool soft_ce,                \
+                     int64_t reduction, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct);              \
+  void linear_dual_loss_out(                                                                                           \
+      const at::Tensor& features, const at::Tensor& student_classes, const at::Tensor& teacher_classes,                \
+      const at::Tensor& labels, const std::optional<at::Tensor>& teacher_offset,                                       \
+      const std::optional<at::Tensor>& task_weight, const std::optional<at::Tensor>& general_weight, double scale,     \
+      double temperature, bool soft_ce, int64_t reduction, at::Tensor& losses, at::Tensor& cotangents,                 \
+      at::Tensor& correct);                                                                                            \
+  void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Tensor& entries);                      \
+  void project_(at::TensorList task, at::TensorList general, const at::Tensor& coefficients, int64_t scope);           \
+  void project_adamw_(at::TensorList params, at::TensorList task, at::TensorList general, at::TensorList exp_avgs,     \
+                      at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList steps,                \
+                      at::Tensor& entries, const std::optional<at::Tensor>& coefficients,                              \
+                      const std::optional<at::Tensor>& lr_tensor, double lr, double beta1, double beta2, double eps,   \
+                      double weight_decay, double lambda, int64_t scope, bool amsgrad, bool maximize,                  \
+                      const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf);        \
+  void project_sgd_(at::TensorList params, at::TensorList task, at::TensorList general,                                \
+                    at::TensorList momentum_buffers, at::Tensor& entries,                                              \
+                    const std::optional<at::Tensor>& coefficients, const std::optional<at::Tensor>& lr_tensor,         \
+                    double lr, double momentum, double dampening, double weight_decay, double lambda, int64_t scope,   \
+                    bool nesterov, bool maximize, bool first, const std::optional<at::Tensor>& grad_scale,             \
+                    const std::optional<at::Tensor>& found_inf);
+
+namespace prograd {
+
+enum Scope : int64_t { by_tensor, by_row, global };
+enum Reduction : int64_t { none, mean, sum };
+
+namespace cpu {
+PF_DECLARE_OPERATORS
+}
+
+#ifdef PF_CUDA
+namespace cuda {
+PF_DECLARE_OPERATORS
+}
+#endif
+
+}  // namespace prograd
