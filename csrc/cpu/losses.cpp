@@ -1,0 +1,178 @@
+// dual_loss_out and linear_dual_loss_out on CPU tensors.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include "../operators.h"
+#include "kernels.h"
+#include "operand.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t grain_size = 16384;           // classes times rows for which a second thread pays
+constexpr int64_t stream_bytes = 16 << 20;      // results of this size do not stay in the caches anyway
+constexpr int64_t class_block = 256;            // classes of one matrix product in linear_dual_loss
+
+// What all rows of a call have in common.
+struct Options {
+  at::Tensor labels, teacher_offset, task_weight, general_weight;  // undefined where not given
+  double temperature;
+  bool soft_ce;
+  int64_t reduction, rows;
+
+  Options(const at::Tensor& labels_, int64_t classes, const std::optional<at::Tensor>& offset,
+          const std::optional<at::Tensor>& task, const std::optional<at::Tensor>& general, double temperature,
+          bool soft_ce, int64_t reduction, at::ScalarType accumulation)
+      : labels(labels_.contiguous()),
+        teacher_offset(offset ? contiguous(*offset, accumulation) : at::Tensor()),
+        task_weight(task ? contiguous(*task, accumulation) : at::Tensor()),
+        general_weight(general ? contiguous(*general, accumulation) : at::Tensor()),
+        temperature(temperature),
+        soft_ce(soft_ce),
+        reduction(reduction),
+        rows(labels_.numel()) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t label = labels.const_data_ptr<int64_t>()[i];
+      TORCH_CHECK_INDEX(label >= 0 && label < classes, "labels[", i, "]: ", label, " is out of bounds for ", classes,
+                        " classes.");
+    }
+  }
+
+  Kernels::DualLossRow row(int64_t i) const {
+    const double share = reduction == mean ? 1.0 / double(rows) : 1.0;
+    Kernels::DualLossRow row{};
+    row.label = labels.const_data_ptr<int64_t>()[i];
+    row.teacher_offset = teacher_offset.defined() ? data_of(teacher_offset) : nullptr;
+    row.temperature = temperature;
+    row.soft_ce = soft_ce;
+    row.task_weight = task_weight.defined() ? get(task_weight, i) : 1;
+    row.general_weight = general_weight.defined() ? get(general_weight, i) : 1;
+    row.task_cotangent_weight = row.task_weight * share;
+    row.general_cotangent_weight = row.general_weight * share;
+    return row;
+  }
+
+  // Row after row, whatever thread computed them.
+  void write(const std::vector<Kernels::DualLosses>& results, at::Tensor& losses, at::Tensor& correct) const {
+    const Written written(losses, accumulation_dtype(losses.scalar_type()));
+    double task = 0, general = 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      task += results[i].task;
+      general += results[i].general;
+      count += results[i].correct;
+      if (reduction == none) {
+        set(written.tensor(), i, results[i].task);
+        set(written.tensor(), rows + i, results[i].general);
+      }
+    }
+    if (reduction != none) {
+      const double n = reduction == mean ? double(rows) : 1;
+      set(written.tensor(), 0, task / n);
+      set(written.tensor(), 1, general / n);
+    }
+    written.write_back();
+    correct.fill_(count);
+  }
+};
+
+at::Tensor unit_stride(const at::Tensor& matrix, at::ScalarType dtype) {
+  const at::Tensor converted = matrix.scalar_type() == dtype ? matrix : matrix.to(dtype);
+  return converted.size(1) <= 1 || converted.stride(1) == 1 ? converted : converted.contiguous();
+}
+
+// Rows [0, n) of student and teacher, which are rows [first, first + n) of the call; cotangents may be the logits.
+void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& student, const at::Tensor& teacher,
+                       char* task_cotangents, char* general_cotangents, bool stream, Kernels::DualLosses* results) {
+  const int64_t n = student.size(0), classes = student.size(1), size = student.itemsize();
+  const Storage storage = storage_of(student.scalar_type());
+  const Kernels& table = kernels();
+  at::parallel_for(0, n, std::max<int64_t>(1, grain_size / std::max<int64_t>(1, classes)), [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
+    const at::Tensor scratch =
+        at::empty({3 * classes}, student.options().dtype(accumulation_dtype(student.scalar_type())));
+    for (int64_t i = begin; i < end; ++i) {
+      Kernels::DualLossRow row = options.row(first + i);
+      row.student = static_cast<const char*>(data_of(student)) + i * student.stride(0) * size;
+      row.teacher = static_cast<const char*>(data_of(teacher)) + i * teacher.stride(0) * size;
+      row.classes = classes;
+      row.task_cotangent = task_cotangents + i * classes * size;
+      row.general_cotangent = general_cotangents + i * classes * size;
+      row.scratch = scratch.mutable_data_ptr();
+      row.stream = stream;
+      results[i] = table.dual_loss_row(storage, row);
+    }
+  });
+}
+
+}  // namespace
+
+void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels,
+                   const std::optional<at::Tensor>& teacher_offset, const std::optional<at::Tensor>& task_weight,
+                   const std::optional<at::Tensor>& general_weight, double temperature, bool soft_ce,
+                   int64_t reduction, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
+  const at::ScalarType dtype = common_dtype(student, teacher, cotangents);
+  const Options options(labels, student.size(1), teacher_offset, task_weight, general_weight, temperature, soft_ce,
+                        reduction, accumulation_dtype(dtype));
+  const Written written(cotangents, dtype);
+  const int64_t bytes = student.numel() * int64_t(written.tensor().itemsize());
+  std::vector<Kernels::DualLosses> results(options.rows);
+  rows_of_dual_loss(options, 0, unit_stride(student, dtype), unit_stride(teacher, dtype), written.data(),
+                    written.data() + bytes, 2 * bytes >= stream_bytes, results.data());
+  written.write_back();
+  options.write(results, losses, correct);
+}
+
+// The logits exist for a few rows at a time: twice as many as fit the memory of one class matrix. So the extra memory
+// is that of one class matrix, whatever the batch; and the three matrix products are those of the formula, none twice.
+void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_classes,
+                          const at::Tensor& teacher_classes, const at::Tensor& labels,
+                          const std::optional<at::Tensor>& teacher_offset,
+                          const std::optional<at::Tensor>& task_weight,
+                          const std::optional<at::Tensor>& general_weight, double scale, double temperature,
+                          bool soft_ce, int64_t reduction, at::Tensor& losses, at::Tensor& cotangents,
+                          at::Tensor& correct) {
+  const at::ScalarType dtype = accumulation_dtype(common_dtype(features, student_classes, teacher_classes));
+  const at::Tensor x = contiguous(features, dtype), student = contiguous(student_classes, dtype),
+                   teacher = contiguous(teacher_classes, dtype);
+  const int64_t rows = x.size(0), classes = student.size(0), width = x.size(1);
+  const Options options(labels, classes, teacher_offset, task_weight, general_weight, temperature, soft_ce, reduction,
+                        dtype);
+  const Written written(cotangents, dtype);
+  written.tensor().zero_();
+  const int64_t block = std::max<int64_t>(1, std::min(rows, width / 2));
+  const at::Tensor logits = at::empty({2, block, classes}, x.options());
+  std::vector<Kernels::DualLosses> results(rows);
+
+  // The threads share the classes in blocks of one size and each product runs on one thread: the library's own
+  // threads would make the order of its sums depend on their number.
+  const auto each_class_block = [&](const auto& body) {
+    const int64_t blocks = (classes + class_block - 1) / class_block;
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      for (int64_t i = begin; i < end; ++i) body(i * class_block, std::min((i + 1) * class_block, classes));
+    });
+  };
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t n = std::min(block, rows - first);
+    const at::Tensor x_block = x.narrow(0, first, n), z = logits[0].narrow(0, 0, n), t = logits[1].narrow(0, 0, n);
+    each_class_block([&](int64_t begin, int64_t end) {
+      for (const auto& [to, weights] : {std::pair(z, student), std::pair(t, teacher)}) {
+        at::Tensor part = to.slice(1, begin, end);
+        at::addmm_out(part, part, x_block, weights.slice(0, begin, end).t(), 0, scale);
+      }
+    });
+    rows_of_dual_loss(options, first, z, t, static_cast<char*>(z.mutable_data_ptr()),
+                      static_cast<char*>(t.mutable_data_ptr()), false, results.data() + first);
+    each_class_block([&](int64_t begin, int64_t end) {
+      for (const auto& [from, k] : {std::pair(z, 0), std::pair(t, 1)}) {
+        written.tensor()[k].slice(0, begin, end).addmm_(from.slice(1, begin, end).t(), x_block, 1, scale);
+      }
+    });
+  }
+  written.write_back();
+  options.write(results, losses, correct);
+}
+
+}  // namespace prograd::cpu
