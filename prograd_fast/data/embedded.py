@@ -21,8 +21,8 @@ def load_embedded(name: str) -> PictureSet:
     """Loads an embedded set of 64 by 64 pixel drawings.
 
     Args:
-        name: "emoji", 44 classes in six styles, all of emojis that the embedded models never saw; the split is by emoji, the
-            same in every style, variants of one emoji together. Or "clipart", 26 classes of public-domain clip art.
+        name: "emoji", 44 classes in six styles, all of emojis that the embedded models never saw; the split is by
+            emoji, the same in every style, variants of one emoji together. Or "clipart", 26 classes of clip art.
 
     Raises:
         ValueError: there is no embedded set of that name.

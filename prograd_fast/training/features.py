@@ -13,7 +13,7 @@ from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.training.model import Clip
 
-BATCH = 64  # pictures per forward
+BATCH = 32  # pictures per forward; on a CPU larger ones fall out of its cache
 
 
 @dataclass(frozen=True)

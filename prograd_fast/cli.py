@@ -1,0 +1,260 @@
+"""The command `prograd-fast`.
+
+open_clip, scikit-learn and matplotlib take seconds to import: only commands do, so that help and mistakes are quick.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from prograd_fast.training import Clip, Track
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Adapt a CLIP model to a few pictures per class, and keep what it knew.",
+)
+console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
+# What typer raises for wrong usage. Newer typers carry a click of their own, so the class has no one address.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class Tuning(str, Enum):
+    """The methods that tune a prompt, by their names."""
+
+    prograd = "prograd"
+    coop = "coop"
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="emoji|clipart|DIR", help="An embedded set, or a folder with one folder of pictures per class."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: the GPU if there is one.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by train.")]
+
+
+def main() -> None:
+    """Run the command. Wrong input ends with one line on stderr and exit code 2."""
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except (_UsageError, ValueError, OSError, ImportError) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        print("prograd-fast: " + " ".join(message.split()), file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("prograd-fast: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run: record.json and prompt.safetensors.")],
+    method: Annotated[Tuning, typer.Option(help="How to tune the prompt.")] = Tuning.prograd,
+    shots: Annotated[int, typer.Option(min=1, help="Pictures per class to learn from.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Which random draw of these pictures.")] = 0,
+    partition: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Learn a random half of the classes (base) and test on both halves: which halves. Default: 0 for the "
+            "embedded sets; of a folder, all classes are learned.",
+        ),
+    ] = None,
+    all_classes: Annotated[bool, typer.Option("--all-classes", help="Learn all classes of an embedded set.")] = False,
+    ctx_init: Annotated[
+        str | None,
+        typer.Option(
+            help='Words before the class name: teacher\'s prompt and start of the tuned one. Default: "a picture of a".'
+        ),
+    ] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option(min=1, help="Context tokens. Default: as many as the words have.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="First learning rate of SGD. Default: 0.03, chosen for emoji-lite.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Full-batch steps. Default: 100.")] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="emoji-lite, emoji-lite-named, or a model name of open_clip.")
+    ] = "emoji-lite",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|TAG", help="Weights of an open_clip model: a file, or a tag to download."),
+    ] = None,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in RUN.")] = False,
+) -> None:
+    """Tune a prompt on a few pictures per class, test it, and write a run record and the prompt.
+
+    Example: [bold]prograd-fast train --data my_pictures --method prograd --shots 16 --out runs/mine[/bold]
+
+    my_pictures has one folder of pictures per class and optionally classes.txt, a line "FOLDER readable name" for each.
+    """
+    from prograd_fast import data as picture_sets
+    from prograd_fast.methods import CoOp, ProGrad
+    from prograd_fast.report import accuracy_table
+    from prograd_fast.training import RUN_FILES, make_plan, save_run, train_prompt
+
+    _check_writable(out)
+    if not force and any((out / name).exists() for name in RUN_FILES):
+        raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
+    if partition is not None and all_classes:
+        raise ValueError("--partition and --all-classes exclude each other")
+    given = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "steps": steps}
+    kind = {Tuning.prograd: ProGrad, Tuning.coop: CoOp}[method]
+    tuning = kind(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    pictures = picture_sets.load(data)
+    if data in picture_sets.EMBEDDED and not all_classes:
+        partition = partition or 0
+    plan = make_plan(pictures, shots, seed, partition)
+    clip = _open_model(model, pretrained, device)
+    learned, found = len(plan.train.classes), len(plan.train.rows)
+    print(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
+    if found < learned * shots:
+        print(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
+
+    with _progress() as track:
+        record, net = train_prompt(tuning, clip, pictures, plan, track)
+    save_run(out, record, net)
+    rows = [{"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]}, record]
+    print(f"Accuracy in % ({100 / learned:.1f} by guessing):")
+    console.print(accuracy_table(rows, list(record["accuracy"])))
+    if not record["completed"]:
+        done = len(record["steps"]["task_loss"])
+        print(f"Training stopped after {done} steps: the loss was no longer finite. Try a lower --lr than {tuning.lr}.")
+        print(f"Wrote the last good prompt to {out}")
+        raise typer.Exit(1)
+    print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps.")
+    print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...")
+
+
+@app.command()
+def evaluate(run: Run, data: Data, device: Device = None) -> None:
+    """Test a tuned prompt on the test pictures of any set, among that set's classes.
+
+    Example: [bold]prograd-fast evaluate runs/mine --data clipart[/bold]
+    """
+    from prograd_fast import data as picture_sets
+    from prograd_fast.report import accuracy_table
+    from prograd_fast.training import evaluate_run, load_run
+
+    record, prompt = load_run(run)
+    pictures = picture_sets.load(data)
+    clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    with _progress() as track:
+        accuracies = evaluate_run(record, prompt, clip, pictures, track)
+    rows = [{"method": method, "accuracy": accuracy} for method, accuracy in accuracies.items()]
+    n = len(pictures.class_names)
+    print(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")
+    console.print(accuracy_table(rows, list(rows[0]["accuracy"])))
+
+
+@app.command()
+def predict(
+    run: Run,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 3,
+    device: Device = None,
+) -> None:
+    """Tell what is on pictures, with a tuned prompt, among all classes of the set that it was tuned on.
+
+    Example: [bold]prograd-fast predict runs/mine photo1.jpg photo2.jpg[/bold]
+    """
+    from prograd_fast.training import load_run, predict_files
+
+    record, prompt = load_run(run)
+    clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    with _progress() as track:
+        class_names, probabilities = predict_files(record, prompt, clip, pictures, track)
+    best = probabilities.topk(min(top, len(class_names)), dim=1)
+    table = Table()
+    table.add_column("picture", overflow="fold")
+    for rank in range(best.indices.shape[1]):
+        table.add_column(f"{rank + 1}.")
+    for file, labels, values in zip(pictures, best.indices.tolist(), best.values.tolist(), strict=True):
+        cells = [f"{class_names[label]} {100 * value:.1f}" for label, value in zip(labels, values, strict=True)]
+        table.add_row(str(file), *cells)
+    print(f"Most likely of {len(class_names)} classes, probability in %:")
+    console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results.json, accuracy.png and conflict.png.")] = Path("demo"),
+    device: Device = None,
+) -> None:
+    """Show on emoji what zero-shot, a linear probe, CoOp and ProGrad do to base classes, new classes and unseen styles.
+
+    Example: [bold]prograd-fast demo --out demo[/bold]
+    """
+    from prograd_fast import data as picture_sets
+    from prograd_fast.methods import METHODS
+    from prograd_fast.report import report_demo
+    from prograd_fast.training import run_benchmark
+
+    _check_writable(out)
+    pictures = picture_sets.load("emoji")
+    clip = _open_model("emoji-lite", None, device)
+    methods = [method() for method in METHODS]
+    with _progress() as track:
+        results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track)
+    out.mkdir(parents=True, exist_ok=True)
+    report_demo(results, out, console)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell versions, devices and backends, what is missing and how to get it."""
+    from prograd_fast import show_config
+
+    print(show_config())
+
+
+def _open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
+    import torch
+
+    from prograd_fast.training import load_model
+    from prograd_fast.training.model import EMBEDDED
+
+    if name in EMBEDDED:
+        # Its matrices are too small to share: threads mostly wait for each other, for very long on a busy machine.
+        torch.set_num_threads(1)
+    return load_model(name, pretrained, device)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before any work: the folder can be written to, or made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another --out"
+        )
+
+
+@contextmanager
+def _progress() -> "Iterator[Track]":
+    """Progress bars on stderr: stdout has the results alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def track(label: str, total: int) -> Callable[[], None]:
+            task = progress.add_task(label, total=total)
+            return lambda: progress.advance(task)
+
+        yield track

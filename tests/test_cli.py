@@ -1,0 +1,181 @@
+"""The command as a person runs it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prograd_fast import cli
+from tests.conftest import SHAPES, draw, draw_shapes
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run(*arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "prograd_fast", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """The command in this process, which is quicker; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["prograd-fast", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code or 0
+
+
+def fail(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
+    """The line with which a command in this process ends; there is only one, and the exit code is 2."""
+    assert run_here(monkeypatch, *arguments) == 2
+    said = capfd.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("prograd-fast: ")]
+    assert len(lines) == 1, said.err
+    assert "Traceback" not in said.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_dir, tmp_path_factory) -> tuple[Path, str]:
+    """A run folder made by the command on generated pictures with emoji-lite, and what the command printed."""
+    out = tmp_path_factory.mktemp("cli") / "runs" / "mine"  # neither folder exists
+    done = run("train", "--data", shapes_dir, "--method", "prograd", "--shots", 4, "--steps", 30, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_train_writes_record_and_prompt(trained):
+    out, printed = trained
+    assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
+    record = json.loads((out / "record.json").read_text())
+    assert record["method"] == "prograd"
+    assert record["settings"]["steps"] == 30
+    assert record["data"]["class_names"] == sorted(name.replace("_", " ") for name in SHAPES)
+    assert record["pictures"] == {"train": 16, "validation": 4, "all": 16}
+    assert {"python", "torch", "open_clip_torch", "prograd-fast"} <= record["versions"].keys()
+    assert {name: len(values) for name, values in record["steps"].items()} == dict.fromkeys(
+        ("task_loss", "general_loss", "cosine", "conflict"), 30
+    )
+    assert record["conflict_rate"] == sum(record["steps"]["conflict"]) / 30
+    assert record["steps"]["task_loss"][-1] < record["steps"]["task_loss"][0]
+    assert record["seconds"].keys() == {"encode", "train", "evaluate"}
+    assert record["accuracy"]["all"] > 0.5  # colours and shapes are easy; guessing gives 0.25
+    row = next(line for line in printed.splitlines() if "ProGrad" in line)
+    assert f"{100 * record['accuracy']['all']:.1f}" in row
+    assert f"prograd-fast predict {out}" in " ".join(printed.split())
+
+
+def test_predict_and_evaluate_a_run(trained, tmp_path):
+    out, _ = trained
+    files = [tmp_path / f"{folder}.png" for folder in SHAPES]
+    for file in files:
+        draw(file.stem, 7).save(file)
+    done = run("predict", out, *[file.name for file in files], "--top", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for file in files:
+        row = next(line for line in done.stdout.splitlines() if file.name in line)
+        chances = [float(number) for number in re.findall(r" (\d+\.\d) ", row)]
+        assert len(chances) == 2
+        assert chances[0] >= chances[1]
+    done = run("evaluate", out, "--data", draw_shapes(tmp_path / "more", per_class=3))
+    assert done.returncode == 0, done.stderr
+    assert "ProGrad" in done.stdout
+    assert "25.0 by guessing" in done.stdout
+
+
+def test_same_seed_same_record_in_any_process(shapes_dir, clip_dir, tmp_path, monkeypatch):
+    arguments = ["--data", shapes_dir, "--method", "coop", "--shots", 2, "--steps", 3, "--seed", 1, "--partition", 1]
+    arguments += ["--model", f"local-dir:{clip_dir}", "--out"]
+    assert run("train", *arguments, tmp_path / "there").returncode == 0
+    assert run_here(monkeypatch, "train", *arguments, tmp_path / "here") == 0
+    there, here = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("there", "here"))
+    for record in (there, here):
+        del record["created"], record["seconds"]
+    assert there == here
+    assert here["accuracy"].keys() == {"validation", "base", "new", "harmonic mean"}
+
+
+def test_corrupt_pictures_end_training_before_anything_is_written(tmp_path, clip_dir, capfd, monkeypatch):
+    data = draw_shapes(tmp_path / "shapes", per_class=4)
+    for name in ("red_circle/00.png", "green_bar/03.png"):
+        (data / name).write_bytes(b"\x89PNG no picture")
+    out = tmp_path / "run"
+    line = fail(capfd, monkeypatch, "train", "--data", data, "--out", out, "--model", f"local-dir:{clip_dir}")
+    assert "2 of 16 pictures cannot be read" in line
+    assert "red_circle/00.png" in line
+    assert "green_bar/03.png" in line
+    assert not out.exists()
+
+
+def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    (tmp_path / "record.json").write_text("{}")
+    arguments = [
+        "--data",
+        shapes_dir,
+        "--out",
+        tmp_path,
+        "--shots",
+        1,
+        "--steps",
+        1,
+        "--model",
+        f"local-dir:{clip_dir}",
+    ]
+    assert "holds an earlier run" in fail(capfd, monkeypatch, "train", *arguments)
+    assert (tmp_path / "record.json").read_text() == "{}"
+    assert run_here(monkeypatch, "train", *arguments, "--force") == 0
+    assert json.loads((tmp_path / "record.json").read_text())["method"] == "prograd"
+
+
+def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 1, "--steps", 5, "--lr", 1e38, "--model", f"local-dir:{clip_dir}"]
+    assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 1
+    assert "Training stopped after 1 steps" in capfd.readouterr().out
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["completed"] is False
+    assert record["accuracy"] == record["zero_shot_accuracy"]  # the start is the teacher's prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trane", "No such command 'trane'"),
+        ("train --data SHAPES", "Missing option '--out'"),
+        ("train --data nowhere --out OUT", "no picture set or folder 'nowhere'"),
+        ("train --data SHAPES --out OUT --method lora", "'--method'.*'lora' is not one of 'prograd', 'coop'"),
+        ("train --data SHAPES --out OUT --shots 0", "'--shots'"),
+        ("train --data SHAPES --out OUT --seed -1", "'--seed'"),
+        ("train --data SHAPES --out OUT --lr -0.1", "lr must be above 0 and finite, got -0.1"),
+        ("train --data SHAPES --out OUT --lr much", "'--lr'"),
+        ("train --data SHAPES --out OUT --model ViT-B-23", "unknown model 'ViT-B-23'"),
+        ("train --data SHAPES --out OUT --partition 0 --all-classes", "exclude each other"),
+        ("train --data SHAPES --out FILE/run", "cannot write to .*file/run: .*file is not a folder"),
+        ("demo --out FILE", "cannot write to"),
+        ("evaluate nowhere --data SHAPES", "nowhere is not a run"),
+        ("predict nowhere x.png", "nowhere is not a run"),
+        ("predict nowhere", "Missing argument 'PICTURE...'"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message, shapes_dir, tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").touch()
+    places = {
+        "SHAPES": shapes_dir,
+        "OUT": tmp_path / "out",
+        "FILE": tmp_path / "file",
+        "FILE/run": tmp_path / "file/run",
+    }
+    line = fail(capfd, monkeypatch, *[places.get(word, word) for word in arguments.split()])
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_and_help(capfd, monkeypatch):
+    assert "PyTorch" in run("doctor").stdout
+    assert run_here(monkeypatch) == 0  # no command: help
+    text = capfd.readouterr().out
+    assert all(command in text for command in ("train", "evaluate", "predict", "demo", "doctor"))
+    assert run_here(monkeypatch, "train", "--help") == 0
+    assert "prograd-fast train --data my_pictures" in capfd.readouterr().out

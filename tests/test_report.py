@@ -1,0 +1,123 @@
+import io
+import json
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from prograd_fast.report import accuracy_table, paired, report_demo, sentences
+
+METHODS = ("zero-shot", "linear-probe", "coop", "prograd")
+
+
+def made_up(coop=(0.0, 0.0), prograd=(0.0, 0.0), spread=0.0) -> list[dict]:
+    """Records of 2 x 2 runs; zero-shot is at 0.4 / 0.3, the others are above it by (base, new), ± `spread` in turn."""
+    runs = []
+    for partition in range(2):
+        for seed in range(2):
+            wobble = spread * (-1) ** (partition + seed)
+            for method, (base, new) in zip(METHODS, [(0, 0), (0.1, 0), coop, prograd], strict=True):
+                moved = wobble if method in ("coop", "prograd") else 0.0
+                run = {
+                    "method": method,
+                    "partition": partition,
+                    "seed": seed,
+                    "shots": 16,
+                    "trained_classes": ["a", "b"],
+                    "accuracy": {"base": 0.4 + base + moved, "new": 0.3 + new + moved},
+                }
+                if method == "linear-probe":
+                    del run["accuracy"]["new"]
+                if method in ("coop", "prograd"):
+                    # a run whose first cosine is undefined, and one that stopped a step early
+                    cosine = [None, 0.5, -0.5, -0.25][: 4 - seed]
+                    run |= {"steps": {"cosine": cosine}, "conflict_rate": 0.5}
+                runs.append(run)
+    return runs
+
+
+def test_sentences_tell_a_gain_and_a_loss():
+    first, second, third = sentences(made_up(coop=(0.09, -0.05), prograd=(0.04, -0.004)))
+    assert first == (
+        "Against zero-shot, CoOp gained 9.0 (se 0.0) on base classes and lost 5.0 (se 0.0) on new ones; "
+        "ProGrad gained 4.0 (se 0.0) and lost 0.4 (se 0.0)."
+    )
+    assert second == (
+        "ProGrad was above CoOp on new classes in 4 of 4 runs (+4.6 on average, se 0.0) "
+        "and on base classes in 0 (-5.0 on average, se 0.0)."
+    )
+    assert "paired over 4 runs" in third
+
+
+def test_sentences_tell_the_opposite_where_the_numbers_are_opposite():
+    first, second, _ = sentences(made_up(coop=(-0.02, 0.03), prograd=(-0.05, -0.01)))
+    assert "CoOp lost 2.0 (se 0.0) on base classes and gained 3.0" in first
+    assert "ProGrad lost 5.0 (se 0.0) and lost 1.0" in first
+    assert "on new classes in 0 of 4 runs (-4.0 on average" in second
+    assert "on base classes in 0 (-3.0 on average" in second
+
+
+def test_sentences_call_what_is_within_two_standard_errors_undecided():
+    # ± 6 points in turn over 4 runs: standard deviation 6.93, standard error 3.46: 5 points are undecided, 9 are not
+    first, second, _ = sentences(made_up(coop=(0.09, 0.05), prograd=(0.09, 0.05), spread=0.06))
+    assert "gained 9.0 (se 3.5) on base classes and gained 5.0 (se 3.5, undecided) on new ones" in first
+    assert "in 0 of 4 runs (+0.0 on average, se 0.0)" in second
+
+
+def test_pairs_are_of_the_same_partition_and_seed():
+    runs = made_up(prograd=(0.1, 0.1))
+    shuffled = sorted(runs, key=lambda run: (run["method"] == "prograd", -run["seed"], run["partition"]))
+    for run in shuffled:
+        run["accuracy"]["base"] += 0.2 * run["partition"] + 0.1 * run["seed"]  # what both methods share cancels
+    difference = paired(shuffled, "prograd", "zero-shot", "base")
+    assert (difference.mean, difference.se) == (pytest.approx(10), pytest.approx(0, abs=1e-9))
+    assert (difference.higher, difference.n) == (4, 4)
+
+
+def test_one_run_has_no_standard_error():
+    one = [run for run in made_up(coop=(0.1, 0.1)) if run["partition"] == run["seed"] == 0]
+    assert paired(one, "coop", "zero-shot", "base").undecided
+    assert "se nan, undecided" in sentences(one)[0]
+
+
+def test_methods_without_a_common_run():
+    runs = [run for run in made_up() if (run["method"] == "coop") == (run["seed"] == 0)]
+    with pytest.raises(ValueError, match="no run of 'coop' has a partner of 'zero-shot'"):
+        paired(runs, "coop", "zero-shot", "base")
+
+
+def printed(what) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(what)
+    return stream.getvalue()
+
+
+def test_table_has_mean_and_standard_deviation():
+    text = printed(accuracy_table(made_up(coop=(0.09, 0), spread=0.06), ["base", "new"]))
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in text.splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows["CoOp"]] == ["49.0 ± 6.9", "30.0 ± 6.9"]
+    assert [cell.strip() for cell in rows["linear probe"]] == ["50.0 ± 0.0", "-"]  # it cannot name new classes
+
+
+def test_table_of_one_run_has_no_deviation():
+    text = printed(accuracy_table(made_up()[:1], ["base"]))
+    assert "40.0" in text
+    assert "±" not in text
+
+
+def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
+    for run in (results := {"data": {"class_names": list("abcd")}, "runs": made_up(coop=(0.1, -0.1))})["runs"]:
+        run["accuracy"] |= {"openmoji/base": 0.5, "fluent-hc/base": 0.5}
+    for _ in range(2):  # the second run replaces the files of the first
+        stream = io.StringIO()
+        report_demo(results, tmp_path, Console(file=stream, width=100))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.png", "conflict.png", "results.json"]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == {**results, "conclusions": sentences(results["runs"])}
+    for name in ("accuracy.png", "conflict.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 1000
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20  # something is drawn
+    text = " ".join(stream.getvalue().split())
+    assert "CoOp gained 10.0" in text
+    assert "openmoji/base" in text
