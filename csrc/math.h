@@ -19,6 +19,28 @@ namespace prograd {
 
 // ---- elementary functions
 
+// a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that the
+// roundings of the updates are those of torch.optim's fused kernels.
+PF_HOST_DEVICE float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+  return ::fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+PF_HOST_DEVICE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+  return ::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+PF_HOST_DEVICE float root(float x) { return ::sqrtf(x); }
+PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
+PF_HOST_DEVICE float log(float x) { return ::logf(x); }
+PF_HOST_DEVICE double log(double x) { return ::log(x); }
+
 // e^x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where the result is a
 // normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN for NaN, +inf above 88.73.
 PF_HOST_DEVICE float exp(float x) {
@@ -28,17 +50,16 @@ PF_HOST_DEVICE float exp(float x) {
   const float above = x > 88.7228390f ? 88.7228390f : x;  // written so that NaN stays NaN
   const float y = above < -87.3365402f ? -87.3365402f : above;
   constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-  const float shifted = y * 1.44269504f + round_to_integer;
+  const float shifted = fused(y, 1.44269504f, round_to_integer);
   const float n = shifted - round_to_integer;
   // y - n ln 2 in two parts, the first with so few bits that n times it is exact
-  const float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
+  const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, y));
   // minimax on [-ln 2 / 2, ln 2 / 2]
-  float p = 1.37805939e-3f;
-  p = p * r + 8.37312452e-3f;
-  p = p * r + 4.16695364e-2f;
-  p = p * r + 1.66664720e-1f;
-  p = p * r + 4.99999851e-1f;
-  p = p * r * r + r + 1.0f;
+  float p = fused(1.37805939e-3f, r, 8.37312452e-3f);
+  p = fused(p, r, 4.16695364e-2f);
+  p = fused(p, r, 1.66664720e-1f);
+  p = fused(p, r, 4.99999851e-1f);
+  p = fused(p * r, r, r) + 1.0f;
   // times 2^n: n goes into the exponent field, where it cannot overflow before the result does
   const std::uint32_t n_bits = (__builtin_bit_cast(std::uint32_t, shifted) - 0x4B400000u) << 23;
   const float e = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, p) + n_bits);
@@ -69,7 +90,7 @@ PF_HOST_DEVICE T conflict_beta(T dot, T general_norm, T lambda) {
 // beta = 0 must not touch b: 0 * inf is NaN.
 template <typename T>
 PF_HOST_DEVICE T projected(T a, T b, T alpha, T beta) {
-  return beta == T(0) ? alpha * a : alpha * a + beta * b;
+  return beta == T(0) ? alpha * a : fused(beta, b, alpha * a);
 }
 
 // ---- AdamW
@@ -92,10 +113,10 @@ struct AdamW {
   }
 
   // By linear interpolation, as torch.optim does.
-  PF_HOST_DEVICE T exp_avg(T m, T g) const { return m + grad1 * (g - m); }
-  PF_HOST_DEVICE T exp_avg_sq(T v, T g) const { return v * beta2 + g * g * grad2; }
+  PF_HOST_DEVICE T exp_avg(T m, T g) const { return fused(grad1, g - m, m); }
+  PF_HOST_DEVICE T exp_avg_sq(T v, T g) const { return fused(g, g * grad2, v * beta2); }
   // v: the largest so far with amsgrad
-  PF_HOST_DEVICE T parameter(T p, T m, T v) const { return p * decay - step_size * m / (::sqrt(v) / root_scale + eps); }
+  PF_HOST_DEVICE T parameter(T p, T m, T v) const { return p * decay - step_size * m / (root(v) / root_scale + eps); }
 
   template <typename U>
   PF_HOST_DEVICE AdamW<U> as() const {
@@ -113,10 +134,10 @@ struct SGD {
   bool nesterov, first;
 
   // g: the gradient plus weight decay; with momentum, it enters the buffer and what comes out replaces it
-  PF_HOST_DEVICE T decayed(T p, T g) const { return g + weight_decay * p; }
-  PF_HOST_DEVICE T buffer(T m, T g) const { return first ? g : momentum * m + keep * g; }
-  PF_HOST_DEVICE T direction(T m, T g) const { return nesterov ? g + momentum * m : m; }
-  PF_HOST_DEVICE T parameter(T p, T direction) const { return p - lr * direction; }
+  PF_HOST_DEVICE T decayed(T p, T g) const { return fused(weight_decay, p, g); }
+  PF_HOST_DEVICE T buffer(T m, T g) const { return first ? g : fused(momentum, m, keep * g); }
+  PF_HOST_DEVICE T direction(T m, T g) const { return nesterov ? fused(momentum, m, g) : m; }
+  PF_HOST_DEVICE T parameter(T p, T direction) const { return fused(-lr, direction, p); }
 
   template <typename U>
   PF_HOST_DEVICE SGD<U> as() const {
@@ -182,12 +203,12 @@ struct DualLossRow {
   }
 
   // -log softmax(z)[y]
-  PF_HOST_DEVICE T task(T z_label) const { return ::log(student_sum) - (z_label - student_max); }
+  PF_HOST_DEVICE T task(T z_label) const { return log(student_sum) - (z_label - student_max); }
 
   // T^2 KL(q || p), or T^2 times the soft cross-entropy
   PF_HOST_DEVICE T general(T temperature, bool soft_ce) const {
-    const T entropy = soft_ce ? T(0) : ::log(teacher_sum);
-    return temperature * temperature * (cross / teacher_sum - entropy + ::log(student_sum_t));
+    const T entropy = soft_ce ? T(0) : log(teacher_sum);
+    return temperature * temperature * (cross / teacher_sum - entropy + log(student_sum_t));
   }
 
   // d task / dz and d general / dz of one class

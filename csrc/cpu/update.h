@@ -17,9 +17,9 @@ void gram(const S* a, const S* b, std::int64_t n, double task_scale, double* sum
 #pragma omp simd reduction(+ : aa, ab, bb)
   for (std::int64_t i = 0; i < n; ++i) {
     const T x = load(a[i]) * scale, y = load(b[i]);
-    aa += x * x;
-    ab += x * y;
-    bb += y * y;
+    aa = fused(x, x, aa);
+    ab = fused(x, y, ab);
+    bb = fused(y, y, bb);
   }
   sums[0] = aa;
   sums[1] = ab;
