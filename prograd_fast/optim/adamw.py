@@ -1,12 +1,14 @@
 """ProGradAdamW: torch.optim.AdamW on the projected gradient."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
-from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.reference.projection import Scope
+from prograd_fast.optim.two_gradients import Bucket, TwoGradients
+from prograd_fast.reference.projection import SCOPES, Scope
 
 
 class ProGradAdamW(TwoGradients, torch.optim.AdamW):
@@ -87,6 +89,53 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
+
+    _fuses = True
+
+    def _fused_update(
+        self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        group = bucket.group
+        states = [self._state_of(p, group) for p in bucket.params]
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        tensor_lr = isinstance(lr, Tensor)
+        torch.ops.prograd_fast.project_adamw_.default(
+            bucket.params,
+            bucket.task,
+            bucket.general,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+            [state["step"] for state in states],
+            entries,
+            coefficients,
+            lr if tensor_lr else None,
+            0.0 if tensor_lr else lr,
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            self._lambda(group),
+            SCOPES.index(self.scope),
+            group["amsgrad"],
+            group["maximize"],
+            None,
+            found_inf,
+        )
+
+    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """As torch.optim.AdamW keeps it; on a GPU the step is always there, so that nothing waits for it."""
+        state = self.state[p]
+        if not state:
+            device = p.device if group["fused"] or group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.get_default_dtype(), device=device)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device)
+        return state
 
     def _update(self, found_inf: Tensor | None) -> None:
         fused = all(group["fused"] for group in self.param_groups)

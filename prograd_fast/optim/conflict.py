@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from prograd_fast.reference.projection import conflict_coefficients
+
 
 @dataclass
 class Conflict:
@@ -17,7 +19,7 @@ class Conflict:
     Attributes:
         cosine: cosine between a and b at the last step, float32; NaN where either is zero or non-finite.
         steps: projections in which the unit had a task gradient, int64.
-        conflicts: steps at which ⟨a,b⟩ < 0 and the task gradient was projected, int64.
+        conflicts: steps at which ⟨a,b⟩ < 0 and b was of use, so that the task gradient was projected, int64.
         non_finite: steps at which ‖b‖² or ⟨a,b⟩ was Inf or NaN; the task gradient went through unchanged, int64.
         absent: steps at which b was zero or missing; the task gradient went through unchanged, int64.
     """
@@ -44,19 +46,53 @@ class Conflict:
         new = Conflict.empty(units - self.steps.numel(), self.steps.device)
         return Conflict(*(torch.cat([getattr(self, f.name), getattr(new, f.name)]) for f in fields(self)))
 
-    def record(self, entries: Tensor, coefficients: Tensor, units: Tensor | slice) -> None:
-        """Count one step.
+    def count(self, entries: Tensor, units: Tensor | slice) -> None:
+        """Count some steps.
 
         Args:
-            entries: (u, 3) Gram entries of the units that had a task gradient.
-            coefficients: (u,) projection coefficients; negative means projected.
+            entries: (S, u, 3) Gram entries of S steps, for the u units that had a task gradient.
             units: which of the U units these are.
         """
-        task_norm, dot, general_norm = entries.unbind(1)
+        task_norm, dot, general_norm = entries.unbind(2)
         # two roots: the product of two squared norms would overflow first
-        cosine = dot / task_norm.sqrt() / general_norm.sqrt()
-        self.cosine[units] = cosine.where(cosine.isfinite(), torch.nan).to(self.cosine.dtype)
-        self.steps[units] += 1
-        self.conflicts[units] += coefficients < 0
-        self.non_finite[units] += ~(general_norm.isfinite() & dot.isfinite())
-        self.absent[units] += general_norm == 0
+        cosine = (dot[-1] / task_norm[-1].sqrt() / general_norm[-1].sqrt()).to(self.cosine.dtype)
+        self.cosine[units] = cosine.where(cosine.isfinite(), torch.nan)
+        self.steps[units] += len(entries)
+        self.conflicts[units] += (conflict_coefficients(entries) < 0).sum(0)
+        self.non_finite[units] += (~(general_norm.isfinite() & dot.isfinite())).sum(0)
+        self.absent[units] += (general_norm == 0).sum(0)
+
+
+class ConflictLog:
+    """Gram entries of the last steps, to be counted when somebody asks: counting takes longer than a small step."""
+
+    _MOST = 256  # steps that are kept before they are counted anyway: 3 KB for each tensor
+
+    def __init__(self, units: int, device: torch.device) -> None:
+        self._counted = Conflict.empty(units, device)
+        self._steps: list[Tensor] = []
+
+    def add(self, entries: Tensor, units: Tensor | None) -> None:
+        """Remember one step.
+
+        Args:
+            entries: (u, 3) Gram entries.
+            units: which units had a task gradient, (u,) int64; None for all.
+        """
+        if units is not None or torch.compiler.is_compiling():  # a growing list would be compiled anew at each step
+            self.read().count(entries.unsqueeze(0), slice(None) if units is None else units)
+        else:
+            self._steps.append(entries)
+            if len(self._steps) == self._MOST:
+                self.read()
+
+    def read(self) -> Conflict:
+        """The counts up to now."""
+        if self._steps:
+            self._counted.count(torch.stack(self._steps), slice(None))
+            self._steps.clear()
+        return self._counted
+
+    def grow(self, units: int) -> None:
+        """Count `units` units from now on, the known ones first."""
+        self._counted = self.read().grown(units)

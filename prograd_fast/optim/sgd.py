@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
-from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.reference.projection import Scope
+from prograd_fast.optim.two_gradients import Bucket, TwoGradients
+from prograd_fast.reference.projection import SCOPES, Scope
 
 
 class ProGradSGD(TwoGradients, torch.optim.SGD):
@@ -70,6 +70,46 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             foreach=foreach,
             differentiable=differentiable,
             fused=fused,
+        )
+
+    _fuses = True
+
+    def _kind(self, p: Tensor) -> bool:
+        return self.state[p].get("momentum_buffer") is None  # the first step starts the momentum
+
+    def _fused_update(
+        self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        group = bucket.group
+        buffers, first = [], False
+        if group["momentum"] != 0:
+            states = [self.state[p] for p in bucket.params]
+            first = states[0].get("momentum_buffer") is None
+            if first:
+                for p, state in zip(bucket.params, states, strict=True):
+                    state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            buffers = [state["momentum_buffer"] for state in states]
+        lr = group["lr"]
+        tensor_lr = isinstance(lr, Tensor)
+        torch.ops.prograd_fast.project_sgd_.default(
+            bucket.params,
+            bucket.task,
+            bucket.general,
+            buffers,
+            entries,
+            coefficients,
+            lr if tensor_lr else None,
+            0.0 if tensor_lr else lr,
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            self._lambda(group),
+            SCOPES.index(self.scope),
+            group["nesterov"],
+            group["maximize"],
+            first,
+            None,
+            found_inf,
         )
 
     def _update(self, found_inf: Tensor | None) -> None:

@@ -2,23 +2,45 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prograd_fast.optim.conflict import Conflict
+import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
+from prograd_fast.optim.conflict import Conflict, ConflictLog
 from prograd_fast.reference.projection import (
     SCOPES,
     Scope,
+    accumulation_dtype,
     check_pairs,
-    conflict_coefficients,
+    combine,
     gram,
     n_units,
-    project_one,
+    prograd_coefficients,
     split_units,
 )
+
+_operators = torch.ops.prograd_fast
+
+
+@dataclass
+class Bucket:
+    """Parameters that one call of an operator can take, with both their gradients.
+
+    Attributes:
+        group: the parameter group that they are in.
+        params: those that have a task gradient.
+        task: their task gradients.
+        general: their general gradients; zeros where there is none.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor] = field(default_factory=list)
+    task: list[Tensor] = field(default_factory=list)
+    general: list[Tensor] = field(default_factory=list)
 
 
 class TwoGradients(Optimizer):
@@ -35,8 +57,8 @@ class TwoGradients(Optimizer):
     _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
     _reduced: bool
     _projected: bool
-    _non_finite: Tensor | None  # 0-d bool on the device, once projected
-    _conflict: Conflict | None
+    _non_finite: Tensor | None  # 0-d bool on the device, once `project` has looked
+    _log: ConflictLog | None
 
     def _init_two_gradients(self, lambda_: float, scope: Scope) -> None:
         check_lambda(lambda_)
@@ -44,7 +66,7 @@ class TwoGradients(Optimizer):
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
         self.lambda_ = lambda_
         self.scope: Scope = scope
-        self._conflict = None
+        self._log = None
         self._forget()
 
     @property
@@ -170,52 +192,107 @@ class TwoGradients(Optimizer):
         """
         if self._projected:
             return
-        for p, projected in self._project():
-            if p.grad is None or projected.requires_grad:
-                p.grad = projected
-            elif projected is not p.grad:
-                p.grad.copy_(projected)  # in place: .grad may be a view of a bigger buffer
+        buckets = self._buckets()
+        entries = self._entries(buckets)
+        for bucket, e in zip(buckets, entries, strict=True):
+            coefficients = prograd_coefficients(e, self._lambda(bucket.group))
+            if any(a.requires_grad for a in bucket.task):
+                for p, g in zip(bucket.params, self._combine(bucket, coefficients), strict=True):
+                    p.grad = g
+            else:  # in place: .grad may be a view of a bigger buffer
+                _operators.project_(bucket.task, bucket.general, coefficients, SCOPES.index(self.scope))
+        if buckets:
+            self._look(entries)
+        self._count(buckets, entries)
         self._projected = True
 
-    def _project(self) -> list[tuple[Tensor, Tensor]]:
-        """Parameters that have a task gradient, each with its projected gradient; counts the conflicts."""
-        with_gradient = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not self._general or not with_gradient:
+    def _buckets(self) -> list[Bucket]:
+        """All parameters that have a task gradient, if there is a general gradient to look at."""
+        if not self._general:
             return []
         self._warn_unless_reduced()
-        task = [p.grad for p, _ in with_gradient]
-        general = [self._general.get(p) for p, _ in with_gradient]
+        buckets: dict[Any, Bucket] = {}
+        for i, group in enumerate(self.param_groups):
+            for p in group["params"]:
+                a = p.grad
+                if a is None:
+                    continue
+                kind = (i, a.device, a.dtype, self._kind(p))
+                bucket = buckets.get(kind)
+                if bucket is None:
+                    bucket = buckets[kind] = Bucket(group)
+                b = self._general.get(p)
+                bucket.params.append(p)
+                bucket.task.append(a)
+                bucket.general.append(torch.zeros_like(a) if b is None else b)
+        return list(buckets.values())
 
-        entries = gram(task, general, self.scope)
-        coefficients = conflict_coefficients(entries)
-        self.conflict.record(entries, coefficients, self._units_with_gradient())
-        self._non_finite = (~entries[:, 1:].isfinite()).any()
+    def _kind(self, p: Tensor) -> Any:
+        """What else, besides group, device and dtype, must be the same for all parameters of one call."""
+        return None
 
-        parts = split_units(coefficients, task, self.scope)
-        return [
-            (p, project_one(a, b, c, group.get("lambda_", self.lambda_)))
-            for (p, group), a, b, c in zip(with_gradient, task, general, parts, strict=True)
-        ]
+    def _lambda(self, group: dict[str, Any]) -> float:
+        return group.get("lambda_", self.lambda_)
+
+    def _new_entries(self, bucket: Bucket) -> Tensor:
+        units = 1 if self.scope == "global" else sum(n_units(a, self.scope) for a in bucket.task)
+        return bucket.task[0].new_empty(units, 3, dtype=accumulation_dtype(bucket.task[0]))
+
+    def _entries(self, buckets: list[Bucket]) -> list[Tensor]:
+        """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
+        entries = []
+        for bucket in buckets:
+            if any(a.requires_grad for a in bucket.task):
+                entries.append(gram(bucket.task, bucket.general, self.scope))
+            else:
+                e = self._new_entries(bucket)
+                _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=e)
+                entries.append(e)
+        if self.scope == "global" and len(entries) > 1:
+            total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
+            entries = [total.to(e) for e in entries]
+        return entries
+
+    def _combine(self, bucket: Bucket, coefficients: Tensor) -> list[Tensor]:
+        """The projected gradients in memory of their own."""
+        if any(a.requires_grad for a in bucket.task):
+            parts = split_units(coefficients, bucket.task, self.scope)
+            pairs = zip(bucket.task, bucket.general, parts, strict=True)
+            return [combine(a, b, c).to(a.dtype) for a, b, c in pairs]
+        gradients = [a.clone() for a in bucket.task]
+        _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
+        return gradients
+
+    # ---- what it tells
 
     @property
     def conflict(self) -> Conflict:
         """Cosine, conflict rate and what was left alone, per unit; see `Conflict`."""
-        params = self._parameters
-        units = 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in params)
-        if self._conflict is None:
-            self._conflict = Conflict.empty(units, params[0].device)
-        elif self._conflict.steps.numel() < units:
-            self._conflict = self._conflict.grown(units)
-        return self._conflict
+        return self._conflict_log().read()
 
-    def _units_with_gradient(self) -> Tensor | slice:
-        """Which units of `conflict` have a task gradient at this step."""
-        params = self._parameters
-        if self.scope == "global" or all(p.grad is not None for p in params):
-            return slice(None)
-        has = torch.tensor([p.grad is not None for p in params])
-        sizes = torch.tensor([n_units(p, self.scope) for p in params])
-        return has.repeat_interleave(sizes).nonzero().squeeze(1).to(params[0].device)
+    def _conflict_log(self) -> ConflictLog:
+        if self._log is None:
+            self._log = ConflictLog(self._all_units(), self._parameters[0].device)
+        return self._log
+
+    def _all_units(self) -> int:
+        return 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in self._parameters)
+
+    def _count(self, buckets: list[Bucket], entries: list[Tensor]) -> None:
+        if not buckets:
+            return
+        log = self._conflict_log()
+        if self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(self._parameters)):
+            log.add(entries[0], None)
+            return
+        starts, start = {}, 0
+        for p in self._parameters:
+            starts[p] = start
+            start += n_units(p, self.scope)
+        ordered = [p for bucket in buckets for p in bucket.params]
+        units = [torch.arange(starts[p], starts[p] + n_units(p, self.scope)) for p in ordered]
+        device = self._parameters[0].device
+        log.add(torch.cat([e.to(device) for e in entries]), torch.cat(units).to(device))
 
     def _warn_unless_reduced(self) -> None:
         import torch.distributed as dist
@@ -249,23 +326,68 @@ class TwoGradients(Optimizer):
                     self.backward(*losses)
         scale: Tensor | None = getattr(self, "grad_scale", None)  # set by a GradScaler for the time of the call
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        with torch.set_grad_enabled(bool(self.defaults.get("differentiable", False))):
+        differentiable = bool(self.defaults.get("differentiable", False))
+        with torch.set_grad_enabled(differentiable):
             if scale is not None:
                 for p in self._parameters:
                     if p.grad is not None:
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
-            projected = [] if self._projected else self._project()
-            if found_inf is not None and self._non_finite is not None:
-                found_inf = torch.maximum(found_inf, self._non_finite.to(found_inf))
-            task = [p.grad for p, _ in projected]
-            try:
-                for p, gradient in projected:
-                    p.grad = gradient
-                self._update(found_inf)
-            finally:
-                for (p, _), a in zip(projected, task, strict=True):
-                    p.grad = a
+            buckets = [] if self._projected else self._buckets()
+            if not buckets:
+                self._update(self._worst(found_inf))
+            elif differentiable or not self._fuses:
+                self._project_then_update(buckets, found_inf)
+            else:
+                self._fused(buckets, found_inf)
         return losses
+
+    def _fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
+        """Conflict test, projection and update in one operator for each bucket."""
+        if found_inf is None and (self.scope != "global" or len(buckets) == 1):
+            entries = [self._new_entries(bucket) for bucket in buckets]
+            for bucket, e in zip(buckets, entries, strict=True):
+                self._fused_update(bucket, e, None, None)
+        else:  # what the update needs to know is known only after all gradients were looked at
+            entries = self._entries(buckets)
+            self._look(entries)
+            found_inf = self._worst(found_inf)
+            for bucket, e in zip(buckets, entries, strict=True):
+                self._fused_update(bucket, e, prograd_coefficients(e, self._lambda(bucket.group)), found_inf)
+        self._count(buckets, entries)
+
+    def _project_then_update(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
+        """The optimizer's own step, with the projected gradients in the place of the task gradients."""
+        entries = self._entries(buckets)
+        self._look(entries)
+        self._count(buckets, entries)
+        try:
+            for bucket, e in zip(buckets, entries, strict=True):
+                gradients = self._combine(bucket, prograd_coefficients(e, self._lambda(bucket.group)))
+                for p, g in zip(bucket.params, gradients, strict=True):
+                    p.grad = g
+            self._update(self._worst(found_inf))
+        finally:
+            for bucket in buckets:
+                for p, a in zip(bucket.params, bucket.task, strict=True):
+                    p.grad = a
+
+    def _look(self, entries: list[Tensor]) -> None:
+        device = entries[0].device
+        self._non_finite = torch.stack([(~e[:, 1:].isfinite()).any().to(device) for e in entries]).any()
+
+    def _worst(self, found_inf: Tensor | None) -> Tensor | None:
+        """A GradScaler's flag, raised also by what is not finite about the general gradient."""
+        if found_inf is None or self._non_finite is None:
+            return found_inf
+        return torch.maximum(found_inf, self._non_finite.to(found_inf))
+
+    _fuses = False  # whether there is an operator that projects and updates at once
+
+    def _fused_update(
+        self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Project and update one bucket: by `coefficients`, or by ProGrad's, whose `entries` are then written."""
+        raise NotImplementedError
 
     def _update(self, found_inf: Tensor | None) -> None:
         """Run the update on `.grad`, unless `found_inf` (0-d, given under a GradScaler) is above 0."""
@@ -278,10 +400,12 @@ class TwoGradients(Optimizer):
         if "lambda_" in param_group:
             check_lambda(param_group["lambda_"])
         super().add_param_group(param_group)
+        if self._log is not None:
+            self._log.grow(self._all_units())
 
     def __getstate__(self) -> dict[str, Any]:
         # pending gradients stay behind, as .grad does when a parameter is copied or pickled
-        own = ("lambda_", "scope", "_conflict")
+        own = ("lambda_", "scope", "_log")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

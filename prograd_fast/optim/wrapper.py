@@ -66,6 +66,8 @@ class ProGrad(TwoGradients):
         if "lambda_" in param_group:
             check_lambda(param_group["lambda_"])
         self.optimizer.add_param_group(param_group)
+        if self._log is not None:
+            self._log.grow(self._all_units())
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer."""

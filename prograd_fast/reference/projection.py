@@ -61,12 +61,12 @@ def conflict_coefficients(entries: Tensor) -> Tensor:
     A zero, vanishing or non-finite ‖b‖² and a non-finite ⟨a,b⟩ give 0: the task gradient then goes through unchanged.
 
     Args:
-        entries: (U, 3) as `gram` returns them.
+        entries: (..., 3) as `gram` returns them.
 
     Returns:
-        (U,), never positive, never NaN.
+        (...), never positive, never NaN.
     """
-    dot, norm = entries[:, 1], entries[:, 2]
+    dot, norm = entries[..., 1], entries[..., 2]
     # below the smallest normal number the quotient has no correct digits left
     usable = (norm >= torch.finfo(norm.dtype).tiny) & norm.isfinite() & dot.isfinite()
     return torch.where(usable, dot.clamp(max=0) / norm, 0.0)
@@ -104,26 +104,6 @@ def combine(a: Tensor, b: Tensor, coefficients: Tensor) -> Tensor:
     return torch.where(beta == 0, alpha * rows, combined).reshape(a.shape)
 
 
-def project_one(a: Tensor, b: Tensor | None, coefficient: Tensor, lambda_: float = 1.0) -> Tensor:
-    """The projection of one tensor, a - λ·coefficient·b in a's dtype; exactly a where the coefficient is 0.
-
-    Args:
-        a: task gradient, any shape.
-        b: general gradient of a's shape, or None.
-        coefficient: (1,), or (rows,) for one coefficient per leading index of a; from `conflict_coefficients`.
-        lambda_: λ, the share of the conflict that is removed.
-    """
-    if b is None:
-        return a
-    dtype = accumulation_dtype(a, b)
-    units = coefficient.numel()
-    rows = _as_units(a, units, dtype)
-    c = coefficient.to(a.device, dtype).unsqueeze(1)
-    projected = rows - lambda_ * c * _as_units(b, units, dtype)
-    # where, not arithmetic alone: 0 · b is NaN for a non-finite b
-    return torch.where(c < 0, projected, rows).reshape(a.shape).to(a.dtype)
-
-
 def project(
     task: Sequence[Tensor], general: Sequence[Tensor | None], lambda_: float = 1.0, scope: Scope = "tensor"
 ) -> list[Tensor]:
@@ -147,9 +127,9 @@ def project(
     Raises:
         ValueError, TypeError: as `gram`.
     """
-    coefficients = conflict_coefficients(gram(task, general, scope))
+    coefficients = prograd_coefficients(gram(task, general, scope), lambda_)
     parts = split_units(coefficients, task, scope)
-    return [project_one(a, b, c, lambda_) for a, b, c in zip(task, general, parts, strict=True)]
+    return [a if b is None else combine(a, b, c).to(a.dtype) for a, b, c in zip(task, general, parts, strict=True)]
 
 
 def split_units(coefficients: Tensor, task: Sequence[Tensor], scope: Scope) -> Sequence[Tensor]:
