@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
 from prograd_fast.optim.conflict import Conflict, ConflictLog
+from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
     Scope,
-    accumulation_dtype,
     check_pairs,
     combine,
     gram,

@@ -9,7 +9,7 @@ from torch import Tensor
 from prograd_fast.reference.losses import accumulation_dtype
 
 Scope = Literal["tensor", "row", "global"]
-SCOPES: tuple[str, ...] = get_args(Scope)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def n_units(tensor: Tensor, scope: Scope) -> int:
