@@ -1,0 +1,71 @@
+// Runs of consecutive elements: 16 bytes at a time where they are aligned and complete, one by one elsewhere.
+#pragma once
+
+#include "platform.cuh"
+
+namespace prograd::cuda {
+
+// Elements of one 16-byte access.
+template <typename T>
+constexpr int kVector = 16 / int(sizeof(T));
+
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+template <typename T>
+struct alignas(16) Pack {
+  T values[kVector<T>];
+};
+
+// Elements begin ... end - 1 of a pack from memory, and zeros.
+template <typename T>
+__device__ __forceinline__ void read(Pack<T>& pack, const T* from, int begin, int64_t end, bool aligned) {
+  if (aligned && begin <= 0 && end >= kVector<T>) {
+    pack = *reinterpret_cast<const Pack<T>*>(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      if (i >= begin && i < end) pack.values[i] = from[i];
+      else narrow(pack.values[i], Acc<T>(0));
+    }
+  }
+}
+
+// Elements begin ... end - 1 of a pack to memory.
+template <typename T>
+__device__ __forceinline__ void write(T* to, const Pack<T>& pack, int begin, int64_t end, bool aligned) {
+  if (aligned && begin <= 0 && end >= kVector<T>) {
+    *reinterpret_cast<Pack<T>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      if (i >= begin && i < end) to[i] = pack.values[i];
+    }
+  }
+}
+
+// The first `valid` of N elements, for arithmetic.
+template <int N, typename T>
+__device__ __forceinline__ void load(Acc<T> (&values)[N], const T* from, int valid, bool aligned) {
+  static_assert(N % kVector<T> == 0, "whole packs");
+#pragma unroll
+  for (int k = 0; k < N; k += kVector<T>) {
+    Pack<T> pack;
+    read(pack, from + k, 0, valid - k, aligned);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) values[k + i] = widen(pack.values[i]);
+  }
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store(T* to, const Acc<T> (&values)[N], int valid, bool aligned) {
+  static_assert(N % kVector<T> == 0, "whole packs");
+#pragma unroll
+  for (int k = 0; k < N; k += kVector<T>) {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) narrow(pack.values[i], values[k + i]);
+    write(to + k, pack, 0, valid - k, aligned);
+  }
+}
+
+}  // namespace prograd::cuda
