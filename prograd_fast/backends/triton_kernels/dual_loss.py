@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.launch import on_device
 
-ONE_BLOCK = 8192  # the longest row that is kept in registers: 32 logits of each kind for each of 256 threads
-LONG_BLOCK = 4096  # longer rows go by in blocks of this many classes
+ONE_BLOCK = 8192  # the longest row that is kept in registers: 16 logits of each kind for each of 512 threads
+LONG_BLOCK = 2048  # longer rows go by in blocks of this many classes, 8 for each of 256 threads
 ROWS_BLOCK = 1024
 
 
@@ -68,7 +68,7 @@ def dual_loss_rows(
     teacher += row * teacher_stride * VECTOR
     task_out = cotangents + row * n_columns
     general_out = task_out + n_rows.to(tl.int64) * n_columns
-    label = tl.load(labels + row)
+    label = tl.load(labels + row).to(tl.int64)
     inverse_t = tl.full([], 1.0 / temperature, acc)
     o_block = tl.arange(0, BLOCK)
 
@@ -204,6 +204,6 @@ def dual_loss_out(
                 student, teacher, labels.contiguous(), offset, task_weight, general_weight, row_losses, cotangents, hits,
                 n_rows, n_columns // vector, student.stride(0) // vector, teacher.stride(0) // vector, int(soft_ce),
                 temperature, row_scale(reduction, n_rows),
-                VECTOR=vector, BLOCK=block, ONE_BLOCK=one_block, num_warps=min(8, max(1, block // 512)),
+                VECTOR=vector, BLOCK=block, ONE_BLOCK=one_block, num_warps=max(1, block // 512) if one_block else 8,
             )  # fmt: skip
         reduce(row_losses, hits, losses, correct, reduction)

@@ -23,9 +23,9 @@ from prograd_fast.backends.triton_kernels.tensors import (
     plan,
 )
 
-BLOCK = 2048
-WARPS = 8
-UNITS_BLOCK = tl.constexpr(256)  # partial sums added up at once
+UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: 2 x 16 KB here
+CHUNKS_BLOCK, CHUNKS_WARPS = 2048, 8
+PARTIALS_BLOCK = tl.constexpr(256)  # partial sums added up at once
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_ch
     first = field(table, n_columns, tensor, FIRST_CHUNK) + row * per_row
     if IS_GLOBAL:
         first, per_row = tl.zeros_like(first), tl.zeros_like(per_row) + n_chunks
-    return add_partials(partials, first, per_row, UNITS_BLOCK)
+    return add_partials(partials, first, per_row, PARTIALS_BLOCK)
 
 
 @triton.jit(do_not_specialize=["n_tensors"])
@@ -230,8 +230,8 @@ def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, e
             for group in work.groups:
                 gram_units[(1 if is_global else group.n_tensors,)](
                     group.table, group.table.shape[1], group.n_tensors, entries,
-                    A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, IS_GLOBAL=is_global, BLOCK=BLOCK,
-                    num_warps=WARPS,
+                    A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, IS_GLOBAL=is_global, BLOCK=UNITS_BLOCK,
+                    num_warps=UNITS_WARPS,
                 )  # fmt: skip
             return
         partials = entries.new_empty(work.n_chunks, 3)
@@ -254,7 +254,7 @@ def launch_gram_chunks(
             gram_chunks[(group.n_chunks,)](
                 *chunk_arguments(work, group), grad_scale, found_inf, partials,
                 A=group.dtype(0), B=group.dtype(1), STEP=None if step_at is None else group.dtype(step_at),
-                STEP_AT=step_at, VECTOR=group.vector, BLOCK=BLOCK, num_warps=WARPS,
+                STEP_AT=step_at, VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
             )  # fmt: skip
 
 
@@ -269,6 +269,6 @@ def project_(task: Sequence[Tensor], general: Sequence[Tensor], coefficients: Te
             if group.n_chunks:
                 project_chunks[(group.n_chunks,)](
                     *chunk_arguments(work, group), coefficients.contiguous(),
-                    A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, BLOCK=BLOCK, num_warps=WARPS,
+                    A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
     copy_back(task, projected)

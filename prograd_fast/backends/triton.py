@@ -1,0 +1,38 @@
+"""The kernels of `triton_kernels`: for NVIDIA GPUs, compiled by Triton when they are first used."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+
+def missing() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed. On Linux, run: pip install triton"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU. Install its CUDA build and the NVIDIA driver, or use another backend."
+    return None
+
+
+def device() -> str:
+    """The type of device they run on."""
+    return "cuda"
+
+
+def register(dispatch_key: str = "CUDA") -> Callable[[], None]:
+    """Register them with the dispatcher; the result takes them out again.
+
+    Args:
+        dispatch_key: whose tensors they take. "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), in tests.
+    """
+    from prograd_fast.backends.triton_kernels.adamw import project_adamw_
+    from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out
+    from prograd_fast.backends.triton_kernels.linear_dual_loss import linear_dual_loss_out
+    from prograd_fast.backends.triton_kernels.projection import gram_out, project_
+    from prograd_fast.backends.triton_kernels.sgd import project_sgd_
+
+    library = torch.library.Library("prograd_fast", "IMPL")
+    for kernel in (dual_loss_out, linear_dual_loss_out, gram_out, project_, project_adamw_, project_sgd_):
+        library.impl(kernel.__name__, kernel, dispatch_key)
+    return library._destroy
