@@ -1,7 +1,10 @@
 // The Python module prograd_fast._C: what was built, registration, and the eager fast path.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <string>
+#include <initializer_list>
+#include <optional>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -33,6 +36,41 @@ py::dict build_facts() {
   return facts;
 }
 
+// The eager fast path: for a prompt of 8192 elements, boxing some twenty arguments for the dispatcher takes longer than
+// the step itself. Same kernels; only for plain CPU tensors outside of any tracing.
+using Tensors = std::vector<at::Tensor>;
+using MaybeTensor = std::optional<at::Tensor>;
+
+void count_writes(std::initializer_list<at::TensorList> lists) {
+  for (at::TensorList list : lists) {
+    for (const at::Tensor& tensor : list) {
+      if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
+void project_adamw_(const Tensors& params, const Tensors& task, const Tensors& general, const Tensors& exp_avgs,
+                    const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs, const Tensors& steps,
+                    at::Tensor entries, const MaybeTensor& coefficients, const MaybeTensor& lr_tensor, double lr,
+                    double beta1, double beta2, double eps, double weight_decay, double lambda, int64_t scope,
+                    bool amsgrad, bool maximize, const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  count_writes({params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries});
+  cpu::project_adamw_(params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries, coefficients,
+                      lr_tensor, lr, beta1, beta2, eps, weight_decay, lambda, scope, amsgrad, maximize, grad_scale,
+                      found_inf);
+}
+
+void project_sgd_(const Tensors& params, const Tensors& task, const Tensors& general, const Tensors& momentum_buffers,
+                  at::Tensor entries, const MaybeTensor& coefficients, const MaybeTensor& lr_tensor, double lr,
+                  double momentum, double dampening, double weight_decay, double lambda, int64_t scope, bool nesterov,
+                  bool maximize, bool first, const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  count_writes({params, momentum_buffers, entries});
+  cpu::project_sgd_(params, task, general, momentum_buffers, entries, coefficients, lr_tensor, lr, momentum, dampening,
+                    weight_decay, lambda, scope, nesterov, maximize, first, grad_scale, found_inf);
+}
+
 }  // namespace
 }  // namespace prograd
 
@@ -41,6 +79,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_facts", &build_facts, "Compiler, flags, instruction sets, CUDA.");
   m.def("register_cpu", &register_cpu, "Put the CPU kernels into the dispatcher.");
   m.def("unregister_cpu", &unregister_cpu, "Take them out.");
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("project_adamw_", &project_adamw_, "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
+  m.def("project_sgd_", &project_sgd_, "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
 #ifdef PF_CUDA
   m.def("register_cuda", &register_cuda, "Put the CUDA kernels into the dispatcher.");
   m.def("unregister_cuda", &unregister_cuda, "Take them out.");

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import prograd_fast.ops  # noqa: F401  the operators exist before their kernels
 
@@ -73,6 +74,25 @@ def use(name: str) -> None:
     if name != "reference":
         backend = _module(name)
         _in_use[backend.device()] = (name, backend.register())
+
+
+def update_operator(name: str, tensor: Tensor) -> Callable[..., None]:
+    """The operator `project_adamw_` or `project_sgd_` by its shortest way for tensors like this one.
+
+    Args:
+        name: of the operator.
+        tensor: one of the parameters.
+
+    Returns:
+        `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher, which takes several times as long as
+        the step of a small prompt: in eager mode, on a CPU, for plain tensors.
+    """
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    if plain and "cpu" in _in_use and not torch.compiler.is_compiling():
+        direct = getattr(_module(_in_use["cpu"][0]), name, None)
+        if direct is not None:
+            return direct
+    return getattr(torch.ops.prograd_fast, name).default
 
 
 def _use_best() -> None:

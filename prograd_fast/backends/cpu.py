@@ -7,6 +7,10 @@ try:
 except ImportError as error:  # no compiler at installation, or another PyTorch since
     _C = None
     _ERROR = str(error)
+else:
+    # the fused updates without the dispatcher, for `prograd_fast.backends.update_operator`
+    project_adamw_ = _C.project_adamw_
+    project_sgd_ = _C.project_sgd_
 
 
 def missing() -> str | None:

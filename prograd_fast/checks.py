@@ -1,0 +1,167 @@
+"""What the public functions refuse, each with one message: what, where, expected, got, remedy."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prograd_fast.reference.losses import GENERAL_LOSSES, REDUCTIONS
+
+
+def check_dual_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    general: str,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+    reduction: str,
+) -> None:
+    """Raise TypeError or ValueError for arguments that `functional.dual_loss` has no result for."""
+    _check_matrix("student_logits", student_logits, "(batch, classes)")
+    _check_matrix("teacher_logits", teacher_logits, "(batch, classes)")
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher_logits: expected the student's shape {tuple(student_logits.shape)}, got "
+            f"{tuple(teacher_logits.shape)}. Build the teacher with the same class names."
+        )
+    rows, classes = student_logits.shape
+    _check_fixed("teacher_logits", teacher_logits)
+    _check_options(temperature, general, reduction)
+    _check_rows(labels, rows, classes, teacher_offset, task_weight, general_weight)
+    _check_devices(
+        student_logits=student_logits,
+        teacher_logits=teacher_logits,
+        labels=labels,
+        teacher_offset=teacher_offset,
+        task_weight=task_weight,
+        general_weight=general_weight,
+    )
+
+
+def check_linear_dual_loss(
+    features: Tensor,
+    student_classes: Tensor,
+    teacher_classes: Tensor,
+    labels: Tensor,
+    temperature: float,
+    general: str,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+    reduction: str,
+) -> None:
+    """Raise TypeError or ValueError for arguments that `functional.linear_dual_loss` has no result for."""
+    _check_matrix("features", features, "(batch, width)")
+    _check_matrix("student_classes", student_classes, "(classes, width)")
+    _check_matrix("teacher_classes", teacher_classes, "(classes, width)")
+    if student_classes.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"student_classes: expected the width of the features, {features.shape[1]}, got "
+            f"{student_classes.shape[1]}. Take both from the same model."
+        )
+    if teacher_classes.shape != student_classes.shape:
+        raise ValueError(
+            f"teacher_classes: expected the student's shape {tuple(student_classes.shape)}, got "
+            f"{tuple(teacher_classes.shape)}. Build the teacher with the same class names."
+        )
+    _check_fixed("features", features)
+    _check_fixed("teacher_classes", teacher_classes)
+    _check_options(temperature, general, reduction)
+    _check_rows(labels, features.shape[0], student_classes.shape[0], teacher_offset, task_weight, general_weight)
+    _check_devices(
+        features=features,
+        student_classes=student_classes,
+        teacher_classes=teacher_classes,
+        labels=labels,
+        teacher_offset=teacher_offset,
+        task_weight=task_weight,
+        general_weight=general_weight,
+    )
+
+
+def check_states(params: Sequence[Tensor], **states: Sequence[Tensor]) -> None:
+    """Raise ValueError unless every list of states has a tensor of each parameter's shape and device."""
+    for name, tensors in states.items():
+        if len(tensors) != len(params):
+            raise ValueError(f"{name}: expected one tensor per parameter, got {len(tensors)} for {len(params)}.")
+        for i, (param, tensor) in enumerate(zip(params, tensors, strict=True)):
+            if tensor.shape != param.shape or tensor.device != param.device:
+                raise ValueError(
+                    f"{name}[{i}]: expected the parameter's shape {tuple(param.shape)} and device {param.device}, got "
+                    f"{tuple(tensor.shape)} and {tensor.device}."
+                )
+
+
+@contextmanager
+def label_range_named(labels: Tensor, classes: int) -> Iterator[None]:
+    """Turn a kernel's complaint about a label into one that names the argument.
+
+    The kernels look at the labels anyway; on a GPU nothing here does, since that would wait for the device.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise ValueError(
+            f"labels: expected class indices 0 ... {classes - 1}, got {int(labels.min())} ... {int(labels.max())}. "
+            "Relabel the classes from 0 in the order of the logits."
+        ) from None
+
+
+def _check_matrix(name: str, matrix: Tensor, shape: str) -> None:
+    if not matrix.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {matrix.dtype}.")
+    if matrix.dim() != 2:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(matrix.shape)}.")
+
+
+def _check_fixed(name: str, tensor: Tensor | None) -> None:
+    if tensor is not None and tensor.requires_grad:
+        raise ValueError(
+            f"{name}: expected a tensor that is fixed, got one that requires grad; no gradient would reach it. "
+            f"Pass {name}.detach()."
+        )
+
+
+def _check_options(temperature: float, general: str, reduction: str) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature!r}. Use 1.0 as the authors do.")
+    if general not in GENERAL_LOSSES:
+        raise ValueError(f"general: expected one of {', '.join(GENERAL_LOSSES)}, got {general!r}.")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+
+
+def _check_rows(
+    labels: Tensor,
+    rows: int,
+    classes: int,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected integer class indices, got {labels.dtype}.")
+    if labels.shape != (rows,):
+        raise ValueError(f"labels: expected shape ({rows},), one index per row, got {tuple(labels.shape)}.")
+    for name, tensor, size in (
+        ("teacher_offset", teacher_offset, classes),
+        ("task_weight", task_weight, rows),
+        ("general_weight", general_weight, rows),
+    ):
+        if tensor is not None and tensor.shape != (size,):
+            raise ValueError(f"{name}: expected shape ({size},), got {tuple(tensor.shape)}.")
+        _check_fixed(name, tensor)
+
+
+def _check_devices(**tensors: Any) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"devices: expected one for all, got {got}.")
