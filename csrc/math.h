@@ -41,30 +41,27 @@ PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
 PF_HOST_DEVICE float log(float x) { return ::logf(x); }
 PF_HOST_DEVICE double log(double x) { return ::log(x); }
 
-// e^x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where the result is a
-// normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN for NaN, +inf above 88.73.
+// e^x for x up to 88: a softmax asks for none above 0. On the CPU a polynomial without branches, so that loops
+// vectorise: error below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax
+// cannot tell), NaN for NaN.
 PF_HOST_DEVICE float exp(float x) {
 #ifdef __CUDA_ARCH__
   return ::expf(x);
 #else
-  const float above = x > 88.7228390f ? 88.7228390f : x;  // written so that NaN stays NaN
-  const float y = above < -87.3365402f ? -87.3365402f : above;
-  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-  const float shifted = fused(y, 1.44269504f, round_to_integer);
-  const float n = shifted - round_to_integer;
-  // y - n ln 2 in two parts, the first with so few bits that n times it is exact
-  const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, y));
+  // Adding 1.5 * 2^23 leaves the integer nearest to x / ln 2 in the low bits; 127 more make it a float's exponent.
+  constexpr float to_exponent = 12582912.0f + 127.0f;
+  const float shifted = fused(x, 1.44269504f, to_exponent);
+  const float n = shifted - to_exponent;
+  // x - n ln 2 with ln 2 in two parts, the first with so few bits that n times it is exact
+  const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, x));
   // minimax on [-ln 2 / 2, ln 2 / 2]
   float p = fused(1.37805939e-3f, r, 8.37312452e-3f);
   p = fused(p, r, 4.16695364e-2f);
   p = fused(p, r, 1.66664720e-1f);
   p = fused(p, r, 4.99999851e-1f);
   p = fused(p * r, r, r) + 1.0f;
-  // times 2^n: n goes into the exponent field, where it cannot overflow before the result does
-  const std::uint32_t n_bits = (__builtin_bit_cast(std::uint32_t, shifted) - 0x4B400000u) << 23;
-  const float e = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, p) + n_bits);
-  return x >= -87.3365402f ? (x <= 88.7228390f ? e : std::numeric_limits<float>::infinity())
-                           : (x < -87.3365402f ? 0.0f : x);
+  const float power_of_2 = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, shifted) << 23);
+  return x < -87.3365402f ? 0.0f : p * power_of_2;
 #endif
 }
 

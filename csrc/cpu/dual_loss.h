@@ -71,19 +71,24 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
       T z_sum = 0, z_sum_t = 0, t_sum = 0, cross = 0;
 #pragma omp simd reduction(+ : z_sum, z_sum_t, t_sum, cross)
       for (std::int64_t c = 0; c < classes; ++c) {
-        const T dz = load(z[c]) - z_max;
-        const T dt = ((has_offset() ? load(t[c]) + offset[c] : load(t[c])) - t_max) * inverse;
-        const T e = exp(dt), s = exp(dz);
+        T dz = load(z[c]) - z_max;
+        T dt = (has_offset() ? load(t[c]) + offset[c] : load(t[c])) - t_max;
+        const T s = exp(dz);
+        if constexpr (tempered()) {
+          dz *= inverse;
+          dt *= inverse;
+        }
+        const T e = exp(dt);
         z_exp[c] = s;
         t_exp[c] = e;
         z_sum += s;
         t_sum += e;
         if constexpr (tempered()) {
-          const T s_t = exp(dz * inverse);
+          const T s_t = exp(dz);
           z_exp_t[c] = s_t;
           z_sum_t += s_t;
         }
-        cross += DualLossRow<T>::cross_term(e, dz * inverse, dt, soft_ce);
+        cross += DualLossRow<T>::cross_term(e, dz, dt, soft_ce);
       }
       sums.student_sum = z_sum;
       sums.student_sum_t = tempered() ? z_sum_t : z_sum;
