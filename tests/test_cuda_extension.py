@@ -1,0 +1,45 @@
+"""The CUDA extension on a machine without a GPU: it is built, it loads, and the dispatcher has its kernels."""
+
+import shutil
+
+import pytest
+import torch
+
+from prograd_fast.backends import cuda
+
+OPERATORS = ("dual_loss_out", "linear_dual_loss_out", "gram_out", "project_", "project_adamw_", "project_sgd_")
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None or torch.version.cuda is None,
+    reason="no nvcc, or a PyTorch without CUDA: the CUDA extension cannot be built",
+)
+
+
+def registered() -> list[bool]:
+    return [torch._C._dispatch_has_kernel_for_dispatch_key(f"prograd_fast::{name}", "CUDA") for name in OPERATORS]
+
+
+@needs_nvcc
+def test_kernels_are_registered_for_cuda_and_taken_out_again() -> None:
+    assert hasattr(cuda._C, "register_cuda"), (
+        "nvcc is here, but the installed extension was built without CUDA. "
+        "Run: pip install --no-build-isolation --no-deps --editable ."
+    )
+    before = registered()
+    unregister = cuda.register()
+    assert all(registered())
+    unregister()
+    assert registered() == before
+
+
+@needs_nvcc
+def test_build_facts_name_the_architectures() -> None:
+    facts = cuda._C.build_facts()
+    assert {"80-real", "90-real", "100"} <= set(facts["cuda_architectures"].split())
+
+
+def test_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "Install" in (cuda.missing() or "")
+    monkeypatch.setattr(cuda, "_C", object())
+    assert "without CUDA" in (cuda.missing() or "")
