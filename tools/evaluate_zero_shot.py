@@ -9,6 +9,7 @@ prompts. "test" is the test split, "all" is every picture; the models saw none o
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def correct(name: str, pictures: PictureSet) -> dict[str, Tensor]:
     features = torch.cat(
         [
             F.normalize(model.encode_image(torch.stack([preprocess(pictures.open(i)) for i in batch])), dim=-1)
-            for batch in track(batches, f"{name} on {pictures.name}", transient=True)
+            for batch in track(batches, f"{name} on {pictures.name}", console=Console(stderr=True))
         ]
     )
     labels = torch.from_numpy(pictures.labels)
