@@ -74,10 +74,10 @@ class Batches:
         """Image features (BATCH, 1280), fp32, and BATCH captions."""
         if len(self.queue) < BATCH:
             self.queue = self.rng.sample(sorted(self.drawings), len(self.drawings))
-        emojis = [self.queue.pop() for _ in range(BATCH)]
-        drawings = [self.rng.choice(self.drawings[emoji]) for emoji in emojis]
-        views = [self.rng.randrange(VIEWS + 1) for _ in emojis]
-        captions = [caption(self.records[emoji], self.named, self.rng) for emoji in emojis]
+        batch = [self.queue.pop() for _ in range(BATCH)]
+        drawings = [self.rng.choice(self.drawings[emoji]) for emoji in batch]
+        views = [self.rng.randrange(VIEWS + 1) for _ in batch]
+        captions = [caption(self.records[emoji], self.named, self.rng) for emoji in batch]
         return self.features[views, drawings].float(), captions
 
 
@@ -104,7 +104,7 @@ def learning_rate(step: int) -> float:
 
 def pretrain(named: bool, seed: int) -> None:
     """Trains and saves one run: `work/runs/NAME-seedN.pt` and its figures beside it."""
-    name = emoji_lite.NAMES[named]
+    name = "emoji-lite-named" if named else "emoji-lite"
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
