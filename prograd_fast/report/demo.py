@@ -28,7 +28,7 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
     accuracy_figure(
         runs,
         out / "accuracy.png",
-        title=f"Accuracy on {n_base} emoji classes learned from {shots} pictures each (base), and on {n_new} others\n"
+        title=f"Accuracy on {n_base} emoji classes learned from up to {shots} pictures each, and on {n_new} others\n"
         f"Bars: mean and standard deviation of {n_runs} runs; dots: the runs",
         chance=100 / n_base,
     )
@@ -39,7 +39,7 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         f"Lines: median of {n_runs} runs; bands: the middle half of them",
     )
     console.print(
-        f"Test accuracy on emoji in %: {n_base} base, {n_new} new classes, {shots} shots, {n_runs} runs (± sd)"
+        f"Test accuracy on emoji in %: {n_base} base, {n_new} new classes, ≤ {shots} shots, {n_runs} runs (± sd)"
     )
     unseen = [f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")]
     console.print(accuracy_table(runs, ["base", "new", "harmonic mean", *unseen]))
