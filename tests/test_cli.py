@@ -63,8 +63,9 @@ def test_train_writes_record_and_prompt(trained):
     assert record["steps"]["task_loss"][-1] < record["steps"]["task_loss"][0]
     assert record["seconds"].keys() == {"encode", "train", "evaluate"}
     assert record["accuracy"]["all"] > 0.5  # colours and shapes are easy; guessing gives 0.25
-    row = next(line for line in printed.splitlines() if "ProGrad" in line)
-    assert f"{100 * record['accuracy']['all']:.1f}" in row
+    row = next(line for line in printed.splitlines() if "│ all" in line)
+    accuracies = (record["zero_shot_accuracy"]["all"], record["accuracy"]["all"])
+    assert re.findall(r"\d+\.\d", row) == [f"{100 * accuracy:.1f}" for accuracy in accuracies]
     assert f"prograd-fast predict {out}" in " ".join(printed.split())
 
 

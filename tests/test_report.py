@@ -1,11 +1,15 @@
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from prograd_fast.data import EMOJI_UNSEEN_STYLES, load
+from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
 from prograd_fast.report import accuracy_table, paired, report_demo, sentences
+from prograd_fast.training import load_model, run_benchmark
 
 METHODS = ("zero-shot", "linear-probe", "coop", "prograd")
 
@@ -94,9 +98,16 @@ def printed(what) -> str:
 
 def test_table_has_mean_and_standard_deviation():
     text = printed(accuracy_table(made_up(coop=(0.09, 0), spread=0.06), ["base", "new"]))
-    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in text.splitlines() if "│" in line}
-    assert [cell.strip() for cell in rows["CoOp"]] == ["49.0 ± 6.9", "30.0 ± 6.9"]
-    assert [cell.strip() for cell in rows["linear probe"]] == ["50.0 ± 0.0", "-"]  # it cannot name new classes
+    rows = {cells[1]: cells[2:-1] for line in text.splitlines() if len(cells := re.split(r"\s*│\s*", line)) > 1}
+    assert re.findall(r"[A-Za-z]\S+(?: [a-z]+)?", text.splitlines()[1]) == [
+        "test",
+        "zero-shot",
+        "linear probe",
+        "CoOp",
+        "ProGrad",
+    ]
+    assert rows["base"] == ["40.0 ± 0.0", "50.0 ± 0.0", "49.0 ± 6.9", "40.0 ± 6.9"]
+    assert rows["new"] == ["30.0 ± 0.0", "-", "30.0 ± 6.9", "30.0 ± 6.9"]  # the probe cannot name new classes
 
 
 def test_table_of_one_run_has_no_deviation():
@@ -121,3 +132,27 @@ def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
     text = " ".join(stream.getvalue().split())
     assert "CoOp gained 10.0" in text
     assert "openmoji/base" in text
+
+
+def test_demo_on_a_slice_of_emoji(tmp_path):
+    # one run of each method, 5 steps: what the real demo prints and draws, from the real pictures and model
+    methods = [ZeroShot(), LinearProbe(), CoOp(steps=5), ProGrad(steps=5)]
+    results = run_benchmark(
+        load_model("emoji-lite", device="cpu"),
+        load("emoji"),
+        methods,
+        shots=2,
+        partitions=1,
+        seeds=1,
+        track=lambda label, total: lambda: None,
+    )
+    zero_shot = results["runs"][0]["accuracy"]
+    assert zero_shot.keys() == {"validation", "base", "new", "harmonic mean"} | {
+        f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")
+    }
+    n_classes = len(results["data"]["class_names"])
+    assert min(zero_shot["base"], zero_shot["new"]) > 2 / (n_classes / 2)  # twice as good as guessing among a half
+    stream = io.StringIO()
+    report_demo(results, tmp_path, Console(file=stream, width=100))
+    assert "fluent-hc/new" in stream.getvalue()
+    assert len(list(tmp_path.iterdir())) == 3

@@ -26,5 +26,7 @@ def load(name_or_path: str | Path) -> PictureSet:
     if name_or_path in EMBEDDED:
         return load_embedded(str(name_or_path))
     if not Path(name_or_path).is_dir():
-        raise ValueError(f"no picture set or folder {str(name_or_path)!r}: expected {', '.join(EMBEDDED)} or a folder's path")
+        raise ValueError(
+            f"no picture set or folder {str(name_or_path)!r}: expected {', '.join(EMBEDDED)} or a folder's path"
+        )
     return load_folder(Path(name_or_path))

@@ -20,7 +20,7 @@ class LinearProbe:
         max_iter: Limit of L-BFGS iterations.
     """
 
-    C: float = 10.0
+    C: float = 1.0
     max_iter: int = 1000
 
     name: ClassVar[str] = "linear-probe"

@@ -28,7 +28,7 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
     accuracy_figure(
         runs,
         out / "accuracy.png",
-        title=f"Accuracy on {n_base} emoji classes learned from {shots} pictures each (base), and on {n_new} others\n"
+        title=f"Accuracy on {n_base} emoji classes learned from up to {shots} pictures each, and on {n_new} others\n"
         f"Bars: mean and standard deviation of {n_runs} runs; dots: the runs",
         chance=100 / n_base,
     )
@@ -39,13 +39,11 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         f"Lines: median of {n_runs} runs; bands: the middle half of them",
     )
     console.print(
-        f"Emoji, {n_base} base and {n_new} new classes, {shots} shots. Test accuracy in %, mean ± sd of {n_runs} runs:"
+        f"Test accuracy on emoji in %: {n_base} base, {n_new} new classes, ≤ {shots} shots, {n_runs} runs (± sd)"
     )
-    console.print(accuracy_table(runs, ["base", "new", "harmonic mean"]))
-    console.print("The same on the test emojis in two styles that the model never saw:")
-    console.print(
-        accuracy_table(runs, [f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")])
-    )
+    unseen = [f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")]
+    console.print(accuracy_table(runs, ["base", "new", "harmonic mean", *unseen]))
+    console.print(f"{' and '.join(EMOJI_UNSEEN_STYLES)} are drawing styles that the model never saw.")
     for sentence in conclusions:
         console.print(sentence)
     console.print(f"Wrote results.json, accuracy.png and conflict.png in {out}", soft_wrap=True)

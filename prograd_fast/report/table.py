@@ -12,17 +12,18 @@ TITLES = {method.name: method.title for method in METHODS}
 
 
 def accuracy_table(runs: Sequence[Record], parts: Sequence[str]) -> Table:
-    """One row per method, one column per part; mean ± standard deviation in percent where there are several runs.
+    """One row per part, one column per method; mean ± standard deviation in percent where there are several runs.
 
     Args:
         runs: records with "method" and "accuracy".
         parts: which accuracies; a method without one has a dash there.
     """
-    table = Table("method")
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    table = Table("test")
+    for method in methods:
+        table.add_column(TITLES[method], justify="right")
     for part in parts:
-        table.add_column(part, justify="right")
-    for method in dict.fromkeys(run["method"] for run in runs):
-        table.add_row(TITLES[method], *(_cell(accuracies(runs, method, part)) for part in parts))
+        table.add_row(part, *(_cell(accuracies(runs, method, part)) for method in methods))
     return table
 
 

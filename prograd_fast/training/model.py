@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ class Clip:
     """An image-text model with all that belongs to it.
 
     Attributes:
-        name: As given to :func:`load_model`.
-        pretrained: As given to :func:`load_model`.
+        name: as given to `load_model`, local paths made absolute.
+        pretrained: likewise.
         model: In evaluation mode, frozen, on `device`.
         tokenizer: Sequence of texts -> (texts, context length) int64 token ids.
         preprocess: PIL picture -> (3, H, W) float32.
@@ -71,6 +72,11 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         raise ValueError(
             f"model {name!r} needs weights: give --pretrained as a checkpoint file or one of {', '.join(tags)}"
         )
+    # Run records name the model: as absolute paths, so that they can be used from any folder.
+    if name.startswith("local-dir:"):
+        name = f"local-dir:{Path(name.removeprefix('local-dir:')).resolve()}"
+    if pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).resolve())
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=where)
         tokenizer = open_clip.get_tokenizer(name)
