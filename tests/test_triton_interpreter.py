@@ -1,7 +1,7 @@
 """The Triton kernels, executed by Triton's interpreter on the CPU.
 
 The interpreter is chosen by an environment variable that must be set before Triton is imported, so the cases of
-`triton_interpreter_cases.py` run in a process of their own. One program runs after another there, in order: a race
+`triton_interpreter/` run in a process of their own. One program runs after another there, in order: a race
 between programs would not show; none of these kernels has programs that wait for each other.
 """
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("triton_interpreter_cases.py")
+CASES = [Path(__file__).parent / "triton_interpreter" / name for name in ("losses.py", "steps.py")]
 
 
 def test_cases_in_the_interpreter():
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, CASES)]
     # the interpreter computes masked-out lanes with numpy, which warns of -inf - -inf there
     command += ["-W", "ignore::RuntimeWarning"]
     child = subprocess.run(
         command,
-        cwd=CASES.parents[1],
+        cwd=Path(__file__).parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

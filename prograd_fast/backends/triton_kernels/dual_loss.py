@@ -1,5 +1,5 @@
 """Dual loss over logits: one program for each row, then one small launch that adds the rows up in a fixed order."""
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import math
 
@@ -201,9 +201,10 @@ def dual_loss_out(
     with on_device(student):
         if n_rows:
             dual_loss_rows[(n_rows,)](
-                student, teacher, labels.contiguous(), offset, task_weight, general_weight, row_losses, cotangents, hits,
-                n_rows, n_columns // vector, student.stride(0) // vector, teacher.stride(0) // vector, int(soft_ce),
-                temperature, row_scale(reduction, n_rows),
-                VECTOR=vector, BLOCK=block, ONE_BLOCK=one_block, num_warps=max(1, block // 512) if one_block else 8,
+                student, teacher, labels.contiguous(), offset, task_weight, general_weight,
+                row_losses, cotangents, hits, n_rows, n_columns // vector,
+                student.stride(0) // vector, teacher.stride(0) // vector, int(soft_ce),
+                temperature, row_scale(reduction, n_rows), VECTOR=vector, BLOCK=block, ONE_BLOCK=one_block,
+                num_warps=max(1, block // 512) if one_block else 8,
             )  # fmt: skip
         reduce(row_losses, hits, losses, correct, reduction)

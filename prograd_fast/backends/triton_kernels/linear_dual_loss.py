@@ -7,7 +7,7 @@
 
 The extra memory is a few numbers per row and span: for B rows O(B · SPANS), for the logits it would be O(B · C).
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import torch
 import triton
@@ -278,7 +278,8 @@ def linear_dual_loss_out(
             )  # fmt: skip
         class_cotangents[(triton.cdiv(n_columns, class_block), triton.cdiv(n_features, FEATURE_BLOCK))](
             *matrices, task_weight, general_weight, normalisers, cotangents,
-            n_rows, n_columns, n_features // vector, scale, temperature, row_scale(reduction, n_rows) if n_rows else 0.0,
+            n_rows, n_columns, n_features // vector,
+            scale, temperature, row_scale(reduction, n_rows) if n_rows else 0.0,
             **tiles, FEATURES=FEATURE_BLOCK, num_warps=8,
         )  # fmt: skip
         reduce(row_losses, hits, losses, correct, reduction)

@@ -1,5 +1,5 @@
 """Gram entries and projection over lists of tensors."""
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from collections.abc import Sequence
 
@@ -154,16 +154,15 @@ def gram_units(
     last = n_tensors if IS_GLOBAL else first + 1
     unit = field(table, n_columns, first, UNIT)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        aa, ab, bb = unit_dots(
-            table, n_columns, first, last, row, scale_of(None, acc), acc, A, B, VECTOR, BLOCK
-        )
+        aa, ab, bb = unit_dots(table, n_columns, first, last, row, scale_of(None, acc), acc, A, B, VECTOR, BLOCK)
         store_entries(entries, unit + row, aa, ab, bb)
 
 
 @triton.jit(do_not_specialize=["first_chunk", "chunk_vectors"])
 def gram_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, grad_scale, found_inf, partials,
-    A: tl.constexpr, B: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Entries of each chunk; the first chunk of a tensor also advances its step counter, if it has one."""
     acc: tl.constexpr = partials.dtype.element_ty
@@ -173,7 +172,9 @@ def gram_chunks(
     a_start = address(table, n_columns, tensor, 0, A, VECTOR) + row * elements
     b_start = address(table, n_columns, tensor, 1, B, VECTOR) + row * elements
     zeros = tl.zeros([BLOCK], acc)
-    b_aa, b_ab, b_bb = dots(a_start, b_start, start, end, elements, scale_of(grad_scale, acc), zeros, zeros, zeros, BLOCK)
+    b_aa, b_ab, b_bb = dots(
+        a_start, b_start, start, end, elements, scale_of(grad_scale, acc), zeros, zeros, zeros, BLOCK
+    )
     store_entries(partials, number, tl.sum(b_aa, axis=0), tl.sum(b_ab, axis=0), tl.sum(b_bb, axis=0))
     if STEP is not None and number == field(table, n_columns, tensor, FIRST_CHUNK):
         advance(table, n_columns, tensor, live(found_inf), STEP, STEP_AT)

@@ -1,5 +1,5 @@
 """Projection and SGD step over lists of tensors."""
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@ One launch covers all tensors of a list. Addresses go over as an int64 tensor: 2
 work itself, and tuples of pointers would compile anew for every length. The table is kept while the addresses stay the
 same, as they do for parameters, states and (with PyTorch's caching allocator) gradients, so that a step copies nothing.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import math
 from collections.abc import Sequence
@@ -143,7 +143,7 @@ def address(table, n_columns, tensor, position, dtype: tl.constexpr, VECTOR: tl.
 
 @triton.jit
 def chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR: tl.constexpr):
-    """What the program works on: tensor, row, elements of a row, first element, one past the last, the chunk's number."""
+    """The program's tensor, row, elements of a row, first element and one past the last, and number of the chunk."""
     tensor = tl.load(owner + tl.program_id(0)).to(tl.int64)
     number = first_chunk + tl.program_id(0)
     elements = field(table, n_columns, tensor, VECTORS) * VECTOR

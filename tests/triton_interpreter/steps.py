@@ -1,204 +1,14 @@
-"""Cases for Triton's interpreter; `test_triton_interpreter.py` runs this file with TRITON_INTERPRET=1.
-
-The kernels are reached as users reach them, through the operators, here registered for CPU tensors. Everything is
-compared with float64 formulas that share no code with the kernels: torch's losses, autograd and optimizers.
-"""
+"""Gram entries, projection and the fused steps on Triton, over lists of tensors."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-import prograd_fast  # noqa: F401  defines the operators
-from prograd_fast import backends
-from prograd_fast.backends import triton as triton_backend
 from prograd_fast.backends.triton_kernels import tensors as lists
+from prograd_fast.backends.triton_kernels.adamw import project_adamw_
 from tests.tolerances import assert_close
-
-torch.set_num_threads(1)
-ops = torch.ops.prograd_fast
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _triton_on_the_cpu():
-    backends.use("reference")  # the C++ kernels would be in the way where they are built
-    unregister = triton_backend.register("CPU")
-    yield
-    unregister()
-
-
-def accumulation(dtype):
-    return torch.promote_types(dtype, torch.float32)
-
-
-def draw(*shape, dtype=torch.float64, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed + sum(shape))
-    return (scale * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
-
-
-# ---- dual loss
-
-
-def dual_loss(student, teacher, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
-    dtype = accumulation(student.dtype)
-    offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
-    losses = torch.full((2, len(student)) if reduction == 0 else (2,), 7.0, dtype=dtype)
-    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
-    correct = torch.full((), 7)
-    ops.dual_loss_out(
-        student, teacher, labels, offset, *weights, temperature, soft_ce, reduction,
-        losses=losses, cotangents=cotangents, correct=correct,
-    )  # fmt: skip
-    return losses, cotangents, correct
-
-
-def expected_losses(z, t, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
-    """From torch's float64 losses; 0 · log 0 = 0."""
-    t = t if offset is None else t + offset.double()
-    task = F.cross_entropy(z, labels, reduction="none")
-    log_p, log_q = (z / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    q = log_q.exp()
-    seen = q > 0
-    terms = torch.where(seen, q, 0) * ((0 if soft_ce else log_q.where(seen, 0)) - log_p.where(seen, 0))
-    losses = torch.stack([task, temperature**2 * terms.sum(1)])
-    losses = torch.stack([x if w is None else x * w.double() for x, w in zip(losses, weights, strict=True)])
-    return (losses, losses.mean(1), losses.sum(1))[reduction]
-
-
-def check_dual_loss(student, teacher, labels, **options):
-    losses, cotangents, correct = dual_loss(student, teacher, labels, **options)
-    z = student.double().requires_grad_()
-    expected = expected_losses(z, teacher.double(), labels, **options)
-    assert_close(losses, expected.detach(), "formula", accumulation(student.dtype), scale=expected.detach().abs().clamp(min=1))
-    for actual, loss in zip(cotangents, expected, strict=True):
-        (gradient,) = torch.autograd.grad(loss.sum(), z, retain_graph=True)
-        # an excluded class has no gradient: torch's own is NaN where it computes 0 · inf
-        assert_close(actual, gradient.nan_to_num(0), "formula", student.dtype, scale=gradient.nan_to_num(0).abs().clamp(min=1e-3))
-    assert int(correct) == int((student.double().argmax(1) == labels).sum())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# one class; odd; one block of the kernel's registers; a multiple of the widest load; several blocks, odd and even
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 1001), (33, 1000), (2, 8201), (2, 10240)])
-def test_dual_loss(shape, dtype):
-    student, teacher = draw(*shape, dtype=dtype, scale=3), draw(*shape, dtype=dtype, scale=3, seed=1)
-    labels = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(2))
-    check_dual_loss(student, teacher, labels)
-
-
-@pytest.mark.parametrize("classes", [37, 8200])  # one block and several
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("soft_ce", [False, True])
-def test_dual_loss_options(classes, reduction, soft_ce):
-    weights = (torch.tensor([0.5, 0.0, 2.0]), torch.tensor([1.0, 3.0, 0.25]))
-    check_dual_loss(
-        draw(3, classes, dtype=torch.float32), draw(3, classes, dtype=torch.float32, seed=1), torch.tensor([1, 5, 36]),
-        offset=draw(classes, seed=2), weights=weights, temperature=0.6, soft_ce=soft_ce, reduction=reduction,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("soft_ce", [False, True])
-@pytest.mark.parametrize("classes", [4, 8200])
-def test_dual_loss_extreme_logits(dtype, soft_ce, classes):
-    """±1e4 saturates the softmax; -inf excludes a class for both, and in the long rows a whole block of classes."""
-    student, teacher = torch.full((2, 2, classes), -math.inf).to(dtype)
-    student[:, -4:] = torch.tensor([[1e4, -1e4, 0.0, -math.inf], [-1e4, 1e4, 3.0, -math.inf]])
-    teacher[:, -4:] = torch.tensor([[1e4, 0.0, -1e4, -math.inf], [0.0, 1e4, -1e4, -math.inf]])
-    labels = torch.tensor([classes - 4, classes - 2])
-    losses, cotangents, correct = dual_loss(student, teacher, labels, soft_ce=soft_ce)
-    assert losses.isfinite().all()
-    assert cotangents.isfinite().all()
-    assert int(correct) == 1
-    expected = expected_losses(student.double(), teacher.double(), labels, soft_ce=soft_ce)
-    assert_close(losses, expected, "formula", torch.float32)
-
-
-def test_dual_loss_layouts():
-    """A slice of a wider matrix, one teacher row for all (stride 0), a transposed matrix: as contiguous copies."""
-    labels = torch.tensor([0, 4, 2])
-    student = draw(3, 40, dtype=torch.float32)[:, 3:12]
-    for teacher in (draw(1, 9, dtype=torch.float32).expand(3, 9), draw(9, 3, dtype=torch.float32).t()):
-        expected = dual_loss(student.contiguous(), teacher.contiguous(), labels)
-        for actual, copy in zip(dual_loss(student, teacher, labels), expected, strict=True):
-            assert torch.equal(actual, copy)
-
-
-def test_dual_loss_corners():
-    """No rows: the mean of nothing. Ties go to the lowest class. A label out of range is NaN, not somebody's memory."""
-    losses, _, correct = dual_loss(torch.zeros(0, 5), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
-    assert losses.isnan().all()
-    assert int(correct) == 0
-    for classes in (6, 8200):
-        ties = torch.ones(2, classes)
-        assert int(dual_loss(ties, ties, torch.tensor([0, 3]))[2]) == 1
-        assert dual_loss(ties, ties, torch.tensor([0, classes]), reduction=0)[0].isnan().tolist() == [
-            [False, True],
-            [False, False],
-        ]
-
-
-# ---- linear dual loss
-
-
-def linear(features, student, teacher, labels, offset=None, weights=(None, None), soft_ce=False, reduction=1):
-    dtype = accumulation(features.dtype)
-    losses = torch.full((2, len(features)) if reduction == 0 else (2,), 7.0, dtype=dtype)
-    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
-    correct = torch.full((), 7)
-    offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
-    ops.linear_dual_loss_out(
-        features, student, teacher, labels, offset, *weights, 20.0, 1.7, soft_ce, reduction,
-        losses=losses, cotangents=cotangents, correct=correct,
-    )  # fmt: skip
-    return losses, cotangents, correct
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# one of everything; partial tiles; several row blocks; several tiles in a span of classes; features in several blocks
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 70, 33), (67, 65, 40), (3, 2100, 8), (2, 20, 136)])
-def test_linear_dual_loss(shape, dtype):
-    check_linear(*shape, dtype)
-
-
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("soft_ce", [False, True])
-def test_linear_dual_loss_options(reduction, soft_ce):
-    weights = (draw(5, seed=3).abs(), draw(5, seed=4).abs())
-    offset = draw(70, seed=5)
-    offset[:66] = -math.inf  # the whole first tile and part of the second
-    check_linear(5, 70, 16, torch.float32, offset=offset, weights=weights, soft_ce=soft_ce, reduction=reduction)
-
-
-def check_linear(n_rows, n_classes, n_features, dtype, **options):
-    features, student, teacher = (
-        F.normalize(draw(n, n_features, seed=i), dim=1).to(dtype) for i, n in enumerate((n_rows, n_classes, n_classes))
-    )
-    labels = torch.arange(n_rows) * 7 % n_classes
-    losses, cotangents, correct = linear(features, student, teacher, labels, **options)
-    w = student.double().requires_grad_()
-    z, t = 20 * features.double() @ w.mT, 20 * features.double() @ teacher.double().mT
-    expected = expected_losses(z, t, labels, **options)
-    assert_close(losses, expected.detach(), "formula", accumulation(dtype), scale=expected.detach().abs().clamp(min=1))
-    for actual, loss in zip(cotangents, expected, strict=True):
-        (gradient,) = torch.autograd.grad(loss.sum(), w, retain_graph=True)
-        assert_close(actual, gradient, "formula", dtype, scale=gradient.abs().clamp(min=1e-3))
-    assert int(correct) == int((z.argmax(1) == labels).sum())
-
-
-def test_linear_dual_loss_of_no_rows():
-    losses, cotangents, correct = linear(
-        torch.zeros(0, 8), torch.ones(3, 8), torch.ones(3, 8), torch.zeros(0, dtype=torch.int64)
-    )
-    assert losses.isnan().all()
-    assert torch.equal(cotangents, torch.zeros(2, 3, 8))
-    assert int(correct) == 0
-
-
-# ---- lists of tensors: Gram, projection, steps
+from tests.triton_interpreter.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
 
 # 0-d, one element, odd, a context, class-specific contexts, empty ones; all in one launch
 SMALL = [(), (1,), (7, 3, 5), (16, 512), (10, 4, 32), (0,), (3, 0), (0, 5)]
@@ -217,13 +27,10 @@ def shapes(request, monkeypatch):
     return LARGE
 
 
-
 def tensors(shapes, dtype=torch.float64, seed=0):
     """Random lists; `dtype` "mixed" alternates."""
     kinds = [torch.float32, torch.bfloat16] if dtype == "mixed" else [dtype]
-    return [
-        draw(*shape, seed=seed + 10 * i).reshape(shape).to(kinds[i % len(kinds)]) for i, shape in enumerate(shapes)
-    ]
+    return [draw(*shape, seed=seed + 10 * i).reshape(shape).to(kinds[i % len(kinds)]) for i, shape in enumerate(shapes)]
 
 
 def units(a, scope):
@@ -236,7 +43,9 @@ def units(a, scope):
 
 
 def expected_entries(a, b, scope):
-    return torch.stack([torch.stack([u @ u, u @ v, v @ v]) for u, v in zip(units(a, scope), units(b, scope), strict=True)])
+    return torch.stack(
+        [torch.stack([u @ u, u @ v, v @ v]) for u, v in zip(units(a, scope), units(b, scope), strict=True)]
+    )
 
 
 def expected_projection(a, b, scope, coefficients):
@@ -317,7 +126,8 @@ LAMBDA = 0.7
 def adamw(params, a, b, state, scope, entries, coefficients=None, lr_tensor=None, maximize=False, scale=None, inf=None):
     ops.project_adamw_(
         params, a, b, *state, entries, coefficients, lr_tensor, math.nan if lr_tensor is not None else ADAMW["lr"],
-        *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"], LAMBDA, SCOPES[scope], bool(state[2]), maximize, scale, inf,
+        *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"], LAMBDA, SCOPES[scope], bool(state[2]), maximize,
+        scale, inf,
     )  # fmt: skip
 
 
@@ -429,7 +239,8 @@ def test_found_inf(shapes):
     adamw(params, a, b, state, "tensor", entries, inf=torch.ones(()))
     assert_close(entries, expected_entries(a, b, "tensor"), "formula", torch.float32)
     ops.project_sgd_(
-        params, a, b, buffers, entries, None, None, 0.5, 0.9, 0.0, 0.1, LAMBDA, 0, False, False, False, None, torch.ones(())
+        params, a, b, buffers, entries, None, None, 0.5, 0.9, 0.0, 0.1, LAMBDA, 0, False, False, False,
+        None, torch.ones(()),
     )  # fmt: skip
     for group, copies in zip((params, *state, buffers), kept, strict=True):
         assert all(torch.equal(t, c) for t, c in zip(group, copies, strict=True))
@@ -443,24 +254,20 @@ def test_unusable_general_gradient(bad):
     b[4] = -bad if a[4] > 0 else bad
     buffers, entries = [torch.zeros(9)], torch.empty(1, 3)
     ops.project_sgd_(
-        [torch.zeros(9)], [a], [b], buffers, entries, None, None, 1.0, 0.9, 0.0, 0.0, 1.0, 0, False, False, True, None, None
+        [torch.zeros(9)], [a], [b], buffers, entries, None, None, 1.0, 0.9, 0.0, 0.0, 1.0, 0, False, False, True,
+        None, None,
     )  # fmt: skip
     assert torch.equal(buffers[0], a)
 
 
 def test_steps_on_another_device_are_refused():
+    """They would be read as addresses of this one."""
+    zeros = [torch.zeros(3)]
     with pytest.raises(ValueError, match=r"steps\[0\]: expected the device of its parameter"):
-        triton_backend_adamw([torch.zeros(3)], [torch.zeros((), device="meta")])
-
-
-def triton_backend_adamw(params, steps):
-    from prograd_fast.backends.triton_kernels.adamw import project_adamw_
-
-    zeros = [torch.zeros_like(p) for p in params]
-    project_adamw_(
-        params, zeros, zeros, zeros, zeros, [], steps, torch.empty(1, 3), None, None, 0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 0,
-        False, False, None, None,
-    )  # fmt: skip
+        project_adamw_(
+            zeros, zeros, zeros, zeros, zeros, [], [torch.zeros((), device="meta")], torch.empty(1, 3), None, None,
+            0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 0, False, False, None, None,
+        )  # fmt: skip
 
 
 def test_no_tensors():

@@ -1,0 +1,127 @@
+"""What the sources of the Triton kernels must keep to, and that a schedule compiles nothing anew.
+
+The interpreter and a GPU disagree, without a word, on bfloat16 values that are not cast where they are loaded; so that
+is checked in the source.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+import prograd_fast
+
+triton = pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
+
+from prograd_fast.backends.triton_kernels.adamw import project_adamw_  # noqa: E402
+from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out  # noqa: E402
+from prograd_fast.backends.triton_kernels.sgd import project_sgd_  # noqa: E402
+
+FILES = sorted((Path(prograd_fast.__file__).parent / "backends" / "triton_kernels").glob("*.py"))
+HYPERPARAMETERS = {
+    *("lr", "beta1", "beta2", "log2_beta1", "log2_beta2", "eps", "weight_decay", "lambda_", "tiny", "sign"),
+    *("momentum", "dampening", "nesterov", "first_step", "temperature", "scale", "soft_ce", "row_factor"),
+}
+
+
+def faults(source):
+    """What a source does that it must not, as (line, what)."""
+    tree = ast.parse(source)
+    cast = {
+        node.func.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load" and node not in cast:
+            yield node.lineno, "a load that is not cast in the same expression"
+        if isinstance(node, ast.Attribute) and (
+            node.attr in ("extra", "libdevice") or node.attr.startswith(("inline_asm", "atomic"))
+        ):
+            yield node.lineno, f"tl.{node.attr}"
+        if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+            for argument in node.args.args:
+                annotation = argument.annotation and ast.unparse(argument.annotation)
+                if argument.arg in HYPERPARAMETERS and annotation == "tl.constexpr":
+                    yield node.lineno, f"{argument.arg} is a constant of {node.name}"
+
+
+def test_there_are_sources():
+    assert {"dual_loss", "linear_dual_loss", "projection", "adamw", "sgd"} <= {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_source(file):
+    assert list(faults(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("x = tl.load(p) + 1", "not cast"),
+        ("x = tl.sum(tl.load(p)).to(tl.float32)", "not cast"),
+        ("x = tl.extra.cuda.libdevice.tanh(y)", "tl.extra"),
+        ("tl.atomic_add(p, y)", "tl.atomic_add"),
+        ("tl.inline_asm_elementwise('')", "tl.inline_asm"),
+        ("@triton.jit\ndef kernel(lr: tl.constexpr): pass", "lr is a constant"),
+    ],
+)
+def test_the_check_sees_faults(line, what):
+    found = list(faults(line))
+    assert found
+    assert any(what in fault for _, fault in found)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What Triton would compile, instead of launching it: names with the types and constants that are compiled in."""
+    seen = set()
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+
+    def run(self, *args, grid, warmup, **kwargs):
+        bind = create_function_from_signature(self.signature, self.params, backend)
+        _, specialization, options = bind(*args, **kwargs)
+        seen.add((self.__name__, str(specialization), str(options)))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    return seen
+
+
+@pytest.mark.parametrize("size", [8192, 1 << 17])  # one launch, and two
+def test_a_schedule_compiles_nothing_anew(compiled, size):
+    """All that changes from step to step: rates, betas, decay, lambda, first; also sizes and the number of tensors."""
+    n_kernels = []
+    for step in range(6):
+        n, shape = 1 + step, size + 8 * 16 * step
+        make = lambda n=n, shape=shape: [torch.zeros(shape) for _ in range(n)]  # noqa: E731
+        lr, part = 0.1 / (step + 1), step / 6
+        entries = torch.zeros(n, 3)
+        project_adamw_(
+            make(), make(), make(), make(), make(), [], [torch.zeros(()) for _ in range(n)], entries, None, None,
+            lr, part, part, lr, part, part, 0, False, step == 3, None, None,
+        )  # fmt: skip
+        project_sgd_(
+            make(), make(), make(), make(), entries, None, None,
+            lr, part, part, part, part, 0, step == 2, step == 3, step == 0, None, None,
+        )  # fmt: skip
+        n_kernels.append(len(compiled))
+    assert n_kernels[0] > 0
+    assert n_kernels == n_kernels[:1] * len(n_kernels)
+
+
+def test_batches_and_temperatures_compile_nothing_anew(compiled):
+    """A last batch of one row, weights of a loss, both kinds of general loss."""
+    n_kernels = []
+    for n_rows in (32, 7, 1, 16):
+        dual_loss_out(
+            *torch.zeros(2, n_rows, 1000), torch.zeros(n_rows, dtype=torch.int64), None, None, None,
+            1.0 + n_rows, n_rows == 7, 1, losses=torch.zeros(2), cotangents=torch.zeros(2, n_rows, 1000),
+            correct=torch.zeros((), dtype=torch.int64),
+        )  # fmt: skip
+        n_kernels.append(len(compiled))
+    assert n_kernels == [2, 2, 2, 2]
