@@ -31,7 +31,7 @@ def check_dual_loss(
         )
     rows, classes = student_logits.shape
     _check_fixed("teacher_logits", teacher_logits)
-    _check_options(temperature, general, reduction)
+    check_loss_options(temperature, general, reduction)
     _check_rows(labels, rows, classes, teacher_offset, task_weight, general_weight)
     _check_devices(
         student_logits=student_logits,
@@ -71,7 +71,7 @@ def check_linear_dual_loss(
         )
     _check_fixed("features", features)
     _check_fixed("teacher_classes", teacher_classes)
-    _check_options(temperature, general, reduction)
+    check_loss_options(temperature, general, reduction)
     _check_rows(labels, features.shape[0], student_classes.shape[0], teacher_offset, task_weight, general_weight)
     _check_devices(
         features=features,
@@ -129,7 +129,7 @@ def _check_fixed(name: str, tensor: Tensor | None) -> None:
         )
 
 
-def _check_options(temperature: float, general: str, reduction: str) -> None:
+def check_loss_options(temperature: float, general: str, reduction: str) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}. Use 1.0 as the authors do.")
     if general not in GENERAL_LOSSES:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from prograd_fast.backends import update_operator
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
 from prograd_fast.optim.two_gradients import Bucket, TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
@@ -99,7 +100,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         states = [self._state_of(p, group) for p in bucket.params]
         lr, (beta1, beta2) = group["lr"], group["betas"]
         tensor_lr = isinstance(lr, Tensor)
-        torch.ops.prograd_fast.project_adamw_.default(
+        update_operator("project_adamw_", bucket.params[0])(
             bucket.params,
             bucket.task,
             bucket.general,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from prograd_fast.backends import update_operator
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
 from prograd_fast.optim.two_gradients import Bucket, TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
@@ -91,7 +92,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             buffers = [state["momentum_buffer"] for state in states]
         lr = group["lr"]
         tensor_lr = isinstance(lr, Tensor)
-        torch.ops.prograd_fast.project_sgd_.default(
+        update_operator("project_sgd_", bucket.params[0])(
             bucket.params,
             bucket.task,
             bucket.general,

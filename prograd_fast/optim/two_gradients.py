@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
 from prograd_fast.optim.conflict import Conflict, ConflictLog
 from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import (
@@ -160,8 +160,6 @@ class TwoGradients(Optimizer):
         Raises:
             RuntimeError: torch.distributed is not initialised, or the gradients are projected already.
         """
-        import torch.distributed as dist
-
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("all_reduce: torch.distributed is not initialised. Call init_process_group() first.")
         if self._projected:
@@ -295,8 +293,6 @@ class TwoGradients(Optimizer):
         log.add(torch.cat([e.to(device) for e in entries]), torch.cat(units).to(device))
 
     def _warn_unless_reduced(self) -> None:
-        import torch.distributed as dist
-
         if not self._reduced and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(
                 "backward() does not average over ranks: each rank now steps on its own gradients. "
