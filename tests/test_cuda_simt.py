@@ -1,6 +1,7 @@
 """The CUDA kernels, executed on the CPU by tests/simt/simt.h, against the reference in float64.
 
-Every case runs under several schedules of threads and blocks. tests/simt/README.md says what this can find and what not.
+Cases run under several schedules of threads and blocks; simt.h says what that can find and what not. The planted faults
+at the end show what the suite is worth.
 """
 
 import math

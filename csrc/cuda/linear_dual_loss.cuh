@@ -136,17 +136,19 @@ __global__ void __launch_bounds__(kTileThreads) linear_sums_kernel(PF_CONSTANT L
   }
 }
 
+// One block for a multiprocessor is enough: asking for no more keeps ptxas from spilling in double.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads) linear_rows_kernel(PF_CONSTANT LinearArguments<T> arguments) {
+__global__ void __launch_bounds__(kTileThreads, 1) linear_rows_kernel(PF_CONSTANT LinearArguments<T> arguments) {
   const auto& losses = arguments.losses;
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row < losses.rows) {
+    const int64_t label = losses.label(row);  // first: its check is a call, which little should outlive
     RowPart<Acc<T>> part = arguments.parts[row];
     for (int split = 1; split < arguments.splits; ++split) {
       part = part.merged(arguments.parts[split * losses.rows + row], losses);
     }
     arguments.parts[row] = part;
-    part.write(row, losses.label(row), arguments.label_logits[row], losses);
+    part.write(row, label, arguments.label_logits[row], losses);
   }
   if (is_last_block(losses.ticket, gridDim.x)) finish_batch(losses);
 }

@@ -16,6 +16,14 @@ struct alignas(16) Pack {
   T values[kVector<T>];
 };
 
+// As one instruction: of a plain assignment the compiler may make one store for each element.
+template <typename T>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
+  uint4 bits;
+  memcpy(&bits, &pack, sizeof bits);
+  __stcg(reinterpret_cast<uint4*>(to), bits);
+}
+
 // Elements begin ... end - 1 of a pack from memory, and zeros.
 template <typename T>
 __device__ __forceinline__ void read(Pack<T>& pack, const T* from, int begin, int64_t end, bool aligned) {
@@ -34,7 +42,7 @@ __device__ __forceinline__ void read(Pack<T>& pack, const T* from, int begin, in
 template <typename T>
 __device__ __forceinline__ void write(T* to, const Pack<T>& pack, int begin, int64_t end, bool aligned) {
   if (aligned && begin <= 0 && end >= kVector<T>) {
-    *reinterpret_cast<Pack<T>*>(to) = pack;
+    store_pack(to, pack);
   } else {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {

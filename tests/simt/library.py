@@ -17,11 +17,11 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "simt"
-FLAGS = (
-    "-std=c++17 -O1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas"
-    " -fno-gnu-unique"  # several libraries are loaded in one process, each with variables of its own
-    " -U_FORTIFY_SOURCE"  # its longjmp refuses to switch stacks
-).split()
+FLAGS = [
+    *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    "-fno-gnu-unique",  # several libraries are loaded in one process, each with variables of its own
+    "-U_FORTIFY_SOURCE",  # its longjmp refuses to switch stacks
+]
 ORDERS = ("random", "greedy", "reverse")
 STORAGES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -485,6 +485,15 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = simt::kWarp
   return simt::exchange(mask, value, source, source >= (lane & ~(width - 1)));
 }
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+template <typename T>
+void __stcg(T* address, T value) {
+  if (reinterpret_cast<uintptr_t>(address) % alignof(T)) simt::fail("misaligned address");
+  *address = value;
+}
+
 // One OS thread runs everything, so the operation itself is whole; what may come before and after it is not.
 template <typename T>
 T atomicAdd(T* address, T value) {
