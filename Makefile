@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint bench docs assets clean
+.PHONY: install demo test lint bench native package docs assets clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,20 @@ bench: install
 assets: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"
 	$(BIN)/python -m tools.build
+
+# the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+native:
+	cmake -S . -B build/native -G Ninja -DPF_SANITIZE=address,undefined
+	cmake --build build/native
+	build/native/native_tests
+
+# sdist -> wheel -> installation, compiled on the way; tests/test_build.py does the same in pure Python
+package: install
+	rm -rf build/package
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"
+	PROGRAD_FAST_BUILD=require $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/package build/package/*.tar.gz
+	$(BIN)/python -m pip install --no-deps --target build/package/site build/package/*.whl
+	cd build/package/site && ../../../$(BIN)/python -c "from prograd_fast import backends; assert backends.active()['cpu'] == 'cpu'"
 
 docs: install
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast

@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
                 missing = f"{' '.join(map(str, error.cmd[:2]))} ... failed (see above)"
         if BUILD == "require":
             raise SystemExit(f"prograd_fast: the kernels were not compiled: {missing}.")
-        self.announce(f"prograd_fast: installing in pure Python, without compiled kernels: {missing}.", level=4)
+        print(f"prograd_fast: installing in pure Python, without compiled kernels: {missing}.", file=sys.stderr)
 
     def run_cmake(self, output: Path) -> None:
         """Configure and build; the module goes to `output`."""

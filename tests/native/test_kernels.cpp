@@ -1,0 +1,219 @@
+// The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: every instruction set, dtype and loop, on
+// memory with nothing around it. `make native` runs this; that the numbers are right is tested from Python, here only
+// that the instruction sets agree.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/storage.h"
+
+using namespace prograd;
+
+namespace {
+
+int failures = 0;
+
+void check(bool condition, const char* isa, const char* what, double got, double wanted) {
+  if (condition) return;
+  ++failures;
+  std::printf("%s, %s: got %.9g, expected %.9g\n", isa, what, got, wanted);
+}
+
+constexpr std::size_t size_of(Storage storage) {
+  return storage == Storage::f64 ? 8 : storage == Storage::f32 ? 4 : 2;
+}
+
+// Memory of exactly n elements, so that the sanitizer sees the first byte outside; `shift` elements from an aligned
+// start, as for a row of a matrix.
+class Buffer {
+ public:
+  Buffer(Storage storage, std::int64_t n, std::int64_t shift = 0)
+      : storage_(storage), shift_(shift), bytes_((n + shift) * size_of(storage)) {}
+
+  Buffer& fill(std::mt19937& random, double offset = 0) {
+    std::normal_distribution<double> normal(offset);
+    for (std::size_t i = 0; i < bytes_.size() / size_of(storage_); ++i) put(i, normal(random));
+    return *this;
+  }
+  Buffer& positive() {
+    for (std::size_t i = 0; i < bytes_.size() / size_of(storage_); ++i) put(i, std::fabs(at(i)));
+    return *this;
+  }
+  void* data() { return bytes_.data() + shift_ * size_of(storage_); }
+  double operator[](std::int64_t i) const { return at(i + shift_); }
+
+ private:
+  double at(std::size_t i) const {
+    switch (storage_) {
+      case Storage::f64: return get<double>(i);
+      case Storage::f32: return get<float>(i);
+      case Storage::bf16: return load(get<BFloat16>(i));
+      default: return load(get<Half>(i));
+    }
+  }
+  void put(std::size_t i, double value) {
+    switch (storage_) {
+      case Storage::f64: return set<double>(i, value);
+      case Storage::f32: return set<float>(i, float(value));
+      case Storage::bf16: return set<BFloat16>(i, float(value));
+      default: return set<Half>(i, float(value));
+    }
+  }
+  template <typename T>
+  T get(std::size_t i) const {
+    T value;
+    std::memcpy(&value, bytes_.data() + i * sizeof(T), sizeof(T));
+    return value;
+  }
+  template <typename T, typename V>
+  void set(std::size_t i, V value) {
+    T stored;
+    store(stored, value);
+    std::memcpy(bytes_.data() + i * sizeof(T), &stored, sizeof(T));
+  }
+
+  Storage storage_;
+  std::int64_t shift_;
+  std::vector<unsigned char> bytes_;
+};
+
+// Every 16-bit float goes to float and back unchanged; what lies between two goes to the even one.
+void test_conversions() {
+  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+    const Half half{std::uint16_t(bits)};
+    const BFloat16 bfloat{std::uint16_t(bits)};
+    Half half_again;
+    BFloat16 bfloat_again;
+    store(half_again, load(half));
+    store(bfloat_again, load(bfloat));
+    check(std::isnan(load(half)) ? std::isnan(load(half_again)) : half_again.bits == bits, "any", "float16 round trip",
+          half_again.bits, bits);
+    check(std::isnan(load(bfloat)) ? std::isnan(load(bfloat_again)) : bfloat_again.bits == bits, "any",
+          "bfloat16 round trip", bfloat_again.bits, bits);
+    const bool has_next = (bits & 0x7fff) < 0x7bff;
+    if (has_next) {
+      const Half next{std::uint16_t(bits + 1)};
+      Half middle;
+      store(middle, (load(half) + load(next)) / 2);
+      check(middle.bits == (bits & 1 ? bits + 1 : bits), "any", "float16 tie", middle.bits, bits);
+    }
+  }
+}
+
+void test_exp() {
+  double worst = 0;
+  for (float x = -87.3f; x < 88.0f; x += 0.00037f) {
+    const double wanted = std::exp(double(x));
+    const float nearest = float(wanted);
+    worst = std::fmax(worst, std::fabs(prograd::exp(x) - wanted) / (std::nextafter(nearest, INFINITY) - nearest));
+  }
+  check(worst < 1, "any", "exp, error in ulp", worst, 1);
+  check(prograd::exp(-INFINITY) == 0 && std::isnan(prograd::exp(NAN)), "any", "exp(-inf)", prograd::exp(-INFINITY), 0);
+}
+
+struct Case {
+  const Kernels& kernels;
+  const Kernels& baseline;
+  Storage storage;
+  std::int64_t n, shift;
+  double tolerance;
+
+  void agree(const char* what, double got, double wanted, double scale = 1) const {
+    check(std::fabs(got - wanted) <= tolerance * scale * std::fmax(1, std::fabs(wanted)), kernels.isa, what, got, wanted);
+  }
+};
+
+void test_updates(const Case& c) {
+  for (const Storage moments : {c.storage, c.storage == Storage::f64 ? Storage::f64 : Storage::f32}) {
+    for (int variant = 0; variant < 8; ++variant) {
+      const bool conflict = variant & 1, amsgrad = variant & 2, momentum = variant & 4;
+      double results[2][6] = {};
+      for (int side = 0; side < 2; ++side) {
+        const Kernels& kernels = side ? c.kernels : c.baseline;
+        std::mt19937 random(variant);
+        Buffer p(c.storage, c.n, c.shift), a(c.storage, c.n, c.shift), b(c.storage, c.n), m(moments, c.n), v(moments, c.n),
+            largest(moments, c.n, c.shift);
+        for (Buffer* buffer : {&p, &a, &b, &m, &v, &largest}) buffer->fill(random);
+        v.positive(), largest.positive();
+        double sums[3];
+        kernels.gram(c.storage, a.data(), b.data(), c.n, 0.5, sums);
+        const double beta = conflict ? -0.3 : 0;
+        kernels.adamw(c.storage, moments, {p.data(), a.data(), b.data(), m.data(), v.data(),
+                                           amsgrad ? largest.data() : nullptr},
+                      c.n, AdamW<double>::at(3, 1e-2, 0.9, 0.99, 1e-8, 0.1), 1, beta);
+        kernels.sgd(c.storage, moments, {p.data(), a.data(), b.data(), momentum ? m.data() : nullptr}, c.n,
+                    SGD<double>{1e-2, momentum ? 0.9 : 0, 0.9, 0.1, conflict, amsgrad}, 1, beta);
+        kernels.project(c.storage, a.data(), b.data(), c.n, 0.5, beta);
+        const std::int64_t last = c.n - 1;
+        const double row[6] = {sums[0], sums[1], sums[2], p[last], m[last / 2], a[last]};
+        std::memcpy(results[side], row, sizeof row);
+      }
+      const char* names[6] = {"gram aa", "gram ab", "gram bb", "parameter", "moment", "projected"};
+      for (int i = 0; i < 6; ++i) c.agree(names[i], results[1][i], results[0][i], i == 1 ? double(c.n) : 1);
+    }
+  }
+}
+
+void test_dual_loss(const Case& c) {
+  const Storage accumulation = c.storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  for (int variant = 0; variant < 16; ++variant) {
+    double results[2][5] = {};
+    for (int side = 0; side < 2; ++side) {
+      std::mt19937 random(variant);
+      Buffer z(c.storage, c.n, c.shift), t(c.storage, c.n), offset(accumulation, c.n), scratch(accumulation, 3 * c.n),
+          task(c.storage, c.n, c.shift), general(c.storage, c.n);
+      for (Buffer* buffer : {&z, &t, &offset}) buffer->fill(random);
+      const bool in_place = variant & 8;
+      Kernels::DualLossRow row{};
+      row.student = z.data(), row.teacher = t.data(), row.classes = c.n, row.label = c.n / 3;
+      row.teacher_offset = variant & 1 ? offset.data() : nullptr;
+      row.temperature = variant & 2 ? 2.5 : 1;
+      row.soft_ce = variant & 4;
+      row.task_weight = row.general_weight = 1;
+      row.task_cotangent_weight = row.general_cotangent_weight = 0.5;
+      row.task_cotangent = in_place ? z.data() : task.data();
+      row.general_cotangent = in_place ? t.data() : general.data();
+      row.scratch = scratch.data();
+      row.stream = variant & 4;
+      const Kernels::DualLosses losses = (side ? c.kernels : c.baseline).dual_loss_row(c.storage, row);
+      const double values[5] = {losses.task, losses.general, double(losses.correct),
+                                (in_place ? z : task)[row.label], (in_place ? t : general)[c.n - 1]};
+      std::memcpy(results[side], values, sizeof values);
+    }
+    const char* names[5] = {"task loss", "general loss", "correct", "task cotangent", "general cotangent"};
+    for (int i = 0; i < 5; ++i) c.agree(names[i], results[1][i], results[0][i]);
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_conversions();
+  test_exp();
+  const Kernels& baseline = *kernels_for("baseline");
+  int tables = 0;
+  for (const char* isa : {"baseline", "avx2", "avx512"}) {
+    const Kernels* kernels = kernels_for(isa);
+    if (!kernels) continue;
+    ++tables;
+    for (const Storage storage : {Storage::f64, Storage::f32, Storage::bf16, Storage::f16}) {
+      // the instruction sets differ in the order of sums and in fused products, so in the last bit of what is stored
+      const double tolerance = storage == Storage::f64 ? 1e-13 : storage == Storage::f32 ? 1e-5 : 1e-2;
+      // one element; around a vector and a cache line; around a block of cotangents
+      for (const std::int64_t n : {1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1000, 1023, 1025, 2500}) {
+        for (const std::int64_t shift : {0, 1, 3}) {
+          const Case c{*kernels, baseline, storage, n, shift, tolerance};
+          test_updates(c);
+          test_dual_loss(c);
+        }
+      }
+    }
+  }
+  std::printf("%d instruction sets, best: %s; %d failures\n", tables, kernels().isa, failures);
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
