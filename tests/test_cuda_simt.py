@@ -364,6 +364,16 @@ def test_gram_is_the_same_under_every_schedule(simt: Library) -> None:
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+def test_gram_of_a_tensor_does_not_depend_on_its_neighbours(simt: Library) -> None:
+    task, general = gradients([(1000,), (3 * CHUNK + 5,), (40,)], torch.float32)
+    together = empty_entries(task, TENSOR)
+    simt.gram_out(task, general, TENSOR, entries=together)
+    for a, b, entries in zip(task, general, together, strict=True):
+        alone = empty_entries([a], TENSOR)
+        simt.gram_out([a], [b], TENSOR, entries=alone)
+        assert torch.equal(alone[0], entries)
+
+
 @pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_project(simt: Library, dtype: torch.dtype, scope: int) -> None:
@@ -554,6 +564,16 @@ def test_one_launch_does_it_all(simt: Library, shapes: list[tuple[int, ...]], re
         assert simt.launches() == 1
 
 
+def test_large_lists_take_two_launches(tmp_path: Path) -> None:
+    threshold = "kOneLaunch = int64_t(1) << 22"  # more than the tests have time for
+    simt = modified("update.cuh", threshold, "kOneLaunch = 2 * kChunk", "gradients", tmp_path)
+    for order, seed in SCHEDULES:
+        simt.schedule(order, seed)
+        simt.launches()
+        check_update(simt, "adamw", [(3 * CHUNK + 5,), (40,)], torch.float32, TENSOR)
+        assert simt.launches() == 2
+
+
 def test_a_general_gradient_of_no_use_changes_nothing(simt: Library) -> None:
     for poison in (0.0, math.nan, math.inf, 1e-25):
         update = Update("sgd", [(100,)], torch.float32, TENSOR)
@@ -630,21 +650,19 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
 }
 
 
-def planted(fault: str, tmp_path: Path) -> tuple[Library, str]:
-    """The kernels with a fault, float32 only, and the case that is to find it."""
-    file, old, new, case, _ = FAULTS[fault]
-    csrc = tmp_path / "csrc"
-    sources = Path(__file__).parents[1] / "csrc"
+def modified(file: str, old: str, new: str, kernels: str, folder: Path) -> Library:
+    """Kernels from a changed copy of the sources, float32 only: a quarter of the time to compile."""
+    sources, csrc = Path(__file__).parents[1] / "csrc", folder / "csrc"
     (csrc / "cuda").mkdir(parents=True)
     for source in [sources / "math.h", *(sources / "cuda").glob("*.cu*"), sources / "cuda" / "kernels.h"]:
         text = source.read_text()
         if source.name == file:
-            assert text.count(old) == 1, f"{fault}: expected the text to replace once in {file}"
+            assert text.count(old) == 1, f"expected {old!r} once in {file}"
             text = text.replace(old, new)
-        if source.name == "storage.cuh":  # a quarter of the time to compile
+        if source.name == "storage.cuh":
             text = re.sub(r"return function\(Type<(?!float>)\w+>\{\}\)", "return", text)
         (csrc / source.relative_to(sources)).write_text(text)
-    return Library(csrc, "linear_dual_loss" if case == "linear" else "gradients"), case
+    return Library(csrc, kernels)
 
 
 def run_case(simt: Library, case: str) -> None:
@@ -663,7 +681,8 @@ def run_case(simt: Library, case: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
-    simt, case = planted(fault, tmp_path)
+    file, old, new, case, _ = FAULTS[fault]
+    simt = modified(file, old, new, "linear_dual_loss" if case == "linear" else "gradients", tmp_path)
     with pytest.raises((AssertionError, SimtError), match=FAULTS[fault][-1]):
         run_case(simt, case)
 
