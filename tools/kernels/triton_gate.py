@@ -5,8 +5,9 @@ compilation for the target, so that types, constants and alignment are the ones 
 come from the tools in the Triton wheel. A kernel fails when it spills, when it needs more registers or makes more
 narrow (below 16 bytes) global accesses than `triton_limits.json` records, or when compiling takes over a minute.
 
-    python tools/kernels/triton_gate.py             judge; print the table
-    python tools/kernels/triton_gate.py --record    write the limits from what comes out now
+    python tools/kernels/triton_gate.py                        judge; print the table
+    python tools/kernels/triton_gate.py --record               write the limits from what comes out now
+    python tools/kernels/triton_gate.py --json triton.json     also write the rows, for table.py
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import triton
+from table import markdown  # beside this file
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -50,22 +52,22 @@ class Row:
 
     kernel: str
     case: str
-    arch: int
-    warps: int
+    arch: str
     registers: int
     spills: int  # local loads and stores in the SASS
     stack: int  # bytes
     shared: int  # bytes
-    load_bits: int  # the widest global load
-    store_bits: int
-    narrow: int  # global accesses below 128 bits
+    wide_loads: int  # of 16 bytes
+    wide_stores: int
+    narrow: int  # global accesses of less than 16 bytes
+    bytes_per_element: str  # moved between chip and memory, over the least possible
+    threads: int  # of a block
     occupancy: float  # threads resident at most, over those of a full SM
-    seconds: float
 
     @property
     def key(self) -> str:
         """Its name in the limits."""
-        return f"{self.kernel} {self.case} sm_{self.arch}"
+        return f"{self.kernel}, {self.case}, {self.arch}"
 
 
 # ---- what is compiled: the launchers, over dtypes and sizes that choose every kernel
@@ -128,25 +130,53 @@ def _steps(size: int, dtype: torch.dtype) -> None:
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
-CASES: dict[str, Callable[[], None]] = {
-    "1000 classes, fp32": lambda: _losses(2, 1000, F32),
-    "1000 classes, bf16": lambda: _losses(2, 1000, BF16),
-    "1000 classes, fp32, weights and offset": lambda: _losses(
-        2, 1000, F32, weight=torch.zeros(2), offset=torch.zeros(1000)
+
+@dataclass(frozen=True)
+class Case:
+    """What is launched, and bytes of an element."""
+
+    launch: Callable[[], None]
+    storage: int  # of logits, parameters and gradients
+    moments: int = 0  # of optimizer states
+    states: int = 2  # of AdamW
+    logit_reads: int = 2  # of both matrices together; 4 where a row is too long to be kept
+
+
+CASES = {
+    "1000 classes, fp32": Case(lambda: _losses(2, 1000, F32), 4),
+    "1000 classes, bf16": Case(lambda: _losses(2, 1000, BF16), 2),
+    "1000 classes, fp32, weights, offset": Case(
+        lambda: _losses(2, 1000, F32, weight=torch.zeros(2), offset=torch.zeros(1000)), 4
     ),
-    "8192 classes, fp32": lambda: _losses(2, 8192, F32),
-    "8192 classes, bf16": lambda: _losses(2, 8192, BF16),
-    "21840 classes, fp32": lambda: _losses(2, 21840, F32),
-    "21840 classes, bf16": lambda: _losses(2, 21840, BF16),
-    "21841 classes, fp32, rows not aligned": lambda: _losses(2, 21841, F32),
-    "linear, 512 features, fp32": lambda: _linear(64, 1000, 512, F32),
-    "linear, 512 features, bf16": lambda: _linear(64, 1000, 512, BF16),
-    "one launch, fp32": lambda: _steps(SMALL, F32),
-    "one launch, bf16": lambda: _steps(SMALL, BF16),
-    "two launches, fp32": lambda: _steps(LARGE, F32),
-    "two launches, bf16": lambda: _steps(LARGE, BF16),
-    "two launches, bf16 with fp32 moments": lambda: _adamw(LARGE, BF16, F32),
-    "two launches, fp32, amsgrad, rule, GradScaler": lambda: _adamw(LARGE, F32, F32, amsgrad=True, scaled=True),
+    "8192 classes, fp32": Case(lambda: _losses(2, 8192, F32), 4),
+    "8192 classes, bf16": Case(lambda: _losses(2, 8192, BF16), 2),
+    "21840 classes, fp32": Case(lambda: _losses(2, 21840, F32), 4, logit_reads=4),
+    "21840 classes, bf16": Case(lambda: _losses(2, 21840, BF16), 2, logit_reads=4),
+    "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4, logit_reads=4),
+    "512 features, fp32": Case(lambda: _linear(64, 1000, 512, F32), 4),
+    "512 features, bf16": Case(lambda: _linear(64, 1000, 512, BF16), 2),
+    "8192 elements, fp32": Case(lambda: _steps(SMALL, F32), 4, 4),
+    "8192 elements, bf16": Case(lambda: _steps(SMALL, BF16), 2, 2),
+    "131072 elements, fp32": Case(lambda: _steps(LARGE, F32), 4, 4),
+    "131072 elements, bf16": Case(lambda: _steps(LARGE, BF16), 2, 2),
+    "131072 elements, bf16, fp32 moments": Case(lambda: _adamw(LARGE, BF16, F32), 2, 4),
+    "131072 elements, fp32, amsgrad, rule, GradScaler": Case(
+        lambda: _adamw(LARGE, F32, F32, amsgrad=True, scaled=True), 4, 4, states=3
+    ),
+}
+
+# (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
+# the step of two launches the gradients are read by both (`gram_chunks`, then `*_chunks`). Kernels that are not here
+# work on sums, or are bound by arithmetic.
+BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
+    "dual_loss_rows": lambda c: ((c.logit_reads + 2) * c.storage, 4 * c.storage),
+    "gram_units": lambda c: (2 * c.storage, 2 * c.storage),
+    "gram_chunks": lambda c: (2 * c.storage, 2 * c.storage),
+    "project_chunks": lambda c: (3 * c.storage, 3 * c.storage),
+    "adamw_units": lambda c: (4 * c.storage + 2 * c.states * c.moments,) * 2,
+    "adamw_chunks": lambda c: (4 * c.storage + 2 * c.states * c.moments,) * 2,
+    "sgd_units": lambda c: (4 * c.storage + 2 * c.moments,) * 2,
+    "sgd_chunks": lambda c: (4 * c.storage + 2 * c.moments,) * 2,
 }
 
 
@@ -154,7 +184,7 @@ CASES: dict[str, Callable[[], None]] = {
 
 
 @contextmanager
-def compiling(arch: int, found: Callable[[str, Any, float], None]) -> Iterator[None]:
+def compiling(arch: int, found: Callable[[str, Any], None]) -> Iterator[None]:
     """Within, a launch compiles the kernel for sm_`arch` and hands it to `found` instead of running it."""
     target = GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
@@ -164,10 +194,8 @@ def compiling(arch: int, found: Callable[[str, Any, float], None]) -> Iterator[N
             *args, **kwargs
         )
         packed, signature, constants, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
-        begin = time.monotonic()
         source = ASTSource(self, signature, constants, attributes)
-        kernel = triton.compile(source, target=target, options=packed.__dict__)
-        found(self.__name__, kernel, time.monotonic() - begin)
+        found(self.__name__, triton.compile(source, target=target, options=packed.__dict__))
 
     original = JITFunction.run
     JITFunction.run = compile_only
@@ -181,39 +209,38 @@ def compile_case(case: str, arch: int) -> list[Row]:
     """Rows of all kernels that a case launches."""
     rows: dict[str, Row] = {}
 
-    def found(name: str, kernel: Any, seconds: float) -> None:
-        rows.setdefault(name, measure(name, case, arch, kernel, seconds))
+    def found(name: str, kernel: Any) -> None:
+        rows.setdefault(name, measure(name, case, arch, kernel))
 
     with compiling(arch, found):
-        CASES[case]()
+        CASES[case].launch()
     return list(rows.values())
 
 
-def measure(name: str, case: str, arch: int, kernel: Any, seconds: float) -> Row:
+def measure(name: str, case: str, arch: int, kernel: Any) -> Row:
     """Read registers and the instructions of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         sass = _tool("nvdisasm", "-c", file.name)
-    registers = int(_number(r"REG:(\d+)", usage))
-    shared = kernel.metadata.shared
-    warps = kernel.metadata.num_warps
+    registers, shared, warps = _number("REG", usage), kernel.metadata.shared, kernel.metadata.num_warps
     loads, stores = _widths(r"\bLDG(?:STS)?\.(\S*)", sass), _widths(r"\bSTG\.(\S*)", sass)
+    moved, least = BYTES[name](CASES[case]) if name in BYTES else ("-", "-")
     return Row(
         kernel=name,
         case=case,
-        arch=arch,
-        warps=warps,
+        arch=f"sm_{arch}",
         registers=registers,
         spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        stack=int(_number(r"STACK:(\d+)", usage)),
+        stack=_number("STACK", usage),
         shared=shared,
-        load_bits=max(loads, default=0),
-        store_bits=max(stores, default=0),
+        wide_loads=loads.count(128),
+        wide_stores=stores.count(128),
         narrow=sum(bits < 128 for bits in loads + stores),
+        bytes_per_element=f"{moved}/{least}",
+        threads=32 * warps,
         occupancy=_occupancy(registers, shared, warps, arch),
-        seconds=round(seconds, 1),
     )
 
 
@@ -221,11 +248,11 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _number(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
+def _number(name: str, usage: str) -> int:
+    match = re.search(rf"{name}:(\d+)", usage)
     if match is None:
-        raise ValueError(f"no {pattern} in the output of cuobjdump:\n{text}")
-    return match[1]
+        raise ValueError(f"no {name} in the output of cuobjdump:\n{usage}")
+    return int(match[1])
 
 
 def _widths(pattern: str, sass: str) -> list[int]:
@@ -302,12 +329,7 @@ def main() -> int:
         LIMITS.write_text(json.dumps(dict(sorted(recorded.items())), indent=1) + "\n")
     limits = json.loads(LIMITS.read_text()) if LIMITS.exists() else {}
     faults += judge(rows, limits)
-    for row in rows:
-        print(
-            f"{row.kernel:<18} {row.case:<46} sm_{row.arch:<4} {row.warps:>2} warps {row.registers:>4} registers "
-            f"{row.spills} spills {row.shared:>6} B shared  {row.load_bits:>3}/{row.store_bits:>3} bit  "
-            f"{row.narrow:>3} narrow  occupancy {row.occupancy:.2f}  {row.seconds} s"
-        )
+    print(markdown([asdict(row) for row in rows]))
     print(f"{len(rows)} kernels in {time.monotonic() - begin:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -81,7 +81,12 @@ def plan(lists: Sequence[Sequence[Tensor]], scope: int, steps: Sequence[Tensor] 
     with_steps = [*lists, steps] if steps else lists
     addresses = tuple(tuple(t.data_ptr() for t in tensors) for tensors in with_steps)
     dtypes = tuple(tuple(t.dtype for t in tensors) for tensors in with_steps)
-    return _plan(shapes, addresses, dtypes, len(lists), scope == SCOPE_GLOBAL, first[0].device)
+    device = first[0].device
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    # a graph fills its tables when it is replayed, so they are its own
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    make = _plan.__wrapped__ if capturing else _plan
+    return make(shapes, addresses, dtypes, len(lists), scope == SCOPE_GLOBAL, device, stream)
 
 
 @lru_cache(maxsize=64)  # an optimizer makes one plan per group; more only while addresses still change
@@ -92,6 +97,7 @@ def _plan(
     n_lists: int,
     is_global: bool,
     device: torch.device,
+    stream: int,  # on which the tables are sent: another would have to wait for them
 ) -> Work:
     sizes = [numel for _, numel in shapes]
     together = sum(sizes) if is_global else max(sizes)
@@ -120,10 +126,17 @@ def _plan(
     return Work(tuple(groups), 1 if is_global else units[-1], n_chunks, chunk, one_launch)
 
 
+_replayed: list[Tensor] = []  # what CUDA graphs copy from, as long as the process lives
+
+
 def _send(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
     host = torch.tensor(values, dtype=dtype)
-    # pinned, so that the host does not wait for the copy
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    if device.type != "cuda":
+        return host
+    host = host.pin_memory()  # so that the host does not wait for the copy
+    if torch.cuda.is_current_stream_capturing():
+        _replayed.append(host)
+    return host.to(device, non_blocking=True)
 
 
 @triton.jit
