@@ -8,8 +8,10 @@ from torch.optim.optimizer import ParamsT
 
 from prograd_fast.backends import update_operator
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
-from prograd_fast.optim.two_gradients import Bucket, TwoGradients
+from prograd_fast.optim.projector import Bucket
+from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
+from prograd_fast.rules import Rule
 
 
 class ProGradAdamW(TwoGradients, torch.optim.AdamW):
@@ -37,6 +39,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
         scope: what is tested and projected as a whole: each "tensor" (default, as the authors do), each "row" (leading
             index), or all tensors together ("global").
+        rule: another rule than ProGrad's, from `prograd_fast.rules` (default: None, `rules.ProGrad(lambda_)`).
         maximize: ascend both losses (default: False).
         foreach: as in torch.optim.AdamW (default: None).
         capturable: as in torch.optim.AdamW (default: False).
@@ -70,13 +73,14 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         *,
         lambda_: float = 1.0,
         scope: Scope = "tensor",
+        rule: Rule | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope)
+        self._init_two_gradients(lambda_, scope, rule)
         super().__init__(
             params,
             lr,
@@ -116,8 +120,8 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             beta2,
             group["eps"],
             group["weight_decay"],
-            self._lambda(group),
-            SCOPES.index(self.scope),
+            bucket.lambda_,
+            SCOPES.index(self._projector.scope),
             group["amsgrad"],
             group["maximize"],
             None,

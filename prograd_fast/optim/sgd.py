@@ -6,8 +6,10 @@ from torch.optim.optimizer import ParamsT
 
 from prograd_fast.backends import update_operator
 from prograd_fast.optim.inner_step import run_unless_inf, unhooked
-from prograd_fast.optim.two_gradients import Bucket, TwoGradients
+from prograd_fast.optim.projector import Bucket
+from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
+from prograd_fast.rules import Rule
 
 
 class ProGradSGD(TwoGradients, torch.optim.SGD):
@@ -34,6 +36,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
         scope: what is tested and projected as a whole: each "tensor" (default, as the authors do), each "row" (leading
             index), or all tensors together ("global").
+        rule: another rule than ProGrad's, from `prograd_fast.rules` (default: None, `rules.ProGrad(lambda_)`).
         maximize: ascend both losses (default: False).
         foreach: as in torch.optim.SGD (default: None).
         differentiable: as in torch.optim.SGD; the projection is differentiable too (default: False).
@@ -54,12 +57,13 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         *,
         lambda_: float = 1.0,
         scope: Scope = "tensor",
+        rule: Rule | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope)
+        self._init_two_gradients(lambda_, scope, rule)
         super().__init__(
             params,
             lr,
@@ -104,8 +108,8 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
-            self._lambda(group),
-            SCOPES.index(self.scope),
+            bucket.lambda_,
+            SCOPES.index(self._projector.scope),
             group["nesterov"],
             group["maximize"],
             first,

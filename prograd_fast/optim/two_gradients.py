@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,37 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prograd_fast.optim.conflict import Conflict, ConflictLog
-from prograd_fast.reference.losses import accumulation_dtype
-from prograd_fast.reference.projection import (
-    SCOPES,
-    Scope,
-    check_pairs,
-    combine,
-    gram,
-    n_units,
-    prograd_coefficients,
-    split_units,
-)
-
-_operators = torch.ops.prograd_fast
-
-
-@dataclass
-class Bucket:
-    """Parameters that one call of an operator can take, with both their gradients.
-
-    Attributes:
-        group: the parameter group that they are in.
-        params: those that have a task gradient.
-        task: their task gradients.
-        general: their general gradients; zeros where there is none.
-    """
-
-    group: dict[str, Any]
-    params: list[Tensor] = field(default_factory=list)
-    task: list[Tensor] = field(default_factory=list)
-    general: list[Tensor] = field(default_factory=list)
+from prograd_fast.optim.conflict import Conflict
+from prograd_fast.optim.projector import Bucket, Projector
+from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
+from prograd_fast.rules import Rule
 
 
 class TwoGradients(Optimizer):
@@ -57,16 +29,18 @@ class TwoGradients(Optimizer):
     _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
     _reduced: bool
     _projected: bool
-    _non_finite: Tensor | None  # 0-d bool on the device, once `project` has looked
-    _log: ConflictLog | None
+    _non_finite: Tensor | None  # 0-d bool on the device, once the gradients were compared
 
-    def _init_two_gradients(self, lambda_: float, scope: Scope) -> None:
+    def _init_two_gradients(self, lambda_: float, scope: Scope, rule: Rule | None) -> None:
         check_lambda(lambda_)
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"rule: expected an object of prograd_fast.rules, got {type(rule).__name__}.")
+        if rule is not None and lambda_ != 1:
+            raise ValueError(f"lambda_: expected it in the rule, got {lambda_} beside {rule!r}. Leave lambda_ out.")
         if scope not in SCOPES:
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
         self.lambda_ = lambda_
-        self.scope: Scope = scope
-        self._log = None
+        self._projector = Projector(scope, rule)
         self._forget()
 
     @property
@@ -190,23 +164,16 @@ class TwoGradients(Optimizer):
         """
         if self._projected:
             return
-        buckets = self._buckets()
-        entries = self._entries(buckets)
-        for bucket, e in zip(buckets, entries, strict=True):
-            coefficients = prograd_coefficients(e, self._lambda(bucket.group))
-            if any(a.requires_grad for a in bucket.task):
-                for p, g in zip(bucket.params, self._combine(bucket, coefficients), strict=True):
-                    p.grad = g
-            else:  # in place: .grad may be a view of a bigger buffer
-                _operators.project_(bucket.task, bucket.general, coefficients, SCOPES.index(self.scope))
-        if buckets:
-            self._look(entries)
-        self._count(buckets, entries)
+        for p, g in self._projected_gradients(self._buckets()):
+            if p.grad is None or g.requires_grad:
+                p.grad = g
+            else:
+                p.grad.copy_(g)  # in place: it may be a view of a bigger buffer
         self._projected = True
 
     def _buckets(self) -> list[Bucket]:
-        """All parameters that have a task gradient, if there is a general gradient to look at."""
-        if not self._general:
+        """All parameters that have a task gradient, if there is anything to do about it."""
+        if not self._general and self._projector.rule is None:
             return []
         self._warn_unless_reduced()
         buckets: dict[Any, Bucket] = {}
@@ -218,79 +185,42 @@ class TwoGradients(Optimizer):
                 kind = (i, a.device, a.dtype, self._kind(p))
                 bucket = buckets.get(kind)
                 if bucket is None:
-                    bucket = buckets[kind] = Bucket(group)
+                    bucket = buckets[kind] = Bucket(group.get("lambda_", self.lambda_), group)
                 b = self._general.get(p)
                 bucket.params.append(p)
                 bucket.task.append(a)
                 bucket.general.append(torch.zeros_like(a) if b is None else b)
-        return list(buckets.values())
+        result = list(buckets.values())
+        self._projector.prepare(result)
+        return result
 
     def _kind(self, p: Tensor) -> Any:
         """What else, besides group, device and dtype, must be the same for all parameters of one call."""
         return None
 
-    def _lambda(self, group: dict[str, Any]) -> float:
-        return group.get("lambda_", self.lambda_)
+    def _compare(self, buckets: list[Bucket]) -> tuple[list[Tensor], list[Tensor]]:
+        """Gram entries and coefficients of each bucket; counts the conflicts."""
+        params = self._parameters
+        entries = self._projector.entries(buckets)
+        device = params[0].device
+        self._non_finite = torch.stack([(~e[:, 1:].isfinite()).any().to(device) for e in entries]).any()
+        self._projector.count(buckets, entries, params)
+        return entries, self._projector.coefficients(buckets, entries, params)
 
-    def _new_entries(self, bucket: Bucket) -> Tensor:
-        units = 1 if self.scope == "global" else sum(n_units(a, self.scope) for a in bucket.task)
-        return bucket.task[0].new_empty(units, 3, dtype=accumulation_dtype(bucket.task[0]))
-
-    def _entries(self, buckets: list[Bucket]) -> list[Tensor]:
-        """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
-        entries = []
-        for bucket in buckets:
-            if any(a.requires_grad for a in bucket.task):
-                entries.append(gram(bucket.task, bucket.general, self.scope))
-            else:
-                e = self._new_entries(bucket)
-                _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=e)
-                entries.append(e)
-        if self.scope == "global" and len(entries) > 1:
-            total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
-            entries = [total.to(e) for e in entries]
-        return entries
-
-    def _combine(self, bucket: Bucket, coefficients: Tensor) -> list[Tensor]:
-        """The projected gradients in memory of their own."""
-        if any(a.requires_grad for a in bucket.task):
-            parts = split_units(coefficients, bucket.task, self.scope)
-            pairs = zip(bucket.task, bucket.general, parts, strict=True)
-            return [combine(a, b, c).to(a.dtype) for a, b, c in pairs]
-        gradients = [a.clone() for a in bucket.task]
-        _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
-        return gradients
-
-    # ---- what it tells
+    def _projected_gradients(self, buckets: list[Bucket]) -> list[tuple[Tensor, Tensor]]:
+        if not buckets:
+            return []
+        _, coefficients = self._compare(buckets)
+        return [
+            pair
+            for bucket, c in zip(buckets, coefficients, strict=True)
+            for pair in zip(bucket.params, self._projector.combine(bucket, c), strict=True)
+        ]
 
     @property
     def conflict(self) -> Conflict:
         """Cosine, conflict rate and what was left alone, per unit; see `Conflict`."""
-        return self._conflict_log().read()
-
-    def _conflict_log(self) -> ConflictLog:
-        if self._log is None:
-            self._log = ConflictLog(self._all_units(), self._parameters[0].device)
-        return self._log
-
-    def _all_units(self) -> int:
-        return 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in self._parameters)
-
-    def _count(self, buckets: list[Bucket], entries: list[Tensor]) -> None:
-        if not buckets:
-            return
-        log = self._conflict_log()
-        if self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(self._parameters)):
-            log.add(entries[0], None)
-            return
-        starts, start = {}, 0
-        for p in self._parameters:
-            starts[p] = start
-            start += n_units(p, self.scope)
-        ordered = [p for bucket in buckets for p in bucket.params]
-        units = [torch.arange(starts[p], starts[p] + n_units(p, self.scope)) for p in ordered]
-        device = self._parameters[0].device
-        log.add(torch.cat([e.to(device) for e in entries]), torch.cat(units).to(device))
+        return self._projector.conflict(self._parameters)
 
     def _warn_unless_reduced(self) -> None:
         if not self._reduced and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -339,37 +269,26 @@ class TwoGradients(Optimizer):
 
     def _fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""
-        if found_inf is None and (self.scope != "global" or len(buckets) == 1):
-            entries = [self._new_entries(bucket) for bucket in buckets]
+        projector = self._projector
+        if found_inf is None and projector.rule is None and (projector.scope != "global" or len(buckets) == 1):
+            entries = [projector.new_entries(bucket) for bucket in buckets]
             for bucket, e in zip(buckets, entries, strict=True):
                 self._fused_update(bucket, e, None, None)
-        else:  # what the update needs to know is known only after all gradients were looked at
-            entries = self._entries(buckets)
-            self._look(entries)
-            found_inf = self._worst(found_inf)
-            for bucket, e in zip(buckets, entries, strict=True):
-                self._fused_update(bucket, e, prograd_coefficients(e, self._lambda(bucket.group)), found_inf)
-        self._count(buckets, entries)
+            projector.count(buckets, entries, self._parameters)
+        else:  # what the update needs to know is known only after all gradients were compared
+            for bucket, e, c in zip(buckets, *self._compare(buckets), strict=True):
+                self._fused_update(bucket, e, c, self._worst(found_inf))
 
     def _project_then_update(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         """The optimizer's own step, with the projected gradients in the place of the task gradients."""
-        entries = self._entries(buckets)
-        self._look(entries)
-        self._count(buckets, entries)
+        before = [(p, p.grad) for bucket in buckets for p in bucket.params]
         try:
-            for bucket, e in zip(buckets, entries, strict=True):
-                gradients = self._combine(bucket, prograd_coefficients(e, self._lambda(bucket.group)))
-                for p, g in zip(bucket.params, gradients, strict=True):
-                    p.grad = g
+            for p, g in self._projected_gradients(buckets):
+                p.grad = g
             self._update(self._worst(found_inf))
         finally:
-            for bucket in buckets:
-                for p, a in zip(bucket.params, bucket.task, strict=True):
-                    p.grad = a
-
-    def _look(self, entries: list[Tensor]) -> None:
-        device = entries[0].device
-        self._non_finite = torch.stack([(~e[:, 1:].isfinite()).any().to(device) for e in entries]).any()
+            for p, a in before:
+                p.grad = a
 
     def _worst(self, found_inf: Tensor | None) -> Tensor | None:
         """A GradScaler's flag, raised also by what is not finite about the general gradient."""
@@ -396,12 +315,27 @@ class TwoGradients(Optimizer):
         if "lambda_" in param_group:
             check_lambda(param_group["lambda_"])
         super().add_param_group(param_group)
-        if self._log is not None:
-            self._log.grow(self._all_units())
+        self._projector.grow(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's; a rule that keeps a state adds one entry, "rule", which torch.optim does not read."""
+        return self._with_rule_state(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this optimizer, or of the torch.optim optimizer that it stands on."""
+        super().load_state_dict(state_dict)
+        self._load_rule_state(state_dict)
+
+    def _with_rule_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        rule = self._projector.rule_state(self._parameters)
+        return state_dict | {"rule": rule} if rule else state_dict
+
+    def _load_rule_state(self, state_dict: dict[str, Any]) -> None:
+        self._projector.load_rule_state(state_dict.get("rule", {}), self._parameters)
 
     def __getstate__(self) -> dict[str, Any]:
         # pending gradients stay behind, as .grad does when a parameter is copied or pickled
-        own = ("lambda_", "scope", "_log")
+        own = ("lambda_", "_projector")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from prograd_fast.optim.inner_step import run_unless_inf
 from prograd_fast.optim.two_gradients import TwoGradients, check_lambda, keep_lambdas
 from prograd_fast.reference.projection import Scope
+from prograd_fast.rules import Rule
 
 
 class ProGrad(TwoGradients):
@@ -23,6 +24,7 @@ class ProGrad(TwoGradients):
         optimizer: the optimizer that makes the update; stays reachable as `.optimizer`.
         lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
         scope: what is tested and projected as a whole: each "tensor" (default), each "row", or all ("global").
+        rule: another rule than ProGrad's, from `prograd_fast.rules` (default: None, `rules.ProGrad(lambda_)`).
 
     Raises:
         TypeError: `optimizer` is not a torch.optim.Optimizer, or needs a closure that it calls several times.
@@ -36,14 +38,16 @@ class ProGrad(TwoGradients):
         >>> opt.step()
     """
 
-    def __init__(self, optimizer: Optimizer, lambda_: float = 1.0, scope: Scope = "tensor") -> None:
+    def __init__(
+        self, optimizer: Optimizer, lambda_: float = 1.0, scope: Scope = "tensor", rule: Rule | None = None
+    ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, TwoGradients | torch.optim.LBFGS):
             raise TypeError(
                 f"optimizer: expected a torch.optim.Optimizer that steps without a closure and takes one gradient, got "
                 f"{type(optimizer).__name__}."
             )
         self.optimizer = optimizer
-        self._init_two_gradients(lambda_, scope)
+        self._init_two_gradients(lambda_, scope, rule)
         Optimizer.__setstate__(self, {})  # the hooks of an optimizer, without groups of its own
 
     @property
@@ -66,18 +70,18 @@ class ProGrad(TwoGradients):
         if "lambda_" in param_group:
             check_lambda(param_group["lambda_"])
         self.optimizer.add_param_group(param_group)
-        if self._log is not None:
-            self._log.grow(self._all_units())
+        self._projector.grow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer."""
-        return self.optimizer.state_dict()
+        return self._with_rule_state(self.optimizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of the wrapped optimizer."""
         before = self.param_groups
         self.optimizer.load_state_dict(state_dict)
         keep_lambdas(before, self.param_groups)
+        self._load_rule_state(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         shared = ("defaults", "state", "param_groups")  # they travel with the wrapped optimizer

@@ -1,0 +1,174 @@
+"""The conflict test and the projection of an optimizer's parameters, and what they remember from step to step."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
+from prograd_fast.optim.conflict import Conflict, ConflictLog
+from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.reference.projection import (
+    SCOPES,
+    Scope,
+    combine,
+    gram,
+    n_units,
+    prograd_coefficients,
+    split_units,
+)
+from prograd_fast.rules import Rule
+
+_operators = torch.ops.prograd_fast
+
+
+@dataclass
+class Bucket:
+    """Parameters that one call of an operator can take, with both their gradients.
+
+    Attributes:
+        lambda_: λ of their parameter group.
+        group: the parameter group that they are in.
+        params: those that have a task gradient.
+        task: their task gradients, as the rule wants them.
+        general: their general gradients, as the rule wants them; zeros where there is none.
+    """
+
+    lambda_: float
+    group: dict[str, Any]
+    params: list[Tensor] = field(default_factory=list)
+    task: list[Tensor] = field(default_factory=list)
+    general: list[Tensor] = field(default_factory=list)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the gradients have a graph themselves; then the formulas are used, not the operators."""
+        return any(a.requires_grad for a in self.task)
+
+
+class Projector:
+    """Compares and combines the two gradients of all parameters, unit by unit.
+
+    Args:
+        scope: the unit, "tensor", "row" or "global".
+        rule: how they are combined; None for ProGrad with each bucket's λ.
+    """
+
+    def __init__(self, scope: Scope, rule: Rule | None) -> None:
+        self.scope: Scope = scope
+        self.rule = rule
+        self._log: ConflictLog | None = None
+        self._unit_state: dict[str, Tensor] = {}  # what the rule keeps for each unit, and for each parameter
+        self._parameter_states: dict[Tensor, dict[str, Tensor]] = {}
+
+    def prepare(self, buckets: list[Bucket]) -> None:
+        """Let the rule change the gradients before they are compared."""
+        if self.rule is None:
+            return
+        task = [a for bucket in buckets for a in bucket.task]
+        general = [b for bucket in buckets for b in bucket.general]
+        states = [self._parameter_states.setdefault(p, {}) for bucket in buckets for p in bucket.params]
+        prepared = [iter(gradients) for gradients in self.rule.prepare(task, general, states, self.scope)]
+        for bucket in buckets:
+            bucket.task, bucket.general = ([next(gradients) for _ in bucket.params] for gradients in prepared)
+
+    def new_entries(self, bucket: Bucket) -> Tensor:
+        """Room for the Gram entries of a bucket's units, (U, 3)."""
+        units = 1 if self.scope == "global" else sum(n_units(a, self.scope) for a in bucket.task)
+        return bucket.task[0].new_empty(units, 3, dtype=accumulation_dtype(bucket.task[0]))
+
+    def entries(self, buckets: list[Bucket]) -> list[Tensor]:
+        """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
+        entries = []
+        for bucket in buckets:
+            if bucket.differentiable:
+                entries.append(gram(bucket.task, bucket.general, self.scope))
+            else:
+                entries.append(self.new_entries(bucket))
+                _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1])
+        if self.scope == "global" and len(entries) > 1:
+            total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
+            entries = [total.to(e) for e in entries]
+        return entries
+
+    def coefficients(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+        """(alpha, beta) for each bucket's units, (U, 2). `params` are all that the optimizer has."""
+        if self.rule is None:
+            return [prograd_coefficients(e, bucket.lambda_) for bucket, e in zip(buckets, entries, strict=True)]
+        units = self._units(buckets, params)
+        known = self._together(entries)
+        if units is None:
+            coefficients = self.rule(known, self._unit_state)
+        else:  # a rule sees the same units at each step, whichever have a gradient
+            every = known.new_zeros(self._all_units(params), 3).index_copy(0, units, known)
+            coefficients = self.rule(every, self._unit_state)[units]
+        if self.scope == "global":
+            return [coefficients.to(e) for e in entries]
+        parts = coefficients.split([len(e) for e in entries])
+        return [c.to(e) for c, e in zip(parts, entries, strict=True)]
+
+    def combine(self, bucket: Bucket, coefficients: Tensor) -> list[Tensor]:
+        """The projected gradients, in memory of their own."""
+        if bucket.differentiable:
+            parts = split_units(coefficients, bucket.task, self.scope)
+            pairs = zip(bucket.task, bucket.general, parts, strict=True)
+            return [combine(a, b, c).to(a.dtype) for a, b, c in pairs]
+        gradients = [a.clone() for a in bucket.task]
+        _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
+        return gradients
+
+    # ---- what it remembers
+
+    def count(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> None:
+        """Remember one step."""
+        self._conflict_log(params).add(self._together(entries), self._units(buckets, params))
+
+    def conflict(self, params: list[Tensor]) -> Conflict:
+        """The counts up to now."""
+        return self._conflict_log(params).read()
+
+    def grow(self, params: list[Tensor]) -> None:
+        """Count the units of these parameters from now on, the known ones first."""
+        if self._log is not None:
+            self._log.grow(self._all_units(params))
+
+    def rule_state(self, params: list[Tensor]) -> dict[str, Any]:
+        """What the rule keeps, for a checkpoint; empty if it keeps nothing."""
+        states = {i: self._parameter_states[p] for i, p in enumerate(params) if self._parameter_states.get(p)}
+        return {"units": dict(self._unit_state), "parameters": states} if self._unit_state or states else {}
+
+    def load_rule_state(self, state: dict[str, Any], params: list[Tensor]) -> None:
+        """Take up what `rule_state` gave."""
+        self._unit_state = {name: value.to(params[0].device) for name, value in state.get("units", {}).items()}
+        self._parameter_states = {
+            params[i]: {name: value.to(params[i].device) for name, value in values.items()}
+            for i, values in state.get("parameters", {}).items()
+        }
+
+    # ---- units
+
+    def _conflict_log(self, params: list[Tensor]) -> ConflictLog:
+        if self._log is None:
+            self._log = ConflictLog(self._all_units(params), params[0].device)
+        return self._log
+
+    def _all_units(self, params: list[Tensor]) -> int:
+        return 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in params)
+
+    def _together(self, entries: list[Tensor]) -> Tensor:
+        if self.scope == "global" or len(entries) == 1:
+            return entries[0]
+        return torch.cat([e.to(entries[0].device) for e in entries])
+
+    def _units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
+        """Which units the buckets hold, in their order; None for all of them in the order of the parameters."""
+        if self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params)):
+            return None
+        starts, start = {}, 0
+        for p in params:
+            starts[p] = start
+            start += n_units(p, self.scope)
+        ordered = [p for bucket in buckets for p in bucket.params]
+        units = [torch.arange(starts[p], starts[p] + n_units(p, self.scope)) for p in ordered]
+        return torch.cat(units).to(params[0].device)
