@@ -6,14 +6,53 @@
 // on the user's machine against the PyTorch that is there, so that one binary for many versions has no user.
 #include "library.h"
 
+#include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include <memory>
+#include <tuple>
 
 #include "operators.h"
 
 namespace prograd {
 namespace {
+
+// The operators that return their results, around those that write them. In C++ too, since allocation from Python takes
+// longer than the losses of a small batch.
+using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+template <typename Write>
+Results results(const at::Tensor& first, const at::Tensor& second, int64_t reduction, const at::Tensor& like,
+                const Write& write) {
+  const at::ScalarType widest = at::promote_types(first.scalar_type(), second.scalar_type());
+  const auto options = like.options().dtype(widest == at::kDouble ? at::kDouble : at::kFloat);
+  at::Tensor losses = reduction == none ? at::empty({2, first.size(0)}, options) : at::empty({2}, options);
+  at::Tensor cotangents = at::empty({2, like.size(0), like.size(1)}, like.options());
+  at::Tensor correct = at::empty({}, like.options().dtype(at::kLong));
+  write(losses, cotangents, correct);
+  return {losses[0].clone(), losses[1].clone(), cotangents, correct};  // results of an operator share no memory
+}
+
+using Maybe = const std::optional<at::Tensor>&;
+
+template <auto* out>
+Results dual_loss(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels, Maybe offset,
+                  Maybe task_weight, Maybe general_weight, double temperature, bool soft_ce, int64_t reduction) {
+  return results(student, teacher, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {
+    out(student, teacher, labels, offset, task_weight, general_weight, temperature, soft_ce, reduction, losses,
+        cotangents, correct);
+  });
+}
+
+template <auto* out>
+Results linear_dual_loss(const at::Tensor& features, const at::Tensor& student, const at::Tensor& teacher,
+                         const at::Tensor& labels, Maybe offset, Maybe task_weight, Maybe general_weight,
+                         double scale, double temperature, bool soft_ce, int64_t reduction) {
+  return results(features, student, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {
+    out(features, student, teacher, labels, offset, task_weight, general_weight, scale, temperature, soft_ce,
+        reduction, losses, cotangents, correct);
+  });
+}
 
 // Never destroyed at exit: the dispatcher may be gone by then.
 std::unique_ptr<torch::Library>& cpu_library() {
@@ -23,12 +62,14 @@ std::unique_ptr<torch::Library>& cpu_library() {
 
 }  // namespace
 
-#define PF_IMPL(library, device)                                             \
-  library.impl("dual_loss_out", TORCH_FN(device::dual_loss_out));            \
-  library.impl("linear_dual_loss_out", TORCH_FN(device::linear_dual_loss_out)); \
-  library.impl("gram_out", TORCH_FN(device::gram_out));                      \
-  library.impl("project_", TORCH_FN(device::project_));                      \
-  library.impl("project_adamw_", TORCH_FN(device::project_adamw_));          \
+#define PF_IMPL(library, device)                                                          \
+  library.impl("dual_loss", TORCH_FN(dual_loss<device::dual_loss_out>));                      \
+  library.impl("dual_loss_out", TORCH_FN(device::dual_loss_out));                             \
+  library.impl("linear_dual_loss", TORCH_FN(linear_dual_loss<device::linear_dual_loss_out>)); \
+  library.impl("linear_dual_loss_out", TORCH_FN(device::linear_dual_loss_out));               \
+  library.impl("gram_out", TORCH_FN(device::gram_out));                                       \
+  library.impl("project_", TORCH_FN(device::project_));                                       \
+  library.impl("project_adamw_", TORCH_FN(device::project_adamw_));                           \
   library.impl("project_sgd_", TORCH_FN(device::project_sgd_))
 
 void register_cpu() {

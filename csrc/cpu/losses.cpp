@@ -3,6 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../operators.h"
 #include "kernels.h"
 #include "operand.h"
@@ -82,6 +86,17 @@ at::Tensor unit_stride(const at::Tensor& matrix, at::ScalarType dtype) {
   return converted.size(1) <= 1 || converted.stride(1) == 1 ? converted : converted.contiguous();
 }
 
+// Memory that nobody has written to yet costs a page fault for every 4 KiB, which takes longer than writing them; with
+// huge pages one for every 2 MiB. Advice only: it changes nothing for memory that is in use.
+void prefer_huge_pages([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+  constexpr std::uintptr_t page = 4096;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(data) + bytes;
+  if (bytes >= stream_bytes) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // Rows [0, n) of student and teacher, which are rows [first, first + n) of the call; cotangents may be the logits.
 void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& student, const at::Tensor& teacher,
                        char* task_cotangents, char* general_cotangents, bool stream, Kernels::DualLosses* results) {
@@ -117,6 +132,7 @@ void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const a
                         reduction, accumulation_dtype(dtype));
   const Written written(cotangents, dtype);
   const int64_t bytes = student.numel() * int64_t(written.tensor().itemsize());
+  prefer_huge_pages(written.data(), 2 * bytes);
   std::vector<Kernels::DualLosses> results(options.rows);
   rows_of_dual_loss(options, 0, unit_stride(student, dtype), unit_stride(teacher, dtype), written.data(),
                     written.data() + bytes, 2 * bytes >= stream_bytes, results.data());

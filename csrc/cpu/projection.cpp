@@ -67,7 +67,7 @@ template <typename Then>
 void write_entries(const Units& units, const GradientList& gradients, double task_scale, const at::Tensor& entries,
                    bool one_pass, const Then& then) {
   std::vector<Sums> partial(units.chunks());
-  units.each_part([&](const Unit& unit, int64_t begin, int64_t end) {
+  units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
     if (one_pass && units.in_one_pass(unit)) {
       write_entry(entries, unit.entry, sums_of(gradients[unit.tensor], unit, task_scale));
       then(unit);
@@ -114,7 +114,7 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
     check_entries(*given_coefficients, units.entries(), 2, "coefficients");
     const at::Tensor coefficients = contiguous(*given_coefficients, accumulation_dtype(given_coefficients->scalar_type()));
     if (skip) return;
-    units.each_part([&](const Unit& unit, int64_t begin, int64_t end) {
+    units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
       apply(unit, begin, end, {get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1)});
     });
     return;
@@ -129,7 +129,7 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
     bool left = false;
     for (const Unit& unit : units) left = left || !units.in_one_pass(unit);
     if (left) {
-      units.each_part([&](const Unit& unit, int64_t begin, int64_t end) {
+      units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
         if (!units.in_one_pass(unit)) apply(unit, begin, end, prograd_coefficients(entries, unit.entry, lambda));
       });
     }
@@ -162,7 +162,7 @@ void project_(at::TensorList task, at::TensorList general, const at::Tensor& giv
     written.emplace_back(task[i], dtype);
     gradients.emplace_back(written[i].tensor(), general[i], dtype);
   }
-  units.each_part([&](const Unit& unit, int64_t begin, int64_t end) {
+  units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
     const Gradients& pair = gradients[unit.tensor];
     kernels().project(pair.storage, written[unit.tensor].data() + begin * pair.task.itemsize(), pair.general_at(begin),
                       end - begin, get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1));

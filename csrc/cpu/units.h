@@ -22,6 +22,12 @@ struct Unit {
   int64_t first_chunk;         // of the partial sums
 };
 
+// What one thread does in one go: a whole unit of up to one_pass_size elements, or a chunk of a larger one.
+struct Part {
+  int64_t unit, begin, end;  // elements of the unit's tensor
+  int64_t start;             // elements of all parts before this one
+};
+
 class Units {
  public:
   Units(at::TensorList tensors, int64_t scope) : scope_(scope) {
@@ -29,11 +35,15 @@ class Units {
       const int64_t size = tensors[i].numel();
       const int64_t rows = scope == by_row && tensors[i].dim() > 0 ? tensors[i].size(0) : 1;
       for (int64_t row = 0; row < rows; ++row) {
-        const int64_t n = size / rows;
-        units_.push_back({int64_t(i), row * n, row * n + n, scope == global ? 0 : int64_t(units_.size()), n_chunks_});
+        const int64_t n = size / rows, begin = row * n, end = begin + n, index = units_.size();
+        units_.push_back({int64_t(i), begin, end, scope == global ? 0 : index, n_chunks_});
         n_chunks_ += (n + chunk_size - 1) / chunk_size;
+        const int64_t step = n <= one_pass_size ? n : chunk_size;
+        for (int64_t at = begin; at < end; at += step) {
+          parts_.push_back({index, at, std::min(at + step, end), elements_ + at - begin});
+        }
+        elements_ += n;
       }
-      elements_ += size;
     }
   }
 
@@ -45,43 +55,27 @@ class Units {
   // Whether a unit's sums and update run one after the other on one thread.
   bool in_one_pass(const Unit& unit) const { return scope_ != global && unit.end - unit.begin <= one_pass_size; }
 
-  // body(unit, begin, end) for whole units of up to one_pass_size elements and for the chunks of the others, on several
-  // threads if there is enough to do.
+  // body(unit, begin, end) for all parts, on several threads if there is enough to do. `backwards`: the last part
+  // first, so that a second pass begins with what the first one has left in the cache.
   template <typename Body>
-  void each_part(const Body& body) const {
-    if (elements_ <= grain_size) {
-      for (const Unit& unit : units_) parts_of(unit, body);
-      return;
-    }
+  void each_part(bool backwards, const Body& body) const {
     // equal numbers of elements for the threads: each takes the parts that start in its range
     at::parallel_for(0, elements_, grain_size, [&](int64_t range_begin, int64_t range_end) {
-      int64_t start = 0;
-      for (const Unit& unit : units_) {
-        if (start >= range_end) break;
-        const int64_t size = unit.end - unit.begin;
-        if (start + size > range_begin) {
-          parts_of(unit, [&](const Unit& u, int64_t begin, int64_t end) {
-            const int64_t at = start + begin - u.begin;
-            if (at >= range_begin && at < range_end) body(u, begin, end);
-          });
-        }
-        start += size;
+      const auto starts_before = [](const Part& part, int64_t element) { return part.start < element; };
+      const auto first = std::lower_bound(parts_.begin(), parts_.end(), range_begin, starts_before);
+      const auto last = std::lower_bound(first, parts_.end(), range_end, starts_before);
+      const auto count = last - first;
+      for (auto i = decltype(count)(0); i < count; ++i) {
+        const Part& part = backwards ? *(last - 1 - i) : *(first + i);
+        body(units_[part.unit], part.begin, part.end);
       }
     });
   }
 
  private:
-  template <typename Body>
-  static void parts_of(const Unit& unit, const Body& body) {
-    const int64_t size = unit.end - unit.begin;
-    const int64_t step = size <= one_pass_size ? size : chunk_size;
-    for (int64_t begin = unit.begin; begin < unit.end; begin += step) {
-      body(unit, begin, std::min(begin + step, unit.end));
-    }
-  }
-
   int64_t scope_, n_chunks_ = 0, elements_ = 0;
-  c10::SmallVector<Unit, 8> units_;
+  c10::SmallVector<Unit, 4> units_;
+  c10::SmallVector<Part, 4> parts_;
 };
 
 }  // namespace prograd::cpu
