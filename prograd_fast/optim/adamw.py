@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.backends import update_operator
-from prograd_fast.optim.inner_step import run_unless_inf, unhooked
+from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
 from prograd_fast.optim.projector import Bucket
 from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
@@ -102,8 +102,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
     ) -> None:
         group = bucket.group
         states = [self._state_of(p, group) for p in bucket.params]
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        tensor_lr = isinstance(lr, Tensor)
+        beta1, beta2 = group["betas"]
         update_operator("project_adamw_", bucket.params[0])(
             bucket.params,
             bucket.task,
@@ -114,8 +113,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             [state["step"] for state in states],
             entries,
             coefficients,
-            lr if tensor_lr else None,
-            0.0 if tensor_lr else lr,
+            *learning_rate(group["lr"]),
             beta1,
             beta2,
             group["eps"],

@@ -1,9 +1,10 @@
-"""How one optimizer runs the step of another from within its own."""
+"""What a step needs from torch.optim: another optimizer's step within its own, and the learning rate."""
 
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -37,3 +38,15 @@ def run_unless_inf(optimizer: Optimizer, step: Callable[[], Any], skips_itself: 
     elif not found_inf.item():
         optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
         step()
+
+
+def learning_rate(lr: float | Tensor) -> tuple[Tensor | None, float]:
+    """`lr_tensor` and `lr` of the operators, of which one counts.
+
+    A number becomes a tensor where torch.compile looks on: it would compile anew for each value of a schedule.
+    """
+    if isinstance(lr, Tensor):
+        return lr, 0.0
+    if torch.compiler.is_compiling():
+        return torch.full((), lr, dtype=torch.float64), 0.0
+    return None, lr

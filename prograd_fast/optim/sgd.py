@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.backends import update_operator
-from prograd_fast.optim.inner_step import run_unless_inf, unhooked
+from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
 from prograd_fast.optim.projector import Bucket
 from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
@@ -94,8 +94,6 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
                 for p, state in zip(bucket.params, states, strict=True):
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             buffers = [state["momentum_buffer"] for state in states]
-        lr = group["lr"]
-        tensor_lr = isinstance(lr, Tensor)
         update_operator("project_sgd_", bucket.params[0])(
             bucket.params,
             bucket.task,
@@ -103,8 +101,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             buffers,
             entries,
             coefficients,
-            lr if tensor_lr else None,
-            0.0 if tensor_lr else lr,
+            *learning_rate(group["lr"]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],

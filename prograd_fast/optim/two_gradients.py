@@ -110,10 +110,13 @@ class TwoGradients(Optimizer):
         """Forget both gradients.
 
         Args:
-            set_to_none: set `.grad` to None (default) instead of zero. The general gradient is forgotten either way.
+            set_to_none: drop both gradients (default) instead of filling their memory with zeros.
         """
         super().zero_grad(set_to_none)
+        kept = {} if set_to_none else self._general
         self._forget()
+        for p, gradient in kept.items():
+            self._general[p] = gradient.detach().zero_()
 
     def _forget(self) -> None:
         self._general = {}
@@ -384,5 +387,9 @@ def _check_gradients(name: str, gradients: Iterable[Tensor | None]) -> None:
 
 
 def _sum(known: Tensor | None, new: Tensor) -> Tensor:
-    """The accumulated gradient, in memory of its own: autograd may return shared or expanded tensors."""
-    return new.clone() if known is None else known + new
+    """The accumulated gradient: in place, in memory of its own (autograd may return shared or expanded tensors)."""
+    if known is None:
+        return new.clone()
+    if known.requires_grad or new.requires_grad:
+        return known + new
+    return known.add_(new)
