@@ -4,10 +4,7 @@ A `Library` has the operators of `prograd_fast.ops` as methods, with the same na
 """
 
 import ctypes
-import hashlib
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_bool, c_char_p, c_double, c_int, c_int64, c_uint, c_uint64, c_void_p
 from pathlib import Path
@@ -15,13 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "simt"
-FLAGS = [
-    *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-    "-fno-gnu-unique",  # several libraries are loaded in one process, each with variables of its own
-    "-U_FORTIFY_SOURCE",  # its longjmp refuses to switch stacks
-]
+from tests.simt.build import ROOT, compile_cpp
+
 ORDERS = ("random", "greedy", "reverse")
 STORAGES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -92,42 +84,6 @@ class _Losses(Structure):
         ("cotangents", c_void_p),
         ("correct", c_void_p),
     )
-
-
-def compiler() -> str | None:
-    """The C++ compiler, or None."""
-    return os.environ.get("CXX") or shutil.which("g++")
-
-
-def compile_cpp(sources: Sequence[Path], includes: Sequence[Path], name: str) -> Path:
-    """Compile and link, "NAME.so" as a library; what was compiled from the same text before is used again.
-
-    Two compilers run at a time: the machines that run the tests have two cores.
-    """
-    command = [compiler() or "g++", *FLAGS, *(f"-I{folder}" for folder in includes), "-x", "c++"]
-    objects, missing = [], []
-    for source in sources:
-        text = subprocess.run([*command, "-E", "-P", source], check=True, capture_output=True).stdout
-        objects.append(BUILD / f"{source.stem}-{hashlib.sha256(text + repr(FLAGS).encode()).hexdigest()[:16]}.o")
-        if not objects[-1].exists():
-            missing.append((source, objects[-1]))
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for pair in range(0, len(missing), 2):
-        running = [
-            (subprocess.Popen([*command, "-c", source, "-o", f"{target}.{os.getpid()}"]), target)
-            for source, target in missing[pair : pair + 2]
-        ]
-        for process, target in running:
-            assert process.wait() == 0, f"{target.name}: does not compile"
-            Path(f"{target}.{os.getpid()}").rename(target)
-    digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
-    result = BUILD / f"{digest}-{name}"
-    if not result.exists():
-        temporary = f"{result}.{os.getpid()}"
-        link = ["-shared"] if name.endswith(".so") else []
-        subprocess.run([command[0], *objects, *link, "-o", temporary], check=True)
-        Path(temporary).rename(result)
-    return result
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -314,3 +270,34 @@ def _tensors(
         tensor.units = task[i].shape[0] if scope == 1 and task[i].dim() else 1
         tensor.unit_size = task[i].numel() // tensor.units if tensor.units else 0
     return tensors
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Guarded:
+    """Tensors in buffers of their own, with values around them that no kernel may change.
+
+    Args:
+        shift: elements by which they miss a 16-byte boundary.
+    """
+
+    def __init__(self, shift: int = 0) -> None:
+        self._shift = shift
+        self._buffers: list[tuple[Tensor, int, int]] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        start = 16 + self._shift
+        buffer = torch.full((tensor.numel() + 40,), 77, dtype=tensor.dtype)
+        view = buffer[start : start + tensor.numel()].view(tensor.shape)
+        self._buffers.append((buffer, start, tensor.numel()))
+        return view.copy_(tensor)
+
+    def list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [self(tensor) for tensor in tensors]
+
+    def check(self) -> None:
+        for buffer, start, size in self._buffers:
+            outside = torch.cat([buffer[:start], buffer[start + size :]])
+            assert bool((outside == 77).all()), "write outside of a tensor"
