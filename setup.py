@@ -1,4 +1,4 @@
-"""Builds the compiled kernels with CMake and ninja, against the PyTorch that is installed; everything else: pyproject.toml.
+"""Builds the compiled kernels with CMake and ninja against the installed PyTorch; everything else: pyproject.toml.
 
 Without a compiler, CMake or PyTorch at hand the installation goes on in pure Python and says so in one line.
 PROGRAD_FAST_BUILD: "auto" (default) builds what it can; "cpu" leaves CUDA out; "none" builds nothing; "require" fails
@@ -46,6 +46,7 @@ class CMakeBuild(build_ext):
     """One CMake project for the one extension."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build the extension, or say why not and go on."""
         missing = what_is_missing()
         if missing is None:
             try:

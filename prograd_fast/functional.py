@@ -11,11 +11,10 @@ from torch import Tensor
 
 from prograd_fast.backends import update_operator
 from prograd_fast.checks import check_dual_loss, check_linear_dual_loss, check_states, label_range_named
-from prograd_fast.reference.losses import REDUCTIONS, General, Reduction
+from prograd_fast.reference.losses import REDUCTIONS, General, Reduction, accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
     Scope,
-    accumulation_dtype,
     check_pairs,
     n_units,
     prograd_coefficients,

@@ -50,7 +50,9 @@ def test_gram_and_project(backend: str, dtype: torch.dtype, scope: reference.pro
     wanted = reference.gram(double(task), double(general), scope)
     assert entries.dtype == accumulation(dtype)
     assert_close(entries, wanted, "formula", accumulation(dtype))
-    for a, g, want in zip(task, projected, reference.project(double(task), double(general), LAMBDA, scope), strict=True):
+    for a, g, want in zip(
+        task, projected, reference.project(double(task), double(general), LAMBDA, scope), strict=True
+    ):
         assert g.dtype == dtype
         assert_close(g, want, "formula", dtype, a)
 

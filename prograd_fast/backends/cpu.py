@@ -1,9 +1,12 @@
 """The kernels of csrc/cpu: C++ for AVX-512, AVX2 and any other CPU, chosen when the process starts."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
+_C: Any
 try:
-    from prograd_fast import _C
+    _C = importlib.import_module("prograd_fast._C")
 except ImportError as error:  # no compiler at installation, or another PyTorch since
     _C = None
     _ERROR = str(error)
@@ -18,7 +21,8 @@ def missing() -> str | None:
     if _C is None:
         return (
             f"the C++ kernels are not built for this PyTorch ({_ERROR}). "
-            "Install a C++17 compiler and run: pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
+            "Install CMake and a C++ compiler, and run: "
+            "pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
         )
     return None
 

@@ -66,7 +66,7 @@ class _FirstDerivative(torch.autograd.Function):
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
             "dual_loss: expected to be differentiated once, got a second derivative; the kernels have none. "
             "Use prograd_fast.reference.dual_loss, which autograd differentiates any number of times."

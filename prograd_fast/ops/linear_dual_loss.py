@@ -55,9 +55,7 @@ def _empty_results(features: Tensor, student_classes: Tensor, *others: Any) -> t
     return task, general, cotangents, features.new_empty((), dtype=torch.int64)
 
 
-def _linear_dual_loss(
-    features: Tensor, student_classes: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _linear_dual_loss(features: Tensor, student_classes: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     task, _, cotangents, correct = _empty_results(features, student_classes, *others)
     losses = task.new_empty((2, *task.shape))
     torch.ops.prograd_fast.linear_dual_loss_out(

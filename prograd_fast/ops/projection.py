@@ -1,6 +1,5 @@
 """`gram_out` and `project_`: the conflict test of two lists of gradients, and the projection."""
 
-import torch
 from torch import Tensor
 
 from prograd_fast.ops.registry import define

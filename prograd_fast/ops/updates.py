@@ -5,6 +5,7 @@ from torch import Tensor
 
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import projection, updates
+from prograd_fast.reference.losses import accumulation_dtype
 
 
 def _project_adamw_(
@@ -102,7 +103,7 @@ def _projected(
     """The gradients that the update sees, in the accumulation dtype; writes `entries` unless it is told the result."""
     unit = projection.SCOPES[scope]
     if grad_scale is not None:
-        task = [a.to(projection.accumulation_dtype(a)) / grad_scale for a in task]
+        task = [a.to(accumulation_dtype(a)) / grad_scale for a in task]
     if coefficients is None:
         entries.copy_(projection.gram(task, general, unit))
         coefficients = projection.prograd_coefficients(entries, lambda_)
