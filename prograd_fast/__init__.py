@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import version
 from types import ModuleType
 
-from prograd_fast import reference
+from prograd_fast import backends, functional, reference, rules
 from prograd_fast.config import show_config
 from prograd_fast.losses import DualLoss
 from prograd_fast.optim import Conflict, ProGrad, ProGradAdamW, ProGradSGD
@@ -18,9 +18,12 @@ __all__ = [
     "ProGradAdamW",
     "ProGradSGD",
     "__version__",
+    "backends",
     "clip",
     "data",
+    "functional",
     "reference",
+    "rules",
     "show_config",
 ]
 

@@ -5,6 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from prograd_fast import backends
+from prograd_fast.backends import cpu
+
 # what each package is for, and the extra that brings it
 _OPTIONAL = {
     "open_clip_torch": ("CLIP models and tokenizers", "clip"),
@@ -34,6 +37,20 @@ def _gpu() -> str:
     return f"none: PyTorch was built for CUDA {torch.version.cuda}, and no GPU is visible"
 
 
+def _backends() -> list[tuple[str, str]]:
+    in_use = backends.active()
+    rows = []
+    for name, device in (("cpu", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
+        reason = backends.missing(name)
+        state = f"missing: {reason}" if reason else "in use" if in_use[device] == name else "available, not in use"
+        rows.append((f"backend {name}", state))
+    if in_use["cpu"] == "cpu":
+        facts = cpu.build_facts()
+        rows.append(("CPU kernels", f"{facts['instruction_set']}, compiled by {facts['compiler']}"))
+    rows.append(("backend reference", "plain PyTorch; runs on every device that has no other backend"))
+    return rows
+
+
 def show_config() -> str:
     """Versions, devices, backends, and what is missing with the command that installs it.
 
@@ -46,7 +63,7 @@ def show_config() -> str:
         ("PyTorch", torch.__version__),
         ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
         ("GPU", _gpu()),
-        ("backend", "reference (plain PyTorch, any device); there are no compiled kernels in this version"),
+        *_backends(),
     ]
     missing: dict[str, list[str]] = {}
     for package, (purpose, extra) in _OPTIONAL.items():

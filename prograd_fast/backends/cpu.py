@@ -36,3 +36,9 @@ def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
     _C.register_cpu()
     return _C.unregister_cpu
+
+
+def build_facts() -> dict[str, Any]:
+    """How they were compiled: "compiler", "flags", "torch", "instruction_sets", and the "instruction_set" in use."""
+    facts: dict[str, Any] = _C.build_facts()
+    return facts
