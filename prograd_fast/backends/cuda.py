@@ -1,11 +1,14 @@
 """The kernels of csrc/cuda: CUDA C++, compiled with the extension where the CUDA toolkit was there."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+_C: Any
 try:
-    from prograd_fast import _C
+    _C = importlib.import_module("prograd_fast._C")
 except ImportError as error:  # no compiler at installation, or another PyTorch since
     _C = None
     _ERROR = str(error)
