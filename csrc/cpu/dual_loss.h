@@ -35,6 +35,16 @@ inline void stream(void* to, const void* from, std::size_t bytes) {
 #endif
 }
 
+// Fetch part of the next row while this one is computed: between two rows nothing else would use the memory.
+inline void prefetch(const void* row, std::size_t begin, std::size_t end) {
+  if (!row) return;
+  for (std::size_t i = begin; i < end; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+}
+
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+constexpr std::int64_t block = 1024;  // classes
+
 template <typename S>
 Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
   using T = Accumulation<S>;
@@ -69,26 +79,31 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
       const T z_max = sums.student_max, t_max = sums.teacher_max;
       const bool soft_ce = row.soft_ce;
       T z_sum = 0, z_sum_t = 0, t_sum = 0, cross = 0;
+      for (std::int64_t begin = 0; begin < classes; begin += block) {
+        const std::int64_t end = smaller(begin + block, classes);
+        prefetch(row.next_student, begin * sizeof(S), end * sizeof(S));
+        prefetch(row.next_teacher, begin * sizeof(S), end * sizeof(S));
 #pragma omp simd reduction(+ : z_sum, z_sum_t, t_sum, cross)
-      for (std::int64_t c = 0; c < classes; ++c) {
-        T dz = load(z[c]) - z_max;
-        T dt = (has_offset() ? load(t[c]) + offset[c] : load(t[c])) - t_max;
-        const T s = exp(dz);
-        if constexpr (tempered()) {
-          dz *= inverse;
-          dt *= inverse;
+        for (std::int64_t c = begin; c < end; ++c) {
+          T dz = load(z[c]) - z_max;
+          T dt = (has_offset() ? load(t[c]) + offset[c] : load(t[c])) - t_max;
+          const T s = exp(dz);
+          if constexpr (tempered()) {
+            dz *= inverse;
+            dt *= inverse;
+          }
+          const T e = exp(dt);
+          z_exp[c] = s;
+          t_exp[c] = e;
+          z_sum += s;
+          t_sum += e;
+          if constexpr (tempered()) {
+            const T s_t = exp(dz);
+            z_exp_t[c] = s_t;
+            z_sum_t += s_t;
+          }
+          cross += DualLossRow<T>::cross_term(e, dz, dt, soft_ce);
         }
-        const T e = exp(dt);
-        z_exp[c] = s;
-        t_exp[c] = e;
-        z_sum += s;
-        t_sum += e;
-        if constexpr (tempered()) {
-          const T s_t = exp(dz);
-          z_exp_t[c] = s_t;
-          z_sum_t += s_t;
-        }
-        cross += DualLossRow<T>::cross_term(e, dz, dt, soft_ce);
       }
       sums.student_sum = z_sum;
       sums.student_sum_t = tempered() ? z_sum_t : z_sum;
@@ -102,7 +117,6 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
   for (std::int64_t c = 0; correct && c < row.label; ++c) correct = load(z[c]) < label_logit;
 
   // block by block through the first-level cache, on its way out
-  constexpr std::int64_t block = 1024;
   S task[block], general[block];
   const T task_factor = T(row.task_cotangent_weight) / sums.student_sum;
   const T p_factor = T(row.general_cotangent_weight) * temperature / sums.student_sum_t;
@@ -110,7 +124,7 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
   S* task_out = static_cast<S*>(row.task_cotangent);
   S* general_out = static_cast<S*>(row.general_cotangent);
   for (std::int64_t begin = 0; begin < classes; begin += block) {
-    const std::int64_t n = classes - begin < block ? classes - begin : block;
+    const std::int64_t n = smaller(begin + block, classes) - begin;
     S* to = row.stream ? task : task_out + begin;
     S* to_general = row.stream ? general : general_out + begin;
 #pragma omp simd

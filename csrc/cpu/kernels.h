@@ -43,6 +43,7 @@ struct Kernels {
   // Both losses of one row, and both cotangents. The cotangents may lie where the logits lie.
   struct DualLossRow {
     const void *student, *teacher;  // (classes,)
+    const void *next_student, *next_teacher;  // what the thread reads next, or null
     std::int64_t classes, label;
     const void* teacher_offset;  // (classes,) in the accumulation dtype, or null
     double temperature;

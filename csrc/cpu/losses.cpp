@@ -109,8 +109,13 @@ void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& 
         at::empty({3 * classes}, student.options().dtype(accumulation_dtype(student.scalar_type())));
     for (int64_t i = begin; i < end; ++i) {
       Kernels::DualLossRow row = options.row(first + i);
-      row.student = static_cast<const char*>(data_of(student)) + i * student.stride(0) * size;
-      row.teacher = static_cast<const char*>(data_of(teacher)) + i * teacher.stride(0) * size;
+      const auto row_of = [&](const at::Tensor& logits, int64_t k) {
+        return k < end ? static_cast<const char*>(data_of(logits)) + k * logits.stride(0) * size : nullptr;
+      };
+      row.student = row_of(student, i);
+      row.teacher = row_of(teacher, i);
+      row.next_student = row_of(student, i + 1);
+      row.next_teacher = row_of(teacher, i + 1);
       row.classes = classes;
       row.task_cotangent = task_cotangents + i * classes * size;
       row.general_cotangent = general_cotangents + i * classes * size;
