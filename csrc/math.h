@@ -74,14 +74,15 @@ PF_HOST_DEVICE T larger(T a, T b) {
 
 // ---- projection: g = alpha a + beta b
 
-// ProGrad's beta = -lambda min(0, <a,b>) / ||b||^2; 0 where ||b||^2 vanishes or a sum is not finite.
+// ProGrad's beta = -lambda min(0, <a,b>) / ||b||^2; 0 where ||b||^2 vanishes, or a sum or the quotient is not finite.
 template <typename T>
 PF_HOST_DEVICE T conflict_beta(T dot, T general_norm, T lambda) {
   constexpr T smallest = std::numeric_limits<T>::min();  // below it the quotient has no correct digits left
   constexpr T largest = std::numeric_limits<T>::max();
+  const T quotient = dot / general_norm;
   // every comparison with NaN is false
-  const bool usable = dot < T(0) && dot >= -largest && general_norm >= smallest && general_norm <= largest;
-  return usable ? -lambda * (dot / general_norm) : T(0);
+  const bool usable = quotient < T(0) && quotient >= -largest && general_norm >= smallest && general_norm <= largest;
+  return usable ? -lambda * quotient : T(0);
 }
 
 // beta = 0 must not touch b: 0 * inf is NaN.

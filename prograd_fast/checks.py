@@ -114,7 +114,13 @@ def label_range_named(labels: Tensor, classes: int) -> Iterator[None]:
         ) from None
 
 
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}. Use torch.as_tensor(...).")
+
+
 def _check_matrix(name: str, matrix: Tensor, shape: str) -> None:
+    _check_tensor(name, matrix)
     if not matrix.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {matrix.dtype}.")
     if matrix.dim() != 2:
@@ -130,7 +136,10 @@ def _check_fixed(name: str, tensor: Tensor | None) -> None:
 
 
 def check_loss_options(temperature: float, general: str, reduction: str) -> None:
-    if not temperature > 0:
+    """Raise TypeError or ValueError for options that no loss has."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}. Use 1.0 as the authors do.")
+    if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}. Use 1.0 as the authors do.")
     if general not in GENERAL_LOSSES:
         raise ValueError(f"general: expected one of {', '.join(GENERAL_LOSSES)}, got {general!r}.")
@@ -146,6 +155,7 @@ def _check_rows(
     task_weight: Tensor | None,
     general_weight: Tensor | None,
 ) -> None:
+    _check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: expected integer class indices, got {labels.dtype}.")
     if labels.shape != (rows,):

@@ -97,6 +97,7 @@ BAD = [
     ({"labels": torch.tensor([0, 1, 3])}, ValueError, "labels: expected class indices 0 ... 2, got 0 ... 3"),
     ({"labels": torch.tensor([0, -1, 2])}, ValueError, "labels: expected class indices"),
     ({"labels": torch.tensor([0, 1])}, ValueError, "labels: expected shape"),
+    ({"labels": [0, 1, 2]}, TypeError, "labels: expected a tensor, got list"),
     ({"labels": torch.zeros(3)}, TypeError, "labels: expected integer class indices"),
     ({"student_logits": torch.zeros(3, 3, dtype=torch.int64)}, TypeError, "student_logits: expected a floating-point"),
     ({"teacher_logits": torch.zeros(3, 3, requires_grad=True)}, ValueError, "detach"),
@@ -115,10 +116,15 @@ def test_bad_input(change, error, message):
         pf.DualLoss()(**(good | change))
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_bad_temperature(temperature):
     with pytest.raises(ValueError, match="temperature: expected a number above 0"):
         pf.DualLoss(temperature)
+
+
+def test_temperature_must_be_a_number():
+    with pytest.raises(TypeError, match="temperature: expected a number, got str"):
+        pf.DualLoss("1")
 
 
 def test_bad_general():

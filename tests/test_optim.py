@@ -224,20 +224,55 @@ def test_zero_grad_forgets_both(name, set_to_none):
     assert same(p, q)
 
 
-def test_model_zero_grad_is_noticed():
-    """`model.zero_grad()` knows nothing of the general gradients; stale ones must not be added to new ones."""
-    model, other = torch.nn.Linear(3, 1), None
-    other = copy.deepcopy(model)
-    x = torch.randn(8, 3)
-    loss = lambda m, k: ((m(x) - k).square().mean(), (m(x) + k).abs().mean())  # noqa: E731
-    opt, fresh = pf.ProGradSGD(model.parameters(), lr=0.1), pf.ProGradSGD(other.parameters(), lr=0.1)
-    opt.backward(*loss(model, 5.0))
-    model.zero_grad()
-    opt.backward(*loss(model, 1.0))
-    fresh.backward(*loss(other, 1.0))
+def zero(how, opt, p):
+    if how == "None":
+        p.grad = None
+    elif how == "zeros":
+        p.grad.zero_()
+    else:
+        opt.zero_grad()
+
+
+ZEROS = ["None", "zeros", "opt.zero_grad"]  # what model.zero_grad() does, with and without set_to_none; the right way
+
+
+@pytest.mark.parametrize("how", ZEROS)
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_plain_step_after_a_projected_one(how, projected):
+    """`model.zero_grad()` knows nothing of the general gradient; a plain backward afterwards must be plain."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward((p * torch.tensor([1.0, -1.0])).sum(), p[1])
+    if projected:
+        opt.project()
     opt.step()
-    fresh.step()
-    assert same(model.parameters(), other.parameters())
+    assert p.tolist() == [-1.0, 0.0]
+    zero(how, opt, p)
+    (p * torch.tensor([1.0, -1.0])).sum().backward()
+    opt.step()
+    assert p.tolist() == [-2.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ZEROS)
+def test_a_general_gradient_is_forgotten_with_its_task_gradient(how):
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward(p.sum(), 5 * p[1])
+    opt.step()
+    zero(how, opt, p)
+    opt.backward((p * torch.tensor([1.0, -1.0])).sum(), p[0])  # b = (1, 0) alone does not conflict
+    opt.step()
+    assert p.tolist() == [-2.0, 0.0]
+    assert opt.conflict.conflicts.tolist() == [0]
+
+
+def test_a_replaced_gradient_is_not_guessed_about():
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward(p.sum(), -p.sum())
+    p.grad = p.grad * 2
+    with pytest.raises(RuntimeError, match=r"Change \.grad in place"):
+        opt.step()
 
 
 def test_step_leaves_the_gradients_alone():
@@ -476,13 +511,13 @@ def test_expanded_and_shared_gradients_are_owned():
 
 
 def test_gradient_views_stay_views():
-    """Gradients that live in one flat buffer are projected in place."""
-    p = parameters([(4,)])
+    """Gradients that live in one flat buffer are added to and projected in place."""
+    p = torch.nn.Parameter(torch.zeros(4))
     flat = torch.zeros(6)
-    p[0].grad = flat[1:5]
-    opt = pf.ProGradSGD(p, lr=0.1)
-    p[0].grad += torch.tensor([1.0, -1.0, 0.0, 0.0])
-    opt._general[p[0]] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    p.grad = flat[1:5]
+    opt = pf.ProGradSGD([p], lr=0.1)
+    opt.backward(p[0] - p[1], p[1])
+    assert torch.equal(flat, torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0, 0.0]))
     opt.project()
     assert torch.equal(flat, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
 
@@ -522,7 +557,9 @@ def test_bad_losses_change_nothing():
     embedding = torch.nn.Embedding(5, 3, sparse=True)
     sparse = pf.ProGradAdamW(embedding.parameters())
     row = embedding(torch.tensor([1])).sum()
+    frozen = pf.ProGradAdamW(parameters([(3,)])[0].requires_grad_(False).split(3))
     cases = [
+        (frozen, good, good, ValueError, "backward: expected parameters that require grad"),
         (opt, 1.0, good, TypeError, "task: expected a loss tensor, got float"),
         (opt, p[0] * 2, good, ValueError, r"task: expected a loss of one element, got shape \(3,\)"),
         (opt, good, good.detach(), ValueError, "general: expected a loss with a graph"),

@@ -103,6 +103,7 @@ UNCHANGED = {
     "b Inf": ([1.0, -2.0], [-INF, 1.0]),
     "b whose norm overflows": ([1.0, -2.0], [-1e30, 1.0]),
     "b whose norm vanishes": ([1.0, -2.0], [-1e-30, 0.0]),
+    "a quotient that overflows": ([1e20, 1.0], [-1.2e-19, 0.0]),
     "a zero": ([0.0, 0.0], [1.0, 2.0]),
     "orthogonal": ([1.0, 1.0], [1.0, -1.0]),
     "aligned": ([1.0, 1.0], [1.0, 1.0]),
@@ -114,7 +115,7 @@ UNCHANGED = {
 @pytest.mark.parametrize("case", UNCHANGED)
 @pytest.mark.parametrize("scope", ["tensor", "row", "global"])
 def test_edges_leave_the_task_gradient_as_it_is(case, scope):
-    """DESIGN section 5, edges: exactly a, bit for bit, with the NaN that a itself had and no other."""
+    """What cannot be projected on is left alone: exactly a, bit for bit, with the NaN that a itself had and no other."""
     a, b = UNCHANGED[case]
     a = torch.tensor(a)
     if scope == "row":  # one row, so that the unit is the same
@@ -123,6 +124,21 @@ def test_edges_leave_the_task_gradient_as_it_is(case, scope):
     (g,) = reference.project([a], [b], 1.0, scope)
     assert torch.equal(g.isnan(), a.isnan())
     assert torch.equal(g[~g.isnan()], a[~a.isnan()])
+
+
+@pytest.mark.parametrize("size", [10_000, 100_001, 3_000_000])  # one chunk of a thread, some, many; odd
+def test_sums_do_not_depend_on_the_number_of_threads(size):
+    a, b = gradients([(size,)], torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(reference.gram(a, b))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def test_one_bad_unit_does_not_touch_the_others():

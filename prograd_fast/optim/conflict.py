@@ -21,7 +21,7 @@ class Conflict:
         steps: projections in which the unit had a task gradient, int64.
         conflicts: steps at which ⟨a,b⟩ < 0 and b was of use, so that the task gradient was projected, int64.
         non_finite: steps at which ‖b‖² or ⟨a,b⟩ was Inf or NaN; the task gradient went through unchanged, int64.
-        absent: steps at which b was zero or missing; the task gradient went through unchanged, int64.
+        absent: steps at which b was zero, vanishing or missing; the task gradient went through unchanged, int64.
     """
 
     cosine: Tensor
@@ -60,7 +60,7 @@ class Conflict:
         self.steps[units] += len(entries)
         self.conflicts[units] += (conflict_coefficients(entries) < 0).sum(0)
         self.non_finite[units] += (~(general_norm.isfinite() & dot.isfinite())).sum(0)
-        self.absent[units] += (general_norm == 0).sum(0)
+        self.absent[units] += (general_norm < torch.finfo(general_norm.dtype).tiny).sum(0)
 
 
 class ConflictLog:

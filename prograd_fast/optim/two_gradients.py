@@ -27,6 +27,8 @@ class TwoGradients(Optimizer):
     _step_supports_amp_scaling = True
 
     _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
+    _seen: dict[Tensor, tuple[Tensor, int]]  # the .grad that it belongs to, and its version
+    _stepped: bool
     _reduced: bool
     _projected: bool
     _non_finite: Tensor | None  # 0-d bool on the device, once the gradients were compared
@@ -80,8 +82,9 @@ class TwoGradients(Optimizer):
         _check_loss("task", task)
         _check_loss("general", general)
         params = [p for p in self._parameters if p.requires_grad]
-        if all(p.grad is None for p in params):
-            self._forget()  # model.zero_grad() was called, which knows nothing of the general gradients
+        if not params:
+            raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
+        self._forget_zeroed()
         if self._projected:
             raise RuntimeError(
                 "backward: project() has put the projected gradient into .grad, and a new one cannot be added to it. "
@@ -104,6 +107,7 @@ class TwoGradients(Optimizer):
                     task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
             if task_gradient is not None:
                 p.grad = _sum(p.grad, task_gradient)
+        self._see(self._general)
         self._reduced = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -118,8 +122,34 @@ class TwoGradients(Optimizer):
         for p, gradient in kept.items():
             self._general[p] = gradient.detach().zero_()
 
+    def _see(self, params: Iterable[Tensor]) -> None:
+        self._seen = {p: (p.grad, p.grad._version) for p in params if p.grad is not None}
+        self._stepped = False
+
+    def _forget_zeroed(self) -> None:
+        """Forget what belongs to gradients that are gone: `model.zero_grad()` and `.grad = None` do not tell.
+
+        Before the step a gradient may be changed in place (unscaled, clipped); after it, a change means that it was
+        zeroed, or that a plain `loss.backward()` has begun something new.
+        """
+        for p, (gradient, version) in list(self._seen.items()):
+            if p.grad is gradient and not (self._stepped and gradient._version != version):
+                continue
+            if p.grad is not None and not self._stepped:
+                raise RuntimeError(
+                    "step: expected in .grad the tensor that backward() put there, got another one, so it is not known "
+                    "whether the general gradient still belongs to it. Change .grad in place (p.grad.copy_(...)), or "
+                    "call zero_grad() of this optimizer first."
+                )
+            del self._seen[p]
+            self._general.pop(p, None)
+        if not self._seen:
+            self._forget()
+
     def _forget(self) -> None:
         self._general = {}
+        self._seen = {}
+        self._stepped = False
         self._reduced = False
         self._projected = False
         self._non_finite = None
@@ -141,6 +171,7 @@ class TwoGradients(Optimizer):
             raise RuntimeError("all_reduce: torch.distributed is not initialised. Call init_process_group() first.")
         if self._projected:
             raise RuntimeError("all_reduce: the gradients are projected already. Call it before project() and step().")
+        self._forget_zeroed()
         params = [p for p in self._parameters if p.requires_grad]
         for kind in dict.fromkeys((p.device, p.dtype) for p in params):
             same = [p for p in params if (p.device, p.dtype) == kind]
@@ -154,6 +185,7 @@ class TwoGradients(Optimizer):
             flat /= dist.get_world_size(group)
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
+        self._see(self._general)
         self._reduced = True
 
     # ---- one gradient out
@@ -165,6 +197,7 @@ class TwoGradients(Optimizer):
         gradient or to clip it before the update: `opt.backward(task, general); opt.project(); clip_grad_norm_(params,
         1.0); opt.step()`. With a GradScaler, `scaler.unscale_(opt)` comes first. Calling it again does nothing.
         """
+        self._forget_zeroed()
         if self._projected:
             return
         for p, g in self._projected_gradients(self._buckets()):
@@ -172,6 +205,7 @@ class TwoGradients(Optimizer):
                 p.grad = g
             else:
                 p.grad.copy_(g)  # in place: it may be a view of a bigger buffer
+        self._see(self._parameters)
         self._projected = True
 
     def _buckets(self) -> list[Bucket]:
@@ -251,6 +285,8 @@ class TwoGradients(Optimizer):
             with torch.enable_grad():
                 losses = closure()
                 if isinstance(losses, tuple | list):
+                    if len(losses) != 2:
+                        raise ValueError(f"closure: expected it to return (task, general), got {len(losses)} values.")
                     self.zero_grad()
                     self.backward(*losses)
         scale: Tensor | None = getattr(self, "grad_scale", None)  # set by a GradScaler for the time of the call
@@ -261,6 +297,7 @@ class TwoGradients(Optimizer):
                 for p in self._parameters:
                     if p.grad is not None:
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
+            self._forget_zeroed()
             buckets = [] if self._projected else self._buckets()
             if not buckets:
                 self._update(self._worst(found_inf))
@@ -268,6 +305,9 @@ class TwoGradients(Optimizer):
                 self._project_then_update(buckets, found_inf)
             else:
                 self._fused(buckets, found_inf)
+        if not torch.compiler.is_compiling():
+            self._see(self._seen)
+        self._stepped = True
         return losses
 
     def _fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:

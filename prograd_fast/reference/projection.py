@@ -11,6 +11,8 @@ from prograd_fast.reference.losses import accumulation_dtype
 Scope = Literal["tensor", "row", "global"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+_CHUNK = 4096  # elements that PyTorch sums on one thread
+
 
 def n_units(tensor: Tensor, scope: Scope) -> int:
     """How many conflict tests `tensor` takes part in: its rows for "row" (a 0-d tensor is one row), else one."""
@@ -21,6 +23,13 @@ def _as_units(tensor: Tensor, units: int, dtype: torch.dtype) -> Tensor:
     """(units, elements of each), contiguous, so that the strides of a gradient do not change the order of its sums."""
     size = tensor.numel() // units if units else 0  # spelled out: -1 is ambiguous for empty tensors
     return tensor.to(dtype).reshape(units, size).contiguous()
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """x.sum(1) in chunks of one size, so that the number of threads does not change the order of the additions."""
+    while x.shape[1] > _CHUNK:
+        x = torch.nn.functional.pad(x, (0, -x.shape[1] % _CHUNK)).reshape(len(x), -1, _CHUNK).sum(2)
+    return x.sum(1)
 
 
 def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope = "tensor") -> Tensor:
@@ -50,7 +59,7 @@ def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope 
         units = n_units(a, scope)
         a = _as_units(a, units, dtype)
         b = torch.zeros_like(a) if b is None else _as_units(b, units, dtype)
-        entries.append(torch.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1)], dim=1).to(device))
+        entries.append(torch.stack([_row_sums(a * a), _row_sums(a * b), _row_sums(b * b)], dim=1).to(device))
     rows = torch.cat(entries)
     return rows.sum(dim=0, keepdim=True) if scope == "global" else rows
 
@@ -58,7 +67,8 @@ def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope 
 def conflict_coefficients(entries: Tensor) -> Tensor:
     """min(0, ⟨a,b⟩) / ‖b‖² per unit, and 0 wherever that is not a usable number.
 
-    A zero, vanishing or non-finite ‖b‖² and a non-finite ⟨a,b⟩ give 0: the task gradient then goes through unchanged.
+    A zero, vanishing or non-finite ‖b‖², and a non-finite ⟨a,b⟩ or quotient, give 0: the task gradient then goes through
+    unchanged.
 
     Args:
         entries: (..., 3) as `gram` returns them.
@@ -68,8 +78,9 @@ def conflict_coefficients(entries: Tensor) -> Tensor:
     """
     dot, norm = entries[..., 1], entries[..., 2]
     # below the smallest normal number the quotient has no correct digits left
-    usable = (norm >= torch.finfo(norm.dtype).tiny) & norm.isfinite() & dot.isfinite()
-    return torch.where(usable, dot.clamp(max=0) / norm, 0.0)
+    quotient = dot.clamp(max=0) / norm
+    usable = (norm >= torch.finfo(norm.dtype).tiny) & norm.isfinite() & quotient.isfinite()
+    return torch.where(usable, quotient, 0.0)
 
 
 def prograd_coefficients(entries: Tensor, lambda_: float = 1.0) -> Tensor:

@@ -55,8 +55,9 @@ def scale_of(grad_scale, acc: tl.constexpr):
 @triton.jit
 def conflict(aa, ab, bb, lambda_, tiny):
     """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing or not finite."""
-    usable = (bb >= tiny) & (bb < float("inf")) & (tl.abs(ab) < float("inf"))
-    beta = tl.where(usable, -lambda_ * tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0), 0.0)
+    usable = (bb >= tiny) & (bb < float("inf"))
+    quotient = tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0)
+    beta = tl.where(usable & (tl.abs(quotient) < float("inf")), -lambda_ * quotient, 0.0)
     return tl.full([], 1.0, bb.dtype), beta
 
 
