@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint bench native package docs assets clean
+.PHONY: install demo test lint bench kernels native package docs assets clean
 
 install: $(VENV)/.installed
 
 # torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
-$(VENV)/.installed: pyproject.toml setup.py
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11
 	$(BIN)/python -m pip install --quiet torch torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
@@ -34,10 +34,17 @@ assets: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"
 	$(BIN)/python -m tools.build
 
+# every CUDA and Triton kernel compiled for sm_80, sm_90 and sm_100 and judged: registers, spills, access widths.
+# Needs nvcc, no GPU; docs/kernels.md is the table.
+kernels: install
+	$(BIN)/python tools/kernels/cuda_gate.py --json build/cuda.json
+	$(BIN)/python tools/kernels/triton_gate.py --json build/triton.json
+	$(BIN)/python tools/kernels/table.py docs/kernels.md "CUDA C++=build/cuda.json" "Triton=build/triton.json"
+
 # the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-native:
-	cmake -S . -B build/native -G Ninja -DPF_SANITIZE=address,undefined
-	cmake --build build/native
+native: install
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/native -G Ninja -DPF_SANITIZE=address,undefined
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
 	build/native/native_tests
 
 # sdist -> wheel -> installation, compiled on the way; tests/test_build.py does the same in pure Python

@@ -19,6 +19,10 @@ BUILD = os.environ.get("PROGRAD_FAST_BUILD", "auto")
 ROOT = Path(__file__).parent
 
 
+# pip puts CMake and ninja beside the Python that runs this, which need not be on the PATH
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def what_is_missing() -> str | None:
     """Why nothing can be compiled here, or None."""
     if BUILD == "none":

@@ -67,8 +67,8 @@ def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope 
 def conflict_coefficients(entries: Tensor) -> Tensor:
     """min(0, ⟨a,b⟩) / ‖b‖² per unit, and 0 wherever that is not a usable number.
 
-    A zero, vanishing or non-finite ‖b‖², and a non-finite ⟨a,b⟩ or quotient, give 0: the task gradient then goes through
-    unchanged.
+    A zero, vanishing or non-finite ‖b‖², and a non-finite ⟨a,b⟩ or quotient, give 0: the task gradient then goes
+    through unchanged.
 
     Args:
         entries: (..., 3) as `gram` returns them.
