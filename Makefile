@@ -26,8 +26,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# every operator and the step, side by side; then the table of targets, its sides in turn
 bench: install
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-group-by=group \
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=build/benchmarks.json
+	$(BIN)/python -m benchmarks.compare --out build
 
 # the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
 assets: install

@@ -10,18 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def project_(params: Sequence[Tensor], general: Sequence[Tensor], lambda_: float = 1.0) -> None:
-    """Norms, unit vectors and a branch on the host for each tensor; `.grad` holds the task gradient and is replaced."""
-    for p, b in zip(params, general, strict=True):
+def project(task: Sequence[Tensor], general: Sequence[Tensor], lambda_: float = 1.0) -> list[Tensor]:
+    """A clone, norms, unit vectors and a branch on the host for each tensor.
+
+    The trainer also clones each general gradient between its two backward passes. That is not counted here, as the
+    clones of `ProGradAdamW.backward` are not counted in its step.
+    """
+    projected = []
+    for a, b in zip(task, general, strict=True):
         b_unit = b / torch.linalg.norm(b)
-        a_unit = p.grad / torch.linalg.norm(p.grad)
+        kept = a.clone()
+        a_unit = kept / torch.linalg.norm(kept)
         if torch.dot(a_unit.flatten(), b_unit.flatten()) < 0:
-            p.grad = p.grad - lambda_ * torch.dot(p.grad.flatten(), b_unit.flatten()) * b_unit
+            a = kept - lambda_ * torch.dot(kept.flatten(), b_unit.flatten()) * b_unit
+        projected.append(a)
+    return projected
 
 
-def losses(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and T² times the soft cross-entropy to the teacher."""
+def losses(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, and soft cross-entropy to the teacher, at the temperature 1 of all of the authors' settings."""
     task = F.cross_entropy(student_logits, labels)
-    soft = F.softmax(teacher_logits / temperature, dim=-1)
-    general = -soft * F.log_softmax(student_logits / temperature, -1) * temperature * temperature
+    soft = F.softmax(teacher_logits, dim=-1)
+    general = -soft * F.log_softmax(student_logits, -1)
     return task, general.sum(1).mean()

@@ -1,28 +1,23 @@
-"""Both losses and both cotangents on the logits, against the authors' formulation."""
+"""Both losses and both cotangents, on logits and on features.
+
+Bytes: 16 per logit (read both logits, write both cotangents); for features 4 (B·D + 4·C·D): read the features of images
+and of both classes, write both cotangents, which is little beside the arithmetic.
+"""
 
 import pytest
-import torch
 
-import prograd_fast as pf
-from benchmarks import authors
+from benchmarks.compare import DUAL_LOSS_BYTES
+from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 
 
-@pytest.mark.parametrize("shape", [(32, 100), (32, 1000), (128, 21841)], ids=str)
-@pytest.mark.parametrize("who", ["authors", "DualLoss"])
-def test_losses_and_cotangents(benchmark, shape, who):
-    batch, classes = shape
-    benchmark.group = f"dual loss, {batch}x{classes}"
-    benchmark.extra_info["bytes, least"] = 16 * batch * classes
-    g = torch.Generator().manual_seed(0)
-    student = torch.randn(batch, classes, generator=g).requires_grad_()
-    teacher = torch.randn(batch, classes, generator=g)
-    labels = torch.randint(classes, (batch,), generator=g)
-    criterion = pf.DualLoss(general="soft_ce")
+@pytest.mark.parametrize(("rows", "classes"), [(32, 100), (32, 1000), (1024, 21841)])
+@pytest.mark.parametrize("side", DUAL_LOSSES)
+def test_dual_loss(timed, rows, classes, side):
+    timed(f"dual loss, {rows}x{classes}", DUAL_LOSSES[side](rows, classes), DUAL_LOSS_BYTES * rows * classes)
 
-    def both():
-        losses = (
-            authors.losses(student, teacher, labels, 1.0) if who == "authors" else criterion(student, teacher, labels)
-        )
-        return [torch.autograd.grad(loss, student, retain_graph=True)[0] for loss in losses]
 
-    benchmark(both)
+@pytest.mark.parametrize(("rows", "classes", "width"), [(32, 1000, 512), (1024, 21841, 512)])
+@pytest.mark.parametrize("side", LINEAR_DUAL_LOSSES)
+def test_linear_dual_loss(timed, rows, classes, width, side):
+    call = LINEAR_DUAL_LOSSES[side](rows, classes, width)
+    timed(f"linear dual loss, {rows}x{classes}x{width}", call, 4 * (rows + 4 * classes) * width)

@@ -1,0 +1,308 @@
+"""The table of what must be fast: `python -m benchmarks.compare` prints it and writes benchmarks/results/*.json.
+
+One process; the sides of a row in turn; medians. Memory is measured in a process for each side. Every ratio is such
+that larger is better. Bytes are those that must move once everything is beyond the caches:
+
+    AdamW                    28 per element: read θ, a, m, v; write θ, m, v
+    projection and AdamW     40: a and b for the conflict test, then a, b, θ, m, v; write θ, m, v
+    dual loss                16: read both logits, write both cotangents
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
+from benchmarks.measure import Side, interleaved, load, machine, streams
+from benchmarks.peak_memory import peak_memory
+from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
+
+ADAMW_BYTES, STEP_BYTES, DUAL_LOSS_BYTES = 28, 40, 16
+SLOW_COMPILE = "torch.compile"  # of 200 tensors: minutes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the table is measured on."""
+
+    context: Shapes = tuple(CONTEXT)
+    large: Shapes = tuple(LARGE)
+    many: Shapes = tuple(MANY)
+    logits: Sequence[tuple[int, int]] = ((32, 1000), (1024, 21841))
+    linear: tuple[int, int, int] = (4096, 21841, 512)
+    stream: int = 2**25
+    rounds: int = 31
+    slow_rounds: int = 7
+    patience: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        work: what is done.
+        ours: the side of this library.
+        theirs: the side it is compared with.
+        unit: of the two figures, "s", "GB/s" or "MB".
+        our_figure: median of ours.
+        their_figure: median of theirs.
+        ratio: how many times better ours is.
+        target: the least ratio wanted; None for a row that is there to be known.
+        share: of the bandwidth measured in the same rounds that ours reaches; None where the data stay in a cache.
+        noise: interquartile range over the median, the larger of the two sides; None for memory.
+        bound_by: for a target missed, what takes the time, from measurements in the same rounds.
+    """
+
+    work: str
+    ours: str
+    theirs: str
+    unit: str
+    our_figure: float
+    their_figure: float
+    ratio: float
+    target: float | None
+    share: float | None = None
+    noise: float | None = None
+    bound_by: str = ""
+
+    @property
+    def missed(self) -> bool:
+        """Whether there is a target, and it is not reached."""
+        return self.target is not None and self.ratio < self.target
+
+
+class Group:
+    """Sides that are timed together, and the rows that follow from them.
+
+    Args:
+        work: what all sides do.
+        sides: by name.
+        sizes: rounds and patience are read from it.
+        stream: whether the bandwidth is measured in the same rounds.
+        slow: whether a call takes seconds.
+    """
+
+    def __init__(
+        self, work: str, sides: dict[str, Side], sizes: Sizes, *, stream: bool = False, slow: bool = False
+    ) -> None:
+        self.work = work
+        bandwidth = streams(sizes.stream) if stream else {}
+        rounds = sizes.slow_rounds if slow else sizes.rounds
+        sides = sides | {name: side for name, (side, _) in bandwidth.items()}
+        self.timings = interleaved(sides, rounds, patience=sizes.patience)
+        rates = [n / self.timings[name].median for name, (_, n) in bandwidth.items()]
+        self.bandwidth = max(rates, default=None)
+        self.rows: list[Row] = []
+
+    def seconds(self, side: str) -> float:
+        """Median of a side."""
+        return self.timings[side].median
+
+    def share(self, side: str, moved: int) -> float | None:
+        """Of the bandwidth, for a side that moves so many bytes."""
+        return None if self.bandwidth is None else moved / self.seconds(side) / self.bandwidth
+
+    def _noise(self, *sides: str) -> float:
+        return max(self.timings[side].noise for side in sides)
+
+    def faster(self, ours: str, theirs: str, target: float | None = None, moved: int = 0, bound: str = "") -> None:
+        """A row: how many times faster."""
+        mine, other = self.seconds(ours), self.seconds(theirs)
+        share = self.share(ours, moved)
+        self._add(Row(self.work, ours, theirs, "s", mine, other, other / mine, target, share), bound)
+
+    def more_bytes(self, ours: str, moved: int, theirs: str, their_moved: int, target: float, bound: str) -> None:
+        """A row: bytes per second against those of another side."""
+        mine, other = moved / self.seconds(ours), their_moved / self.seconds(theirs)
+        share = self.share(ours, moved)
+        self._add(Row(self.work, ours, theirs, "GB/s", mine / 1e9, other / 1e9, mine / other, target, share), bound)
+
+    def of_bandwidth(self, ours: str, moved: int, target: float, bound: str) -> None:
+        """A row: bytes per second against the bandwidth."""
+        mine, other = moved / self.seconds(ours), self.bandwidth or float("nan")
+        name = "best of copy, triad, triad in place"
+        self._add(
+            Row(self.work, ours, name, "GB/s", mine / 1e9, other / 1e9, mine / other, target, mine / other), bound
+        )
+
+    def _add(self, row: Row, bound: str) -> None:
+        noise = self._noise(*(side for side in (row.ours, row.theirs) if side in self.timings))
+        self.rows.append(Row(**asdict(row) | {"noise": noise, "bound_by": bound if row.missed else ""}))
+
+
+def _built(makers: dict[str, Callable[..., Side]], *size: Any, without: Sequence[str] = ()) -> dict[str, Side]:
+    return {name: make(*size) for name, make in makers.items() if name not in without}
+
+
+# ---- the groups
+
+OURS, KERNEL, FLOOR = "ProGradAdamW", "project_adamw_ operator", "AdamW(fused) alone"
+
+
+def _python_share(group: Group) -> str:
+    kernel, step = group.seconds(KERNEL), group.seconds(OURS)
+    return f"the operator takes {_time(kernel)} of the step's {_time(step)}, Python around it the rest"
+
+
+def context_step(sizes: Sizes) -> Group:
+    """One small context: everything in a cache, one launch."""
+    sides = _built(STEPS, sizes.context)
+    sides["authors + AdamW, no conflict"] = STEPS["authors + AdamW"](sizes.context, conflict=False)
+    group = Group("step, 16x512", sides, sizes)
+    bound = _python_share(group)
+    group.faster(OURS, "authors + AdamW", 3.5, bound=bound)
+    group.faster(OURS, FLOOR, 1.0, bound=bound)
+    for other in ("authors + AdamW, no conflict", "authors + AdamW(fused)", "foreach + AdamW(foreach)", SLOW_COMPILE):
+        group.faster(OURS, other)
+    return group
+
+
+def large_step(sizes: Sizes) -> Group:
+    """One tensor beyond the caches."""
+    n = elements(sizes.large)
+    group = Group(f"step, {n:.0e} elements".replace("e+0", "e"), _built(STEPS, sizes.large), sizes, stream=True)
+    moved = STEP_BYTES * n
+    bound = f"memory: {_percent(group.share(OURS, moved))} of the bandwidth; {_python_share(group)}"
+    group.faster(OURS, "authors + AdamW(fused)", 3.0, moved, bound)
+    group.more_bytes(OURS, moved, FLOOR, ADAMW_BYTES * n, 0.9, bound)
+    for other in ("authors + AdamW", "foreach + AdamW(foreach)", SLOW_COMPILE):
+        group.faster(OURS, other, moved=moved)
+    return group
+
+
+def many_step(sizes: Sizes) -> Group:
+    """Many tensors of mixed sizes."""
+    sides = _built(STEPS, sizes.many, without=[SLOW_COMPILE])
+    group = Group(f"step, {len(sizes.many)} tensors", sides, sizes, stream=True)
+    moved = STEP_BYTES * elements(sizes.many)
+    bound = f"{_python_share(group)}; the operator moves {_percent(group.share(KERNEL, moved))} of the bandwidth"
+    bound += f", {FLOOR} takes {_time(group.seconds(FLOOR))}"
+    group.faster(OURS, "authors + AdamW", 5.0, moved, bound)
+    for other in ("authors + AdamW(fused)", "foreach + AdamW(foreach)", FLOOR):
+        group.faster(OURS, other, moved=moved)
+    return group
+
+
+def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float | None) -> Group:
+    """Both losses and both cotangents on logits; `share` is the least share of the bandwidth wanted."""
+    kernel, out = "dual_loss operator", "dual_loss_out operator"
+    in_cache, few = f"{out}, 4 rows", 4
+    sides = _built(DUAL_LOSSES, rows, classes) | {in_cache: DUAL_LOSSES[out](few, classes)}
+    group = Group(f"dual loss, {rows}x{classes}", sides, sizes, stream=share is not None)
+    moved = DUAL_LOSS_BYTES * rows * classes
+    arithmetic = group.seconds(in_cache) * rows / few
+    bound = f"{_time(group.seconds(out))} into memory that is there, {_time(group.seconds(kernel))} into new memory; "
+    bound += f"arithmetic alone, on {few} rows in the cache: {_time(arithmetic)} for as many elements"
+    if group.bandwidth is not None:
+        bound += f"; memory alone: {_time(moved / group.bandwidth)}"
+    group.faster(kernel, "authors, two autograd.grad", target, moved, bound)
+    group.faster(kernel, "torch.compile", 1.0, moved, bound)
+    if share is not None:
+        group.of_bandwidth(out, moved, share, bound)
+        group.of_bandwidth(kernel, moved, share, bound)
+    group.faster("DualLoss + two autograd.grad", "authors, two autograd.grad", moved=moved)
+    return group
+
+
+def linear_dual_loss(sizes: Sizes) -> Group:
+    """From features to cotangents on class features, with and without logits in memory."""
+    rows, classes, width = sizes.linear
+    ours, theirs = LINEAR_DUAL_LOSSES
+    work = f"linear dual loss, B={rows} C={classes} D={width}"
+    group = Group(work, _built(LINEAR_DUAL_LOSSES, *sizes.linear), sizes, slow=True)
+    products = group.timings[theirs].median
+    group.faster(ours, theirs, 1 / 1.2, bound=f"the matrix products: the other side takes {_time(products)}")
+    mine, other = (peak_memory(side, *sizes.linear) for side in (ours, theirs))
+    results = 4 * 2 * classes * width  # both cotangents, which both sides return
+    for name, less, target in (("beyond inputs and results", results, 15.0), ("beyond inputs", 0, None)):
+        figures = (mine - less) / 1e6, (other - less) / 1e6
+        row = Row(f"{work}, peak memory {name}", ours, theirs, "MB", *figures, figures[1] / figures[0], target)
+        bound = f"blocks of logits and what the matrix products keep, {figures[0]:.0f} MB"
+        group.rows.append(Row(**asdict(row) | {"bound_by": bound if row.missed else ""}))
+    return group
+
+
+def compare(sizes: Sizes) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        sizes: what to measure on.
+
+    Returns:
+        Date, machine, load average, rows and the timings of all sides, ready for JSON.
+    """
+    before = load()
+    groups = [context_step(sizes), large_step(sizes), many_step(sizes)]
+    for (rows, classes), target, share in zip(sizes.logits, (6.0, 8.0), (None, 0.75), strict=True):
+        groups.append(dual_loss(sizes, rows, classes, target, share))
+    groups.append(linear_dual_loss(sizes))
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "load": {"start": before, "end": load()},
+        "rows": [asdict(row) | {"missed": row.missed} for group in groups for row in group.rows],
+        "timings": {g.work: {side: asdict(timing) for side, timing in g.timings.items()} for g in groups},
+    }
+
+
+# ---- output
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("s", 1), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _figure(value: float, unit: str) -> str:
+    return _time(value) if unit == "s" else f"{value:.3g} {unit}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    head = ("work", "ours", "theirs", "ours", "theirs", "ratio", "at least", "of bandwidth", "noise", "")
+    lines = [head, ("---",) * len(head)]
+    for row in rows:
+        figures = [_figure(row[key], row["unit"]) for key in ("our_figure", "their_figure")]
+        target = "" if row["target"] is None else f"{row['target']:.2f}"
+        verdict = f"MISSED, bound by {row['bound_by']}" if row["missed"] else ""
+        cells = (f"{row['ratio']:.2f}", target, _percent(row["share"]), _percent(row["noise"]), verdict)
+        lines.append((row["work"], row["ours"], row["theirs"], *figures, *cells))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write a report to FOLDER/<date>-<cpu>.json."""
+    name = re.sub(r"[^a-z0-9]+", "-", report["machine"].get("gpu", report["machine"]["cpu"]).lower()).strip("-")
+    path = folder / f"{report['date']}-{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Measure the table of what must be fast, print and write it.")
+    parser.add_argument("--rounds", type=int, default=Sizes.rounds, help="samples of each side")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds for each group to find quiet rounds in")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
+    options = parser.parse_args()
+    report = compare(Sizes(rounds=options.rounds, patience=options.patience))
+    print(table(report["rows"]))
+    print(f"load average {report['load']['start']} before, {report['load']['end']} after")
+    print(write(report, options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The benchmarks compare like with like, and the table comes out: on tiny sizes, where no figure means anything."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks import compare
+from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
+from benchmarks.measure import interleaved
+from benchmarks.steps import STEPS
+
+TINY = compare.Sizes(
+    context=[(2, 4)],
+    large=[(100,)],
+    many=[(3,), (50,)],
+    logits=[(2, 5), (4, 30)],
+    linear=(8, 64, 16),
+    stream=100,
+    rounds=2,
+    slow_rounds=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled():
+    with torch.compiler.set_stance("force_eager"):  # the formula is tested here, compiling it takes 20 s
+        yield
+
+
+@pytest.mark.parametrize("conflict", [True, False])
+def test_sides_of_a_step_agree(conflict):
+    # 5 x 7: nothing that a vector's width divides; three calls: the bias corrections of AdamW differ
+    steps = {name: make([(5, 7), (3,)], conflict) for name, make in STEPS.items() if name != compare.FLOOR}
+    for _ in range(3):
+        results = {name: step() for name, step in steps.items()}
+    expected = results.pop("authors + AdamW")
+    for result in results.values():
+        # AdamW divides by the root of v: float32 roundings of single operators, in another order
+        assert_close([p.detach() for p in result], [p.detach() for p in expected], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sides", "size"), [(DUAL_LOSSES, (6, 37)), (LINEAR_DUAL_LOSSES, (6, 37, 16))])
+def test_sides_of_a_loss_agree(sides, size):
+    first, *others = (tuple(one.detach() for one in make(*size)()) for make in sides.values())
+    for other in others:
+        assert_close(other, first, rtol=1e-4, atol=1e-6)  # cotangents are differences of probabilities
+
+
+def test_the_table_comes_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "peak_memory", lambda side, *sizes: 10**9 + len(side))  # a process of its own: seconds
+    report = compare.compare(TINY)
+    assert json.loads(compare.write(report, tmp_path).read_text()) == report
+    for row in report["rows"]:
+        better = row["our_figure"] / row["their_figure"]
+        assert row["ratio"] == pytest.approx(better if row["unit"] == "GB/s" else 1 / better)
+        assert row["missed"] == bool(row["bound_by"])
+    lines = compare.table(report["rows"]).splitlines()
+    assert len(lines) == 2 + len(report["rows"])
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_rounds_are_interleaved():
+    order = []
+    timings = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, shortest=0)
+    assert "".join(order) == "aaaa" + "bbbb" + "ab" + "ba"  # warm-up, then every round starts with another side
+    assert {t.rounds for t in timings.values()} == {2}
