@@ -114,7 +114,7 @@ UNCHANGED = {
 @pytest.mark.parametrize("case", UNCHANGED)
 @pytest.mark.parametrize("scope", ["tensor", "row", "global"])
 def test_edges_leave_the_task_gradient_as_it_is(case, scope):
-    """DESIGN section 5, edges: exactly a, bit for bit, with the NaN that a itself had and no other."""
+    """Without a direction to project on, exactly a, bit for bit, with the NaN that a itself had and no other."""
     a, b = UNCHANGED[case]
     a = torch.tensor(a)
     if scope == "row":  # one row, so that the unit is the same
