@@ -140,7 +140,8 @@ def train(
         print(f"Training stopped after {done} steps: the loss was no longer finite. Try a lower --lr than {tuning.lr}.")
         print(f"Wrote the last good prompt to {out}")
         raise typer.Exit(1)
-    print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps.")
+    if record["conflict_rate"] is not None:
+        print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps after the first.")
     print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...")
 
 
@@ -229,10 +230,10 @@ def doctor() -> None:
 def _open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
     import torch
 
+    from prograd_fast.clip.emoji_lite import NAMES
     from prograd_fast.training import load_model
-    from prograd_fast.training.model import EMBEDDED
 
-    if name in EMBEDDED:
+    if name in NAMES:
         # Its matrices are too small to share: threads mostly wait for each other, for very long on a busy machine.
         torch.set_num_threads(1)
     return load_model(name, pretrained, device)

@@ -101,8 +101,10 @@ def test_readable_names_of_folders_with_spaces_need_a_tab(tmp_path):
         (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb\n", "cannot use the line 'b'"),
         (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "cat\ndog\n", "cannot use the line 'cat'"),
         (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nc dog\n", "cannot use the line 'c dog'"),
-        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb cat\n", "2 classes are called 'cat'"),
-        (["a_b/0.png", "a_b/1.png", "a b/0.png", "a b/1.png"], None, "2 classes are called 'a b'"),
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a cat\nb cat\n", "'a' and 'b' are both called 'cat'"),
+        # folders of other names, whose readable names enter the same prompt
+        (["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a same thing\nb same_thing\n", "'a' and 'b' are both called"),
+        (["a_b/0.png", "a_b/1.png", "a b/0.png", "a b/1.png"], None, "'a b' and 'a_b' are both called 'a b'"),
     ],
 )
 def test_errors_say_what_is_wrong(tmp_path, files, names, message):
@@ -116,6 +118,76 @@ def test_errors_say_what_is_wrong(tmp_path, files, names, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_folder(tmp_path / "set")
     assert str(tmp_path / "set") in str(caught.value)
+
+
+def two_classes(root: Path) -> Path:
+    return make(root, *[f"{name}/{i}.png" for name in "ab" for i in range(2)])
+
+
+def test_readable_names_with_a_byte_order_mark(tmp_path):
+    (two_classes(tmp_path) / "classes.txt").write_text("a\tcat\nb\tdog\n", encoding="utf-8-sig")
+    assert load_folder(tmp_path).class_names == ("cat", "dog")
+
+
+def test_readable_names_in_another_encoding(tmp_path):
+    (two_classes(tmp_path) / "classes.txt").write_text("a Bär\nb Vogel\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 .*save it as UTF-8"):
+        load_folder(tmp_path)
+
+
+def test_folder_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(two_classes(tmp_path))
+    assert load_folder(".").folder == tmp_path.resolve()
+
+
+def colour(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))  # type: ignore[return-value]
+
+
+def opened(root: Path, file: str) -> Image.Image:
+    found = load_folder(root)
+    return found.open([str(path.relative_to(root)) for path in found.source].index(file))  # type: ignore[union-attr]
+
+
+def test_transparent_pictures_are_on_white(tmp_path):
+    two_classes(tmp_path)
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))  # what drawing programs write under a transparent ground: black
+    picture.save(tmp_path / "a/rgba.png")
+    Image.new("L", (1, 1), 7).save(tmp_path / "a/grey.png", transparency=7)
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([0, 0, 0])
+    palette.save(tmp_path / "a/palette.png", transparency=0)
+    assert colour(opened(tmp_path, "a/rgba.png"), 0, 0) == (255, 255, 255)
+    assert colour(opened(tmp_path, "a/rgba.png"), 1, 0) == (255, 0, 0)
+    assert colour(opened(tmp_path, "a/grey.png"), 0, 0) == (255, 255, 255)
+    assert colour(opened(tmp_path, "a/palette.png"), 0, 0) == (255, 255, 255)
+
+
+def test_photos_are_turned_upright(tmp_path):
+    two_classes(tmp_path)
+    lying = Image.new("RGB", (32, 16), "white")
+    lying.paste("black", (0, 0, 16, 16))  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: the first row is the right side
+    lying.save(tmp_path / "a/photo.jpg", exif=exif)
+    upright = opened(tmp_path, "a/photo.jpg")
+    assert upright.size == (16, 32)
+    assert max(colour(upright, 8, 4)) < 10  # the left half is now the top
+    assert min(colour(upright, 8, 28)) > 245
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_is_scaled(tmp_path, suffix):
+    two_classes(tmp_path)
+    levels = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    if suffix == "pgm":  # most significant byte first
+        (tmp_path / "a/scan.pgm").write_bytes(b"P5 4 1 65535\n" + levels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(levels).save(tmp_path / f"a/scan.{suffix}")
+    image = opened(tmp_path, f"a/scan.{suffix}")
+    assert [colour(image, x, 0)[0] for x in range(4)] == [0, 1, 128, 255]
 
 
 def test_no_such_folder(tmp_path):

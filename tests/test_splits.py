@@ -64,10 +64,12 @@ def test_rows_of(pictures):
     ("call", "message"),
     [
         (lambda p: few_shot(p, [0], 0, 0), "shots must be 1 or more, got 0"),
-        (lambda p: few_shot(p, [0], 1, -1), "seed must be 0 or more, got -1"),
+        (lambda p: few_shot(p, [0], 1, -1), "seed must be between 0 and 4294967295, got -1"),
+        (lambda p: few_shot(p, [0], 1, 2**32), "seed must be between 0 and 4294967295, got 4294967296"),
         (lambda p: few_shot(p, [2], 1, 0, ["none"]), "class 'c' has no picture"),
         (lambda p: base_and_new(1, 0), "at least 2 classes, got 1"),
-        (lambda p: base_and_new(4, -1), "partition must be 0 or more, got -1"),
+        (lambda p: base_and_new(4, -1), "partition must be between 0 and 4294967195, got -1"),
+        (lambda p: base_and_new(4, 2**32 - 100), "partition must be between 0 and 4294967195, got 4294967196"),
     ],
 )
 def test_errors(pictures, call, message):

@@ -80,7 +80,7 @@ def test_history_has_every_step(clip, shapes):
     assert history.completed
     assert len(history.task_loss) == len(history.general_loss) == len(history.cosine) == len(steps) == 25
     assert history.conflict == [cosine < 0 for cosine in history.cosine]
-    assert history.conflict_rate == sum(history.conflict) / 25
+    assert history.conflict_rate == sum(history.conflict[1:]) / 24  # at the first step the student is the teacher
     assert history.task_loss[-1] < history.task_loss[0]
 
 
@@ -238,6 +238,46 @@ def test_incomplete_runs_are_refused(clip, shapes, tmp_path, name):
         load_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: {}, "method is None"),
+        (lambda record: [], "method is None"),
+        (lambda record: {**record, "method": "lora"}, "unknown method 'lora'"),
+        (lambda record: {**record, "model": "emoji-lite"}, "model.name is None"),
+        (lambda record: {**record, "model": {"name": "emoji-lite", "pretrained": 3}}, "model.pretrained is 3"),
+        (lambda record: {**record, "settings": {"ctx_init": ["a"]}}, r"settings.ctx_init is \['a'\]"),
+        (lambda record: {**record, "data": {"class_names": "ab"}}, "data.class_names is 'ab'"),
+    ],
+)
+def test_records_of_another_form_are_refused(clip, shapes, tmp_path, change, message):
+    record, net = train_once(clip, shapes)
+    save_run(tmp_path, record, net)
+    (tmp_path / "record.json").write_text(json.dumps(change(record)))
+    with pytest.raises(ValueError, match=f"not a run of .*record.json: {message}"):
+        load_run(tmp_path)
+
+
+def test_record_tells_where_a_users_pictures_are(clip, shapes, shapes_dir):
+    assert train_once(clip, shapes)[0]["data"]["folder"] == str(shapes_dir.resolve())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_ctx": 2}, "n_ctx: expected at least the 4 tokens of ctx_init 'a picture of a', got 2"),
+        ({"n_ctx": 100}, "100 context tokens .* do not fit .* lower n_ctx"),
+        ({"ctx_init": "a picture of a {}."}, "ctx_init: expected only the words before the name"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_pictures_are_looked_at(clip, shapes, settings, message):
+    def no_pictures(label: str, total: int):
+        raise AssertionError(f"began {label}")
+
+    with pytest.raises(ValueError, match=message):
+        train_prompt(ProGrad(**settings), clip, shapes, make_plan(shapes, 1, 0, None), no_pictures)
+
+
 def test_benchmark_runs_every_method_on_every_partition_and_seed(clip, shapes):
     bars = []
 
@@ -275,6 +315,7 @@ def test_benchmark_runs_every_method_on_every_partition_and_seed(clip, shapes):
         ("ViT-B-32", None, None, "needs weights: give --pretrained as a checkpoint file or one of .*openai"),
         ("ViT-B-32", "no such file.pt", None, "cannot load model 'ViT-B-32' with weights 'no such file.pt'"),
         ("emoji-lite", None, "gpu", "cannot use device 'gpu'"),
+        ("emoji-lite", None, "meta", "cannot use device 'meta'"),  # a device, but one without values
     ],
 )
 def test_models_that_cannot_be_loaded(name, pretrained, device, message):

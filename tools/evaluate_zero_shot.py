@@ -50,7 +50,7 @@ def main() -> None:
                 for chosen in ((pictures.style == style) & (pictures.split == "test"), pictures.style == style):
                     figures.append(str(chosen.sum()))
                     figures += [f"{100 * right[key][chosen].float().mean():.1f}" for key in ("one", "six")]
-                print(ROW.format(name, pictures.name, style, *figures))
+                print(ROW.format(name, pictures.name, style or "-", *figures))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import open_clip
+    from PIL import Image
 
 NAMES = ("emoji-lite", "emoji-lite-named")
 PICTURE_SIZE = 64  # pixels a side: all that the models ever saw of a picture
@@ -46,11 +45,11 @@ def load_emoji_lite(
 
     Raises:
         ValueError: there is no model of that name, or the image tower's weights do not fit timm's model.
-        ImportError: open_clip, timm, safetensors or the image tower's package is missing.
+        ImportError: open_clip, timm, safetensors, numpy, pillow or the image tower's package is missing.
     """
     if name not in NAMES:
         raise ValueError(f"no embedded model {name!r}: expected one of {', '.join(NAMES)}")
-    for package in ("open_clip", "timm", "safetensors", _TOWER_PACKAGE):
+    for package in ("open_clip", "timm", "safetensors", "numpy", "PIL", _TOWER_PACKAGE):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"{name} needs {package}, which is not installed: {_REMEDY}")
     from open_clip import SimpleTokenizer
@@ -68,19 +67,18 @@ def load_emoji_lite(
 
 def preprocess(image: Image.Image) -> Tensor:
     """What the models see of a picture of any mode and size: a float32 tensor (3, 112, 112) in [-1, 1]."""
+    import numpy as np
+
     return enlarge(torch.from_numpy(np.array(square(image))).permute(2, 0, 1))
 
 
 def square(image: Image.Image) -> Image.Image:
     """The whole picture on white, RGB, 64 by 64 pixels; how every embedded picture was made."""
+    from PIL import Image, ImageOps
+
+    from prograd_fast.data.pictures import on_white
+
     return ImageOps.pad(on_white(image), (PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS, color="white")
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB, white where it is transparent."""
-    ground = Image.new("RGBA", image.size, "white")
-    ground.alpha_composite(image.convert("RGBA"))
-    return ground.convert("RGB")
 
 
 def enlarge(pictures: Tensor) -> Tensor:

@@ -4,17 +4,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
-import prograd_fast
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.prompted import PromptedCLIP
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
+from prograd_fast.files import replacing
 
 _HEADER = "prograd_fast"  # key of our JSON among the file's metadata; a safetensors header maps strings to strings
 
@@ -75,6 +75,7 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
     Raises:
         TypeError: `metadata` holds something JSON cannot.
         OSError: the folder does not exist or cannot be written.
+        ModuleNotFoundError: safetensors is not installed.
     """
     header = {
         "class_names": net.class_names,
@@ -82,7 +83,7 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
         "class_token_position": net.class_token_position,
         "n_ctx": net.n_ctx,
         "text_width": net.tower.width,
-        "library_version": prograd_fast.__version__,
+        "library_version": version("prograd-fast"),
         "metadata": metadata,
     }
     try:
@@ -91,14 +92,9 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
         raise TypeError(
             f"save_prompt: metadata must be what JSON can hold (numbers, strings, lists, dicts): {error}"
         ) from error
-    content = safetensors.torch.save({"ctx": net.prompt.ctx.detach().cpu().contiguous()}, {_HEADER: text})
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    content = _safetensors().torch.save({"ctx": net.prompt.ctx.detach().cpu().contiguous()}, {_HEADER: text})
+    with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
@@ -107,7 +103,9 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or something else.
+        ModuleNotFoundError: safetensors is not installed.
     """
+    safetensors = _safetensors()
     path = Path(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -131,3 +129,13 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
             f"({type(error).__name__}: {error}); write it again with save_prompt(path, net)"
         ) from error
     return saved
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'prompt files need safetensors, which is not installed: pip install "prograd-fast[clip]"', name=error.name
+        ) from error
+    return safetensors

@@ -1,6 +1,5 @@
 """A user's own pictures: one folder per class, optionally with readable names and a split of their own."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ def load_folder(path: str | Path) -> PictureSet:
     Files count as pictures by their suffix (`SUFFIXES`, any case; folders inside a class are searched too); hidden
     files and other suffixes do not. They are opened only when they are used, see `PictureSet.open`.
 
-    A class is called as its folder, with underscores as spaces, unless `path/classes.txt` gives a readable name for
-    every folder: one line each, `FOLDER<tab>readable name` (or a space, where the folder's name has none).
+    A class is called as its folder unless `path/classes.txt` gives a readable name for every folder: one line each,
+    `FOLDER<tab>readable name` (or a space, where the folder's name has none). Underscores become spaces.
 
     Args:
         path: The folder.
@@ -34,7 +33,8 @@ def load_folder(path: str | Path) -> PictureSet:
 
     Raises:
         ValueError: The folder does not exist, holds fewer than two classes, a class without pictures or with a single
-            one (none would be left to test on), an incomplete split, or `classes.txt` does not match the folders.
+            one (none would be left to test on), an incomplete split, two classes of one name, or `classes.txt` is not
+            UTF-8 or does not match the folders.
     """
     root = Path(path)
     if not root.is_dir():
@@ -51,6 +51,7 @@ def load_folder(path: str | Path) -> PictureSet:
         split=np.array([split for _, split, _ in files]),
         style=np.array([""] * len(files)),
         source=[file for _, _, file in files],
+        folder=root.resolve(),
     )
 
 
@@ -111,9 +112,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:
     """Class folder -> readable name."""
-    names = {folder: folder.replace("_", " ") for folder in folders}
+    names = {folder: folder for folder in folders}
     if file.is_file():
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = file.read_text(encoding="utf-8-sig")  # with or without the mark that Windows editors put in front
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from error
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         pairs = [line.split("\t" if "\t" in line else None, 1) for line in lines]
         listed = [pair[0].strip() for pair in pairs]
         for line, pair in zip(lines, pairs, strict=True):
@@ -125,8 +130,13 @@ def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:
         if sorted(listed) != folders:
             wrong = next(folder for folder in folders if listed.count(folder) != 1)
             raise ValueError(f"{file}: class folder {wrong!r} has {listed.count(wrong)} lines; expected one each")
-        names = {folder.strip(): name.strip() for folder, name in pairs}
-    name, count = Counter(names.values()).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{file.parent}: {count} classes are called {name!r}; a prompt cannot tell them apart")
+        names = {folder.strip(): name for folder, name in pairs}
+    names = {folder: name.replace("_", " ").strip() for folder, name in names.items()}
+    folder_of: dict[str, str] = {}
+    for folder, name in names.items():
+        if folder_of.setdefault(name, folder) != folder:
+            raise ValueError(
+                f"{file.parent}: the class folders {folder_of[name]!r} and {folder!r} are both called {name!r}; a "
+                "prompt cannot tell them apart: merge them, or name them in classes.txt"
+            )
     return names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class PictureSet:
         split: (N,) str, "pool" (few-shot training pictures are drawn from it), "validation" or "test".
         style: (N,) str, the drawing style; "" where a set has none.
         source: N encoded pictures, or the N files that hold them.
+        folder: where a user's own pictures are, absolute; None for other sets.
     """
 
     name: str
@@ -29,13 +30,14 @@ class PictureSet:
     split: NDArray[np.str_]
     style: NDArray[np.str_]
     source: Sequence[bytes] | Sequence[Path]
+    folder: Path | None = None
 
     def __len__(self) -> int:
         """The number of pictures N."""
         return len(self.labels)
 
     def open(self, index: int) -> Image.Image:
-        """Decodes one picture, RGB.
+        """Decodes one picture: RGB, upright (EXIF orientation), on white where it is transparent.
 
         Raises:
             ValueError: the picture is missing, damaged or of an unknown format; names the set and the file or index.
@@ -43,7 +45,16 @@ class PictureSet:
         source = self.source[index]
         try:
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return image.convert("RGB")
+                return on_white(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             which = f"picture {index}" if isinstance(source, bytes) else str(source)
             raise ValueError(f"{self.name}: cannot read {which}: {error}; replace or remove it") from error
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, white where it is transparent; 16-bit grey is scaled to 8 bits."""
+    if image.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image.convert("RGBA"))
+    return ground.convert("RGB")

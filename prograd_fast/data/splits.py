@@ -12,6 +12,10 @@ from prograd_fast.data.pictures import PictureSet
 
 Rows = npt.NDArray[np.int64]
 
+MAX_SEED = 2**32 - 1  # RandomState takes no more
+FIRST_PARTITION_SEED = 100  # keeps the partitions' streams apart from those of the shots' seeds
+MAX_PARTITION = MAX_SEED - FIRST_PARTITION_SEED
+
 
 def base_and_new(n_classes: int, partition: int) -> tuple[Rows, Rows]:
     """Cut the classes into two random halves: base, to be trained on, and new, to be tested on only.
@@ -24,14 +28,13 @@ def base_and_new(n_classes: int, partition: int) -> tuple[Rows, Rows]:
         Sorted class indices of the base and of the new half, int64.
 
     Raises:
-        ValueError: `n_classes` < 2 or `partition` < 0.
+        ValueError: `n_classes` < 2, or `partition` is negative or above `MAX_PARTITION`.
     """
     if n_classes < 2:
         raise ValueError(f"base and new classes need at least 2 classes, got {n_classes}")
-    if partition < 0:
-        raise ValueError(f"partition must be 0 or more, got {partition}")
-    # 100 keeps the partitions' streams apart from those of the shots' seeds.
-    order = np.random.RandomState(100 + partition).permutation(n_classes)
+    if not 0 <= partition <= MAX_PARTITION:
+        raise ValueError(f"partition must be between 0 and {MAX_PARTITION}, got {partition}")
+    order = np.random.RandomState(FIRST_PARTITION_SEED + partition).permutation(n_classes)
     return np.sort(order[: n_classes // 2]), np.sort(order[n_classes // 2 :])
 
 
@@ -63,12 +66,12 @@ def few_shot(
         Indices into the set, class by class, int64.
 
     Raises:
-        ValueError: `shots` < 1, `seed` < 0, or a class has no picture in the pool.
+        ValueError: `shots` < 1, `seed` is negative or above `MAX_SEED`, or a class has no picture in the pool.
     """
     if shots < 1:
         raise ValueError(f"shots must be 1 or more, got {shots}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
     random = np.random.RandomState(seed)
     drawn = []
     for label in classes:

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prograd_fast.files import replacing
 from prograd_fast.report.summary import accuracies, mean_and_sd
 from prograd_fast.report.table import TITLES
-from prograd_fast.training import Record, replacing
+from prograd_fast.training import Record
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -6,7 +6,7 @@ from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, 
 from prograd_fast.training.loop import History, tune
 from prograd_fast.training.model import Clip, load_model
 from prograd_fast.training.protocol import Part, Plan, make_plan
-from prograd_fast.training.record import Record, replacing, run_record, setup_record, write_json
+from prograd_fast.training.record import Record, run_record, setup_record, write_json
 from prograd_fast.training.run import Run, run_method
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "load_run",
     "make_plan",
     "predict_files",
-    "replacing",
     "run_benchmark",
     "run_method",
     "run_record",

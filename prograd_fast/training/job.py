@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from prograd_fast.clip import PromptedCLIP, SavedPrompt, load_prompt, save_prompt
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import Learner, PromptTuning, TunedPrompt, ZeroShot, ZeroShotLearner
+from prograd_fast.methods import METHODS, Learner, PromptTuning, TunedPrompt, ZeroShot, ZeroShotLearner
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, test_parts
@@ -35,6 +36,8 @@ def train_prompt(
     Raises:
         ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
     """
+    # Looking at the pictures takes longest: settings and class names that do not fit the model are refused before.
+    PromptedCLIP(clip.model, clip.tokenizer, pictures.class_names, method.n_ctx, method.ctx_init)
     started = time.perf_counter()
     features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)))
     encoded = time.perf_counter() - started
@@ -62,9 +65,23 @@ def load_run(folder: Path) -> tuple[Record, SavedPrompt]:
     """
     try:
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        _check_record(record)
         return record, load_prompt(folder / "prompt.safetensors")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}") from error
+
+
+def _check_record(record: Any) -> None:
+    """ValueError unless all is there that is read of a run's record."""
+    kinds = {"method": str, "model.name": str, "model.pretrained": str | None, "settings.ctx_init": str}
+    for key, kind in {**kinds, "data.class_names": list}.items():
+        value = record
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(f"record.json: {key} is {value!r}")
+    if record["method"] not in [method.name for method in METHODS]:
+        raise ValueError(f"record.json: unknown method {record['method']!r}")
 
 
 def evaluate_run(
@@ -85,11 +102,11 @@ def evaluate_run(
     parts = test_parts(pictures, class_groups(pictures, None))
     tests = {name: part for name, part in parts.items() if name != "validation"}
     rows = np.concatenate([part.rows for part in tests.values()])
-    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)))
     learners: dict[str, Learner] = {
         "zero-shot": ZeroShotLearner(clip.model, clip.tokenizer, f"{record['settings']['ctx_init']} {{}}."),
-        record["method"]: TunedPrompt(prompt.build(clip.model, clip.tokenizer)),
+        record["method"]: TunedPrompt(prompt.build(clip.model, clip.tokenizer, pictures.class_names)),
     }
+    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)))
     return {name: examine(learner, clip, pictures, features, tests) for name, learner in learners.items()}
 
 
@@ -110,6 +127,6 @@ def predict_files(
     pictures = PictureSet(
         "predict", class_names, np.zeros(n, np.int64), np.array(["test"] * n), np.array([""] * n), list(files)
     )
+    scores = TunedPrompt(prompt.build(clip.model, clip.tokenizer)).scores(class_names)
     features = encode_pictures(clip, pictures, np.arange(n), track("looking at the pictures", n))
-    tuned = TunedPrompt(prompt.build(clip.model, clip.tokenizer))
-    return class_names, tuned.scores(class_names)(features.values).softmax(dim=1)
+    return class_names, scores(features.values).softmax(dim=1)

@@ -33,8 +33,13 @@ class History:
 
     @property
     def conflict_rate(self) -> float:
-        """Share of the steps with a conflict; NaN without steps."""
-        return sum(self.conflict) / len(self.conflict) if self.cosine else float("nan")
+        """Share of the steps after the first with a conflict; NaN without such steps.
+
+        At the first step the student is the teacher, unless zero rows precede its words: the general gradient is zero
+        but for rounding, and says nothing.
+        """
+        later = self.conflict[1:]
+        return sum(later) / len(later) if later else float("nan")
 
 
 def tune(learner: PromptTuningLearner, on_step: Callable[[], None] = lambda: None) -> History:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.clip import Tokenizer
-
-EMBEDDED = ("emoji-lite", "emoji-lite-named")
+from prograd_fast.clip import Tokenizer, load_emoji_lite
+from prograd_fast.clip.emoji_lite import NAMES
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         ValueError: Unknown name, device or tag; no weights asked for; weights that do not load or do not fit.
     """
     where = _device(device)
-    if name in EMBEDDED:
+    if name in NAMES:
         if pretrained is not None:
             raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
-        from prograd_fast.clip import load_emoji_lite
-
         model, tokenizer, preprocess = load_emoji_lite(name)
         return Clip(name, None, model.to(where), tokenizer, preprocess, where)
     import open_clip
@@ -64,7 +61,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
             raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
     elif name not in open_clip.list_models():
         raise ValueError(
-            f"unknown model {name!r}; expected {', '.join(EMBEDDED)}, local-dir:FOLDER, hf-hub:OWNER/REPO "
+            f"unknown model {name!r}; expected {', '.join(NAMES)}, local-dir:FOLDER, hf-hub:OWNER/REPO "
             "or a name from open_clip.list_models()"
         )
     elif pretrained is None:
@@ -89,7 +86,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
 def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros((), device=device)
+        torch.zeros((), device=device).item()  # a device without values, such as meta, refuses
     except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
         raise ValueError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from error
     return device

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prograd_fast.data import PictureSet
+from prograd_fast.files import replacing
 from prograd_fast.training.model import Clip
 from prograd_fast.training.run import Run
 
@@ -26,7 +24,12 @@ def setup_record(clip: Clip, pictures: PictureSet) -> Record:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "model": {"name": clip.name, "pretrained": clip.pretrained, "device": str(clip.device)},
-        "data": {"name": pictures.name, "class_names": list(pictures.class_names), "pictures": len(pictures.labels)},
+        "data": {
+            "name": pictures.name,
+            "folder": None if pictures.folder is None else str(pictures.folder),
+            "class_names": list(pictures.class_names),
+            "pictures": len(pictures),
+        },
     }
 
 
@@ -34,7 +37,8 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     """Settings, pictures, un-rounded accuracies in [0, 1], losses and cosines of each step, and times of one run.
 
     A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
-    is given, the general gradient is zero or rounding, and the cosine means nothing.
+    is given, the general gradient is zero or rounding, and the cosine means nothing: "conflict_rate" is that of the
+    steps after it, null if there are none.
     """
     record: Record = {
         "method": run.method.name,
@@ -57,17 +61,6 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
             "conflict": run.history.conflict,
         }
     return record
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it if all goes well, so that `path` never holds half of a file."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it tells writers the format
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: Record) -> None:
