@@ -33,9 +33,9 @@ def made_up(coop=(0.0, 0.0), prograd=(0.0, 0.0), spread=0.0) -> list[dict]:
                 if method == "linear-probe":
                     del run["accuracy"]["new"]
                 if method in ("coop", "prograd"):
-                    # a run whose first cosine is undefined, and one that stopped a step early
-                    cosine = [None, 0.5, -0.5, -0.25][: 4 - seed]
-                    run |= {"steps": {"cosine": cosine}, "conflict_rate": 0.5}
+                    # the first cosine is undefined; one run stopped a step early, one after its first step
+                    cosine = [None, 0.5, -0.5, -0.25][: [[4, 3], [4, 1]][partition][seed]]
+                    run |= {"steps": {"cosine": cosine}, "conflict_rate": 0.5 if len(cosine) > 1 else None}
                 runs.append(run)
     return runs
 

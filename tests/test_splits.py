@@ -14,6 +14,19 @@ def pictures() -> PictureSet:
     return PictureSet("made up", ("a", "b", "c"), labels, split, style, [b""] * 15)
 
 
+@pytest.mark.parametrize(
+    ("labels", "split", "message"),
+    [
+        ([0, 1], ["pool"], "'labels': 2, 'split': 1, 'style': 2, 'source': 2"),
+        ([0, 2], ["pool", "test"], "labels from 0 to 1"),
+        ([-1, 1], ["pool", "test"], "labels from 0 to 1"),  # Python would take the last class
+    ],
+)
+def test_sets_that_do_not_fit_together(labels, split, message):
+    with pytest.raises(ValueError, match=f"odd: expected .*{message}"):
+        PictureSet("odd", ("a", "b"), np.array(labels), np.array(split), np.array([""] * 2), [b""] * 2)
+
+
 @pytest.mark.parametrize("n_classes", [2, 7, 44])
 @pytest.mark.parametrize("partition", [0, 1])
 def test_base_and_new_share_no_class_and_leave_none_out(n_classes, partition):

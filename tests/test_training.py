@@ -55,6 +55,11 @@ def test_features_are_the_image_tower_s(clip, shapes):
     assert not features.values.requires_grad
 
 
+def test_no_pictures(clip, shapes):
+    with pytest.raises(ValueError, match="shapes: no pictures to look at"):
+        encode_pictures(clip, shapes, np.array([], dtype=np.int64))
+
+
 def test_unreadable_pictures_are_all_named_before_training(clip, tmp_path):
     files = []
     for i in range(80):  # more than one batch: the second one is looked at too

@@ -22,6 +22,9 @@ class PictureSet:
         style: (N,) str, the drawing style; "" where a set has none.
         source: N encoded pictures, or the N files that hold them.
         folder: where a user's own pictures are, absolute; None for other sets.
+
+    Raises:
+        ValueError: the lengths differ, or a label is not an index into `class_names`.
     """
 
     name: str
@@ -31,6 +34,13 @@ class PictureSet:
     style: NDArray[np.str_]
     source: Sequence[bytes] | Sequence[Path]
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("labels", "split", "style", "source")}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{self.name}: expected one of each for every picture, got {lengths}")
+        if not np.isin(self.labels, range(len(self.class_names))).all():
+            raise ValueError(f"{self.name}: expected labels from 0 to {len(self.class_names) - 1}, got others")
 
     def __len__(self) -> int:
         """The number of pictures N."""

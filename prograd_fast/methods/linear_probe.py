@@ -16,7 +16,8 @@ class LinearProbe:
     """Radford et al. 2021, arXiv:2103.00020, appendix A.3: scikit-learn's L-BFGS on frozen features.
 
     Attributes:
-        C: Inverse strength of the L2 penalty. The default was chosen on emoji's validation pictures with emoji-lite.
+        C: Inverse strength of the L2 penalty. The default was chosen on validation pictures of emoji's
+            base classes, for emoji-lite: `docs/settings.md` has the scan.
         max_iter: Limit of L-BFGS iterations.
     """
 

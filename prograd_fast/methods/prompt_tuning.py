@@ -17,9 +17,9 @@ from prograd_fast.optim import ProGradSGD
 class PromptTuning:
     """Settings of prompt tuning.
 
-    The defaults were fixed on validation pictures of emoji's base classes, for an emoji-lite model. They do not
-    carry over: OpenAI's CLIP has a text tower four times as wide and a logit scale five times as high. With it the
-    authors use lr 0.002, momentum 0.9 and mini-batches of 32 for 50 to 200 epochs.
+    `lr` was chosen on validation pictures of emoji's base classes, for emoji-lite: `docs/settings.md` has the scan. The
+    defaults do not carry over: OpenAI's CLIP has a text tower four times as wide and a logit scale five times as high.
+    With it the authors use lr 0.002, momentum 0.9 and mini-batches of 32 for 50 to 200 epochs.
 
     Attributes:
         lambda_: Share of the conflict that is removed from the task gradient.

@@ -65,7 +65,7 @@ def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> None:
         tuned = [run for run in runs if run["method"] == method]
         # None (a zero gradient) becomes NaN, and so do the missing steps of a run that stopped early.
         cosine = np.array(list(zip_longest(*(run["steps"]["cosine"] for run in tuned))), dtype=float)[1:]
-        rate = 100 * np.mean([run["conflict_rate"] for run in tuned])
+        rate = 100 * np.nanmean(np.array([run["conflict_rate"] for run in tuned], dtype=float))  # None: no second step
         step = np.arange(2, len(cosine) + 2)
         low, median, high = np.nanquantile(cosine, (0.25, 0.5, 0.75), axis=1)
         axes.plot(step, median, color=colour, label=f"{TITLES[method]}: conflict in {rate:.0f} % of the steps")

@@ -48,9 +48,12 @@ def encode_pictures(
         Their features, on the model's device.
 
     Raises:
-        ValueError: pictures that cannot be read: how many, and which are the first five. All are tried before.
+        ValueError: no rows; or pictures that cannot be read: how many, and which are the first five. All are tried
+            before.
     """
     rows = np.unique(rows)
+    if not len(rows):
+        raise ValueError(f"{pictures.name}: no pictures to look at; expected at least one row")
     bad: list[str] = []
 
     def load(row: int) -> Tensor | None:
