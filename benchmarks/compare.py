@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Row:
         target: the least ratio wanted; None for a row that is there to be known.
         share: of the bandwidth measured in the same rounds that ours reaches; None where the data stay in a cache.
         noise: interquartile range over the median, the larger of the two sides; None for memory.
+        others: cores that other processes kept busy meanwhile; figures of threads mean little above 0.1.
         bound_by: for a target missed, what takes the time, from measurements in the same rounds.
     """
 
@@ -69,6 +70,7 @@ class Row:
     target: float | None
     share: float | None = None
     noise: float | None = None
+    others: float | None = None
     bound_by: str = ""
 
     @property
@@ -108,9 +110,6 @@ class Group:
         """Of the bandwidth, for a side that moves so many bytes."""
         return None if self.bandwidth is None else moved / self.seconds(side) / self.bandwidth
 
-    def _noise(self, *sides: str) -> float:
-        return max(self.timings[side].noise for side in sides)
-
     def faster(self, ours: str, theirs: str, target: float | None = None, moved: int = 0, bound: str = "") -> None:
         """A row: how many times faster."""
         mine, other = self.seconds(ours), self.seconds(theirs)
@@ -132,8 +131,10 @@ class Group:
         )
 
     def _add(self, row: Row, bound: str) -> None:
-        noise = self._noise(*(side for side in (row.ours, row.theirs) if side in self.timings))
-        self.rows.append(Row(**asdict(row) | {"noise": noise, "bound_by": bound if row.missed else ""}))
+        timings = [self.timings[side] for side in (row.ours, row.theirs) if side in self.timings]
+        noise, others = (max(values) for values in zip(*((t.noise, t.others) for t in timings), strict=True))
+        known = {"noise": noise, "others": others, "bound_by": bound if row.missed else ""}
+        self.rows.append(replace(row, **known))
 
 
 def _built(makers: dict[str, Callable[..., Side]], *size: Any, without: Sequence[str] = ()) -> dict[str, Side]:
@@ -224,7 +225,7 @@ def linear_dual_loss(sizes: Sizes) -> Group:
         figures = (mine - less) / 1e6, (other - less) / 1e6
         row = Row(f"{work}, peak memory {name}", ours, theirs, "MB", *figures, figures[1] / figures[0], target)
         bound = f"blocks of logits and what the matrix products keep, {figures[0]:.0f} MB"
-        group.rows.append(Row(**asdict(row) | {"bound_by": bound if row.missed else ""}))
+        group.rows.append(replace(row, bound_by=bound if row.missed else ""))
     return group
 
 
@@ -271,13 +272,14 @@ def _percent(share: float | None) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    head = ("work", "ours", "theirs", "ours", "theirs", "ratio", "at least", "of bandwidth", "noise", "")
+    head = ("work", "ours", "theirs", "ours", "theirs", "ratio", "at least", "of bandwidth", "noise", "others", "")
     lines = [head, ("---",) * len(head)]
     for row in rows:
         figures = [_figure(row[key], row["unit"]) for key in ("our_figure", "their_figure")]
         target = "" if row["target"] is None else f"{row['target']:.2f}"
         verdict = f"MISSED, bound by {row['bound_by']}" if row["missed"] else ""
-        cells = (f"{row['ratio']:.2f}", target, _percent(row["share"]), _percent(row["noise"]), verdict)
+        others = "" if row["others"] is None else f"{row['others']:.2f} cores"
+        cells = (f"{row['ratio']:.2f}", target, _percent(row["share"]), _percent(row["noise"]), others, verdict)
         lines.append((row["work"], row["ours"], row["theirs"], *figures, *cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

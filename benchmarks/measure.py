@@ -49,14 +49,15 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time the sides in turn, so that whatever else the machine does meets all of them alike.
 
-    Two threads that wait for each other take a thousand times longer where a third wants a core. So more rounds are run
-    while other processes are busy, and the quietest are kept: whole rounds, whatever the sides took in them.
+    Two threads that wait for each other take a thousand times longer where a third wants a core. So a round waits until
+    other processes are quiet, is run again if they were not, and the quietest are kept: whole rounds, whatever the
+    sides took in them.
 
     Args:
         sides: what to call, by name.
         rounds: samples of each side; every round starts with another side.
         shortest: seconds that a sample lasts at least, by calling again.
-        patience: seconds after which no further round is run in the hope of a quiet one.
+        patience: seconds after which nothing waits for quiet any more (default: 0).
 
     Returns:
         The timing of each side.
@@ -71,6 +72,7 @@ def interleaved(
         while len(measured) < rounds or (
             sum(others < _QUIET for others, _ in measured) < rounds and time.monotonic() < deadline
         ):
+            _wait_for_quiet(deadline)
             first = len(measured) % len(names)
             before = _clocks()
             samples = {name: _seconds(sides[name], calls[name]) for name in names[first:] + names[:first]}
@@ -106,7 +108,7 @@ def _timing(samples: list[float], calls: int, others: float) -> Timing:
 
 
 def _clocks() -> tuple[float, float, float]:
-    """Seconds: of the wall, of all processes on all cores, of this process on all cores."""
+    """Seconds of the wall, of all processes on all cores, of this process on all cores."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return time.perf_counter(), math.nan, time.process_time()
@@ -115,9 +117,17 @@ def _clocks() -> tuple[float, float, float]:
     return time.perf_counter(), busy, time.process_time()
 
 
+def _wait_for_quiet(deadline: float) -> None:
+    others = math.inf
+    while others >= _QUIET and time.monotonic() < deadline:
+        before = _clocks()
+        time.sleep(0.2)
+        others = _others(before, _clocks())
+
+
 def _others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
     wall, busy, own = (b - a for a, b in zip(before, after, strict=True))
-    return max(0.0, busy - own) / wall
+    return max(busy - own, 0.0) / wall  # in this order NaN stays NaN
 
 
 # ---- bandwidth
