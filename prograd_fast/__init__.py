@@ -32,5 +32,11 @@ _ON_DEMAND = ("clip", "data")  # the core needs torch alone; these rooms bring i
 
 def __getattr__(name: str) -> ModuleType:
     if name in _ON_DEMAND:
-        return importlib.import_module(f"prograd_fast.{name}")
+        try:
+            return importlib.import_module(f"prograd_fast.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
+                name=error.name,
+            ) from error
     raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")

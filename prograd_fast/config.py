@@ -13,6 +13,8 @@ _OPTIONAL = {
     "open_clip_torch": ("CLIP models and tokenizers", "clip"),
     "torchvision": ("image transforms of open_clip models", "clip"),
     "safetensors": ("tuned prompts on disk", "clip"),
+    "numpy": ("sets of pictures", "clip"),
+    "pillow": ("reading pictures", "clip"),
     "typer": ("the command prograd-fast", "cli"),
     "rich": ("tables and progress bars", "cli"),
     "matplotlib": ("pictures of results", "cli"),
