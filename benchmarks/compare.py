@@ -197,11 +197,13 @@ def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float
     sides = _built(DUAL_LOSSES, rows, classes) | {in_cache: DUAL_LOSSES[out](few, classes)}
     group = Group(f"dual loss, {rows}x{classes}", sides, sizes, stream=share is not None)
     moved = DUAL_LOSS_BYTES * rows * classes
-    arithmetic = group.seconds(in_cache) * rows / few
     bound = f"{_time(group.seconds(out))} into memory that is there, {_time(group.seconds(kernel))} into new memory; "
-    bound += f"arithmetic alone, on {few} rows in the cache: {_time(arithmetic)} for as many elements"
-    if group.bandwidth is not None:
-        bound += f"; memory alone: {_time(moved / group.bandwidth)}"
+    if group.bandwidth is None:  # so small that the call itself counts
+        bound += f"{few} rows alone take {_time(group.seconds(in_cache))}"
+    else:
+        arithmetic = group.seconds(in_cache) * rows / few
+        bound += f"arithmetic alone, on {few} rows in the cache: {_time(arithmetic)} for as many elements; "
+        bound += f"memory alone: {_time(moved / group.bandwidth)}"
     group.faster(kernel, "authors, two autograd.grad", target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
     if share is not None:
