@@ -132,7 +132,8 @@ class TwoGradients(Optimizer):
         Before the step a gradient may be changed in place (unscaled, clipped); after it, a change means that it was
         zeroed, or that a plain `loss.backward()` has begun something new.
         """
-        for p, (gradient, version) in list(self._seen.items()):
+        before = list(self._seen.items())
+        for p, (gradient, version) in before:
             if p.grad is gradient and not (self._stepped and gradient._version != version):
                 continue
             if p.grad is not None and not self._stepped:
@@ -143,7 +144,7 @@ class TwoGradients(Optimizer):
                 )
             del self._seen[p]
             self._general.pop(p, None)
-        if not self._seen:
+        if before and not self._seen:
             self._forget()
 
     def _forget(self) -> None:
