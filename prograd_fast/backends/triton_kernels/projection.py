@@ -265,7 +265,8 @@ def project_(task: Sequence[Tensor], general: Sequence[Tensor], coefficients: Te
     if not task:
         return
     projected = contiguous(task)
-    work = plan([projected, contiguous(general)], scope)
+    lists = [projected, contiguous(general)]  # held until the launch: a plan has addresses only
+    work = plan(lists, scope)
     with on_device(coefficients):
         for group in work.groups:
             if group.n_chunks:

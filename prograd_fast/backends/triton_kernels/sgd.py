@@ -160,7 +160,8 @@ def project_sgd_(
         return
     mutated = [params] + ([momentum_buffers] if momentum_buffers else [])
     dense = [contiguous(tensors) for tensors in mutated]
-    work = plan([contiguous(task), contiguous(general), *dense], scope)
+    lists = [contiguous(task), contiguous(general), *dense]  # held until the launch: a plan has addresses only
+    work = plan(lists, scope)
     is_global = scope == SCOPE_GLOBAL
     if coefficients is not None:
         coefficients = coefficients.contiguous()
