@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = [Path(__file__).parent / "triton_interpreter" / name for name in ("losses.py", "steps.py")]
+CASES = [Path(__file__).parent / "triton_interpreter" / name for name in ("losses.py", "steps.py", "optimizers.py")]
 
 
 def test_cases_in_the_interpreter():

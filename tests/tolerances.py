@@ -15,6 +15,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     ("golden trajectory", torch.float32): 1e-4,
     # the same against the formulas, over a few steps of optimizers that divide by roots of small numbers
     ("trajectory", torch.float64): 1e-9,
+    # a few steps on two backends: sums in another order; one of 16 bits is now and then rounded to its neighbour
+    ("trajectory", torch.float32): 1e-5,
+    ("trajectory", torch.bfloat16): 2e-2,
     # formulas against formulas, float64 on both sides
     ("formula", torch.float64): 1e-12,
     # float32 arithmetic against float64: sums of up to 1e5 terms
