@@ -266,6 +266,61 @@ def test_a_general_gradient_is_forgotten_with_its_task_gradient(how):
     assert opt.conflict.conflicts.tolist() == [0]
 
 
+def test_a_general_gradient_is_forgotten_with_the_task_gradients_of_others():
+    """Losses that reach different tensors: neither has both gradients, and all of them are gone together."""
+    p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    opt = pf.ProGradSGD([p, q], lr=1.0)
+    opt.backward(p.sum(), -q.sum())
+    opt.step()
+    p.grad = q.grad = None
+    (p.sum() + q.sum()).backward()
+    opt.step()
+    assert q.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("fused", [False, True])
+def test_step_count_has_torchs_dtype(default, fused):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        p, q = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+        opt, plain = pf.ProGradAdamW([p], fused=fused), torch.optim.AdamW([q], fused=fused)
+        opt.backward(p.sum(), -p.sum())
+        opt.step()
+        q.sum().backward()
+        plain.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert opt.state[p]["step"].dtype == plain.state[q]["step"].dtype
+
+
+@pytest.mark.parametrize("make_opt", [pf.ProGradAdamW, pf.ProGradSGD])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_one_element_learning_rate_and_number(make_opt, backend):
+    """A rate of shape (1,) with a 0-d parameter."""
+    active = pf.backends.active()["cpu"]
+    if backend not in pf.backends.available():
+        pytest.skip("pure-Python installation")
+    p = torch.nn.Parameter(torch.tensor(1.0))
+    opt = make_opt([p], lr=torch.tensor([0.1]))
+    pf.backends.use(backend)
+    try:
+        opt.backward(p * 2, p * 3)
+        opt.step()
+    finally:
+        pf.backends.use(active)
+    assert p.shape == ()
+    assert p.item() < 1
+
+
+def test_sgd_without_momentum_keeps_no_state():
+    p = parameters()
+    opt = pf.ProGradSGD(p, lr=0.1)
+    run_both(opt, p, steps=1)
+    assert opt.state_dict()["state"] == {}
+
+
 def test_a_replaced_gradient_is_not_guessed_about():
     p = torch.nn.Parameter(torch.zeros(2))
     opt = pf.ProGradSGD([p], lr=1.0)

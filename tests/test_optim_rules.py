@@ -115,6 +115,26 @@ def test_units_without_gradient_keep_their_memory():
     assert torch.equal(p[0], q[0])
 
 
+def test_a_new_group_begins_its_own_memory():
+    """GradVac's targets of the known tensors stay, that of a new one begins at zero."""
+    p, q = parameters(), parameters()
+    opt = pf.ProGradSGD(p[:2], lr=0.1, rule=rules.GradVac(0.5))
+    alone = pf.ProGradSGD(q[2:], lr=0.1, rule=rules.GradVac(0.5))
+    for step in range(2):
+        a, b = gradients(step)
+        opt.zero_grad()
+        opt.backward((p[0] * a[0]).sum() + (p[1] * a[1]).sum(), (p[0] * b[0]).sum() + (p[1] * b[1]).sum())
+        opt.step()
+    opt.add_param_group({"params": p[2:]})
+    for step in range(2, 4):
+        step_with(opt, p, step)
+        a, b = gradients(step)
+        alone.zero_grad()
+        alone.backward(q[2] * a[2], q[2] * b[2])
+        alone.step()
+    assert torch.equal(p[2], q[2])
+
+
 def test_subspace_needs_no_general_gradient():
     p = parameters()
     before = torch.cat([x.detach().flatten() for x in p])

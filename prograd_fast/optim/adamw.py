@@ -131,7 +131,8 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         state = self.state[p]
         if not state:
             device = p.device if group["fused"] or group["capturable"] else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.get_default_dtype(), device=device)
+            wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+            state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             if group["amsgrad"]:

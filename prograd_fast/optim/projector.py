@@ -132,6 +132,9 @@ class Projector:
         """Count the units of these parameters from now on, the known ones first."""
         if self._log is not None:
             self._log.grow(self._all_units(params))
+        for name, value in self._unit_state.items():  # new units begin as the first ones did, at zero
+            new = value.new_zeros(self._all_units(params) - len(value), *value.shape[1:])
+            self._unit_state[name] = torch.cat([value, new])
 
     def rule_state(self, params: list[Tensor]) -> dict[str, Any]:
         """What the rule keeps, for a checkpoint; empty if it keeps nothing."""

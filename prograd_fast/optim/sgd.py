@@ -80,7 +80,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
     _fuses = True
 
     def _kind(self, p: Tensor) -> bool:
-        return self.state[p].get("momentum_buffer") is None  # the first step starts the momentum
+        return self.state.get(p, {}).get("momentum_buffer") is None  # the first step starts the momentum
 
     def _fused_update(
         self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None

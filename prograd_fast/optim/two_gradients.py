@@ -27,7 +27,7 @@ class TwoGradients(Optimizer):
     _step_supports_amp_scaling = True
 
     _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
-    _seen: dict[Tensor, tuple[Tensor, int]]  # the .grad that it belongs to, and its version
+    _seen: dict[Tensor, tuple[Tensor, int]]  # each .grad that there was then, and its version
     _stepped: bool
     _reduced: bool
     _projected: bool
@@ -107,7 +107,7 @@ class TwoGradients(Optimizer):
                     task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
             if task_gradient is not None:
                 p.grad = _sum(p.grad, task_gradient)
-        self._see(self._general)
+        self._see(self._parameters)
         self._reduced = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -136,7 +136,7 @@ class TwoGradients(Optimizer):
         for p, (gradient, version) in before:
             if p.grad is gradient and not (self._stepped and gradient._version != version):
                 continue
-            if p.grad is not None and not self._stepped:
+            if p.grad is not None and not self._stepped and p in self._general:
                 raise RuntimeError(
                     "step: expected in .grad the tensor that backward() put there, got another one, so it is not known "
                     "whether the general gradient still belongs to it. Change .grad in place (p.grad.copy_(...)), or "
