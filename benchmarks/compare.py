@@ -279,7 +279,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         figures = [_figure(row[key], row["unit"]) for key in ("our_figure", "their_figure")]
         target = "" if row["target"] is None else f"{row['target']:.2f}"
-        verdict = f"MISSED, bound by {row['bound_by']}" if row["missed"] else ""
+        verdict = f"MISSED: {row['bound_by']}" if row["missed"] else ""
         others = "" if row["others"] is None else f"{row['others']:.2f} cores"
         cells = (f"{row['ratio']:.2f}", target, _percent(row["share"]), _percent(row["noise"]), others, verdict)
         lines.append((row["work"], row["ours"], row["theirs"], *figures, *cells))

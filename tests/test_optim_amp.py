@@ -110,6 +110,10 @@ def _rank(rank, port, queue):
         opt.step()
     except UserWarning as warning:
         warned = "all_reduce" in str(warning)
+    # a plain step has no general gradient to average: a warning, which is an error here, would end this rank
+    plain = pf.ProGradSGD([unused], lr=0.1, rule=pf.rules.PCGrad())
+    unused.sum().backward()
+    plain.step()
     queue.put((rank, p.tolist(), opt.conflict.conflicts.tolist(), warned))
     torch.distributed.destroy_process_group()
 

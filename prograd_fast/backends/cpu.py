@@ -4,21 +4,21 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-_C: Any
+EXTENSION: Any
 try:
-    _C = importlib.import_module("prograd_fast._C")
+    EXTENSION = importlib.import_module("prograd_fast._C")
 except ImportError as error:  # no compiler at installation, or another PyTorch since
-    _C = None
+    EXTENSION = None
     _ERROR = str(error)
 else:
     # the fused updates without the dispatcher, for `prograd_fast.backends.update_operator`
-    project_adamw_ = _C.project_adamw_
-    project_sgd_ = _C.project_sgd_
+    project_adamw_ = EXTENSION.project_adamw_
+    project_sgd_ = EXTENSION.project_sgd_
 
 
 def missing() -> str | None:
     """Why the kernels cannot run here; None where they can."""
-    if _C is None:
+    if EXTENSION is None:
         return (
             f"the C++ kernels are not built for this PyTorch ({_ERROR}). "
             "Install CMake and a C++ compiler, and run: "
@@ -34,11 +34,11 @@ def device() -> str:
 
 def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
-    _C.register_cpu()
-    return _C.unregister_cpu
+    EXTENSION.register_cpu()
+    return EXTENSION.unregister_cpu
 
 
 def build_facts() -> dict[str, Any]:
     """How they were compiled: "compiler", "flags", "torch", "instruction_sets", and the "instruction_set" in use."""
-    facts: dict[str, Any] = _C.build_facts()
+    facts: dict[str, Any] = EXTENSION.build_facts()
     return facts

@@ -186,7 +186,7 @@ class TwoGradients(Optimizer):
             flat /= dist.get_world_size(group)
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
-        self._see(self._general)
+        self._see(self._parameters)
         self._reduced = True
 
     # ---- one gradient out
@@ -213,7 +213,8 @@ class TwoGradients(Optimizer):
         """All parameters that have a task gradient, if there is anything to do about it."""
         if not self._general and self._projector.rule is None:
             return []
-        self._warn_unless_reduced()
+        if self._general:
+            self._warn_unless_reduced()
         buckets: dict[Any, Bucket] = {}
         for i, group in enumerate(self.param_groups):
             for p in group["params"]:

@@ -9,12 +9,15 @@ from prograd_fast.reference.projection import (
     project,
     split_units,
 )
+from prograd_fast.reference.prompt import assemble_prompts, encode_prompts
 from prograd_fast.reference.updates import project_adamw_, project_sgd_
 
 __all__ = [
+    "assemble_prompts",
     "combine",
     "conflict_coefficients",
     "dual_loss",
+    "encode_prompts",
     "gram",
     "linear_dual_loss",
     "prograd_coefficients",
