@@ -15,8 +15,18 @@ the host. Accumulation dtype: float32, or float64 for float64 tensors.
     project_adamw_            one fused step. coefficients None: ProGrad's, from the entries, which are written;
     project_sgd_              otherwise (U, 2) as for project_, and entries are left alone. task is divided by
                               grad_scale. found_inf above 0: only entries are written. steps advance by 1
+
+    shared_prefix_attention_out            } as in `prograd_fast.reference.transformer`, all in one dtype, offsets int64
+    shared_prefix_attention_backward_out   } on the same device. Last dimensions are contiguous; rows and groups may
+                                           have any stride (queries, keys and values are views of one matrix product's
+                                           result, and so are their gradients). The backward writes all of its results
+    add_layer_norm_out        x, branch, total, normed (R, d) contiguous; weight, bias, statistics in the accumulation
+                              dtype
+    layer_norm_backward_      d_total (K, R, d) += gradient through the norm; contiguous
+    gelu_out, gelu_backward_  contiguous, any shape; gradient (K, *x.shape) *= gelu'(x). approximate: 0 none, 1 tanh,
+                              2 sigmoid
 """
 
-from prograd_fast.ops import dual_loss, linear_dual_loss, projection, updates
+from prograd_fast.ops import dual_loss, linear_dual_loss, projection, transformer, updates
 
-__all__ = ["dual_loss", "linear_dual_loss", "projection", "updates"]
+__all__ = ["dual_loss", "linear_dual_loss", "projection", "transformer", "updates"]
