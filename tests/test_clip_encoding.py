@@ -87,3 +87,76 @@ def test_gradcheck(tower, class_specific):
         return F.normalize(net.tower.encode(prompts, net.prompt.token_ids), dim=-1)
 
     assert torch.autograd.gradcheck(features, net.prompt.ctx)
+
+
+@pytest.mark.parametrize("tower", ["CLIP", "not causal"])
+@pytest.mark.parametrize("position", ["end", "middle"])
+@pytest.mark.parametrize("class_specific", [False, True], ids=["shared", "class-specific"])
+@pytest.mark.parametrize("groups", [1, 3])  # 1: the leading size stays; 3: unlike any other size here
+def test_several_contexts_are_each_context_alone(tower, position, class_specific, groups):
+    model = (CUT | WHOLE)[tower]()
+    options = {"class_specific": class_specific, "class_token_position": position}
+    net = pf.clip.PromptedCLIP(model, TOKENIZER, CLASS_NAMES, 4, **options)
+    generator = torch.Generator().manual_seed(2)
+    contexts = torch.randn(groups, *net.prompt.ctx.shape, dtype=torch.float64, generator=generator).requires_grad_()
+    actual = net.class_features(contexts)
+    expected = torch.stack([net.class_features(context) for context in contexts])
+    cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    assert_close(actual, expected, "formula", torch.float64)
+    (actual_grad,) = torch.autograd.grad(actual, contexts, cotangent)
+    (expected_grad,) = torch.autograd.grad(expected, contexts, cotangent)
+    assert_close(actual_grad, expected_grad, "formula", torch.float64)
+
+
+@pytest.mark.parametrize("layers", [1, 2])  # of 3: the last block without and with a deep prompt
+def test_deep_prompts_replace_the_rows_of_the_context(layers):
+    """Against hooks on the blocks of the whole 77-token tower, as PromptSRC's blocks do it."""
+    model = tiny_clip(layers=3)
+    net = pf.clip.PromptedCLIP(model, TOKENIZER, CLASS_NAMES, 4)
+    generator = torch.Generator().manual_seed(2)
+    deep = torch.randn(layers, 4, 32, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def replace(block, args):
+        i = list(model.transformer.resblocks).index(block)
+        if not 1 <= i <= layers:
+            return args
+        return (torch.cat([args[0][:, :1], deep[i - 1].expand(len(args[0]), -1, -1), args[0][:, 5:]], 1), *args[1:])
+
+    hooks = [block.register_forward_pre_hook(replace) for block in model.transformer.resblocks]
+    expected = F.normalize(reference_features(model, net.prompt.ctx, "end"), dim=-1)
+    for hook in hooks:
+        hook.remove()
+    actual = net.class_features(deep=deep)
+    cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    assert_close(actual, expected, "formula", torch.float64)
+    for got, want in zip(
+        torch.autograd.grad(actual, (deep, net.prompt.ctx), cotangent),
+        torch.autograd.grad(expected, (deep, net.prompt.ctx), cotangent),
+        strict=True,
+    ):
+        assert_close(got, want, "formula", torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"context": torch.zeros(3, 32)}, r"context: expected shape \(4, 32\) or \(G, 4, 32\), got \(3, 32\)"),
+        ({"context": torch.zeros(1, 1, 4, 32)}, r"got \(1, 1, 4, 32\)"),
+        ({"deep": torch.zeros(2, 4, 32)}, r"\(J, 4, 32\) with J below the tower's 2 layers, got \(2, 4, 32\)"),
+        ({"deep": torch.zeros(1, 3, 32)}, r"got \(1, 3, 32\)"),
+    ],
+    ids=["tokens", "groups of groups", "too deep", "deep tokens"],
+)
+def test_contexts_that_do_not_fit(models, arguments, message):
+    net = pf.clip.PromptedCLIP(models["CLIP"], TOKENIZER, CLASS_NAMES, 4)
+    with pytest.raises(ValueError, match=message):
+        net.class_features(**arguments)
+
+
+def test_deep_prompts_without_a_place():
+    net = pf.clip.PromptedCLIP(tiny_clip(), TOKENIZER, CLASS_NAMES, 4, class_token_position="middle")
+    with pytest.raises(ValueError, match=r"deep: expected a shared context at 'end'.*'middle'"):
+        net.class_features(deep=torch.zeros(1, 4, 32))
+    net = pf.clip.PromptedCLIP(tiny_clip(no_causal_mask=True), TOKENIZER, CLASS_NAMES, 4)
+    with pytest.raises(ValueError, match="deep: expected a causal tower"):
+        net.class_features(deep=torch.zeros(1, 4, 32, dtype=torch.float64))

@@ -22,7 +22,7 @@ def tiny_clip(
         model = cls(
             embed_dim=24,
             vision_cfg=CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
-            text_cfg=CLIPTextCfg(width=32, heads=2, layers=2, **text),
+            text_cfg=CLIPTextCfg(**{"width": 32, "heads": 2, "layers": 2} | text),
             init_logit_bias=init_logit_bias,
         )
         for p in model.parameters():  # away from the zeros and ones that biases and norms start with

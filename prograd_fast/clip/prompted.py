@@ -43,11 +43,22 @@ class PromptLearner(nn.Module):
         self.register_buffer("context_positions", layout.context_positions.to(device), persistent=False)
         self.register_buffer("embeddings", embeddings, persistent=False)
 
-    def forward(self) -> Tensor:
-        """Prompts as token embeddings without positions, (C, L, d), differentiable in `ctx`."""
-        classes = torch.arange(len(self.embeddings), device=self.embeddings.device)[:, None]
-        ctx = self.ctx.to(self.embeddings.dtype).expand(len(self.embeddings), -1, -1)
-        return self.embeddings.index_put((classes, self.context_positions), ctx)
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        """Prompts as token embeddings without positions, differentiable in the context.
+
+        Args:
+            context: instead of `ctx`, of its shape, or (G, *ctx.shape): G contexts at once.
+
+        Returns:
+            (C, L, d), or (G, C, L, d).
+        """
+        context = self.ctx if context is None else context
+        n = len(self.embeddings)
+        groups = context.shape[: context.ndim - self.ctx.ndim]
+        shared = context if self.ctx.ndim == 3 else context.unsqueeze(-3)
+        index = self.context_positions[..., None].expand(*groups, n, -1, self.embeddings.shape[-1])
+        rows = shared.to(self.embeddings.dtype).expand(*groups, n, -1, -1)
+        return self.embeddings.expand(*groups, -1, -1, -1).scatter(-2, index, rows)
 
 
 class PromptedCLIP(nn.Module):
@@ -149,9 +160,44 @@ class PromptedCLIP(nn.Module):
             class_token_position=self.class_token_position,
         )
 
-    def class_features(self) -> Tensor:
-        """Unit-length text features of the prompts, (C, D), differentiable in `prompt.ctx`."""
-        return F.normalize(self.tower.encode(self.prompt(), self.prompt.token_ids), dim=-1)
+    def class_features(self, context: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
+        """Unit-length text features of the prompts, differentiable in the context.
+
+        Args:
+            context: what stands before the names instead of `prompt.ctx`. Of its shape, or with a leading size G for
+                several at once, such as one for each image (CoCoOp) or each sample (variational prompts).
+            deep: (J, M, d) deep prompts (PromptSRC, MaPLe): before block j = 1 ... J of the tower (the first is 0) the
+                rows of the context are replaced by deep[j - 1]. Only for shared contexts at "end".
+
+        Returns:
+            (C, D), or (G, C, D) for G contexts.
+
+        Raises:
+            ValueError: a shape that does not fit, or deep prompts where they have no place.
+        """
+        self._check(context, deep)
+        prompts = self.prompt(context)
+        token_ids = self.prompt.token_ids.expand(*prompts.shape[:-1])
+        features = self.tower.encode(prompts.flatten(0, -3), token_ids.flatten(0, -2), deep)
+        return F.normalize(features, dim=-1).unflatten(0, prompts.shape[:-2])
+
+    def _check(self, context: Tensor | None, deep: Tensor | None) -> None:
+        shape = tuple(self.prompt.ctx.shape)
+        if context is not None and (context.shape[-len(shape) :] != shape or context.ndim > len(shape) + 1):
+            own = ", ".join(map(str, shape))
+            raise ValueError(f"context: expected shape ({own}) or (G, {own}), got {tuple(context.shape)}.")
+        if deep is None:
+            return
+        if self.class_specific or self.class_token_position != "end":
+            raise ValueError(
+                "deep: expected a shared context at 'end', whose rows deep prompts can replace, got "
+                f"class_specific={self.class_specific} and class_token_position={self.class_token_position!r}."
+            )
+        if deep.ndim != 3 or deep.shape[1:] != shape[-2:] or len(deep) >= self.tower.n_layers:
+            raise ValueError(
+                f"deep: expected shape (J, {shape[0]}, {shape[1]}) with J below the tower's {self.tower.n_layers} "
+                f"layers, got {tuple(deep.shape)}."
+            )
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:

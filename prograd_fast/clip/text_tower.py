@@ -82,6 +82,11 @@ class TextTower:
         return self.embedding.embedding_dim
 
     @property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.text.transformer.resblocks)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype in which open_clip runs the tower (that of its linear layers)."""
         cast_dtype = getattr(self.text.transformer, "get_cast_dtype", None)
@@ -103,28 +108,43 @@ class TextTower:
         """Token embeddings, without positions: (N, L) int64 to (N, L, d), no graph, on the tower's device."""
         return self.embedding(token_ids.to(self.device)).to(self.dtype)
 
-    def encode(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+    def encode(self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None) -> Tensor:
         """Text features as `encode_text` gives them, not normalised.
 
         Args:
             embeddings: (N, L, d) token embeddings without positions, L = `length(token_ids)` or more.
             token_ids: (N, L) int64; tells where the end of text is, and where padding is in towers that mask it. Ids of
                 positions whose embedding was replaced (context tokens) may be any but end of text and padding.
+            deep: (J, M, d) replaces positions 1 ... M before block j = 1 ... J.
 
         Returns:
-            (N, D) features, differentiable in `embeddings`.
+            (N, D) features, differentiable in `embeddings` and `deep`.
+
+        Raises:
+            ValueError: `deep` for a tower whose blocks cannot be reached one by one.
         """
         if self.full_length_reason is not None:
+            if deep is not None:
+                raise ValueError(f"deep: expected a causal tower that pools at end of text: {self.full_length_reason}.")
             return self._encode_text(embeddings, token_ids)
         text, length = self.text, embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length].to(self.dtype)
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        mask = text.attn_mask[:length, :length]
+        x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep)
         # The final norm works row by row, so only the pooled row needs it.
         x = text.ln_final(x[torch.arange(len(x), device=x.device), self._end_of_text(token_ids)])
         projection = text.text_projection
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    def _with_deep_prompts(self, x: Tensor, mask: Tensor, deep: Tensor) -> Tensor:
+        for i, block in enumerate(self.text.transformer.resblocks):
+            if 1 <= i <= len(deep):
+                rows = deep[i - 1].to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, :1], rows, x[:, 1 + rows.shape[1] :]], 1)
+            x = block(x, attn_mask=mask)
+        return x
 
     def _encode_text(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
         handle = self.embedding.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
