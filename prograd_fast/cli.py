@@ -45,6 +45,11 @@ Data = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: the GPU if there is one.")
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep image features here. Default: prograd-fast in your folder for caches."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Encode every picture anew, and keep no features.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by train.")]
 
 
@@ -98,6 +103,8 @@ def train(
         typer.Option(metavar="FILE|TAG", help="Weights of an open_clip model: a file, or a tag to download."),
     ] = None,
     device: Device = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in RUN.")] = False,
 ) -> None:
     """Tune a prompt on a few pictures per class, test it, and write a run record and the prompt.
@@ -112,6 +119,7 @@ def train(
     from prograd_fast.training import RUN_FILES, make_plan, save_run, train_prompt
 
     _check_writable(out)
+    kept = _cache_folder(cache, no_cache)
     if not force and any((out / name).exists() for name in RUN_FILES):
         raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
     if partition is not None and all_classes:
@@ -130,7 +138,7 @@ def train(
         print(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
 
     with _progress() as track:
-        record, net = train_prompt(tuning, clip, pictures, plan, track)
+        record, net = train_prompt(tuning, clip, pictures, plan, track, kept)
     save_run(out, record, net)
     rows = [{"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]}, record]
     print(f"Accuracy in % ({100 / learned:.1f} by guessing):")
@@ -146,7 +154,7 @@ def train(
 
 
 @app.command()
-def evaluate(run: Run, data: Data, device: Device = None) -> None:
+def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, no_cache: NoCache = False) -> None:
     """Test a tuned prompt on the test pictures of any set, among that set's classes.
 
     Example: [bold]prograd-fast evaluate runs/mine --data clipart[/bold]
@@ -155,11 +163,12 @@ def evaluate(run: Run, data: Data, device: Device = None) -> None:
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import evaluate_run, load_run
 
+    kept = _cache_folder(cache, no_cache)
     record, prompt = load_run(run)
     pictures = picture_sets.load(data)
     clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
     with _progress() as track:
-        accuracies = evaluate_run(record, prompt, clip, pictures, track)
+        accuracies = evaluate_run(record, prompt, clip, pictures, track, kept)
     rows = [{"method": method, "accuracy": accuracy} for method, accuracy in accuracies.items()]
     n = len(pictures.class_names)
     print(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")
@@ -199,6 +208,8 @@ def predict(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results.json, accuracy.png and conflict.png.")] = Path("demo"),
     device: Device = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Show on emoji what zero-shot, a linear probe, CoOp and ProGrad do to base classes, new classes and unseen styles.
 
@@ -210,11 +221,12 @@ def demo(
     from prograd_fast.training import run_benchmark
 
     _check_writable(out)
+    kept = _cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = _open_model("emoji-lite", None, device)
     methods = [method() for method in METHODS]
     with _progress() as track:
-        results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track)
+        results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track, cache=kept)
     out.mkdir(parents=True, exist_ok=True)
     report_demo(results, out, console)
 
@@ -239,12 +251,24 @@ def _open_model(name: str, pretrained: str | None, device: str | None) -> "Clip"
     return load_model(name, pretrained, device)
 
 
-def _check_writable(folder: Path) -> None:
+def _cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
+    """Where to keep image features, None for nowhere. A folder that was asked for must be writable."""
+    from prograd_fast.clip.feature_cache import default_cache
+
+    if folder is None:
+        return None if no_cache else default_cache()
+    if no_cache:
+        raise ValueError("--cache and --no-cache exclude each other")
+    _check_writable(folder, "--cache")
+    return folder
+
+
+def _check_writable(folder: Path, option: str = "--out") -> None:
     """Before any work: the folder can be written to, or made."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(
-            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another --out"
+            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another {option}"
         )
 
 

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that run no code when they are read."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 
 @contextmanager
@@ -12,6 +13,20 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it tells writers the format
     try:
         yield temporary
+        with temporary.open("rb+") as file:  # the name must not reach the disk before the content does
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def safetensors_package() -> ModuleType:
+    """The package safetensors, or what to install."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'tensors on disk need safetensors, which is not installed: pip install "prograd-fast[clip]"',
+            name=error.name,
+        ) from error
+    return safetensors

@@ -1,6 +1,7 @@
 """What several tests need: a folder of generated pictures, and a tiny model that open_clip loads by name."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ from prograd_fast.training import Clip, load_model
 from tests.tiny_clip import tiny_clip
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's caches; processes that tests start inherit this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
 
 # Easy to tell apart by colour, so that a few pictures of each are enough even for a model with random weights.
 SHAPES = {"red_circle": (220, 30, 30), "blue_square": (30, 60, 220), "green_bar": (30, 170, 60), "black_dot": (0, 0, 0)}

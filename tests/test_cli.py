@@ -155,6 +155,8 @@ def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, cl
         ("train --data SHAPES --out OUT --lr much", "'--lr'"),
         ("train --data SHAPES --out OUT --model ViT-B-23", "unknown model 'ViT-B-23'"),
         ("train --data SHAPES --out OUT --partition 0 --all-classes", "exclude each other"),
+        ("train --data SHAPES --out OUT --cache FILE", "cannot write to .*file is not a folder.*another --cache"),
+        ("train --data SHAPES --out OUT --cache FILE --no-cache", "exclude each other"),
         ("train --data SHAPES --out FILE/run", "cannot write to .*file/run: .*file is not a folder"),
         ("demo --out FILE", "cannot write to"),
         ("evaluate nowhere --data SHAPES", "nowhere is not a run"),

@@ -25,6 +25,8 @@ from prograd_fast.training import (
     write_json,
 )
 from prograd_fast.training.evaluate import accuracy, harmonic_mean
+from prograd_fast.training.protocol import Part
+from prograd_fast.training.run import examine
 from tests.conftest import SHAPES, draw
 
 OVERFLOWING = 1e38  # a learning rate after which the context is no longer finite, or the tower's output is not
@@ -160,6 +162,35 @@ def test_accuracy_and_harmonic_mean():
     assert accuracy(lambda _: scores, torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 2 / 3
     assert harmonic_mean(0.5, 0.25) == 1 / 3
     assert harmonic_mean(0.5, 0.0) == 0.0
+
+
+def test_evaluation_streams_the_pictures_and_encodes_a_class_list_once(clip, shapes, monkeypatch):
+    plan = make_plan(shapes, shots=2, seed=0, partition=None)
+    learner = ZeroShot().start(Task(clip.model, clip.tokenizer, shapes.class_names, torch.empty(0, 24), torch.empty(0)))
+    rows = np.tile(plan.tests["all"].rows, 10)  # 160: two batches
+    tests = {"validation": plan.tests["validation"], "all": Part(plan.tests["all"].classes, rows)}
+    sizes, lists = [], []
+    teacher = pf.clip.ZeroShotTeacher.__init__
+    logits = pf.clip.ZeroShotTeacher.logits
+
+    def count_lists(self, model, tokenizer, class_names, *rest):
+        lists.append(class_names)
+        teacher(self, model, tokenizer, class_names, *rest)
+
+    def count_rows(self, features):
+        sizes.append(len(features))
+        return logits(self, features)
+
+    monkeypatch.setattr(pf.clip.ZeroShotTeacher, "__init__", count_lists)
+    monkeypatch.setattr(pf.clip.ZeroShotTeacher, "logits", count_rows)
+    seen = []
+    features = encode_pictures(clip, shapes, plan.rows)
+    measured = examine(learner, clip, shapes, features, tests, lambda: seen.append(1))
+    assert lists == [shapes.class_names]
+    assert sizes == [4, 100, 60]
+    assert len(seen) == 164
+    once = examine(learner, clip, shapes, features, plan.tests)
+    assert measured == once
 
 
 def test_run_measures_what_the_method_can_name(clip, shapes):

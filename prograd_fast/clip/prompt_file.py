@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.prompted import PromptedCLIP
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
-from prograd_fast.files import replacing
+from prograd_fast.files import replacing, safetensors_package
 
 _HEADER = "prograd_fast"  # key of our JSON among the file's metadata; a safetensors header maps strings to strings
 
@@ -92,7 +91,7 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
         raise TypeError(
             f"save_prompt: metadata must be what JSON can hold (numbers, strings, lists, dicts): {error}"
         ) from error
-    content = _safetensors().torch.save({"ctx": net.prompt.ctx.detach().cpu().contiguous()}, {_HEADER: text})
+    content = safetensors_package().torch.save({"ctx": net.prompt.ctx.detach().cpu().contiguous()}, {_HEADER: text})
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -105,7 +104,7 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
         ValueError: the file is corrupt or something else.
         ModuleNotFoundError: safetensors is not installed.
     """
-    safetensors = _safetensors()
+    safetensors = safetensors_package()
     path = Path(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -129,13 +128,3 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
             f"({type(error).__name__}: {error}); write it again with save_prompt(path, net)"
         ) from error
     return saved
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'prompt files need safetensors, which is not installed: pip install "prograd-fast[clip]"', name=error.name
-        ) from error
-    return safetensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,36 @@ class PictureSet:
         """The number of pictures N."""
         return len(self.labels)
 
+    def content(self, index: int) -> bytes:
+        """One picture as it is stored, not decoded.
+
+        Raises:
+            ValueError: the file is missing or cannot be read.
+        """
+        source = self.source[index]
+        try:
+            return source if isinstance(source, bytes) else source.read_bytes()
+        except OSError as error:
+            raise self._unreadable(index, error) from error
+
     def open(self, index: int) -> Image.Image:
         """Decodes one picture: RGB, upright (EXIF orientation), on white where it is transparent.
 
         Raises:
             ValueError: the picture is missing, damaged or of an unknown format; names the set and the file or index.
         """
-        source = self.source[index]
+        content = self.content(index)
         try:
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(BytesIO(content)) as image:
                 return on_white(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            which = f"picture {index}" if isinstance(source, bytes) else str(source)
-            raise ValueError(f"{self.name}: cannot read {which}: {error}; replace or remove it") from error
+            raise self._unreadable(index, error) from error
+
+    def _unreadable(self, index: int, error: Exception) -> ValueError:
+        source = self.source[index]
+        which = f"picture {index}" if isinstance(source, bytes) else str(source)
+        reason = "not a known picture format" if isinstance(error, UnidentifiedImageError) else error
+        return ValueError(f"{self.name}: cannot read {which}: {reason}; replace or remove it")
 
 
 def on_white(image: Image.Image) -> Image.Image:

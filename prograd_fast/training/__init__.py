@@ -1,5 +1,6 @@
 """From a model and a set of pictures to a tuned prompt, its accuracies and a record of how it came about."""
 
+from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.benchmark import run_benchmark
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, predict_files, save_run, train_prompt
@@ -11,6 +12,7 @@ from prograd_fast.training.run import Run, run_method
 
 __all__ = [
     "RUN_FILES",
+    "AugmentedFeatures",
     "Clip",
     "Features",
     "History",

@@ -1,6 +1,7 @@
 """The base-to-new benchmark: several methods on the same random halves of the classes and the same draws of shots."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ def run_benchmark(
     partitions: int,
     seeds: int,
     track: Track,
+    cache: Path | None = None,
 ) -> Record:
     """Run every method on every partition and every draw of the shots.
 
@@ -35,13 +37,14 @@ def run_benchmark(
         partitions: number of base/new partitions.
         seeds: number of draws of the shots for each partition.
         track: opens progress bars.
+        cache: folder of image features that runs share, or None.
 
     Returns:
         Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run.
     """
     plans = [make_plan(pictures, shots, seed, partition) for partition in range(partitions) for seed in range(seeds)]
     rows = np.unique(np.concatenate([plan.rows for plan in plans]))
-    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)))
+    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
     steps = sum(method.steps for method in methods if isinstance(method, PromptTuning))
     on_step = track(f"tuning prompts, {len(plans)} runs each", len(plans) * steps)
     runs = [run_method(method, clip, pictures, features, plan, on_step) for plan in plans for method in methods]

@@ -1,19 +1,27 @@
 """Image features: the frozen tower sees every picture once, whatever is trained on them afterwards."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
 from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.training.model import Clip
+from prograd_fast.training.views import View
 
 BATCH = 32  # pictures per forward; on a CPU larger ones fall out of its cache
+STORE_EVERY = 4096  # pictures: what a killed run loses at most
+# Heights and widths of pictures that tell transforms apart: larger and smaller than any input, wide and tall.
+_PROBES = ((401, 613, 3), (53, 37, 3))
 
 
 @dataclass(frozen=True)
@@ -34,15 +42,24 @@ class Features:
 
 
 def encode_pictures(
-    clip: Clip, pictures: PictureSet, rows: Rows, on_picture: Callable[[], None] = lambda: None
+    clip: Clip,
+    pictures: PictureSet,
+    rows: Rows,
+    on_picture: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
+    view: View | None = None,
 ) -> Features:
-    """Run the image tower over pictures of a set.
+    """Run the image tower over pictures of a set, or take their features from the cache.
+
+    A picture's features do not depend on those that it is encoded with, so that those from the cache are the same.
 
     Args:
         clip: The model.
         pictures: The set.
         rows: Indices of the pictures, in any order, repeated or not.
         on_picture: Called after each picture, for a progress bar.
+        cache: Folder of a `FeatureCache`; None: everything is encoded, and nothing kept.
+        view: Which augmented view of each picture; None: the picture as it is.
 
     Returns:
         Their features, on the model's device.
@@ -56,22 +73,77 @@ def encode_pictures(
         raise ValueError(f"{pictures.name}: no pictures to look at; expected at least one row")
     bad: list[str] = []
 
-    def load(row: int) -> Tensor | None:
+    def digest(row: int) -> bytes:
         try:
-            return clip.preprocess(pictures.open(row))
+            return hashlib.sha256(pictures.content(row) + (b"" if view is None else view.name)).digest()
+        except ValueError as error:
+            bad.append(str(error))
+            return b""
+
+    def load(index: int) -> Tensor | None:
+        try:
+            picture = pictures.open(int(rows[index]))
         except ValueError as error:
             bad.append(str(error))
             return None
+        return clip.preprocess(picture if view is None else view.of(picture, keys[index]))
 
-    values = []
-    with ThreadPoolExecutor() as pool, torch.no_grad():
-        for start in range(0, len(rows), BATCH):
-            images = [image for image in pool.map(load, rows[start : start + BATCH].tolist()) if image is not None]
-            if not bad:  # once one is bad, only the list of the others is still of use
-                values.append(normalize(clip.model.encode_image(torch.stack(images).to(clip.device)).float(), dim=-1))
-            for _ in range(start, min(start + BATCH, len(rows))):
-                on_picture()
+    with ThreadPoolExecutor() as pool:
+        keys = list(pool.map(digest, rows.tolist()))
+        store = FeatureCache(cache, _identity(clip)) if cache else None
+        known = store.get(keys) if store else {}
+        new = [index for index, key in enumerate(keys) if key and key not in known]
+        for _ in range(len(rows) - len(new)):
+            on_picture()
+        for start in range(0, len(new), STORE_EVERY):
+            part, values = new[start : start + STORE_EVERY], []
+            for images in _batches(pool, load, part):
+                if not bad:  # once one is bad, only the list of the others is still of use
+                    values.append(_encode(clip, images))
+                for _ in images:
+                    on_picture()
+            if not bad:
+                encoded = torch.cat(values)
+                known |= zip([keys[index] for index in part], encoded, strict=True)
+                if store:
+                    store.put([keys[index] for index in part], encoded)
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(f"{len(bad)} of {len(rows)} pictures cannot be read: {'; '.join(sorted(bad)[:5])}{more}")
-    return Features(rows, torch.cat(values))
+    return Features(rows, torch.stack([known[key] for key in keys]).to(clip.device))
+
+
+def _batches(
+    pool: ThreadPoolExecutor, load: Callable[[int], Tensor | None], indices: Sequence[int]
+) -> Iterator[list[Tensor | None]]:
+    """Decoded pictures, `BATCH` at a time; meanwhile the next ones are decoded."""
+    ahead = None
+    for start in range(0, len(indices), BATCH):
+        following = [pool.submit(load, index) for index in indices[start : start + BATCH]]
+        if ahead is not None:
+            yield [future.result() for future in ahead]
+        ahead = following
+    if ahead is not None:
+        yield [future.result() for future in ahead]
+
+
+@torch.no_grad()
+def _encode(clip: Clip, images: Sequence[Tensor | None]) -> Tensor:
+    """(n, D) float32 unit rows on the CPU of n pictures.
+
+    The forward always has `BATCH` pictures, copies of the first where there are fewer: kernels for another number of
+    rows round otherwise.
+    """
+    batch = torch.stack([image for image in images if image is not None])
+    padded = torch.cat([batch, batch[:1].expand(BATCH - len(batch), -1, -1, -1)])
+    return normalize(clip.model.encode_image(padded.to(clip.device)).float(), dim=-1)[: len(batch)].cpu()
+
+
+def _identity(clip: Clip) -> dict[str, str]:
+    """What decides a picture's features: weights, modules, where they run, and what the transform does."""
+    tower = getattr(clip.model, "visual", clip.model)
+    random = np.random.RandomState(0)
+    seen = [clip.preprocess(Image.fromarray(random.randint(0, 256, size, np.uint8))) for size in _PROBES]
+    transform = hashlib.sha256(b"".join(image.contiguous().numpy().tobytes() for image in seen)).hexdigest()
+    precision = str(next(tower.parameters()).dtype)
+    return {**tower_identity(tower), "transform": transform, "device": clip.device.type, "precision": precision}

@@ -26,9 +26,17 @@ Track = Callable[[str, int], Callable[[], None]]
 
 
 def train_prompt(
-    method: PromptTuning, clip: Clip, pictures: PictureSet, plan: Plan, track: Track
+    method: PromptTuning, clip: Clip, pictures: PictureSet, plan: Plan, track: Track, cache: Path | None = None
 ) -> tuple[Record, PromptedCLIP]:
     """Tune a prompt and test it, beside the untouched model.
+
+    Args:
+        method: what to tune.
+        clip: the model.
+        pictures: the set.
+        plan: who learns from what.
+        track: opens progress bars.
+        cache: folder of image features that runs share, or None.
 
     Returns:
         The run record (`setup_record`, `run_record` and "zero_shot_accuracy"), and the network with the tuned context.
@@ -39,10 +47,12 @@ def train_prompt(
     # Looking at the pictures takes longest: settings and class names that do not fit the model are refused before.
     PromptedCLIP(clip.model, clip.tokenizer, pictures.class_names, method.n_ctx, method.ctx_init)
     started = time.perf_counter()
-    features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)))
+    features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache)
     encoded = time.perf_counter() - started
-    tuned = run_method(method, clip, pictures, features, plan, track("tuning the prompt", method.steps))
-    untouched = run_method(ZeroShot(method.template), clip, pictures, features, plan)
+    on_step = track("tuning the prompt", method.steps)
+    on_tested = track("testing", 2 * sum(len(part.rows) for part in plan.tests.values()))
+    tuned = run_method(method, clip, pictures, features, plan, on_step, on_tested)
+    untouched = run_method(ZeroShot(method.template), clip, pictures, features, plan, on_tested=on_tested)
     record = {**setup_record(clip, pictures), **run_record(tuned, pictures), "zero_shot_accuracy": untouched.accuracy}
     record["seconds"] = {"encode": encoded, **tuned.seconds}
     assert isinstance(tuned.learner, TunedPrompt)
@@ -85,7 +95,7 @@ def _check_record(record: Any) -> None:
 
 
 def evaluate_run(
-    record: Record, prompt: SavedPrompt, clip: Clip, pictures: PictureSet, track: Track
+    record: Record, prompt: SavedPrompt, clip: Clip, pictures: PictureSet, track: Track, cache: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Test a tuned prompt on the test pictures of any set, among all of that set's classes.
 
@@ -95,6 +105,7 @@ def evaluate_run(
         clip: the model that it was tuned for.
         pictures: the set, the one that the prompt was tuned on or another.
         track: opens progress bars.
+        cache: folder of image features that runs share, or None.
 
     Returns:
         Method ("zero-shot" and the run's own) -> part of the set -> top-1 accuracy in [0, 1].
@@ -106,8 +117,9 @@ def evaluate_run(
         "zero-shot": ZeroShotLearner(clip.model, clip.tokenizer, f"{record['settings']['ctx_init']} {{}}."),
         record["method"]: TunedPrompt(prompt.build(clip.model, clip.tokenizer, pictures.class_names)),
     }
-    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)))
-    return {name: examine(learner, clip, pictures, features, tests) for name, learner in learners.items()}
+    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
+    on_tested = track("testing", len(learners) * len(rows))
+    return {name: examine(learner, clip, pictures, features, tests, on_tested) for name, learner in learners.items()}
 
 
 @torch.no_grad()

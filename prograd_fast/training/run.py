@@ -43,6 +43,7 @@ def run_method(
     features: Features,
     plan: Plan,
     on_step: Callable[[], None] = lambda: None,
+    on_tested: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train and evaluate.
 
@@ -55,6 +56,7 @@ def run_method(
         features: image features of at least `plan.rows`, made by `clip`.
         plan: who learns from what.
         on_step: called after each training step.
+        on_tested: called after each test picture.
     """
     started = time.perf_counter()
     task = Task(
@@ -68,13 +70,18 @@ def run_method(
     history = tune(learner, on_step) if isinstance(learner, PromptTuningLearner) else None
     trained = time.perf_counter()
     tests = {name: part for name, part in plan.tests.items() if method.names_new_classes or _same(part, plan.train)}
-    measured = examine(learner, clip, pictures, features, tests)
+    measured = examine(learner, clip, pictures, features, tests, on_tested)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     return Run(method, plan, learner, history, measured, seconds)
 
 
 def examine(
-    learner: Learner, clip: Clip, pictures: PictureSet, features: Features, tests: dict[str, Part]
+    learner: Learner,
+    clip: Clip,
+    pictures: PictureSet,
+    features: Features,
+    tests: dict[str, Part],
+    on_tested: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Top-1 accuracy in [0, 1] on each part, and "harmonic mean" where there are "base" and "new".
 
@@ -87,7 +94,7 @@ def examine(
         if class_names not in scores:
             scores[class_names] = learner.scores(class_names)
         labels = part.labels(pictures).to(clip.device)
-        measured[name] = accuracy(scores[class_names], features.of(part.rows), labels)
+        measured[name] = accuracy(scores[class_names], features.of(part.rows), labels, on_tested)
     if {"base", "new"} <= measured.keys():
         measured["harmonic mean"] = harmonic_mean(measured["base"], measured["new"])
     return measured

@@ -1,0 +1,140 @@
+"""Image features on disk: what a frozen tower has seen once, no run has to show it again.
+
+A cache is a folder of shards, safetensors files that are only ever added, whole (temporary name, then rename). Runs and
+processes can share it without locks: the worst that two writers can do is to store the same features twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prograd_fast.files import replacing, safetensors_package
+
+_LOG = logging.getLogger("prograd_fast")
+_HEADER = "prograd_fast_features"
+_SUFFIX = ".safetensors"
+
+
+def default_cache() -> Path:
+    """`prograd-fast/features` in the user's folder for caches: $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prograd-fast" / "features"
+
+
+class FeatureCache:
+    """Features by the digest of what they were made from.
+
+    Args:
+        folder: of the cache; made when something is stored.
+        identity: everything that decides what the features of a picture are, but the picture: see `tower_identity`.
+            Features of another identity are never returned.
+
+    What cannot be read back whole (checksum, shape) is deleted, named in one warning of the logger "prograd_fast", and
+    not returned, so that it is computed again. What cannot be stored (full disk, folder without permission) is named in
+    one warning as well: a cache only saves time.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self._identity = json.dumps(dict(identity), sort_keys=True)
+        self.folder = folder / hashlib.sha256(self._identity.encode()).hexdigest()[:16]
+        self._stores = True
+
+    def get(self, keys: list[bytes]) -> dict[bytes, Tensor]:
+        """The known ones of these 32-byte keys, each with its (D,) float32 feature on the CPU."""
+        wanted = set(keys)
+        found: dict[bytes, Tensor] = {}
+        for path, stored, values in self._shards(wanted):
+            if found and values.shape[1] != len(next(iter(found.values()))):
+                self._discard(path, f"features are {values.shape[1]} wide, others here are not")
+                continue
+            found |= {key: value for key, value in zip(stored, values, strict=True) if key in wanted}
+        return found
+
+    def put(self, keys: list[bytes], values: Tensor) -> None:
+        """Store features.
+
+        Args:
+            keys: N 32-byte digests.
+            values: (N, D) float32.
+        """
+        if not self._stores or not keys:
+            return
+        tensors = {
+            "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32).copy()),
+            "values": values.detach().cpu().contiguous(),
+        }
+        header = {"identity": self._identity, **{name: _digest(tensor) for name, tensor in tensors.items()}}
+        content = safetensors_package().torch.save(tensors, {_HEADER: json.dumps(header)})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / f"{header['keys'][:16]}{_SUFFIX}") as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            self._stores = False
+            _LOG.warning("image features are not kept: cannot write to %s: %s", self.folder, error)
+
+    def _shards(self, wanted: set[bytes]) -> Iterator[tuple[Path, list[bytes], Tensor]]:
+        """Path, N keys and (N, D) features of every whole shard that holds a wanted key."""
+        files = sorted(self.folder.glob(f"[!.]*{_SUFFIX}")) if self.folder.is_dir() else []
+        for path in files:
+            try:
+                with safetensors_package().safe_open(path, framework="pt") as file:
+                    header = json.loads(file.metadata()[_HEADER])
+                    if header["identity"] != self._identity:
+                        raise ValueError("made by another model or transform")
+                    keys = _whole(file.get_tensor("keys"), header["keys"])
+                    rows = keys.numpy().tobytes()
+                    stored = [rows[i : i + 32] for i in range(0, len(rows), 32)]
+                    if wanted.isdisjoint(stored):
+                        continue
+                    values = _whole(file.get_tensor("values"), header["values"])
+                if keys.shape != (len(values), 32) or values.ndim != 2 or values.dtype != torch.float32:
+                    raise ValueError(f"{len(stored)} keys for features {tuple(values.shape)}, {values.dtype}")
+            except FileNotFoundError:  # another process found it damaged just now
+                continue
+            except OSError as error:
+                _LOG.warning("image features in %s cannot be read (%s); they are computed again", path, error)
+                continue
+            except (safetensors_package().SafetensorError, ValueError, KeyError, TypeError) as error:
+                self._discard(path, str(error))
+                continue
+            yield path, stored, values
+
+    def _discard(self, path: Path, reason: str) -> None:
+        _LOG.warning("image features in %s are damaged (%s); they are computed again", path, reason)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:  # not ours to delete: it will be named at the next run too
+            return
+
+
+def tower_identity(tower: nn.Module) -> dict[str, str]:
+    """What an image tower computes, as text: the digest of its weights and buffers, and its modules as they print.
+
+    The modules count too: ViT-B-32 and ViT-B-32-quickgelu can have the same weights.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return {"weights": digest.hexdigest(), "modules": hashlib.sha256(repr(tower).encode()).hexdigest()}
+
+
+def _whole(tensor: Tensor, digest: str) -> Tensor:
+    if _digest(tensor) != digest:
+        raise ValueError("a checksum differs")
+    return tensor
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,307 @@
+"""Image features on disk and augmented views: the same numbers, less work, and damage that is noticed."""
+
+import logging
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import RandomResizedCrop
+
+from prograd_fast.clip.feature_cache import FeatureCache, default_cache, tower_identity
+from prograd_fast.data import PictureSet
+from prograd_fast.training import AugmentedFeatures, Clip, encode_pictures
+from prograd_fast.training import features as features_module
+from prograd_fast.training.views import View, random_crop
+from tests.conftest import draw
+
+KEYS = [bytes([i]) * 32 for i in range(5)]
+VALUES = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+
+
+class Counted:
+    """A clip whose image tower counts the pictures that it is shown (padding of the last batch included)."""
+
+    def __init__(self, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches = 0
+        encode = clip.model.encode_image
+
+        def encode_image(images: torch.Tensor) -> torch.Tensor:
+            self.batches += 1
+            return encode(images)
+
+        monkeypatch.setattr(clip.model, "encode_image", encode_image)
+
+
+@pytest.fixture
+def counted(clip, monkeypatch) -> Counted:
+    return Counted(clip, monkeypatch)
+
+
+def shards(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.safetensors"))
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_second_look_is_free_and_equal(clip, shapes, tmp_path, counted):
+    rows = np.arange(len(shapes))
+    fresh = encode_pictures(clip, shapes, rows).values
+    batches = counted.batches
+    first = encode_pictures(clip, shapes, rows, cache=tmp_path).values
+    assert counted.batches == 2 * batches
+    seen = []
+    second = encode_pictures(clip, shapes, rows[::-1], lambda: seen.append(1), cache=tmp_path).values
+    assert counted.batches == 2 * batches
+    assert torch.equal(fresh, first)
+    assert torch.equal(fresh, second)
+    assert len(seen) == len(rows)
+
+
+def test_part_from_the_cache_and_part_new(clip, shapes, tmp_path, counted):
+    # 5 cached first, in a batch of their own: the others are encoded in other batches than without a cache
+    fresh = encode_pictures(clip, shapes, np.arange(len(shapes))).values
+    encode_pictures(clip, shapes, np.arange(20, 25), cache=tmp_path)
+    before = counted.batches
+    mixed = encode_pictures(clip, shapes, np.arange(len(shapes)), cache=tmp_path).values
+    assert torch.equal(mixed, fresh)
+    assert counted.batches == before + 2  # 35 of 40 pictures
+    assert len(shards(tmp_path)) == 2
+
+
+def test_key_is_the_content_not_the_name(clip, tmp_path, counted):
+    file = tmp_path / "a.png"
+    pictures = PictureSet("one", ("a",), np.zeros(1, int), np.array(["test"]), np.array([""]), [file])
+    draw("red_circle", 0).save(file)
+    first = encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values
+    draw("black_dot", 0).save(file)
+    second = encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values
+    assert not torch.equal(first, second)
+    draw("red_circle", 0).save(file)
+    assert torch.equal(encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values, first)
+    assert counted.batches == 2
+
+
+def test_other_weights_modules_or_transform_share_nothing(clip, shapes, tmp_path, monkeypatch):
+    identity = features_module._identity(clip)
+    weight = clip.model.visual.proj
+    with torch.no_grad():
+        weight[0, 0] += 1e-6
+    assert features_module._identity(clip) != identity
+    with torch.no_grad():
+        weight[0, 0] -= 1e-6
+    shifted = Clip(
+        clip.name, None, clip.model, clip.tokenizer, lambda image: clip.preprocess(image) + 1e-3, clip.device
+    )
+    assert features_module._identity(shifted) != identity
+    plain, quick = nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    quick.load_state_dict(plain.state_dict())
+    assert tower_identity(plain) != tower_identity(quick)
+    FeatureCache(tmp_path, {"model": "one"}).put(KEYS, VALUES)
+    assert FeatureCache(tmp_path, {"model": "two"}).get(KEYS) == {}
+    assert FeatureCache(tmp_path, {"model": "one"}).get(KEYS).keys() == set(KEYS)
+
+
+def flip_a_bit(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_is_found_named_and_mended(tmp_path, caplog, seed):
+    # a flipped bit or a cut anywhere in the file: header, keys, values. Never a wrong feature.
+    cache = FeatureCache(tmp_path, {"model": "one"})
+    cache.put(KEYS, VALUES)
+    (shard,) = shards(tmp_path)
+    content = shard.read_bytes()
+    at = int(np.random.RandomState(seed).randint(len(content)))
+    shard.write_bytes(flip_a_bit(content, at) if seed % 2 else content[:at])
+    found = cache.get(KEYS)
+    assert found == {}
+    (record,) = caplog.records
+    assert str(shard) in record.getMessage()
+    assert "computed again" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    cache.put(KEYS, VALUES)
+    caplog.clear()
+    assert torch.equal(torch.stack([cache.get(KEYS)[key] for key in KEYS]), VALUES)
+    assert not caplog.records
+
+
+def test_damaged_features_are_encoded_again(clip, shapes, tmp_path, counted, caplog):
+    rows = np.arange(10)
+    expected = encode_pictures(clip, shapes, rows, cache=tmp_path).values
+    (shard,) = shards(tmp_path)
+    shard.write_bytes(shard.read_bytes()[:-40])
+    assert torch.equal(encode_pictures(clip, shapes, rows, cache=tmp_path).values, expected)
+    assert counted.batches == 2
+    assert "are damaged" in caplog.text
+
+
+@pytest.mark.parametrize("why", ["a file is in the way", "full disk"])
+def test_cache_that_cannot_be_written_is_named_once_and_does_not_stop(clip, shapes, tmp_path, caplog, monkeypatch, why):
+    folder = tmp_path / "cache"
+    if why == "full disk":
+        real = Path.write_bytes
+
+        def full(path: Path, content: bytes) -> int:
+            real(path, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        folder.write_text("")
+    monkeypatch.setattr(features_module, "STORE_EVERY", 8)
+    with caplog.at_level(logging.WARNING):
+        encode_pictures(clip, shapes, np.arange(20), cache=folder)
+    assert caplog.text.count("not kept") == 1
+    assert not [file for file in folder.rglob("*") if file.is_file()]
+
+
+def put_many(folder: Path, worker: int) -> None:
+    cache = FeatureCache(folder, {"model": "one"})
+    for i in range(20):
+        cache.put([bytes([worker, i]) * 16], VALUES[:1] * i)
+        cache.put(KEYS, VALUES)  # all write this one
+        assert torch.equal(cache.get(KEYS)[KEYS[0]], VALUES[0])
+
+
+def test_processes_share_a_cache(tmp_path):
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    workers = [context.Process(target=put_many, args=(tmp_path, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    keys = [bytes([worker, i]) * 16 for worker in range(3) for i in range(20)]
+    found = FeatureCache(tmp_path, {"model": "one"}).get(keys)
+    assert found.keys() == set(keys)
+    assert torch.equal(found[keys[-1]], VALUES[0] * 19)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_long_encoding_is_stored_in_parts(clip, shapes, tmp_path, monkeypatch, counted):
+    monkeypatch.setattr(features_module, "STORE_EVERY", 32)
+    encode = clip.model.encode_image
+
+    def stop_in_the_second_part(images: torch.Tensor) -> torch.Tensor:
+        if shards(tmp_path):
+            raise KeyboardInterrupt
+        return encode(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clip.model, "encode_image", stop_in_the_second_part)
+        with pytest.raises(KeyboardInterrupt):
+            encode_pictures(clip, shapes, np.arange(40), cache=tmp_path)
+    before = counted.batches
+    encode_pictures(clip, shapes, np.arange(40), cache=tmp_path)
+    assert counted.batches == before + 1  # 32 of 40 were kept
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "prograd-fast" / "features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_cache() == Path("/home/somebody/.cache/prograd-fast/features")
+
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+class TorchDraws:
+    """torch's global generator behind the two methods that `random_crop` calls."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return torch.empty(1).uniform_(low, high).item()
+
+    def randint(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,)).item())
+
+
+# square, wide, and so narrow that no draw fits and the middle is taken (both ways)
+@pytest.mark.parametrize("size", [(64, 64), (97, 301), (40, 1), (1, 40), (2, 60), (60, 2)])
+def test_crop_is_torchvisions(size):
+    width, height = size
+    picture = Image.new("RGB", size)
+    for seed in range(30):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            expected = RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3])
+            torch.manual_seed(seed)
+            assert random_crop(TorchDraws(), height, width) == expected
+
+
+def test_views_depend_on_picture_seed_and_number_alone(clip, shapes):
+    def encode(seed: int, number: int, rows: list[int]) -> torch.Tensor:
+        return encode_pictures(clip, shapes, np.array(rows), view=View(seed, number, 16)).values
+
+    both = encode(0, 0, [3, 8])
+    torch.manual_seed(1)  # has no influence
+    assert torch.equal(encode(0, 0, [8]), both[1:])
+    assert not torch.equal(encode(0, 1, [8]), both[1:])
+    assert not torch.equal(encode(1, 0, [8]), both[1:])
+
+
+def test_stored_views_take_turns_and_are_encoded_once(clip, shapes, tmp_path, counted):
+    rows = np.array([5, 2, 30])  # in the order of the shots, not sorted
+    for _ in range(2):  # the second run takes them from the cache
+        with AugmentedFeatures(clip, shapes, rows, seed=0, stored=2, cache=tmp_path) as views:
+            epochs = [views.of_epoch(epoch) for epoch in range(4)]
+        assert torch.equal(epochs[0], epochs[2])
+        assert torch.equal(epochs[1], epochs[3])
+        assert not torch.equal(epochs[0], epochs[1])
+    assert counted.batches == 2
+    view = View(0, 1, 16)
+    assert torch.equal(encode_pictures(clip, shapes, rows, view=view).of(rows), epochs[1])
+
+
+def test_online_views_never_repeat_and_are_not_kept(clip, shapes, tmp_path, counted):
+    rows = np.array([5, 2, 30])
+    with AugmentedFeatures(clip, shapes, rows, seed=0, stored=0, cache=tmp_path) as views:
+        epochs = [views.of_epoch(epoch) for epoch in range(4)]
+    assert len({epoch.numpy().tobytes() for epoch in epochs}) == 4
+    assert not shards(tmp_path)
+    assert counted.batches in (4, 5)  # one ahead, unless it was cancelled
+    with AugmentedFeatures(clip, shapes, rows, seed=0, stored=0) as resumed:  # from the middle: the same views
+        assert torch.equal(resumed.of_epoch(2), epochs[2])
+
+
+def test_next_epoch_is_made_in_the_background(clip, shapes, monkeypatch):
+    import threading
+
+    encode, second = clip.model.encode_image, threading.Event()
+    threads = []
+
+    def encode_image(images: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread())
+        if len(threads) == 2:
+            second.set()
+        return encode(images)
+
+    monkeypatch.setattr(clip.model, "encode_image", encode_image)
+    with AugmentedFeatures(clip, shapes, np.array([1, 2]), seed=0, stored=0) as views:
+        views.of_epoch(0)
+        assert second.wait(30)  # nobody asked for epoch 1 yet
+    assert threading.main_thread() not in threads
+
+
+def test_a_bad_picture_is_told_in_the_foreground(clip, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    pictures = PictureSet("bad", ("a",), np.zeros(1, int), np.array([""]), np.array([""]), [tmp_path / "bad.png"])
+    with (
+        AugmentedFeatures(clip, pictures, np.arange(1), seed=0, stored=0) as views,
+        pytest.raises(ValueError, match="not a known picture format"),
+    ):
+        views.of_epoch(0)
+
+
+@pytest.mark.parametrize("stored", [-1])
+def test_wrong_number_of_views(clip, shapes, stored):
+    with pytest.raises(ValueError, match=r"expected 0 .* got -1"):
+        AugmentedFeatures(clip, shapes, np.arange(1), seed=0, stored=stored)
