@@ -3,13 +3,13 @@
 open_clip, scikit-learn and matplotlib take seconds to import: only commands do, so that help and mistakes are quick.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,13 +27,6 @@ app = typer.Typer(
 console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
 # What typer raises for wrong usage. Newer typers carry a click of their own, so the class has no one address.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-
-
-class Tuning(str, Enum):
-    """The methods that tune a prompt, by their names."""
-
-    prograd = "prograd"
-    coop = "coop"
 
 
 Data = Annotated[
@@ -70,7 +63,12 @@ def main() -> None:
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run: record.json and prompt.safetensors.")],
-    method: Annotated[Tuning, typer.Option(help="How to tune the prompt.")] = Tuning.prograd,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="How to adapt the model: a name that `prograd-fast methods` lists.")
+    ] = "prograd",
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Published settings of the method, see `prograd-fast methods`.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Pictures per class to learn from.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Which random draw of these pictures.")] = 0,
     partition: Annotated[
@@ -94,7 +92,13 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="First learning rate of SGD. Default: 0.03, chosen for emoji-lite.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Full-batch steps. Default: 100.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures, by default one step each. Default: 100.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the method; may be given repeatedly."),
+    ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="emoji-lite, emoji-lite-named, or a model name of open_clip.")
     ] = "emoji-lite",
@@ -107,16 +111,16 @@ def train(
     no_cache: NoCache = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in RUN.")] = False,
 ) -> None:
-    """Tune a prompt on a few pictures per class, test it, and write a run record and the prompt.
+    """Adapt a model to a few pictures per class, test it, and write a run record and what was learned.
 
     Example: [bold]prograd-fast train --data my_pictures --method prograd --shots 16 --out runs/mine[/bold]
 
     my_pictures has one folder of pictures per class and optionally classes.txt, a line "FOLDER readable name" for each.
     """
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import CoOp, ProGrad
+    from prograd_fast.methods import GradientMethod, method_named
     from prograd_fast.report import accuracy_table
-    from prograd_fast.training import RUN_FILES, make_plan, save_run, train_prompt
+    from prograd_fast.training import RUN_FILES, make_plan, save_run, train_method
 
     _check_writable(out)
     kept = _cache_folder(cache, no_cache)
@@ -124,9 +128,9 @@ def train(
         raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
     if partition is not None and all_classes:
         raise ValueError("--partition and --all-classes exclude each other")
-    given = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "steps": steps}
-    kind = {Tuning.prograd: ProGrad, Tuning.coop: CoOp}[method]
-    tuning = kind(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    options = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
+    given = {name: value for name, value in options.items() if value is not None}
+    tuning = method_named(method, given | _settings(settings or []), preset)
     pictures = picture_sets.load(data)
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
@@ -138,24 +142,51 @@ def train(
         print(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
 
     with _progress() as track:
-        record, net = train_prompt(tuning, clip, pictures, plan, track, kept)
-    save_run(out, record, net)
-    rows = [{"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]}, record]
+        record, learner = train_method(tuning, clip, pictures, plan, track, kept)
+    save_run(out, record, learner)
+    rows = [record]
+    if method != "zero-shot":
+        rows.insert(0, {"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]})
     print(f"Accuracy in % ({100 / learned:.1f} by guessing):")
     console.print(accuracy_table(rows, list(record["accuracy"])))
-    if not record["completed"]:
+    if isinstance(tuning, GradientMethod) and not record["completed"]:
         done = len(record["steps"]["task_loss"])
         print(f"Training stopped after {done} steps: the loss was no longer finite. Try a lower --lr than {tuning.lr}.")
-        print(f"Wrote the last good prompt to {out}")
+        print(f"Wrote the last good state to {out}")
         raise typer.Exit(1)
-    if record["conflict_rate"] is not None:
+    if record.get("conflict_rate") is not None:
         print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps after the first.")
     print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...")
 
 
 @app.command()
+def methods() -> None:
+    """List the methods, their settings and the published settings that `train --preset` takes."""
+    from prograd_fast.methods import METHODS
+
+    table = Table("method", "settings and defaults", "presets")
+    for method in METHODS:
+        table.add_row(method.name, ", ".join(method.defaults()), ", ".join(method.presets) or "-")
+    console.print(table)
+
+
+def _settings(given: list[str]) -> dict[str, object]:
+    """NAME=VALUE, where a value is JSON, or else text."""
+    settings: dict[str, object] = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {setting!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+@app.command()
 def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, no_cache: NoCache = False) -> None:
-    """Test a tuned prompt on the test pictures of any set, among that set's classes.
+    """Test what train wrote on the test pictures of any set, among that set's classes.
 
     Example: [bold]prograd-fast evaluate runs/mine --data clipart[/bold]
     """
@@ -164,12 +195,12 @@ def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, n
     from prograd_fast.training import evaluate_run, load_run
 
     kept = _cache_folder(cache, no_cache)
-    record, prompt = load_run(run)
+    record, learned = load_run(run)
     pictures = picture_sets.load(data)
     clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
     with _progress() as track:
-        accuracies = evaluate_run(record, prompt, clip, pictures, track, kept)
-    rows = [{"method": method, "accuracy": accuracy} for method, accuracy in accuracies.items()]
+        accuracies = evaluate_run(record, learned, clip, pictures, track, kept)
+    rows: list[dict[str, Any]] = [{"method": name, "accuracy": values} for name, values in accuracies.items()]
     n = len(pictures.class_names)
     print(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")
     console.print(accuracy_table(rows, list(rows[0]["accuracy"])))
@@ -182,16 +213,16 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 3,
     device: Device = None,
 ) -> None:
-    """Tell what is on pictures, with a tuned prompt, among all classes of the set that it was tuned on.
+    """Tell what is on pictures, with what train wrote, among all classes of the set that it was trained on.
 
     Example: [bold]prograd-fast predict runs/mine photo1.jpg photo2.jpg[/bold]
     """
     from prograd_fast.training import load_run, predict_files
 
-    record, prompt = load_run(run)
+    record, learned = load_run(run)
     clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
     with _progress() as track:
-        class_names, probabilities = predict_files(record, prompt, clip, pictures, track)
+        class_names, probabilities = predict_files(record, learned, clip, pictures, track)
     best = probabilities.topk(min(top, len(class_names)), dim=1)
     table = Table()
     table.add_column("picture", overflow="fold")
@@ -216,7 +247,7 @@ def demo(
     Example: [bold]prograd-fast demo --out demo[/bold]
     """
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import METHODS
+    from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
     from prograd_fast.report import report_demo
     from prograd_fast.training import run_benchmark
 
@@ -224,7 +255,7 @@ def demo(
     kept = _cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = _open_model("emoji-lite", None, device)
-    methods = [method() for method in METHODS]
+    methods = [ZeroShot(), LinearProbe(), CoOp(), ProGrad()]
     with _progress() as track:
         results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track, cache=kept)
     out.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def fail(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
 def trained(shapes_dir, tmp_path_factory) -> tuple[Path, str]:
     """A run folder made by the command on generated pictures with emoji-lite, and what the command printed."""
     out = tmp_path_factory.mktemp("cli") / "runs" / "mine"  # neither folder exists
-    done = run("train", "--data", shapes_dir, "--method", "prograd", "--shots", 4, "--steps", 30, "--out", out)
+    done = run("train", "--data", shapes_dir, "--method", "prograd", "--shots", 4, "--epochs", 30, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -52,7 +52,7 @@ def test_train_writes_record_and_prompt(trained):
     assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
     record = json.loads((out / "record.json").read_text())
     assert record["method"] == "prograd"
-    assert record["settings"]["steps"] == 30
+    assert record["settings"]["epochs"] == 30
     assert record["data"]["class_names"] == sorted(name.replace("_", " ") for name in SHAPES)
     assert record["pictures"] == {"train": 16, "validation": 4, "all": 16}
     assert {"python", "torch", "open_clip_torch", "prograd-fast"} <= record["versions"].keys()
@@ -88,7 +88,7 @@ def test_predict_and_evaluate_a_run(trained, tmp_path):
 
 
 def test_same_seed_same_record_in_any_process(shapes_dir, clip_dir, tmp_path, monkeypatch):
-    arguments = ["--data", shapes_dir, "--method", "coop", "--shots", 2, "--steps", 3, "--seed", 1, "--partition", 1]
+    arguments = ["--data", shapes_dir, "--method", "coop", "--shots", 2, "--epochs", 3, "--seed", 1, "--partition", 1]
     arguments += ["--model", f"local-dir:{clip_dir}", "--out"]
     assert run("train", *arguments, tmp_path / "there").returncode == 0
     assert run_here(monkeypatch, "train", *arguments, tmp_path / "here") == 0
@@ -120,7 +120,7 @@ def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path
         tmp_path,
         "--shots",
         1,
-        "--steps",
+        "--epochs",
         1,
         "--model",
         f"local-dir:{clip_dir}",
@@ -132,7 +132,7 @@ def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path
 
 
 def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
-    arguments = ["--data", shapes_dir, "--shots", 1, "--steps", 5, "--lr", 1e38, "--model", f"local-dir:{clip_dir}"]
+    arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 5, "--lr", 1e38, "--model", f"local-dir:{clip_dir}"]
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 1
     assert "Training stopped after 1 steps" in capfd.readouterr().out
     record = json.loads((tmp_path / "run" / "record.json").read_text())
@@ -146,7 +146,12 @@ def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, cl
         ("trane", "No such command 'trane'"),
         ("train --data SHAPES", "Missing option '--out'"),
         ("train --data nowhere --out OUT", "no picture set or folder 'nowhere'"),
-        ("train --data SHAPES --out OUT --method lora", "'--method'.*'lora' is not one of 'prograd', 'coop'"),
+        ("train --data SHAPES --out OUT --method lora", "unknown method 'lora'; expected one of zero-shot, .*prograd"),
+        ("train --data SHAPES --out OUT --preset mine", "prograd has no preset 'mine'"),
+        ("train --data SHAPES --out OUT --method linear-probe --lr 1", "linear-probe has no setting lr; it has C,"),
+        ("train --data SHAPES --out OUT --set lambda_", "--set: expected NAME=VALUE, got 'lambda_'"),
+        ("train --data SHAPES --out OUT --set lambda_=much", "settings.lambda_ is 'much'"),
+        ("train --data SHAPES --out OUT --set batch_size=0", "batch_size must be 1 or more, got 0"),
         ("train --data SHAPES --out OUT --shots 0", "'--shots'"),
         ("train --data SHAPES --out OUT --seed -1", "'--seed'"),
         ("train --data SHAPES --out OUT --seed 4294967296", "seed must be between 0 and 4294967295, got 4294967296"),

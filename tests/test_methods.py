@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prograd_fast as pf
-from prograd_fast.methods import METHODS, CoOp, LinearProbe, ProGrad, Task, TunedPrompt, ZeroShot
+from prograd_fast.methods import METHODS, CoOp, LinearProbe, ProGrad, Task, ZeroShot, method_named
+from prograd_fast.training.loop import tune, update
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 
@@ -50,16 +52,16 @@ def test_prompt_tuning_is_what_the_papers_write(task, method, lambda_):
     # Two zero rows before the words: with the words alone the student starts as the teacher, and the general gradient
     # is rounding there.
     expected, cosines = by_hand(task, lambda_, lr=0.1, steps=30)
-    learner = method(n_ctx=6, lr=0.1, steps=30).start(task)
-    measured = torch.stack([learner.step().cosine for _ in range(30)])
+    learner = method(n_ctx=6, lr=0.1, epochs=30).start(task)
+    history = tune(learner)
     assert 0 < sum(cosine < 0 for cosine in cosines) < 30
     assert_close(learner.net.prompt.ctx.detach(), expected, "golden trajectory", torch.float64)
-    assert_close(measured, torch.tensor(cosines), "formula", torch.float32)
+    assert_close(torch.tensor(history.cosine), torch.tensor(cosines), "formula", torch.float32)
 
 
 def test_student_starts_as_the_teacher(task):
-    step = ProGrad().start(task).step()
-    assert step.general_loss.item() == pytest.approx(0, abs=1e-12)
+    losses = ProGrad().start(task).losses(task.image_features, task.labels)
+    assert losses.general.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_step_reads_nothing_back_from_the_device(task):
@@ -69,9 +71,9 @@ def test_step_reads_nothing_back_from_the_device(task):
             return func(*args, **(kwargs or {}))
 
     learner = ProGrad().start(task)
-    learner.step()  # the first step allocates state
+    update(learner, (task.image_features, task.labels))  # the first step allocates state
     with NoScalars():
-        learner.step()
+        update(learner, (task.image_features, task.labels))
 
 
 def test_more_context_tokens_than_words(task):
@@ -80,17 +82,17 @@ def test_more_context_tokens_than_words(task):
     assert not learner.net.prompt.ctx[:12].any()  # the authors' layout: zero rows, then the words
 
 
-@pytest.mark.parametrize("method", [CoOp(steps=3), ProGrad(steps=3)])
+@pytest.mark.parametrize("method", [CoOp(epochs=3), ProGrad(epochs=3)])
 def test_tuned_context_before_other_class_names(task, method):
     learner = method.start(task)
-    for _ in range(3):
-        learner.step()
+    tune(learner)
     net = pf.clip.PromptedCLIP(
         task.model, task.tokenizer, OTHER_NAMES, n_ctx=None, ctx_init=learner.net.prompt.ctx.detach()
     )
     expected = net.logits(task.image_features).detach()
     assert torch.equal(learner.scores(OTHER_NAMES)(task.image_features), expected)
-    assert torch.equal(TunedPrompt(net).scores(OTHER_NAMES)(task.image_features), expected)
+    restored = method.restore(task.model, task.tokenizer, CLASS_NAMES, learner.module.state_dict())
+    assert torch.equal(restored.scores(OTHER_NAMES)(task.image_features), expected)
 
 
 def test_zero_shot_is_the_teacher_of_any_names(task):
@@ -111,7 +113,61 @@ def test_every_method_has_a_name_of_its_own():
     assert [method.name for method in METHODS if not method.names_new_classes] == ["linear-probe"]
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": math.inf}, {"lr": math.nan}, {"steps": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0.0},
+        {"lr": math.inf},
+        {"lr": math.nan},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"momentum": -0.1},
+        {"weight_decay": math.nan},
+        {"warmup_epochs": 101},
+        {"warmup_lr": 0.0},
+        {"clip_grad_norm": 0.0},
+    ],
+)
 def test_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
         ProGrad(**settings)
+
+
+@pytest.mark.parametrize("template", ["a photo.", "{} or {}"])
+def test_templates_have_one_place_for_the_name(template):
+    with pytest.raises(ValueError, match=r"templates: expected exactly one \{\} for the class name"):
+        ProGrad(templates=(template,))
+
+
+def test_method_by_name_and_settings():
+    assert method_named("prograd", {"lr": 1, "templates": ["{}."]}) == ProGrad(lr=1, templates=("{}.",))
+    for name, settings, message in [
+        ("lora", {}, "unknown method 'lora'; expected one of zero-shot, linear-probe"),
+        ("prograd", {"ctx": "a"}, "prograd has no setting ctx; it has lr, .*ctx_init"),
+        ("prograd", {"epochs": 1.5}, "settings.epochs is 1.5"),
+        ("prograd", {"lr": None}, "settings.lr is None"),
+        ("prograd", {"epochs": True}, "settings.epochs is True"),
+        ("prograd", {"templates": [3]}, r"settings.templates is \(3,\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            method_named(name, settings)
+    with pytest.raises(ValueError, match="prograd has no preset 'mine'; it has none"):
+        method_named("prograd", {}, "mine")
+
+
+def test_what_another_method_learned_is_refused(task):
+    learned = LinearProbe().start(task).module.state_dict()
+    with pytest.raises(ValueError, match=r"what was learned does not fit prograd on this model.*Context"):
+        ProGrad().restore(task.model, task.tokenizer, CLASS_NAMES, learned)
+
+
+def test_linear_probe_is_scikit_learn_s(task):
+    for n in (2, 5):  # two classes are stored another way there
+        some = Task(task.model, task.tokenizer, CLASS_NAMES[:n], task.image_features[: 6 * n], task.labels[: 6 * n])
+        learner = LinearProbe().start(some)
+        regression = LogisticRegression(max_iter=1000).fit(some.image_features.numpy(), some.labels.numpy())
+        expected = torch.from_numpy(regression.predict_proba(task.image_features.numpy()))
+        scores = learner.scores(CLASS_NAMES[:n])(task.image_features)
+        assert_close(scores.softmax(1), expected, "formula", torch.float64)
+        restored = LinearProbe().restore(task.model, task.tokenizer, CLASS_NAMES[:n], learner.module.state_dict())
+        assert torch.equal(restored.scores(CLASS_NAMES[:n])(task.image_features), scores)

@@ -136,7 +136,7 @@ def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
 
 def test_demo_on_a_slice_of_emoji(tmp_path):
     # one run of each method, 5 steps: what the real demo prints and draws, from the real pictures and model
-    methods = [ZeroShot(), LinearProbe(), CoOp(steps=5), ProGrad(steps=5)]
+    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=5), ProGrad(epochs=5)]
     results = run_benchmark(
         load_model("emoji-lite", device="cpu"),
         load("emoji"),

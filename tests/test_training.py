@@ -20,7 +20,7 @@ from prograd_fast.training import (
     run_benchmark,
     run_method,
     save_run,
-    train_prompt,
+    train_method,
     tune,
     write_json,
 )
@@ -83,7 +83,7 @@ def test_unreadable_pictures_are_all_named_before_training(clip, tmp_path):
 
 def test_history_has_every_step(clip, shapes):
     steps = []
-    history = tune(learner_of(ProGrad(steps=25), clip, shapes), lambda: steps.append(1))
+    history = tune(learner_of(ProGrad(epochs=25), clip, shapes), lambda: steps.append(1))
     assert history.completed
     assert len(history.task_loss) == len(history.general_loss) == len(history.cosine) == len(steps) == 25
     assert history.conflict == [cosine < 0 for cosine in history.cosine]
@@ -93,7 +93,7 @@ def test_history_has_every_step(clip, shapes):
 
 @pytest.mark.parametrize("steps", [1, 3, 50])  # the last step breaks; a look at the end; a look in between
 def test_training_stops_and_keeps_the_last_good_context(clip, shapes, steps):
-    learner = learner_of(CoOp(lr=OVERFLOWING, steps=steps), clip, shapes)
+    learner = learner_of(CoOp(lr=OVERFLOWING, epochs=steps), clip, shapes)
     start = learner.net.prompt.ctx.detach().clone()
     taken = []
     history = tune(learner, lambda: taken.append(1))
@@ -104,7 +104,7 @@ def test_training_stops_and_keeps_the_last_good_context(clip, shapes, steps):
 
 
 def test_last_good_context_is_the_one_before_a_bad_gradient(clip, shapes):
-    learner = learner_of(ProGrad(steps=8), clip, shapes)
+    learner = learner_of(ProGrad(epochs=8), clip, shapes)
     contexts = []
 
     def poison_after_five_steps() -> None:
@@ -117,6 +117,37 @@ def test_last_good_context_is_the_one_before_a_bad_gradient(clip, shapes):
     assert len(history.task_loss) == 5
     # The loss at contexts[3] was the last finite one; that of contexts[4] was never seen to be.
     assert torch.equal(learner.net.prompt.ctx, contexts[3])
+
+
+def test_rates_are_the_authors(clip, shapes):
+    learner = learner_of(CoOp(lr=0.002, epochs=50, warmup_epochs=1), clip, shapes)
+    rates = []
+    tune(learner, lambda: rates.append(learner.optimizer.param_groups[0]["lr"]))
+    assert rates[0] == pytest.approx(1e-5)
+    assert rates[1] == 0.002
+    assert rates[49] == pytest.approx(7.885299e-06, rel=1e-6)  # their log of epoch 50 of 50, KaiyangZhou/CoOp issue 26
+
+
+def test_an_epoch_of_small_batches_has_every_picture_once(clip, shapes):
+    learner = learner_of(CoOp(epochs=2, batch_size=3), clip, shapes)
+    seen = []
+    losses = learner.losses
+    learner.losses = lambda features, labels: seen.append(features) or losses(features, labels)
+    history = tune(learner)
+    assert len(history.task_loss) == 6
+    assert [len(batch) for batch in seen[:6]] == [3, 3, 2] * 2  # eight pictures: the last batch is not dropped
+    for epoch in (seen[:3], seen[3:6]):
+        rows = torch.cat(epoch)
+        assert all((rows == row).all(1).sum() == 1 for row in learner.task.image_features)
+    assert not torch.equal(seen[0], seen[3])
+
+
+def test_clipped_gradient(clip, shapes):
+    limit = 1e-3
+    learner = learner_of(ProGrad(n_ctx=6, lr=1.0, momentum=0.0, epochs=1, clip_grad_norm=limit), clip, shapes)
+    before = learner.net.prompt.ctx.detach().clone()
+    tune(learner)
+    assert (learner.net.prompt.ctx - before).norm().item() == pytest.approx(limit, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ protocol
@@ -208,7 +239,7 @@ def test_run_measures_what_the_method_can_name(clip, shapes):
 
 def train_once(clip, shapes, method=None):
     plan = make_plan(shapes, shots=2, seed=3, partition=0)
-    return train_prompt(method or ProGrad(steps=4), clip, shapes, plan, no_bars)
+    return train_method(method or ProGrad(epochs=4), clip, shapes, plan, no_bars)
 
 
 def test_same_seed_same_numbers(clip, shapes):
@@ -219,32 +250,34 @@ def test_same_seed_same_numbers(clip, shapes):
 
 
 def test_saved_run_comes_back(clip, shapes, tmp_path):
-    record, net = train_once(clip, shapes)
-    save_run(tmp_path / "run", record, net)
+    record, learner = train_once(clip, shapes)
+    save_run(tmp_path / "run", record, learner)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["prompt.safetensors", "record.json"]
-    read, prompt = load_run(tmp_path / "run")
-    assert read == record
-    assert torch.equal(prompt.ctx, net.prompt.ctx)
+    read, learned = load_run(tmp_path / "run")
+    assert read == json.loads(json.dumps(record))  # JSON has no tuples
+    assert torch.equal(learned["ctx"], learner.net.prompt.ctx)
+    prompt = pf.clip.load_prompt(tmp_path / "run" / "prompt.safetensors")  # the run's file is a prompt file
+    assert torch.equal(prompt.ctx, learner.net.prompt.ctx)
     assert prompt.metadata["method"] == "prograd"
 
 
 def test_evaluation_of_a_saved_run_gives_the_accuracy_of_its_record(clip, shapes, tmp_path):
     plan = make_plan(shapes, shots=2, seed=0, partition=None)
-    record, net = train_prompt(CoOp(steps=4, lr=0.3), clip, shapes, plan, no_bars)
-    save_run(tmp_path, record, net)
+    record, learner = train_method(CoOp(epochs=4, lr=0.3), clip, shapes, plan, no_bars)
+    save_run(tmp_path, record, learner)
     accuracies = evaluate_run(*load_run(tmp_path), clip, shapes, no_bars)
     assert accuracies["coop"] == {"all": record["accuracy"]["all"]}
     assert accuracies["zero-shot"] == {"all": record["zero_shot_accuracy"]["all"]}
 
 
 def test_predictions_are_those_of_the_tuned_net(clip, shapes, tmp_path):
-    record, net = train_once(clip, shapes)
-    save_run(tmp_path, record, net)
+    record, learner = train_once(clip, shapes)
+    save_run(tmp_path, record, learner)
     files = [Path(shapes.source[i]) for i in (5, 0)]  # type: ignore[arg-type]
     names, probabilities = predict_files(*load_run(tmp_path), clip, files, no_bars)
     assert names == shapes.class_names  # all of the set's, though two of them were trained
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in (5, 0)])
-    expected = net.with_classes(names)(images).softmax(1)
+    expected = learner.net.with_classes(names)(images).softmax(1)
     torch.testing.assert_close(probabilities, expected)
 
 
@@ -258,8 +291,8 @@ def test_record_is_strict_json_and_replaced_whole(tmp_path):
 
 
 def test_record_of_a_stopped_run_is_json(clip, shapes, tmp_path):
-    record, net = train_once(clip, shapes, CoOp(lr=OVERFLOWING, steps=3))
-    save_run(tmp_path, record, net)
+    record, learner = train_once(clip, shapes, CoOp(lr=OVERFLOWING, epochs=3))
+    save_run(tmp_path, record, learner)
     assert load_run(tmp_path)[0]["completed"] is False
 
 
@@ -280,15 +313,19 @@ def test_incomplete_runs_are_refused(clip, shapes, tmp_path, name):
         (lambda record: {}, "method is None"),
         (lambda record: [], "method is None"),
         (lambda record: {**record, "method": "lora"}, "unknown method 'lora'"),
+        (lambda record: {**record, "settings": None}, "settings is None"),
+        (lambda record: {**record, "settings": {"steps": 3}}, "prograd has no setting steps; it has lr, .*lambda_"),
+        (lambda record: {**record, "settings": {"epochs": 0}}, "epochs must be 1 or more"),
         (lambda record: {**record, "model": "emoji-lite"}, "model.name is None"),
         (lambda record: {**record, "model": {"name": "emoji-lite", "pretrained": 3}}, "model.pretrained is 3"),
-        (lambda record: {**record, "settings": {"ctx_init": ["a"]}}, r"settings.ctx_init is \['a'\]"),
+        (lambda record: {**record, "settings": {"ctx_init": ["a"]}}, r"settings.ctx_init is \('a',\)"),
         (lambda record: {**record, "data": {"class_names": "ab"}}, "data.class_names is 'ab'"),
+        (lambda record: {**record, "trained_classes": 2}, "trained_classes is 2"),
     ],
 )
 def test_records_of_another_form_are_refused(clip, shapes, tmp_path, change, message):
-    record, net = train_once(clip, shapes)
-    save_run(tmp_path, record, net)
+    record, learner = train_once(clip, shapes)
+    save_run(tmp_path, record, learner)
     (tmp_path / "record.json").write_text(json.dumps(change(record)))
     with pytest.raises(ValueError, match=f"not a run of .*record.json: {message}"):
         load_run(tmp_path)
@@ -311,7 +348,7 @@ def test_settings_that_do_not_fit_are_refused_before_pictures_are_looked_at(clip
         raise AssertionError(f"began {label}")
 
     with pytest.raises(ValueError, match=message):
-        train_prompt(ProGrad(**settings), clip, shapes, make_plan(shapes, 1, 0, None), no_pictures)
+        train_method(ProGrad(**settings), clip, shapes, make_plan(shapes, 1, 0, None), no_pictures)
 
 
 def test_benchmark_runs_every_method_on_every_partition_and_seed(clip, shapes):
@@ -326,7 +363,7 @@ def test_benchmark_runs_every_method_on_every_partition_and_seed(clip, shapes):
 
         return advance
 
-    methods = [ZeroShot(), LinearProbe(), CoOp(steps=2), ProGrad(steps=3)]
+    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=2), ProGrad(epochs=3)]
     results = run_benchmark(clip, shapes, methods, shots=2, partitions=2, seeds=2, track=track)
     runs = results["runs"]
     assert {(run["method"], run["partition"], run["seed"]) for run in runs} == {

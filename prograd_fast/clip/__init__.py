@@ -6,7 +6,7 @@ more, and import it when they are used.
 
 from prograd_fast.clip.emoji_lite import load_emoji_lite
 from prograd_fast.clip.layout import ClassTokenPosition
-from prograd_fast.clip.prompt_file import SavedPrompt, load_prompt, save_prompt
+from prograd_fast.clip.prompt_file import SavedPrompt, load_learned, load_prompt, save_learned, save_prompt
 from prograd_fast.clip.prompted import PromptedCLIP, PromptLearner
 from prograd_fast.clip.teacher import ZeroShotTeacher
 from prograd_fast.clip.text_tower import TextTower
@@ -21,6 +21,8 @@ __all__ = [
     "Tokenizer",
     "ZeroShotTeacher",
     "load_emoji_lite",
+    "load_learned",
     "load_prompt",
+    "save_learned",
     "save_prompt",
 ]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ class SavedPrompt:
         class_token_position: "end", "middle" or "front".
         library_version: version of prograd_fast that wrote the file.
         metadata: what the writer passed to `save_prompt`.
+        learned: all tensors of the file by name, "ctx" and what was learned beside it; on the CPU.
     """
 
     ctx: Tensor
@@ -37,6 +38,7 @@ class SavedPrompt:
     class_token_position: ClassTokenPosition
     library_version: str
     metadata: dict[str, Any]
+    learned: dict[str, Tensor]
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str] | None = None) -> PromptedCLIP:
         """A net with this context, on the device of `model`.
@@ -61,7 +63,9 @@ class SavedPrompt:
         return net if class_names is None else net.with_classes(class_names)
 
 
-def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any) -> None:
+def save_prompt(
+    path: str | os.PathLike[str], net: PromptedCLIP, learned: Mapping[str, Tensor] | None = None, **metadata: Any
+) -> None:
     """Write the context of `net` to a safetensors file, all of it or nothing.
 
     The file is written under a temporary name in the same folder, then renamed over `path`.
@@ -69,6 +73,7 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
     Args:
         path: where to; an existing file is replaced.
         net: the tuned net.
+        learned: tensors that were learned beside the context, by name, such as CoCoOp's network.
         **metadata: anything JSON can hold, such as the model's name, shots, seed, accuracies.
 
     Raises:
@@ -82,16 +87,29 @@ def save_prompt(path: str | os.PathLike[str], net: PromptedCLIP, **metadata: Any
         "class_token_position": net.class_token_position,
         "n_ctx": net.n_ctx,
         "text_width": net.tower.width,
-        "library_version": version("prograd-fast"),
-        "metadata": metadata,
     }
+    save_learned(path, {**(learned or {}), "ctx": net.prompt.ctx}, header, **metadata)
+
+
+def save_learned(
+    path: str | os.PathLike[str], learned: Mapping[str, Tensor], header: Mapping[str, Any], **metadata: Any
+) -> None:
+    """Write named tensors, which need not belong to a prompt, as `save_prompt` does.
+
+    Args:
+        path: where to; an existing file is replaced.
+        learned: the tensors.
+        header: what a reader needs to know of them, JSON.
+        **metadata: as for `save_prompt`, and the errors too.
+    """
     try:
-        text = json.dumps(header)
+        text = json.dumps({**header, "library_version": version("prograd-fast"), "metadata": metadata})
     except TypeError as error:
         raise TypeError(
             f"save_prompt: metadata must be what JSON can hold (numbers, strings, lists, dicts): {error}"
         ) from error
-    content = safetensors_package().torch.save({"ctx": net.prompt.ctx.detach().cpu().contiguous()}, {_HEADER: text})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+    content = safetensors_package().torch.save(tensors, {_HEADER: text})
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -104,27 +122,43 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
         ValueError: the file is corrupt or something else.
         ModuleNotFoundError: safetensors is not installed.
     """
-    safetensors = safetensors_package()
-    path = Path(path)
+    learned, header = load_learned(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            ctx = file.get_tensor("ctx")
         saved = SavedPrompt(
-            ctx=ctx,
+            ctx=learned["ctx"],
             class_names=readable_class_names(header["class_names"]),
             class_specific=header["class_specific"],
             class_token_position=header["class_token_position"],
             library_version=header["library_version"],
             metadata=header["metadata"],
+            learned=learned,
         )
         leading = (len(saved.class_names),) if saved.class_specific else ()
         expected = (*leading, header["n_ctx"], header["text_width"])
-        if ctx.shape != expected:
-            raise ValueError(f"the context has shape {tuple(ctx.shape)}, the header says {expected}")
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a whole prompt file written by prograd_fast's save_prompt "
-            f"({type(error).__name__}: {error}); write it again with save_prompt(path, net)"
-        ) from error
+        if saved.ctx.shape != expected:
+            raise ValueError(f"the context has shape {tuple(saved.ctx.shape)}, the header says {expected}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_whole(path, error) from error
     return saved
+
+
+def load_learned(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a file of `save_prompt` or `save_learned`.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `load_prompt`.
+    """
+    safetensors = safetensors_package()
+    try:
+        with safetensors.safe_open(Path(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  it is no dict
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is not a whole prompt file written by prograd_fast's save_prompt "
+        f"({type(error).__name__}: {error}); write it again with save_prompt(path, net)"
+    )

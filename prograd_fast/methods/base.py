@@ -1,12 +1,16 @@
-"""What the methods share: the task they are given, and what becomes of it."""
+"""What the methods share: the task they are given, what becomes of it, and how one is trained by gradients."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
-from prograd_fast.clip import Tokenizer
+from prograd_fast.clip import Tokenizer, save_learned
+from prograd_fast.optim import ProGradSGD
 
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
 
@@ -21,6 +25,7 @@ class Task:
         class_names: The C classes to learn.
         image_features: (N, D) unit rows, float32: the image tower's view of the labelled pictures.
         labels: (N,) int64, indices into `class_names`.
+        seed: What everything random in a method is drawn from.
     """
 
     model: nn.Module
@@ -28,21 +33,206 @@ class Task:
     class_names: Sequence[str]
     image_features: Tensor
     labels: Tensor
+    seed: int = 0
+
+    @classmethod
+    def without_pictures(cls, model: Any, tokenizer: Tokenizer, class_names: Sequence[str]) -> "Task":
+        """Nothing to learn from: a method started on it can take up what was learned before (`Method.restore`)."""
+        where = next(model.parameters()).device
+        with torch.no_grad():
+            width = model.encode_text(tokenizer(["X"]).to(where)).shape[-1]
+        nothing = torch.empty(0, dtype=torch.int64, device=where)
+        return cls(model, tokenizer, class_names, torch.empty(0, width, device=where), nothing)
+
+    @property
+    def device(self) -> torch.device:
+        """Where all is computed."""
+        return self.image_features.device
 
 
-class Learner(Protocol):
-    """A method at work on one task."""
+class Learner(ABC):
+    """A method at work on one task.
 
+    Attributes:
+        module: Everything that is learned, in its parameters and persistent buffers; run files and checkpoints hold its
+            `state_dict()`.
+    """
+
+    module: nn.Module
+
+    @abstractmethod
     def scores(self, class_names: Sequence[str]) -> Scores:
         """The classifier for these classes, learned or not; ValueError if the method cannot name them."""
 
+    def save(self, path: Path, **metadata: Any) -> None:
+        """Write what was learned, for `prograd_fast.clip.load_learned` and `Method.restore`; see `save_learned`."""
+        save_learned(path, self.module.state_dict(), {}, **metadata)
 
-class Method(Protocol):
-    """A published way to adapt a model: its settings, as a frozen dataclass."""
 
-    name: ClassVar[str]  # on the command line and in run records
-    title: ClassVar[str]  # in tables and plots
-    names_new_classes: ClassVar[bool]  # False: it knows only the classes that it was trained on
+class Losses(NamedTuple):
+    """What a training step computes, 0-d tensors.
 
+    Attributes:
+        task: The loss to minimise, with a graph.
+        general: The loss whose gradient must not be worked against, with a graph: both gradients then go through
+            `optimizer.backward(task, general)`. None: `task.backward()`.
+        terms: The summands of `task` as they enter it, for the record; without graph.
+    """
+
+    task: Tensor
+    general: Tensor | None = None
+    terms: Mapping[str, Tensor] = {}
+
+
+class GradientLearner(Learner):
+    """A learner that a loop trains: `losses`, backward, `optimizer.step()`, `epoch_ended`.
+
+    Attributes:
+        settings: The method; its learning rate, epochs, batch size and so on are what the loop goes by.
+        task: What is learned from.
+        optimizer: Over the parameters of `module`. A stage may bring another one.
+        generator: What random terms draw from.
+        memory: What else must be kept from step to step; by name, in checkpoints.
+    """
+
+    settings: "GradientMethod"
+    task: Task
+    optimizer: ProGradSGD
+    generator: torch.Generator
+    memory: dict[str, Tensor]
+
+    @abstractmethod
+    def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
+        """The losses of one batch: (B, D) unit rows and (B,) int64. Reads nothing back from the device."""
+
+    @torch.no_grad()
+    def epoch_ended(self, epoch: int) -> None:
+        """Called after the last update of each epoch, which are counted from 1 through all stages."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What, beside the states of `module` and `optimizer`, goes on from here."""
+        return {**self.memory, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; to be done before the state of `optimizer`, which may be another after it."""
+        self.memory = {name: value.to(self.task.device) for name, value in state.items() if name != "generator"}
+        self.generator.set_state(state["generator"].cpu())
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A published way to adapt a model: its settings.
+
+    `name` is what it is called on the command line and in run records, `title` in tables and plots. A method that does
+    not name new classes knows only those that it was trained on. `presets` are published settings by name.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    names_new_classes: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @abstractmethod
     def start(self, task: Task) -> Learner:
         """Set the method up on a task."""
+
+    def restore(self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], learned: Any) -> Learner:
+        """A learner that knows what another one had learned, `learned = module.state_dict()`.
+
+        Raises:
+            ValueError: it is not of this method, these settings, this model or as many classes.
+        """
+        learner = self.start(Task.without_pictures(model, tokenizer, class_names))
+        try:
+            learner.module.load_state_dict(learned)
+        except RuntimeError as error:
+            raise ValueError(f"what was learned does not fit {self.name} on this model: {error}") from error
+        return learner
+
+    @classmethod
+    def defaults(cls) -> list[str]:
+        """The settings as "name=value"."""
+        return [f"{f.name}={f.default!r}" for f in fields(cls)]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], preset: str | None = None) -> "Method":
+        """The method with these settings, the others from the preset or else the defaults; lists become tuples.
+
+        Raises:
+            ValueError: a setting or preset that the method does not have, or a value of another type.
+        """
+        if preset is not None and preset not in cls.presets:
+            raise ValueError(f"{cls.name} has no preset {preset!r}; it has {', '.join(cls.presets) or 'none'}")
+        types = get_type_hints(cls)
+        values = {**cls.presets.get(preset or "", {}), **settings}
+        for name, value in values.items():
+            if name not in {f.name for f in fields(cls)}:
+                own = ", ".join(f.name for f in fields(cls))
+                raise ValueError(f"{cls.name} has no setting {name}; it has {own}")
+            values[name] = value = tuple(value) if isinstance(value, list) else value
+            if not _is(value, types[name]):
+                raise ValueError(f"settings.{name} is {value!r}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class GradientMethod(Method):
+    """A method that is trained by SGD: learning rate, schedule and batches.
+
+    Attributes:
+        lr: Learning rate after the warm-up; it falls along a half cosine, epoch by epoch, and would reach 0 after the
+            last one.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        epochs: Passes over the labelled pictures; with the default `batch_size` as many steps.
+        batch_size: Pictures in a step; None: all of them (cached features make that cheap).
+        warmup_epochs: First epochs at the constant rate `warmup_lr`; they count among `epochs`.
+        warmup_lr: See there.
+        clip_grad_norm: Largest norm of the gradient of all parameters together, None: no limit.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    epochs: int = 100
+    batch_size: int | None = None
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    clip_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "warmup_lr", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must be between 0 and epochs, {self.epochs}, got {self.warmup_epochs}")
+
+    def stages(self) -> tuple[int, ...]:
+        """Epochs of each stage. At the start of each, the loop takes the learner's optimizer and the schedule anew."""
+        return (self.epochs,)
+
+    @abstractmethod
+    def start(self, task: Task) -> GradientLearner:
+        """Set the method up on a task."""
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a setting has the type that its field is annotated with."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    if get_args(kind):  # a union
+        return any(_is(value, one) for one in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

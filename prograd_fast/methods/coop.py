@@ -14,7 +14,7 @@ class CoOp(PromptTuning):
     conflict, and never acts.
     """
 
-    lambda_: float = 0.0
+    lambda_: float | None = 0.0
 
     name: ClassVar[str] = "coop"
     title: ClassVar[str] = "CoOp"

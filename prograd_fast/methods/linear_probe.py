@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import nn
 
-from prograd_fast.methods.base import Scores, Task
+from prograd_fast.methods.base import Learner, Method, Scores, Task
 
 
 @dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(Method):
     """Radford et al. 2021, arXiv:2103.00020, appendix A.3: scikit-learn's L-BFGS on frozen features.
 
     Attributes:
@@ -28,25 +28,42 @@ class LinearProbe:
     title: ClassVar[str] = "linear probe"
     names_new_classes: ClassVar[bool] = False
 
-    def start(self, task: Task) -> "LinearProbeLearner":
+    def start(self, task: Task) -> "LinearLearner":
         """Fit the regression."""
-        regression = LogisticRegression(C=self.C, max_iter=self.max_iter)
-        regression.fit(task.image_features.cpu().numpy(), task.labels.cpu().numpy())
-        return LinearProbeLearner(tuple(task.class_names), regression)
+        learner = LinearLearner(task)
+        if len(task.labels) and len(task.class_names) > 1:  # of a single class there is nothing to learn
+            regression = LogisticRegression(C=self.C, max_iter=self.max_iter)
+            regression.fit(task.image_features.cpu().numpy(), task.labels.cpu().numpy())
+            weight, bias = (torch.from_numpy(a) for a in (regression.coef_, regression.intercept_))
+            if len(weight) == 1:  # of two classes scikit-learn keeps the second one's log-odds
+                weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+            with torch.no_grad():
+                learner.module.weight.copy_(weight)
+                learner.module.bias.copy_(bias)
+        return learner
 
 
-@dataclass(frozen=True)
-class LinearProbeLearner:
-    """The fitted regression over its own classes."""
+class LinearLearner(Learner):
+    """A linear classifier over the classes that it was made for.
 
-    class_names: tuple[str, ...]
-    regression: LogisticRegression
+    Attributes:
+        module: `torch.nn.Linear`, zero at first.
+    """
+
+    module: nn.Linear
+
+    def __init__(self, task: Task) -> None:
+        self.class_names = tuple(task.class_names)
+        shape = len(self.class_names), task.image_features.shape[1]
+        # float64: scikit-learn's own, whatever the features are
+        self.module = nn.Linear(shape[1], shape[0], device=task.device, dtype=torch.float64)
+        nn.init.zeros_(self.module.weight)
+        nn.init.zeros_(self.module.bias)
 
     def scores(self, class_names: Sequence[str]) -> Scores:
-        """Probabilities of the classes that it was fitted on."""
+        """Logits of the classes that it was fitted on."""
         if tuple(class_names) != self.class_names:
-            raise ValueError("a linear probe scores the classes that it was fitted on, in that order, and no others")
-        return self._probabilities
-
-    def _probabilities(self, image_features: Tensor) -> Tensor:
-        return torch.from_numpy(self.regression.predict_proba(image_features.cpu().numpy()))
+            raise ValueError(
+                "a linear classifier scores the classes that it was fitted on, in that order, and no others"
+            )
+        return lambda image_features: self.module(image_features.to(self.module.weight)).detach()

@@ -13,7 +13,7 @@ class ProGrad(PromptTuning):
     λ is 1.0 in the authors' scripts, and 0.8 at 8 and 16 shots on Flowers102, DTD and EuroSAT.
     """
 
-    lambda_: float = 1.0
+    lambda_: float | None = 1.0
 
     name: ClassVar[str] = "prograd"
     title: ClassVar[str] = "ProGrad"

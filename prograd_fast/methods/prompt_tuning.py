@@ -1,126 +1,191 @@
-"""How CoOp and ProGrad tune the words before the class name. They differ in λ alone."""
+"""How the words before the class name are tuned. The methods differ in the context, the terms of the loss, and λ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from prograd_fast.clip import PromptedCLIP, ZeroShotTeacher
+from prograd_fast.clip import PromptedCLIP, ZeroShotTeacher, save_prompt
 from prograd_fast.losses import DualLoss
-from prograd_fast.methods.base import Scores, Task
+from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task
+from prograd_fast.methods.context import Context
 from prograd_fast.optim import ProGradSGD
+from prograd_fast.rules import Rule
 
-
-@dataclass(frozen=True)
-class PromptTuning:
-    """Settings of prompt tuning.
-
-    `lr` was chosen on validation pictures of emoji's base classes, for emoji-lite: `docs/settings.md` has the scan. The
-    defaults do not carry over: OpenAI's CLIP has a text tower four times as wide and a logit scale five times as high.
-    With it the authors use lr 0.002, momentum 0.9 and mini-batches of 32 for 50 to 200 epochs.
-
-    Attributes:
-        lambda_: Share of the conflict that is removed from the task gradient.
-        ctx_init: Words before the class name: the teacher's prompt is "`ctx_init` CLASS.", and the tuned context
-            starts as these words.
-        n_ctx: Number of context tokens; None: as many as `ctx_init` has. Rows before the words start at zero.
-        lr: Learning rate of SGD at the first step; it falls to 0 along a half cosine.
-        momentum: Momentum of SGD.
-        steps: Number of steps; each sees all labelled pictures (cached features make that cheap).
-        temperature: Temperature of the KL loss to the teacher.
-
-    Raises:
-        ValueError: `lr` or `steps` is out of range; the other settings are checked by what they are for.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    names_new_classes: ClassVar[bool] = True
-
-    lambda_: float
-    ctx_init: str = "a picture of a"
-    n_ctx: int | None = None
-    lr: float = 0.03
-    momentum: float = 0.9
-    steps: int = 100
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}")
-
-    @property
-    def template(self) -> str:
-        """The teacher's prompt."""
-        return f"{self.ctx_init} {{}}."
-
-    def start(self, task: Task) -> "PromptTuningLearner":
-        """Build network, teacher, losses and optimizer. Nothing in them is random."""
-        return PromptTuningLearner(self, task)
+WORDS = "a picture of a"
 
 
 class Step(NamedTuple):
-    """What one training step measured, before its update: 0-d device tensors.
+    """What the terms of a loss are computed from.
 
     Attributes:
-        task_loss: Cross-entropy to the labels.
-        general_loss: KL divergence to the teacher.
-        cosine: Between the gradients of the two; negative means conflict; NaN where either gradient is zero.
+        image_features: (B, D) unit rows.
+        labels: (B,) int64.
+        class_features: (C + E, D) unit rows, those of the task's classes and of the E extra names; or (G, C + E, D).
+        logits: (B, C).
     """
 
-    task_loss: Tensor
-    general_loss: Tensor
-    cosine: Tensor
+    image_features: Tensor
+    labels: Tensor
+    class_features: Tensor
+    logits: Tensor
 
 
-class TunedPrompt:
-    """A context that can stand before any class names.
+Term = Callable[[Step], Tensor]  # a summand of the task loss, 0-d, weighted
+
+
+@dataclass(frozen=True)
+class PromptTuning(GradientMethod):
+    """Settings of prompt tuning, and the places where a method puts what is its own: `context`, `terms`, `rule`.
+
+    Methods combine: `lambda_` is ProGrad in any of them, and a class that inherits from two has the terms of both.
+
+    `lr` was chosen on validation pictures of emoji's base classes, for emoji-lite: `docs/settings.md` has the scan. The
+    defaults do not carry over: OpenAI's CLIP has a text tower four times as wide and a logit scale five times as high.
+    With it the authors use lr 0.002, momentum 0.9, weight decay 5e-4 and mini-batches of 32 for 50 to 200 epochs.
 
     Attributes:
-        net: a network that holds the context, `net.prompt.ctx`.
+        ctx_init: Words before the class name, as which the tuned context starts; None: a random start.
+        n_ctx: Number of context tokens; None: as many as `ctx_init` has. Rows before the words start at zero.
+        templates: The teacher's prompts, `{}` stands for the class name; empty: "`ctx_init` {}.".
+        lambda_: Share of the conflict with the teacher that is removed from the task gradient. 0: the conflict is
+            measured, for the run record, and never acted upon. None: it is not measured either, which saves half of the
+            backward.
+        temperature: Temperature of the KL loss to the teacher.
+
+    Raises:
+        ValueError: a setting is out of range; words and number of tokens are checked by `start`.
     """
 
-    def __init__(self, net: PromptedCLIP):
-        self.net = net
+    ctx_init: str | None = WORDS
+    n_ctx: int | None = None
+    templates: tuple[str, ...] = ()
+    lambda_: float | None = None
+    temperature: float = 1.0
 
-    def scores(self, class_names: Sequence[str]) -> Scores:
-        """The context before these class names, which are encoded once, here."""
-        net = self.net.with_classes(class_names)
-        with torch.no_grad():
-            class_features = net.class_features()
-        return lambda image_features: net.logits(image_features, class_features)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}")
+
+    @property
+    def teacher_templates(self) -> tuple[str, ...]:
+        """The teacher's prompts."""
+        return self.templates or (f"{self.ctx_init or WORDS} {{}}.",)
+
+    def start(self, task: Task) -> "PromptTuningLearner":
+        """Build network, context and optimizer."""
+        return PromptTuningLearner(self, task)
+
+    # ---- what a method has of its own
+
+    def extra_names(self) -> Sequence[str]:
+        """Class names without pictures that the terms need the features of."""
+        return ()
+
+    def context(self, learner: "PromptTuningLearner") -> Context:
+        """The module that holds `learner.net.prompt.ctx` and whatever else is trained."""
+        return Context(learner.net.prompt.ctx)
+
+    def terms(self, learner: "PromptTuningLearner") -> Mapping[str, Term]:
+        """What is added to the cross-entropy; called once."""
+        return {}
+
+    def rule(self, learner: "PromptTuningLearner") -> Rule | None:
+        """The optimizer's rule, None for ProGrad's with `lambda_`; called at the start of each stage."""
+        return None
+
+    def epoch_ended(self, learner: "PromptTuningLearner", epoch: int) -> None:
+        """See `GradientLearner`."""
 
 
-class PromptTuningLearner(TunedPrompt):
+class PromptTuningLearner(GradientLearner):
     """A context under training.
 
     Attributes:
         settings: the method's settings.
-        net: the network over the task's classes; `net.prompt.ctx` is what is tuned.
+        net: the network over the task's classes and the extra names.
+        context: what is tuned; `context.ctx` is `net.prompt.ctx`.
     """
 
+    settings: PromptTuning
+
     def __init__(self, settings: PromptTuning, task: Task):
-        super().__init__(PromptedCLIP(task.model, task.tokenizer, task.class_names, settings.n_ctx, settings.ctx_init))
         self.settings = settings
         self.task = task
-        self.teacher = ZeroShotTeacher(task.model, task.tokenizer, task.class_names, settings.template)
-        self.teacher_logits = self.teacher.logits(task.image_features)
-        self.criterion = DualLoss(temperature=settings.temperature)
-        self.optimizer = ProGradSGD(
-            [self.net.prompt.ctx], lr=settings.lr, momentum=settings.momentum, lambda_=settings.lambda_
-        )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
+        self.n_classes = len(task.class_names)
+        self.generator = torch.Generator(task.device).manual_seed(task.seed)
+        self.memory = {}
+        with torch.random.fork_rng():
+            torch.manual_seed(task.seed)
+            names = [*task.class_names, *settings.extra_names()]
+            self.net = PromptedCLIP(task.model, task.tokenizer, names, settings.n_ctx, settings.ctx_init)
+            self.module = self.context = settings.context(self)
+        self.criterion = DualLoss(settings.temperature)
+        self.terms = dict(settings.terms(self)) if len(task.labels) else {}
+        self.optimizer = self.new_optimizer()
 
-    def step(self) -> Step:
-        """One update on all labelled pictures; nothing is read back from the device."""
-        student_logits = self.net.logits(self.task.image_features)
-        task, general = self.criterion(student_logits, self.teacher_logits, self.task.labels)
-        self.optimizer.zero_grad()
-        self.optimizer.backward(task, general)
-        self.optimizer.step()
-        self.schedule.step()
-        return Step(task.detach(), general.detach(), self.optimizer.conflict.cosine[0].clone())
+    @cached_property
+    def teacher(self) -> ZeroShotTeacher:
+        """Zero-shot CLIP over the task's classes."""
+        return ZeroShotTeacher(
+            self.task.model, self.task.tokenizer, self.task.class_names, self.settings.teacher_templates
+        )
+
+    def new_optimizer(self) -> ProGradSGD:
+        """SGD over everything that is tuned, the context first."""
+        settings = self.settings
+        return ProGradSGD(
+            self.module.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            lambda_=1.0 if settings.lambda_ is None else settings.lambda_,
+            rule=settings.rule(self),
+        )
+
+    def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
+        """Cross-entropy and the method's terms; and the KL divergence to the teacher, unless λ is None."""
+        x = image_features.to(self.context.ctx.dtype)
+        features = self.net.class_features(self.context(x))
+        logits = self.logits(x, features[..., : self.n_classes, :])
+        step = Step(x, labels, features, logits)
+        general = None
+        if self.settings.lambda_ is None:
+            entropy = F.cross_entropy(logits, labels)
+        else:
+            entropy, general = self.criterion(logits, self.teacher.logits(x), labels)
+        terms = {"cross_entropy": entropy, **{name: term(step) for name, term in self.terms.items()}}
+        total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy
+        return Losses(total, general, {name: term.detach() for name, term in terms.items()})
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """(B, C) logits from (B, D) image features and the class features of their contexts."""
+        return self.net.logits(image_features, class_features)
+
+    def epoch_ended(self, epoch: int) -> None:
+        """See `GradientLearner`."""
+        self.settings.epoch_ended(self, epoch)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave, a later stage's optimizer included."""
+        super().load_state_dict(state)
+        self.optimizer = self.new_optimizer()
+
+    def save(self, path: Path, **metadata: Any) -> None:
+        """Write a file that `prograd_fast.clip.load_prompt` reads, too."""
+        net = self.net.with_classes(self.task.class_names)  # without the extra names
+        save_prompt(path, net, self.module.state_dict(), **metadata)
+
+    @torch.no_grad()
+    def scores(self, class_names: Sequence[str]) -> Scores:
+        """The context before these class names, which are encoded once, here."""
+        net = self.net.with_classes(class_names)
+        features = net.class_features()
+        return lambda image_features: net.logits(image_features, features)

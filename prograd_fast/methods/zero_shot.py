@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: one hand-written prompt, nothing learned. The teacher of ProGrad, and the line to beat."""
+"""Zero-shot CLIP: hand-written prompts, nothing learned. The teacher of ProGrad, and the line to beat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,37 +6,37 @@ from typing import ClassVar
 
 from torch import nn
 
-from prograd_fast.clip import Tokenizer, ZeroShotTeacher
-from prograd_fast.methods.base import Scores, Task
+from prograd_fast.clip import ZeroShotTeacher
+from prograd_fast.methods.base import Learner, Method, Scores, Task
 
 
 @dataclass(frozen=True)
-class ZeroShot:
-    """Radford et al. 2021, arXiv:2103.00020, with a single template.
+class ZeroShot(Method):
+    """Radford et al. 2021, arXiv:2103.00020, with one template or several.
+
+    A class's feature is the mean of its unit features over the templates, normalised again.
 
     Attributes:
-        template: The prompt, `{}` stands for the class name.
+        templates: The prompts, `{}` stands for the class name.
     """
 
-    template: str = "a picture of a {}."
+    templates: tuple[str, ...] = ("a picture of a {}.",)
 
     name: ClassVar[str] = "zero-shot"
     title: ClassVar[str] = "zero-shot"
-    names_new_classes: ClassVar[bool] = True
 
     def start(self, task: Task) -> "ZeroShotLearner":
         """Take the task's model; its pictures are not looked at."""
-        return ZeroShotLearner(task.model, task.tokenizer, self.template)
+        return ZeroShotLearner(self, task)
 
 
-@dataclass(frozen=True)
-class ZeroShotLearner:
+class ZeroShotLearner(Learner):
     """The untouched model."""
 
-    model: nn.Module
-    tokenizer: Tokenizer
-    template: str
+    def __init__(self, settings: ZeroShot, task: Task) -> None:
+        self.settings, self.task = settings, task
+        self.module = nn.Module()  # nothing is learned
 
     def scores(self, class_names: Sequence[str]) -> Scores:
         """Cosine to each class's prompt, times the model's logit scale."""
-        return ZeroShotTeacher(self.model, self.tokenizer, class_names, self.template).logits
+        return ZeroShotTeacher(self.task.model, self.task.tokenizer, class_names, self.settings.templates).logits

@@ -3,7 +3,7 @@
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.benchmark import run_benchmark
 from prograd_fast.training.features import Features, encode_pictures
-from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, predict_files, save_run, train_prompt
+from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, predict_files, save_run, train_method
 from prograd_fast.training.loop import History, tune
 from prograd_fast.training.model import Clip, load_model
 from prograd_fast.training.protocol import Part, Plan, make_plan
@@ -32,7 +32,7 @@ __all__ = [
     "run_record",
     "save_run",
     "setup_record",
-    "train_prompt",
+    "train_method",
     "tune",
     "write_json",
 ]

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import Method, PromptTuning
+from prograd_fast.methods import GradientMethod, Method
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.job import Track
+from prograd_fast.training.loop import n_steps
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import make_plan
 from prograd_fast.training.record import Record, run_record, setup_record
@@ -45,7 +46,8 @@ def run_benchmark(
     plans = [make_plan(pictures, shots, seed, partition) for partition in range(partitions) for seed in range(seeds)]
     rows = np.unique(np.concatenate([plan.rows for plan in plans]))
     features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
-    steps = sum(method.steps for method in methods if isinstance(method, PromptTuning))
-    on_step = track(f"tuning prompts, {len(plans)} runs each", len(plans) * steps)
+    tuned = [method for method in methods if isinstance(method, GradientMethod)]
+    steps = sum(n_steps(method, len(plan.train.rows)) for plan in plans for method in tuned)
+    on_step = track(f"training, {len(plans)} runs each", steps)
     runs = [run_method(method, clip, pictures, features, plan, on_step) for plan in plans for method in methods]
     return {**setup_record(clip, pictures), "runs": [run_record(run, pictures) for run in runs]}

@@ -42,7 +42,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     """
     record: Record = {
         "method": run.method.name,
-        "settings": asdict(run.method),  # type: ignore[call-overload]  # every method is a dataclass
+        "settings": asdict(run.method),
         "shots": run.plan.shots,
         "seed": run.plan.seed,
         "partition": run.plan.partition,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import Learner, Method, PromptTuningLearner, Scores, Task
+from prograd_fast.methods import GradientLearner, Learner, Method, Scores, Task
 from prograd_fast.training.evaluate import accuracy, harmonic_mean
 from prograd_fast.training.features import Features
 from prograd_fast.training.loop import History, tune
@@ -65,12 +65,12 @@ def run_method(
         plan.train.class_names(pictures),
         features.of(plan.train.rows),
         plan.train.labels(pictures).to(clip.device),
+        plan.seed,
     )
     learner = method.start(task)
-    history = tune(learner, on_step) if isinstance(learner, PromptTuningLearner) else None
+    history = tune(learner, on_step) if isinstance(learner, GradientLearner) else None
     trained = time.perf_counter()
-    tests = {name: part for name, part in plan.tests.items() if method.names_new_classes or _same(part, plan.train)}
-    measured = examine(learner, clip, pictures, features, tests, on_tested)
+    measured = examine(learner, clip, pictures, features, tests_of(method, plan), on_tested)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     return Run(method, plan, learner, history, measured, seconds)
 
@@ -100,5 +100,11 @@ def examine(
     return measured
 
 
-def _same(part: Part, other: Part) -> bool:
-    return np.array_equal(part.classes, other.classes)
+def tests_of(method: Method, plan: Plan) -> dict[str, Part]:
+    """Those of `plan.tests` whose classes the method can name."""
+    learned = plan.train.classes
+    return {
+        name: part
+        for name, part in plan.tests.items()
+        if method.names_new_classes or np.array_equal(part.classes, learned)
+    }
