@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "operators.h"
+#include "results.h"
 
 namespace prograd {
 namespace {
@@ -24,13 +25,9 @@ using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 template <typename Write>
 Results results(const at::Tensor& first, const at::Tensor& second, int64_t reduction, const at::Tensor& like,
                 const Write& write) {
-  const at::ScalarType widest = at::promote_types(first.scalar_type(), second.scalar_type());
-  const auto options = like.options().dtype(widest == at::kDouble ? at::kDouble : at::kFloat);
-  at::Tensor losses = reduction == none ? at::empty({2, first.size(0)}, options) : at::empty({2}, options);
-  at::Tensor cotangents = at::empty({2, like.size(0), like.size(1)}, like.options());
-  at::Tensor correct = at::empty({}, like.options().dtype(at::kLong));
-  write(losses, cotangents, correct);
-  return {losses[0].clone(), losses[1].clone(), cotangents, correct};  // results of an operator share no memory
+  LossResults room(first, second, reduction, like);
+  write(room.losses, room.cotangents, room.correct);
+  return {room.losses[0].clone(), room.losses[1].clone(), room.cotangents, room.correct};  // no memory is shared
 }
 
 using Maybe = const std::optional<at::Tensor>&;

@@ -1,6 +1,8 @@
 // The Python module prograd_fast._C: what was built, registration, and the eager fast path.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <initializer_list>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "eager_loss.h"
 #include "library.h"
 #include "operators.h"
 
@@ -71,6 +74,28 @@ void project_sgd_(const Tensors& params, const Tensors& task, const Tensors& gen
                     weight_decay, lambda, scope, nesterov, maximize, first, grad_scale, found_inf);
 }
 
+// (task, general), or None where the way through torch.library must be taken; see eager_dual_loss.
+py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, py::handle teacher_offset,
+                     py::handle task_weight, py::handle general_weight, double temperature, bool soft_ce,
+                     int64_t reduction) {
+  const auto is_tensor = [](py::handle object) { return THPVariable_CheckExact(object.ptr()); };  // of no subclass
+  const auto may_be = [&](py::handle object) { return object.is_none() || is_tensor(object); };
+  const auto tensor = [](py::handle object) -> const at::Tensor& { return THPVariable_Unpack(object.ptr()); };
+  const auto maybe = [&](py::handle object) { return object.is_none() ? MaybeTensor() : MaybeTensor(tensor(object)); };
+  if (!is_tensor(student) || !is_tensor(teacher) || !is_tensor(labels) || !may_be(teacher_offset) ||
+      !may_be(task_weight) || !may_be(general_weight)) {
+    return py::none();
+  }
+  std::optional<std::pair<at::Tensor, at::Tensor>> losses;
+  {
+    const py::gil_scoped_release no_gil;
+    losses = eager_dual_loss(tensor(student), tensor(teacher), tensor(labels), maybe(teacher_offset),
+                             maybe(task_weight), maybe(general_weight), temperature, soft_ce, reduction);
+  }
+  if (!losses) return py::none();
+  return py::make_tuple(losses->first, losses->second);
+}
+
 }  // namespace
 }  // namespace prograd
 
@@ -82,6 +107,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("project_adamw_", &project_adamw_, "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
   m.def("project_sgd_", &project_sgd_, "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
+  m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
   m.def("register_cuda", &register_cuda, "Put the CUDA kernels into the dispatcher.");
   m.def("unregister_cuda", &unregister_cuda, "Take them out.");

@@ -1,7 +1,6 @@
 """What the public functions refuse, each with one message: what, where, expected, got, remedy."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +13,11 @@ def check_dual_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    temperature: float,
-    general: str,
     teacher_offset: Tensor | None,
     task_weight: Tensor | None,
     general_weight: Tensor | None,
-    reduction: str,
 ) -> None:
-    """Raise TypeError or ValueError for arguments that `functional.dual_loss` has no result for."""
+    """Raise TypeError or ValueError for tensors that `functional.dual_loss` has no result for."""
     _check_matrix("student_logits", student_logits, "(batch, classes)")
     _check_matrix("teacher_logits", teacher_logits, "(batch, classes)")
     if teacher_logits.shape != student_logits.shape:
@@ -31,7 +27,6 @@ def check_dual_loss(
         )
     rows, classes = student_logits.shape
     _check_fixed("teacher_logits", teacher_logits)
-    check_loss_options(temperature, general, reduction)
     _check_rows(labels, rows, classes, teacher_offset, task_weight, general_weight)
     _check_devices(
         student_logits=student_logits,
@@ -48,14 +43,11 @@ def check_linear_dual_loss(
     student_classes: Tensor,
     teacher_classes: Tensor,
     labels: Tensor,
-    temperature: float,
-    general: str,
     teacher_offset: Tensor | None,
     task_weight: Tensor | None,
     general_weight: Tensor | None,
-    reduction: str,
 ) -> None:
-    """Raise TypeError or ValueError for arguments that `functional.linear_dual_loss` has no result for."""
+    """Raise TypeError or ValueError for tensors that `functional.linear_dual_loss` has no result for."""
     _check_matrix("features", features, "(batch, width)")
     _check_matrix("student_classes", student_classes, "(classes, width)")
     _check_matrix("teacher_classes", teacher_classes, "(classes, width)")
@@ -71,7 +63,6 @@ def check_linear_dual_loss(
         )
     _check_fixed("features", features)
     _check_fixed("teacher_classes", teacher_classes)
-    check_loss_options(temperature, general, reduction)
     _check_rows(labels, features.shape[0], student_classes.shape[0], teacher_offset, task_weight, general_weight)
     _check_devices(
         features=features,
@@ -97,17 +88,12 @@ def check_states(params: Sequence[Tensor], **states: Sequence[Tensor]) -> None:
                 )
 
 
-@contextmanager
-def label_range_named(labels: Tensor, classes: int) -> Iterator[None]:
-    """Turn a kernel's complaint about a label into one that names the argument.
+def check_label_range(error: Exception, labels: Tensor, classes: int) -> None:
+    """Raise ValueError that names the argument, if `error` is a kernel's complaint about a label.
 
     The kernels look at the labels anyway; on a GPU nothing here does, since that would wait for the device.
     """
-    try:
-        yield
-    except (IndexError, RuntimeError) as error:
-        if "out of bounds" not in str(error):
-            raise
+    if "out of bounds" in str(error):
         raise ValueError(
             f"labels: expected class indices 0 ... {classes - 1}, got {int(labels.min())} ... {int(labels.max())}. "
             "Relabel the classes from 0 in the order of the logits."

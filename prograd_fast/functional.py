@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.backends import update_operator
-from prograd_fast.checks import check_dual_loss, check_linear_dual_loss, check_states, label_range_named
+from prograd_fast.backends import cpu, update_operator
+from prograd_fast.checks import (
+    check_dual_loss,
+    check_label_range,
+    check_linear_dual_loss,
+    check_loss_options,
+    check_states,
+)
 from prograd_fast.reference.losses import REDUCTIONS, General, Reduction, accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
@@ -64,22 +70,21 @@ def dual_loss(
         ValueError: shapes or devices do not fit, an option is unknown, something other than the student's logits
             requires grad, or (on a CPU) a label is out of range.
     """
-    check_dual_loss(
-        student_logits, teacher_logits, labels, temperature, general, teacher_offset, task_weight, general_weight,
-        reduction,
-    )  # fmt: skip
-    with label_range_named(labels, student_logits.shape[1]):
+    check_loss_options(temperature, general, reduction)
+    tensors = (student_logits, teacher_logits, labels, teacher_offset, task_weight, general_weight)
+    options = (temperature, general == "soft_ce", REDUCTIONS.index(reduction))
+    try:
+        if cpu.EXTENSION is not None and not torch.compiler.is_compiling():
+            losses: tuple[Tensor, Tensor] | None = cpu.EXTENSION.dual_loss(*tensors, *options)
+            if losses is not None:  # which they are for plain tensors that fit together
+                return losses
+        check_dual_loss(*tensors)
         task, other, _, _ = torch.ops.prograd_fast.dual_loss(
-            student_logits,
-            teacher_logits,
-            labels.long(),
-            teacher_offset,
-            task_weight,
-            general_weight,
-            temperature,
-            general == "soft_ce",
-            REDUCTIONS.index(reduction),
+            student_logits, teacher_logits, labels.long(), *tensors[3:], *options
         )
+    except (IndexError, RuntimeError) as error:
+        check_label_range(error, labels, student_logits.shape[1])
+        raise
     return task, other
 
 
@@ -120,24 +125,15 @@ def linear_dual_loss(
     Raises:
         TypeError, ValueError: as `dual_loss`, named after the arguments here.
     """
-    check_linear_dual_loss(
-        features, student_classes, teacher_classes, labels, temperature, general, teacher_offset, task_weight,
-        general_weight, reduction,
-    )  # fmt: skip
-    with label_range_named(labels, student_classes.shape[0]):
-        task, other, _, _ = torch.ops.prograd_fast.linear_dual_loss(
-            features,
-            student_classes,
-            teacher_classes,
-            labels.long(),
-            teacher_offset,
-            task_weight,
-            general_weight,
-            scale,
-            temperature,
-            general == "soft_ce",
-            REDUCTIONS.index(reduction),
-        )
+    check_loss_options(temperature, general, reduction)
+    tensors = (features, student_classes, teacher_classes, labels, teacher_offset, task_weight, general_weight)
+    check_linear_dual_loss(*tensors)
+    options = (scale, temperature, general == "soft_ce", REDUCTIONS.index(reduction))
+    try:
+        task, other, _, _ = torch.ops.prograd_fast.linear_dual_loss(*tensors[:3], labels.long(), *tensors[4:], *options)
+    except (IndexError, RuntimeError) as error:
+        check_label_range(error, labels, student_classes.shape[0])
+        raise
     return task, other
 
 
