@@ -69,10 +69,19 @@ std::unique_ptr<torch::Library>& cpu_library() {
   library.impl("project_adamw_", TORCH_FN(device::project_adamw_));                           \
   library.impl("project_sgd_", TORCH_FN(device::project_sgd_))
 
+#define PF_IMPL_TRANSFORMER(library, device)                                                                          \
+  library.impl("shared_prefix_attention_out", TORCH_FN(device::shared_prefix_attention_out));                         \
+  library.impl("shared_prefix_attention_backward_out", TORCH_FN(device::shared_prefix_attention_backward_out));       \
+  library.impl("add_layer_norm_out", TORCH_FN(device::add_layer_norm_out));                                           \
+  library.impl("layer_norm_backward_", TORCH_FN(device::layer_norm_backward_));                                       \
+  library.impl("gelu_out", TORCH_FN(device::gelu_out));                                                               \
+  library.impl("gelu_backward_", TORCH_FN(device::gelu_backward_))
+
 void register_cpu() {
   cpu_library() = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", c10::DispatchKey::CPU,
                                                    __FILE__, __LINE__);
   PF_IMPL((*cpu_library()), cpu);
+  PF_IMPL_TRANSFORMER((*cpu_library()), cpu);
 }
 
 void unregister_cpu() { cpu_library().reset(); }

@@ -30,7 +30,21 @@
                     const std::optional<at::Tensor>& coefficients, const std::optional<at::Tensor>& lr_tensor,         \
                     double lr, double momentum, double dampening, double weight_decay, double lambda, int64_t scope,   \
                     bool nesterov, bool maximize, bool first, const std::optional<at::Tensor>& grad_scale,             \
-                    const std::optional<at::Tensor>& found_inf);
+                    const std::optional<at::Tensor>& found_inf);                                                       \
+  void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,     \
+                                   const at::Tensor& offsets, int64_t heads, double scale, bool last,                  \
+                                   at::Tensor& out);                                                                   \
+  void shared_prefix_attention_backward_out(                                                                           \
+      const at::Tensor& gradient, const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,      \
+      const at::Tensor& offsets, int64_t heads, double scale, bool last, at::Tensor& d_query,                          \
+      at::Tensor& d_key_value, at::Tensor& d_prefix);                                                                  \
+  void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& weight,                     \
+                          const at::Tensor& bias, double eps, at::Tensor& total, at::Tensor& normed,                   \
+                          at::Tensor& statistics);                                                                     \
+  void layer_norm_backward_(at::Tensor& d_total, const at::Tensor& d_normed, const at::Tensor& total,                  \
+                            const at::Tensor& statistics, const at::Tensor& weight);                                   \
+  void gelu_out(const at::Tensor& x, int64_t approximate, at::Tensor& out);                                            \
+  void gelu_backward_(at::Tensor& gradient, const at::Tensor& x, int64_t approximate);
 
 namespace prograd {
 

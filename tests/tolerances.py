@@ -25,6 +25,8 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     # 16-bit storage, float32 arithmetic: the result is rounded once to 8 (bfloat16) or 11 (float16) bits
     ("formula", torch.bfloat16): 1e-2,
     ("formula", torch.float16): 2e-3,
+    # a norm of rows around 1e4 with deviations of 1: float32 has 3 digits of the deviations left
+    ("far from zero", torch.float32): 1e-3,
     # one step of torch.optim's own: 16-bit storage, and each intermediate result is rounded to it as well
     ("torch.optim", torch.float64): 1e-12,
     ("torch.optim", torch.float32): 1e-5,

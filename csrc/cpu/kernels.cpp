@@ -1,8 +1,11 @@
 // The table of kernels for one instruction set. Compiled several times, with other compiler flags and another PF_ISA.
 #include <type_traits>
 
+#include "attention.h"
 #include "dual_loss.h"
+#include "gelu.h"
 #include "kernels.h"
+#include "layer_norm.h"
 #include "storage.h"
 #include "update.h"
 
@@ -66,11 +69,77 @@ Kernels::DualLosses any_dual_loss_row(Storage storage, const Kernels::DualLossRo
   return with_storage(storage, [&](auto* s) { return dual_loss_row<std::remove_pointer_t<decltype(s)>>(row); });
 }
 
+void any_gelu(Storage storage, const void* x, void* out, std::int64_t n, Approximate approximate) {
+  with_storage(storage, [&](auto* s) {
+    using S = std::remove_pointer_t<decltype(s)>;
+    gelu(static_cast<const S*>(x), static_cast<S*>(out), n, approximate);
+  });
+}
+
+void any_gelu_backward(Storage storage, const void* x, void* gradients, std::int64_t n, std::int64_t count,
+                       std::int64_t stride, Approximate approximate) {
+  with_storage(storage, [&](auto* s) {
+    using S = std::remove_pointer_t<decltype(s)>;
+    gelu_backward(static_cast<const S*>(x), static_cast<S*>(gradients), n, count, stride, approximate);
+  });
+}
+
+void any_add_layer_norm(Storage storage, const Kernels::AddLayerNorm& all, std::int64_t begin, std::int64_t end) {
+  with_storage(storage, [&](auto* s) { add_layer_norm<std::remove_pointer_t<decltype(s)>>(all, begin, end); });
+}
+
+void any_layer_norm_backward(Storage storage, const Kernels::LayerNormBackward& all, std::int64_t begin,
+                             std::int64_t end) {
+  with_storage(storage, [&](auto* s) { layer_norm_backward<std::remove_pointer_t<decltype(s)>>(all, begin, end); });
+}
+
+std::int64_t any_attention_scratch(Storage storage, const Kernels::Attention& all, std::int64_t count) {
+  return with_storage(storage, [&](auto* s) {
+    return AttentionHead<std::remove_pointer_t<decltype(s)>>(all, count, nullptr).scratch_size();
+  });
+}
+
+void any_attention(Storage storage, const Kernels::Attention& all, std::int64_t begin, std::int64_t end, void* out,
+                   std::int64_t out_row, void* scratch) {
+  with_storage(storage, [&](auto* s) {
+    using S = std::remove_pointer_t<decltype(s)>;
+    AttentionHead<S>(all, 0, scratch).forward(begin, end, static_cast<S*>(out), out_row);
+  });
+}
+
+void any_attention_backward(Storage storage, const Kernels::Attention& all, const Kernels::AttentionGradients& to,
+                            std::int64_t begin, std::int64_t end, void* scratch) {
+  with_storage(storage, [&](auto* s) {
+    AttentionHead<std::remove_pointer_t<decltype(s)>>(all, to.count, scratch).backward(begin, end, to);
+  });
+}
+
+void any_sum(Storage storage, const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out) {
+  with_storage(storage, [&](auto* s) {
+    using S = std::remove_pointer_t<decltype(s)>;
+    const auto* from = static_cast<const Accumulation<S>*>(arrays);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      Accumulation<S> sum = 0;
+      for (std::int64_t k = 0; k < count; ++k) sum += from[k * stride + i];
+      store(static_cast<S*>(out)[i], sum);
+    }
+  });
+}
+
 }  // namespace
 
 #define PF_NAME_(isa) kernels_##isa
 #define PF_NAME(isa) PF_NAME_(isa)
 extern const Kernels PF_NAME(PF_ISA);
-const Kernels PF_NAME(PF_ISA) = {PF_STRING(PF_ISA), any_gram, any_project, any_adamw, any_sgd, any_dual_loss_row};
+const Kernels PF_NAME(PF_ISA) = {
+    PF_STRING(PF_ISA),     any_gram,
+    any_project,           any_adamw,
+    any_sgd,               any_dual_loss_row,
+    any_gelu,              any_gelu_backward,
+    any_add_layer_norm,    any_layer_norm_backward,
+    any_attention_scratch, any_attention,
+    any_attention_backward, any_sum,
+};
 
 }  // namespace prograd

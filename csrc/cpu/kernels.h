@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../math.h"
+#include "../transformer.h"
 
 namespace prograd {
 
@@ -59,6 +60,64 @@ struct Kernels {
     bool correct;
   };
   DualLosses (*dual_loss_row)(Storage, const DualLossRow&);
+
+  // out = GELU(x) of n elements, which may lie in the same place
+  void (*gelu)(Storage, const void* x, void* out, std::int64_t n, Approximate);
+
+  // `count` gradients of n elements each, `stride` elements apart, times GELU'(x)
+  void (*gelu_backward)(Storage, const void* x, void* gradients, std::int64_t n, std::int64_t count,
+                        std::int64_t stride, Approximate);
+
+  // Rows [begin, end) of total = x + branch and of its norm. Weight, bias and statistics (rows, 2) are in the
+  // accumulation dtype.
+  struct AddLayerNorm {
+    const void *x, *branch, *weight, *bias;
+    void *total, *normed, *statistics;
+    std::int64_t width;
+    double eps;
+  };
+  void (*add_layer_norm)(Storage, const AddLayerNorm&, std::int64_t begin, std::int64_t end);
+
+  // The gradients through it: d_total (count, rows, width) += those from d_normed.
+  struct LayerNormBackward {
+    const void *d_normed, *total, *statistics, *weight;
+    void* d_total;
+    std::int64_t count, rows, width;
+  };
+  void (*layer_norm_backward)(Storage, const LayerNormBackward&, std::int64_t begin, std::int64_t end);
+
+  // One head of one group of packed segments: its columns of row 0 of each matrix, and how far apart the rows lie.
+  struct Attention {
+    const void *query, *key, *value, *prefix_key, *prefix_value;
+    std::int64_t query_row, key_row, prefix_row;  // a key and its value are in rows of the same stride
+    const std::int64_t* offsets;
+    std::int64_t width;    // d / heads
+    std::int64_t prefix;   // its rows
+    std::int64_t longest;  // rows of the longest segment, or more
+    double scale;
+    bool last;  // one query per segment
+  };
+  // Elements of the accumulation dtype that a call needs as scratch memory; count: cotangents, 0 for the forward.
+  std::int64_t (*attention_scratch)(Storage, const Attention&, std::int64_t count);
+
+  // The results of segments [begin, end).
+  void (*attention)(Storage, const Attention&, std::int64_t begin, std::int64_t end, void* out, std::int64_t out_row,
+                    void* scratch);
+
+  // The same backward, for `count` cotangents: each pointer is to the first one's columns of row 0.
+  struct AttentionGradients {
+    const void* gradient;
+    void *d_query, *d_key, *d_value;
+    std::int64_t gradient_row, d_query_row, d_key_row;                 // from one row to the next
+    std::int64_t gradient_next, d_query_next, d_key_next;  // from one cotangent to the next
+    std::int64_t count;
+    void* d_prefix;  // (count, 2, prefix, width) in the accumulation dtype: the sums over these segments
+  };
+  void (*attention_backward)(Storage, const Attention&, const AttentionGradients&, std::int64_t begin,
+                             std::int64_t end, void* scratch);
+
+  // out = the sum of `count` arrays of n numbers in the accumulation dtype, `stride` apart, in their order
+  void (*sum)(Storage, const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out);
 };
 
 // The best table for this machine, or the one of the name given ("avx512", "avx2", "baseline"); null where this machine

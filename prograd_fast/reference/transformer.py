@@ -46,10 +46,11 @@ def gelu_backward(gradient: Tensor, x: Tensor, approximate: Approximate = "none"
     if approximate == "none":
         slope = torch.exp(-u * u / 2) / (2 * torch.pi) ** 0.5
     elif approximate == "tanh":  # of (1 + tanh w)/2 = σ(2w): σ(1-σ)·2·w'
-        slope = gate * (1 - gate) * (8 / torch.pi) ** 0.5 * (1 + 3 * 0.044715 * u * u)
+        near = u.clamp(-100, 100)  # the slope is zero long before, and u·u must not overflow
+        slope = gate * (1 - gate) * (8 / torch.pi) ** 0.5 * (1 + 3 * 0.044715 * near * near)
     else:
         slope = gate * (1 - gate) * 1.702
-    # the slope is exactly zero where u·u overflows, and 0 · u stays finite for finite u
+    # the slope is exactly zero for large u, and 0 · u stays finite for finite u
     return (gradient.to(u.dtype) * (gate + u * slope)).to(gradient.dtype)
 
 

@@ -1,0 +1,192 @@
+// shared_prefix_attention_out and shared_prefix_attention_backward_out on CPU tensors.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../operators.h"
+#include "kernels.h"
+#include "operand.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t chunk_rows = 256;    // of the segments that one task takes, unless one of them is longer
+constexpr int64_t grain_size = 16384;  // elements of the rows of a head for which a second thread pays
+
+char* at_element(const at::Tensor& tensor, int64_t i) {
+  return static_cast<char*>(tensor.mutable_data_ptr()) + i * tensor.itemsize();
+}
+const char* element_of(const at::Tensor& tensor, int64_t i) {
+  return static_cast<const char*>(data_of(tensor)) + i * tensor.itemsize();
+}
+
+// The tasks of a call: each head of each chunk of segments of each group. They depend on the sizes alone.
+class Tasks {
+ public:
+  struct Task {
+    int64_t group, chunk, head;
+  };
+
+  Tasks(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix, const at::Tensor& offsets,
+        int64_t heads, double scale, bool last)
+      : storage(storage_of(query.scalar_type())),
+        groups(query.size(0)),
+        heads(heads),
+        width(heads > 0 ? query.size(2) / heads : 0),
+        prefix_rows(prefix.size(1)),
+        query_(query),
+        key_value_(key_value),
+        prefix_(prefix),
+        offsets_(offsets.contiguous()),
+        scale_(scale),
+        last_(last) {
+    const at::ScalarType dtype = query.scalar_type();
+    const int64_t rows = key_value.size(1), d = query.size(2);
+    TORCH_CHECK_VALUE(heads > 0 && d % heads == 0, "heads: expected a divisor of ", d, ", got ", heads, ".");
+    TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong, "offsets: expected int64, got ", offsets.scalar_type(), ".");
+    TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.numel() > 0, "offsets: expected shape (segments + 1,), got ",
+                      offsets.sizes(), ".");
+    check_rows("query", query, dtype, {groups, last ? offsets.numel() - 1 : rows, d});
+    check_rows("key_value", key_value, dtype, {groups, rows, 2 * d});
+    check_rows("prefix", prefix, dtype, {groups, prefix_rows, 2 * d});
+    const int64_t* offset = offsets_.const_data_ptr<int64_t>();
+    const int64_t segments = offsets.numel() - 1;
+    int64_t begin = 0;
+    TORCH_CHECK_VALUE(offset[0] == 0 && offset[segments] == rows, "offsets: expected 0 ... ", rows, ", got ", offset[0],
+                      " ... ", offset[segments], ".");
+    for (int64_t i = 0; i < segments; ++i) {
+      TORCH_CHECK_VALUE(offset[i] < offset[i + 1], "offsets: expected no empty segment, got ", offset[i], ", ",
+                        offset[i + 1], " at ", i, ".");
+      longest_ = std::max(longest_, offset[i + 1] - offset[i]);
+      if (i > begin && offset[i + 1] - offset[begin] > chunk_rows) {
+        chunks_.push_back(begin);
+        begin = i;
+      }
+    }
+    if (segments > 0) chunks_.push_back(begin);
+    chunks_.push_back(segments);
+  }
+
+  int64_t chunks() const { return int64_t(chunks_.size()) - 1; }
+  int64_t begin(const Task& task) const { return chunks_[task.chunk]; }
+  int64_t end(const Task& task) const { return chunks_[task.chunk + 1]; }
+
+  Kernels::Attention attention(int64_t group, int64_t head) const {
+    const int64_t column = head * width, d = heads * width;
+    const int64_t row = group * key_value_.stride(0) + column, prefix_row = group * prefix_.stride(0) + column;
+    return {element_of(query_, group * query_.stride(0) + column),
+            element_of(key_value_, row),
+            element_of(key_value_, row + d),
+            element_of(prefix_, prefix_row),
+            element_of(prefix_, prefix_row + d),
+            query_.stride(1),
+            key_value_.stride(1),
+            prefix_.stride(1),
+            offsets_.const_data_ptr<int64_t>(),
+            width,
+            prefix_rows,
+            longest_,
+            scale_,
+            last_};
+  }
+
+  // body(task, attention, scratch) of all tasks, head by head of one chunk after the other: its rows are then near.
+  template <typename Body>
+  void each(int64_t cotangents, const Body& body) const {
+    const int64_t count = groups * chunks() * heads;
+    if (count == 0) return;
+    const int64_t scratch_size = kernels().attention_scratch(storage, attention(0, 0), cotangents);
+    const int64_t work = std::max<int64_t>(1, (cotangents + 1) * std::min(key_value_.size(1), chunk_rows) * width);
+    at::parallel_for(0, count, std::max<int64_t>(1, grain_size / work), [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
+      const at::Tensor scratch =
+          at::empty({scratch_size}, query_.options().dtype(accumulation_dtype(query_.scalar_type())));
+      for (int64_t i = begin; i < end; ++i) {
+        const Task task{i / heads / chunks(), i / heads % chunks(), i % heads};
+        body(task, attention(task.group, task.head), scratch.mutable_data_ptr());
+      }
+    });
+  }
+
+  const Storage storage;
+  const int64_t groups, heads, width, prefix_rows;
+
+ private:
+  const at::Tensor &query_, &key_value_, &prefix_;
+  at::Tensor offsets_;
+  double scale_;
+  bool last_;
+  int64_t longest_ = 1;
+  std::vector<int64_t> chunks_;  // the first segment of each, and the number of segments
+};
+
+}  // namespace
+
+void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,
+                                 const at::Tensor& offsets, int64_t heads, double scale, bool last, at::Tensor& out) {
+  const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
+  check_rows("out", out, query.scalar_type(), query.sizes());
+  const Kernels& table = kernels();
+  tasks.each(0, [&](const auto& task, const Kernels::Attention& attention, void* scratch) {
+    table.attention(tasks.storage, attention, tasks.begin(task), tasks.end(task),
+                    at_element(out, task.group * out.stride(0) + task.head * tasks.width), out.stride(1), scratch);
+  });
+}
+
+// The gradients of the prefix are summed over each chunk, then over the chunks in their order.
+void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::Tensor& query,
+                                          const at::Tensor& key_value, const at::Tensor& prefix,
+                                          const at::Tensor& offsets, int64_t heads, double scale, bool last,
+                                          at::Tensor& d_query, at::Tensor& d_key_value, at::Tensor& d_prefix) {
+  const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
+  const auto check_each = [&](const char* name, const at::Tensor& tensor, const at::Tensor& like) {
+    c10::SmallVector<int64_t, 5> sizes(like.sizes());
+    sizes.insert(sizes.begin(), gradient.size(0));
+    check_rows(name, tensor, query.scalar_type(), sizes);
+  };
+  check_each("gradient", gradient, query);
+  check_each("d_query", d_query, query);
+  check_each("d_key_value", d_key_value, key_value);
+  check_each("d_prefix", d_prefix, prefix);
+  const Kernels& table = kernels();
+  const int64_t count = gradient.size(0), width = tasks.width, rows = tasks.prefix_rows, d = heads * width;
+  const int64_t of_head = count * 2 * rows * width;  // elements of the prefix gradients of one task
+  const at::Tensor partial = at::empty({tasks.groups, tasks.chunks(), heads, of_head},
+                                       query.options().dtype(accumulation_dtype(query.scalar_type())));
+  tasks.each(count, [&](const auto& task, const Kernels::Attention& attention, void* scratch) {
+    const int64_t column = task.head * width;
+    const int64_t key = task.group * d_key_value.stride(1) + column;
+    const Kernels::AttentionGradients gradients{
+        element_of(gradient, task.group * gradient.stride(1) + column),
+        at_element(d_query, task.group * d_query.stride(1) + column),
+        at_element(d_key_value, key),
+        at_element(d_key_value, key + d),
+        gradient.stride(2),
+        d_query.stride(2),
+        d_key_value.stride(2),
+        gradient.stride(0),
+        d_query.stride(0),
+        d_key_value.stride(0),
+        count,
+        at_element(partial, ((task.group * tasks.chunks() + task.chunk) * heads + task.head) * of_head)};
+    table.attention_backward(tasks.storage, attention, gradients, tasks.begin(task), tasks.end(task), scratch);
+  });
+  const int64_t per_group = heads * count * 2 * rows, additions = std::max<int64_t>(1, tasks.chunks() * width);
+  at::parallel_for(0, tasks.groups * per_group, std::max<int64_t>(1, grain_size / additions),
+                   [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / per_group, head = i / (count * 2 * rows) % heads, k = i / (2 * rows) % count,
+                    half = i / rows % 2, row = i % rows;
+      table.sum(tasks.storage,
+                element_of(partial, (group * tasks.chunks() * per_group + i % per_group) * width), tasks.chunks(),
+                per_group * width, width,
+                at_element(d_prefix, k * d_prefix.stride(0) + group * d_prefix.stride(1) + row * d_prefix.stride(2) +
+                                         half * d + head * width));
+    }
+  });
+}
+
+}  // namespace prograd::cpu

@@ -1,0 +1,57 @@
+// GELU on contiguous memory. Included by kernels.cpp alone.
+#pragma once
+
+#include <type_traits>
+
+#include "../transformer.h"
+#include "kernels.h"
+#include "storage.h"
+
+namespace prograd {
+namespace {
+
+// Calls body with a constant, so that a loop inside of it has no branch.
+template <typename Body>
+inline __attribute__((always_inline)) void with_approximation(Approximate approximate, Body body) {
+  switch (approximate) {
+    case Approximate::none: return body(std::integral_constant<Approximate, Approximate::none>{});
+    case Approximate::tanh: return body(std::integral_constant<Approximate, Approximate::tanh>{});
+    case Approximate::sigmoid: return body(std::integral_constant<Approximate, Approximate::sigmoid>{});
+  }
+}
+
+template <typename S>
+void gelu(const S* x, S* out, std::int64_t n, Approximate approximate) {
+  with_approximation(approximate, [&](auto constant) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Accumulation<S> u = load(x[i]);
+      store(out[i], gelu_gate<decltype(constant)::value>(u).gelu(u));
+    }
+  });
+}
+
+template <typename S>
+void gelu_backward(const S* x, S* gradients, std::int64_t n, std::int64_t count, std::int64_t stride,
+                   Approximate approximate) {
+  constexpr std::int64_t block = 512;  // the derivative is computed once for all gradients, in the first-level cache
+  Accumulation<S> derivative[block];
+  with_approximation(approximate, [&](auto constant) {
+    for (std::int64_t begin = 0; begin < n; begin += block) {
+      const std::int64_t size = begin + block < n ? block : n - begin;
+#pragma omp simd
+      for (std::int64_t i = 0; i < size; ++i) {
+        const Accumulation<S> u = load(x[begin + i]);
+        derivative[i] = gelu_gate<decltype(constant)::value>(u).derivative(u);
+      }
+      for (std::int64_t k = 0; k < count; ++k) {
+        S* gradient = gradients + k * stride + begin;
+#pragma omp simd
+        for (std::int64_t i = 0; i < size; ++i) store(gradient[i], load(gradient[i]) * derivative[i]);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace prograd
