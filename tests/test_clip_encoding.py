@@ -40,8 +40,8 @@ def test_features_and_gradient_are_the_authors(models, cls, position, class_spec
         model, TOKENIZER, CLASS_NAMES, n_ctx, class_specific=class_specific, class_token_position=position
     )
     expected = reference_features(model, net.prompt.ctx, position)
-    actual = net.tower.encode(net.prompt(), net.prompt.token_ids)
-    assert net.prompt.token_ids.shape[1] < 77  # it is the cut prompt that is compared
+    actual = net.encoder(net.prompt.ctx[None])[0]
+    assert net.encoder.token_ids.shape[1] < 77  # it is the cut prompt that is compared
     cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (expected_grad,) = torch.autograd.grad(expected, net.prompt.ctx, cotangent)
     (actual_grad,) = torch.autograd.grad(actual, net.prompt.ctx, cotangent)
@@ -57,7 +57,7 @@ def test_context_of_words_is_the_sentence(tower):
     sentences = TOKENIZER([f"a photo of a {name}." for name in READABLE])
     with torch.no_grad():
         assert_close(net.class_features(), model.encode_text(sentences, normalize=True), "formula", torch.float64)
-    assert (net.prompt.token_ids.shape[1] < 77) == (tower in CUT)
+    assert (net.encoder.token_ids.shape[1] < 77) == (tower in CUT)
 
 
 @pytest.mark.parametrize("tower", WHOLE)
@@ -82,11 +82,7 @@ def test_gradcheck(tower, class_specific):
     model = (CUT | WHOLE)[tower]()
     net = pf.clip.PromptedCLIP(model, TOKENIZER, ["cat", "grand piano"], 2, class_specific=class_specific)
 
-    def features(ctx):
-        prompts = torch.func.functional_call(net.prompt, {"ctx": ctx})
-        return F.normalize(net.tower.encode(prompts, net.prompt.token_ids), dim=-1)
-
-    assert torch.autograd.gradcheck(features, net.prompt.ctx)
+    assert torch.autograd.gradcheck(net.class_features, net.prompt.ctx)
 
 
 @pytest.mark.parametrize("tower", ["CLIP", "not causal"])

@@ -15,7 +15,7 @@ def model():
 
 def text_of(net, row):
     """The prompt's tokens as words: SOS and EOT as < and >."""
-    ids = net.prompt.token_ids[row].tolist()
+    ids = net.encoder.token_ids[row].tolist()
     words = {TOKENIZER.sot_token_id: "<", TOKENIZER.eot_token_id: ">", 0: ""}
     return " ".join(words.get(i) or TOKENIZER.decode([i]).strip() for i in ids if i)
 
@@ -33,7 +33,7 @@ def test_positions(model, position, expected):
     net = pf.clip.PromptedCLIP(model, TOKENIZER, names, 5, "a photo of a", class_token_position=position)
     assert text_of(net, 0) == expected
     assert text_of(net, 1) == expected.replace("red panda", "cat")
-    assert net.prompt.token_ids.shape == (2, 10)
+    assert net.encoder.token_ids.shape == (2, 10)
 
 
 def test_a_names_own_full_stop(model):
@@ -54,8 +54,8 @@ def test_vocabulary_without_start_of_text():
     model = tiny_clip(CustomTextCLIP, context_length=16, vocab_size=32, no_causal_mask=True, pool_type="last")
     net = pf.clip.PromptedCLIP(model, word_tokenizer, ["red panda", "cat"], None, "a photo of a")
     expected = word_tokenizer(["a photo of a red panda.", "a photo of a cat."])
-    assert torch.equal(net.prompt.token_ids, expected)
-    assert net.prompt.context_positions.tolist() == [[0, 1, 2, 3]] * 2
+    assert torch.equal(net.encoder.token_ids, expected)
+    assert net.encoder.context_positions.tolist() == [[0, 1, 2, 3]] * 2
 
 
 LONG = "very " * 80
@@ -82,7 +82,7 @@ def test_names_that_do_not_fit(model, names, error, message):
 def test_longest_name_that_fits(model):
     """77 positions: SOS, 4 context tokens, 70 words, full stop, EOT; with one word more the name is refused by name."""
     name = "very " * 69 + "cat"
-    assert pf.clip.PromptedCLIP(model, TOKENIZER, [name], 4).prompt.token_ids.shape[1] == 77
+    assert pf.clip.PromptedCLIP(model, TOKENIZER, [name], 4).encoder.token_ids.shape[1] == 77
     with pytest.raises(ValueError, match="too long"):
         pf.clip.PromptedCLIP(model, TOKENIZER, ["very " + name], 4)
 

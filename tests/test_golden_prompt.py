@@ -114,7 +114,7 @@ def run(request, case):
 
 def test_prompts(run):
     """The same words at the same places, and the same start of the context."""
-    token_ids = run.net.prompt.token_ids
+    token_ids = run.net.encoder.token_ids
     length = token_ids.shape[1]
     expected = torch.from_numpy(run.arrays["tokenized_prompts"])
     assert torch.equal(token_ids, expected[:, :length])
@@ -125,7 +125,7 @@ def test_prompts(run):
 def test_first_step(run):
     """Features, logits and the two gradients before anything has moved."""
     ctx = run.net.prompt.ctx
-    run.close(run.net.tower.encode(run.net.prompt(), run.net.prompt.token_ids), "text_features0")
+    run.close(run.net.encoder(run.net.prompt.ctx[None])[0], "text_features0")
     run.close(run.teacher.class_features, "text_features_zs")
     features = run.net.image_features(run.images[0])
     student, teacher = run.net.logits(features), run.teacher.logits(features)

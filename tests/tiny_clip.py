@@ -14,7 +14,12 @@ CLASS_NAMES = ["cat", "Boeing 737-200", "extraordinarily long-haired dachshund",
 
 
 def tiny_clip(
-    cls: type[nn.Module] = CLIP, *, dtype: torch.dtype = torch.float64, init_logit_bias: float | None = None, **text
+    cls: type[nn.Module] = CLIP,
+    *,
+    dtype: torch.dtype = torch.float64,
+    init_logit_bias: float | None = None,
+    quick_gelu: bool = False,
+    **text,
 ) -> nn.Module:
     """A model of 2 text layers, 32 wide, features 24 wide; `text` goes to the text tower's configuration."""
     with torch.random.fork_rng():
@@ -24,6 +29,7 @@ def tiny_clip(
             vision_cfg=CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
             text_cfg=CLIPTextCfg(**{"width": 32, "heads": 2, "layers": 2} | text),
             init_logit_bias=init_logit_bias,
+            quick_gelu=quick_gelu,
         )
         for p in model.parameters():  # away from the zeros and ones that biases and norms start with
             p.data.add_(0.05 * torch.randn_like(p))
@@ -45,6 +51,11 @@ CUT = {  # towers whose prompts are cut after the end of text
     "pools at eos id": lambda: tiny_clip(pool_type="eos", eos_id=49407),
     "projection with bias": lambda: tiny_clip(CustomTextCLIP, proj_bias=True),
     "no projection": lambda: tiny_clip(CustomTextCLIP, proj_type="none"),
+    "QuickGELU": lambda: tiny_clip(quick_gelu=True),
+    "tanh GELU": lambda: tiny_clip(act_kwargs={"approximate": "tanh"}),
+    "layer scale": lambda: tiny_clip(ls_init_value=0.3),
+    "one block": lambda: tiny_clip(layers=1),
+    "four heads, narrow MLP": lambda: tiny_clip(heads=4, mlp_ratio=1.5, layers=3),
     "other attention block": lambda: tiny_clip(qk_norm=True),
 }
 WHOLE = {  # towers that need every position

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from prograd_fast.clip.context import initial_context
 from prograd_fast.clip.layout import ClassTokenPosition, PromptLayout
+from prograd_fast.clip.prompt_encoder import PromptEncoder
 from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
 
@@ -20,45 +21,15 @@ def cosine_logits(image_features: Tensor, class_features: Tensor, scale: Tensor,
 
 
 class PromptLearner(nn.Module):
-    """The trainable context among the frozen token embeddings of each class's prompt.
-
-    `parameters()` and `state_dict()` hold `ctx` alone: everything that depends on the classes is in buffers that are
-    not saved, so one state serves any class names.
+    """What is trained. One state serves any class names: nothing that depends on them is in it.
 
     Args:
         ctx: context tokens, (M, d) shared by all classes or (C, M, d).
-        layout: where context and words stand.
-        embeddings: (C, L, d) frozen token embeddings of `layout.token_ids`; those at context positions are not used.
     """
 
-    token_ids: Tensor
-    context_positions: Tensor
-    embeddings: Tensor
-
-    def __init__(self, ctx: nn.Parameter, layout: PromptLayout, embeddings: Tensor) -> None:
+    def __init__(self, ctx: nn.Parameter) -> None:
         super().__init__()
         self.ctx = ctx
-        device = embeddings.device
-        self.register_buffer("token_ids", layout.token_ids.to(device), persistent=False)
-        self.register_buffer("context_positions", layout.context_positions.to(device), persistent=False)
-        self.register_buffer("embeddings", embeddings, persistent=False)
-
-    def forward(self, context: Tensor | None = None) -> Tensor:
-        """Prompts as token embeddings without positions, differentiable in the context.
-
-        Args:
-            context: instead of `ctx`, of its shape, or (G, *ctx.shape): G contexts at once.
-
-        Returns:
-            (C, L, d), or (G, C, L, d).
-        """
-        context = self.ctx if context is None else context
-        n = len(self.embeddings)
-        groups = context.shape[: context.ndim - self.ctx.ndim]
-        shared = context if self.ctx.ndim == 3 else context.unsqueeze(-3)
-        index = self.context_positions[..., None].expand(*groups, n, -1, self.embeddings.shape[-1])
-        rows = shared.to(self.embeddings.dtype).expand(*groups, n, -1, -1)
-        return self.embeddings.expand(*groups, -1, -1, -1).scatter(-2, index, rows)
 
 
 class PromptedCLIP(nn.Module):
@@ -89,6 +60,8 @@ class PromptedCLIP(nn.Module):
         ctx_init: words that stand before the name, None for a random start, or a tensor.
         class_specific: one context per class, (C, M, d), instead of a shared one, (M, d).
         class_token_position: where the name stands, seen from the context: "end", "middle" or "front".
+        max_memory: bytes that the text tower's activations may take. Where they would take more, the classes are
+            computed in chunks, twice: the same features and gradients, but for rounding. None (default): no limit.
 
     Attributes:
         prompt: the `PromptLearner`; `prompt.ctx` is the one trainable tensor.
@@ -119,6 +92,7 @@ class PromptedCLIP(nn.Module):
         ctx_init: str | Tensor | None = None,
         class_specific: bool = False,
         class_token_position: ClassTokenPosition = "end",
+        max_memory: float | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -130,7 +104,8 @@ class PromptedCLIP(nn.Module):
         ctx, context_ids = initial_context(tokenizer, tower, n_ctx, ctx_init, n_classes)
         self.n_ctx = len(context_ids)
         layout = PromptLayout.of(tokenizer, tower, self.class_names, context_ids, class_token_position)
-        self.prompt = PromptLearner(ctx, layout, tower.embed(layout.token_ids))
+        self.prompt = PromptLearner(ctx)
+        self.encoder = PromptEncoder(tower, layout.token_ids, layout.context_positions, class_specific, max_memory)
         self.model = model.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
@@ -158,6 +133,7 @@ class PromptedCLIP(nn.Module):
             ctx_init=self.prompt.ctx,
             class_specific=self.class_specific,
             class_token_position=self.class_token_position,
+            max_memory=self.encoder.max_memory,
         )
 
     def class_features(self, context: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
@@ -176,10 +152,10 @@ class PromptedCLIP(nn.Module):
             ValueError: a shape that does not fit, or deep prompts where they have no place.
         """
         self._check(context, deep)
-        prompts = self.prompt(context)
-        token_ids = self.prompt.token_ids.expand(*prompts.shape[:-1])
-        features = self.tower.encode(prompts.flatten(0, -3), token_ids.flatten(0, -2), deep)
-        return F.normalize(features, dim=-1).unflatten(0, prompts.shape[:-2])
+        context = self.prompt.ctx if context is None else context
+        single = context.ndim == self.prompt.ctx.ndim
+        features = F.normalize(self.encoder(context[None] if single else context, deep), dim=-1)
+        return features[0] if single else features
 
     def _check(self, context: Tensor | None, deep: Tensor | None) -> None:
         shape = tuple(self.prompt.ctx.shape)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prograd_fast.clip.prompt_encoder import PromptEncoder
 from prograd_fast.clip.prompted import cosine_logits
 from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, readable_class_names
@@ -75,7 +76,8 @@ class ZeroShotTeacher(nn.Module):
 @torch.no_grad()
 def _unit_features(tower: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], template: str) -> Tensor:
     ids = TokenizedTexts.of(tokenizer, tower, [template.replace("{}", name) for name in class_names]).ids
-    ids = ids[:, : tower.length(ids)].to(tower.device)
-    return torch.cat(
-        [F.normalize(tower.encode(tower.embed(part), part), dim=-1) for part in torch.split(ids, _PROMPTS_AT_ONCE)]
-    )
+    ids = ids[:, : tower.length(ids)]
+    parts = torch.split(ids, _PROMPTS_AT_ONCE if tower.unpackable_reason is not None else len(ids))
+    no_context = ids.new_zeros(1, 0, tower.width, dtype=tower.dtype, device=tower.device)
+    encoders = [PromptEncoder(tower, part, part[:, :0], class_specific=False) for part in parts]
+    return F.normalize(torch.cat([encoder(no_context)[0] for encoder in encoders]), dim=-1)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prograd_fast.clip import tower_weights
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ class TextTower:
         embedding: its token embedding.
         context_length: number of token ids per text.
         full_length_reason: why sequences are not cut, or None if they are.
+        unpackable_reason: why prompts cannot share the rows that they have in common (`PromptEncoder`), or None.
 
     Raises:
         TypeError: the text tower builds its token embeddings out of reach (a Hugging Face tower), or there is none.
@@ -63,6 +66,12 @@ class TextTower:
         if self.full_length_reason is not None:
             name, length = type(model).__name__, self.context_length
             _say_once(f"{name}: prompts are not cut but take all {length} positions: {self.full_length_reason}")
+        self.unpackable_reason = self.full_length_reason or tower_weights.unlike_clip(self.text)
+        if self.full_length_reason is None and self.unpackable_reason is not None:
+            name = type(model).__name__
+            _say_once(
+                f"{name}: class prompts do not share their rows but are computed one by one: {self.unpackable_reason}"
+            )
 
     def _full_length_reason(self) -> str | None:
         mask = getattr(self.text, "attn_mask", None)
@@ -93,6 +102,13 @@ class TextTower:
         return self.embedding.weight.dtype if cast_dtype is None else cast_dtype()
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of matrix products: `dtype`, or autocast's for a float32 tower."""
+        kind = self.device.type
+        autocast = self.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if autocast else self.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where the tower's weights are."""
         return self.embedding.weight.device
@@ -101,7 +117,7 @@ class TextTower:
         """How many leading positions of `token_ids` (N, context_length) the features depend on."""
         if self.full_length_reason is not None:
             return self.context_length
-        return int(self._end_of_text(token_ids).max()) + 1
+        return int(self.ends(token_ids).max()) + 1
 
     @torch.no_grad()
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -132,7 +148,7 @@ class TextTower:
         mask = text.attn_mask[:length, :length]
         x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep)
         # The final norm works row by row, so only the pooled row needs it.
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), self._end_of_text(token_ids)])
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids)])
         projection = text.text_projection
         if projection is None:
             return x
@@ -153,7 +169,7 @@ class TextTower:
         finally:
             handle.remove()
 
-    def _end_of_text(self, token_ids: Tensor) -> Tensor:
+    def ends(self, token_ids: Tensor) -> Tensor:
         """Index of the end-of-text token by the tower's own rule, (N,) int64."""
         if self._pool_type == "eos":
             return token_ids.eq(self._eos_id).int().argmax(dim=-1)

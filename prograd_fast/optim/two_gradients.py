@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prograd_fast.optim.conflict import Conflict
+from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Bucket, Projector
 from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
 from prograd_fast.rules import Rule
@@ -92,11 +93,7 @@ class TwoGradients(Optimizer):
             )
         if scaler is not None:
             task, general = scaler.scale(task), scaler.scale(general)
-        a = torch.autograd.grad(task, params, retain_graph=True, create_graph=create_graph, allow_unused=True)
-        retain_graph = retain_graph or create_graph
-        b = torch.autograd.grad(
-            general, params, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
-        )
+        a, b = gradients_of_both(task, general, params, retain_graph=retain_graph, create_graph=create_graph)
         _check_gradients("task", a)
         _check_gradients("general", b)
         for p, task_gradient, general_gradient in zip(params, a, b, strict=True):

@@ -1,0 +1,311 @@
+"""The packed tower: which rows it computes, that they are right in every kind of tower, and what is done to it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import prograd_fast as pf
+from prograd_fast.clip import packed_tower
+from prograd_fast.clip.packing import Packing
+from tests.tiny_clip import CLASS_NAMES, CUT, TOKENIZER, tiny_clip
+from tests.tolerances import TOLERANCES, assert_close
+
+PACKED = [name for name in CUT if name != "other attention block"]
+POSITIONS = ["end", "middle", "front"]
+
+
+def prompted(model, n_ctx=4, names=CLASS_NAMES, **options):
+    torch.manual_seed(0)
+    return pf.clip.PromptedCLIP(model, TOKENIZER, names, n_ctx, **options)
+
+
+def cotangents(features: Tensor, n: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, *features.shape, dtype=torch.float64, generator=generator).to(features.dtype)
+
+
+def own_way(net: pf.clip.PromptedCLIP, context: Tensor | None = None) -> Tensor:
+    """Class features through the tower's own code, prompt by prompt."""
+    context = net.prompt.ctx if context is None else context
+    single = context.ndim == net.prompt.ctx.ndim
+    features = net.encoder._in_the_towers_own_way(context[None] if single else context, None)
+    features = torch.nn.functional.normalize(features, dim=-1)
+    return features[0] if single else features
+
+
+# ---- which rows
+
+
+def packing(ids: list[list[int]], ends: list[int], context: list[list[int]], class_specific: bool = False) -> Packing:
+    return Packing.of(
+        torch.tensor(ids), torch.tensor(ends), torch.tensor(context).reshape(len(ids), -1).long(), class_specific
+    )
+
+
+def test_rows_of_a_shared_context_at_the_end():
+    # [1 | ctx ctx | 5 9 . .] and [1 | ctx ctx | 5 6 7 9]: the 5 that both names begin with is shared, too
+    found = packing([[1, 0, 0, 5, 9, 0, 0], [1, 0, 0, 5, 6, 7, 9]], [4, 6], [[1, 2], [1, 2]])
+    assert found.prefix.positions.tolist() == [0, 1, 2, 3]
+    assert found.prefix.at.tolist() == [1, 2]
+    assert found.prefix.context.tolist() == [0, 1]
+    assert found.suffixes.token_ids.tolist() == [9, 6, 7, 9]
+    assert found.suffixes.positions.tolist() == [4, 4, 5, 6]
+    assert found.offsets.tolist() == [0, 1, 4]
+    assert len(found.suffixes.at) == 0
+
+
+def test_a_context_that_stands_elsewhere_is_not_shared():
+    # [1 | 5 | ctx | 9] and [1 | 5 6 | ctx | 9], as "front" lays them out
+    found = packing([[1, 5, 0, 9, 0], [1, 5, 6, 0, 9]], [3, 4], [[2], [3]])
+    assert found.prefix.token_ids.tolist() == [1, 5]
+    assert found.suffixes.at.tolist() == [0, 3]
+    assert found.suffixes.context.tolist() == [0, 0]
+
+
+def test_class_specific_contexts_are_not_shared():
+    found = packing([[1, 0, 5, 9], [1, 0, 6, 9]], [3, 3], [[1], [1]], class_specific=True)
+    assert found.prefix.token_ids.tolist() == [1]
+    assert found.suffixes.at.tolist() == [0, 3]
+    assert found.suffixes.context.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("n", [1, 3])  # prompts that are the same leave each class its end of text
+def test_same_prompts(n):
+    found = packing([[1, 0, 5, 9, 0]] * n, [3] * n, [[1]] * n)
+    assert found.prefix.positions.tolist() == [0, 1, 2]
+    assert found.suffixes.token_ids.tolist() == [9] * n
+
+
+def test_the_number_of_rows_is_small():
+    """1000 ImageNet classes with 16 context tokens: 4 188 rows by reference/anchors, of 77 000."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    names = list(dict.fromkeys(IMAGENET_CLASSNAMES))
+    net = prompted(tiny_clip(dtype=torch.float32), 16, names)
+    tokens = sum(len(TOKENIZER.encode(f"{name}.")) + 1 for name in names)
+    assert len(net.encoder._packing.suffixes.token_ids) == tokens
+    assert len(net.encoder._packing.prefix.token_ids) == 17
+
+
+# ---- right in every kind of tower
+
+
+@pytest.mark.parametrize("tower", PACKED)
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("class_specific", [False, True], ids=["shared", "class-specific"])
+def test_packed_is_the_towers_own_way(tower, position, class_specific):
+    net = prompted(CUT[tower](), class_token_position=position, class_specific=class_specific)
+    assert net.tower.unpackable_reason is None
+    actual, expected = net.class_features(), own_way(net)
+    assert_close(actual, expected, "formula", torch.float64)
+    for cotangent in cotangents(actual, 2):
+        (got,) = torch.autograd.grad(actual, net.prompt.ctx, cotangent, retain_graph=True)
+        (want,) = torch.autograd.grad(expected, net.prompt.ctx, cotangent, retain_graph=True)
+        assert_close(got, want, "formula", torch.float64)
+
+
+@pytest.mark.parametrize("names", [["cat"], ["cat", "cat fish", "cat fish pond"]], ids=["one class", "names in names"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_few_or_similar_names(names, position):
+    net = prompted(tiny_clip(), 2, names, class_token_position=position)
+    actual, expected = net.class_features(), own_way(net)
+    assert_close(actual, expected, "formula", torch.float64)
+    (got,) = torch.autograd.grad(actual, net.prompt.ctx, cotangents(actual)[0])
+    (want,) = torch.autograd.grad(expected, net.prompt.ctx, cotangents(expected)[0])
+    assert_close(got, want, "formula", torch.float64)
+
+
+# autocast rounds operands to bfloat16 in every product
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.float32, "tower"), (torch.bfloat16, "tower"), (torch.float16, "tower")], ids=str
+)
+def test_precision(dtype, kind):
+    """Features and gradients of a tower of 6 blocks against float64, both with the weights as `dtype` holds them."""
+    model = tiny_clip(layers=6, width=64, heads=4, dtype=dtype)
+    net, exact = prompted(model), prompted(copy.deepcopy(model).double())
+    with torch.no_grad():
+        net.prompt.ctx.copy_(exact.prompt.ctx.to(dtype))
+        exact.prompt.ctx.copy_(net.prompt.ctx)
+    actual, expected = net.class_features(), exact.class_features()
+    cotangent = cotangents(expected)[0].to(dtype)
+    (got,) = torch.autograd.grad(actual, net.prompt.ctx, cotangent)
+    (want,) = torch.autograd.grad(expected, exact.prompt.ctx, cotangent.double())
+    assert_close(actual, expected, kind, dtype)
+    assert_close(got, want, kind, dtype)
+
+
+def test_autocast():
+    net = prompted(tiny_clip(dtype=torch.float32))
+    expected = net.class_features()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = net.class_features()
+    assert not torch.equal(actual, expected)  # it did compute in bfloat16
+    assert_close(actual, expected, "autocast", torch.bfloat16)
+    (got,) = torch.autograd.grad(actual, net.prompt.ctx, cotangents(actual)[0])
+    (want,) = torch.autograd.grad(expected, net.prompt.ctx, cotangents(expected)[0])
+    assert_close(got, want, "autocast", torch.bfloat16)
+
+
+# ---- backward in every way
+
+
+def test_backward_in_every_way():
+    net = prompted(tiny_clip())
+    ctx = net.prompt.ctx
+    first, second = cotangents(net.class_features(), 2)
+    features = net.class_features()
+    (expected,) = torch.autograd.grad(own_way(net), ctx, first)
+    (kept,) = torch.autograd.grad(features, ctx, first, retain_graph=True)
+    torch.autograd.grad(features, ctx, second, retain_graph=True)
+    (again,) = torch.autograd.grad(features, ctx, first)
+    assert torch.equal(kept, again)
+    assert_close(kept, expected, "formula", torch.float64)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(features, ctx, first)
+    (net.class_features() * first).sum().backward()
+    assert torch.equal(ctx.grad, kept)
+    (checkpointed,) = torch.autograd.grad(checkpoint(net.class_features, use_reentrant=False), ctx, first)
+    assert torch.equal(checkpointed, kept)
+    functional = torch.func.grad(lambda ctx: (net.class_features(ctx) * first).sum())(ctx)
+    assert torch.equal(functional, kept)
+    both = torch.func.vmap(lambda c: torch.autograd.grad(net_features, ctx, c)[0])
+    net_features = net.class_features()
+    assert_close(both(torch.stack([first, second]))[0], expected, "formula", torch.float64)
+
+
+def test_no_second_derivative():
+    net = prompted(tiny_clip())
+    (gradient,) = torch.autograd.grad(net.class_features().sum(), net.prompt.ctx, create_graph=True)
+    with pytest.raises(RuntimeError, match="class_features: expected to be differentiated once"):
+        gradient.sum().backward()
+
+
+def test_a_batch_of_prompts_is_no_vmap():
+    net = prompted(tiny_clip())
+
+    def gradient(ctx):
+        return torch.func.grad(lambda c: net.class_features(c).sum())(ctx)
+
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(gradient)(torch.stack([net.prompt.ctx.detach()] * 2))
+
+
+def test_what_the_backward_keeps():
+    """No more than 9·d numbers for each row and block, and statistics."""
+    net = prompted(tiny_clip(layers=4, dtype=torch.float32))
+    sizes = {}
+
+    def pack(x):
+        sizes[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        features = net.encoder(net.prompt.ctx[None])
+    rows = sum(len(part.token_ids) for part in (net.encoder._packing.prefix, net.encoder._packing.suffixes))
+    blocks, d = 4, 32
+    assert features.requires_grad
+    assert sum(sizes.values()) <= rows * (blocks * (packed_tower.KEPT * d + 4) + 2 * d)
+
+
+# ---- chunks
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_chunks_change_nothing_but_rounding(position, groups):
+    model = tiny_clip(layers=3)
+    whole = prompted(model, class_token_position=position)
+    # enough for about one class at a time: the longest suffix has up to 14 rows, the prefix up to 5
+    bound = groups * 20 * 32 * 8 * (3 * packed_tower.KEPT + 24)
+    parts = prompted(model, class_token_position=position, max_memory=bound)
+    contexts = torch.randn(groups, *whole.prompt.ctx.shape, dtype=torch.float64).requires_grad_()
+    deep = torch.randn(2, 4, 32, dtype=torch.float64, requires_grad=True) if position == "end" else None
+    passes = []
+    original = packed_tower._Pass.forward
+    packed_tower._Pass.forward = lambda self, *a, **k: passes.append(len(self.offsets) - 1) or original(self, *a, **k)
+    try:
+        actual = parts.class_features(contexts, deep)
+        assert passes[0] == 0  # the prefix alone
+        assert len(passes) > 2  # and several chunks
+    finally:
+        packed_tower._Pass.forward = original
+    expected = whole.class_features(contexts, deep)
+    assert_close(actual, expected, "formula", torch.float64)
+    wanted = (contexts,) if deep is None else (contexts, deep)
+    cotangent = cotangents(expected)[0]
+    for got, want in zip(
+        torch.autograd.grad(actual, wanted, cotangent), torch.autograd.grad(expected, wanted, cotangent), strict=True
+    ):
+        assert_close(got, want, "formula", torch.float64)
+
+
+def test_many_classes_without_a_gradient():
+    """Chunks of at most 4096 rows; the same features."""
+    names = [f"cat {i}" for i in range(1500)]
+    net = prompted(tiny_clip(dtype=torch.float32), 4, names)
+    with torch.no_grad():
+        actual = net.class_features()
+    assert net.encoder._bounds[-1] > 4096
+    assert_close(actual, net.class_features(), "formula", torch.float32)
+
+
+def test_too_little_memory():
+    net = prompted(tiny_clip(), max_memory=1000)
+    with pytest.raises(ValueError, match=r"max_memory: expected at least \d+ MiB.*longest prompt.*Give more"):
+        net.class_features()
+
+
+def test_other_classes_have_the_same_memory():
+    assert prompted(tiny_clip(), max_memory=1e9).with_classes(["tulip"]).encoder.max_memory == 1e9
+
+
+# ---- what is done to the model
+
+
+def test_changed_weights_are_seen():
+    model = tiny_clip()
+    net = prompted(model)
+    net.class_features()
+    with torch.no_grad():
+        model.transformer.resblocks[0].mlp.c_fc.weight.mul_(1.5)
+        model.token_embedding.weight.add_(0.1)
+    assert_close(net.class_features(), own_way(net), "formula", torch.float64)
+
+
+def test_hooks_are_heard():
+    model = tiny_clip()
+    net = prompted(model)
+    heard = []
+    handle = model.transformer.resblocks[1].register_forward_hook(lambda *_: heard.append(1))
+    net.class_features()
+    assert heard
+    handle.remove()
+    net.class_features()
+    assert len(heard) == 1
+
+
+def test_trained_weights_get_gradients():
+    model = tiny_clip()
+    net = prompted(model)
+    weight = model.transformer.resblocks[0].mlp.c_fc.weight.requires_grad_()
+    assert torch.autograd.grad(net.class_features().sum(), weight)[0].abs().sum() > 0
+
+
+def test_copies_do_not_carry_what_can_be_computed_again():
+    net = prompted(tiny_clip())
+    before = len(pickle.dumps(net))
+    expected = net.class_features()
+    assert len(pickle.dumps(net)) == before
+    assert torch.equal(copy.deepcopy(net).class_features(), expected)
+
+
+def test_towers_that_cannot_be_packed_say_why():
+    assert "CustomResidualAttentionBlock" in pf.clip.TextTower(CUT["other attention block"]()).unpackable_reason
+
+
+def test_tolerances_are_stated_for_every_precision():
+    assert {("tower", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)} <= TOLERANCES.keys()
