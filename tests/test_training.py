@@ -29,7 +29,7 @@ from prograd_fast.training.protocol import Part
 from prograd_fast.training.run import examine
 from tests.conftest import SHAPES, draw
 
-OVERFLOWING = 1e38  # a learning rate after which the context is no longer finite, or the tower's output is not
+OVERFLOWING = 1e300  # a learning rate after which the context is no longer finite, or the tower's output is not
 
 
 def no_bars(label: str, total: int):
