@@ -303,9 +303,11 @@ class _Pass:
                 self._attention_backward(d_attended, *views, d_given)
                 d_normed = block.qkv.backward(d_qkv[:, :, rows])
                 d_total = d_total.unflatten(1, (groups, -1))[:, :, rows]
-            statistics, total = (x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1) for x in (kept.pop(), kept.pop()))
-            d_total = d_total.flatten(1, 2)
-            _norm_backward(d_total, d_normed.flatten(1, 2), total, statistics, block.norm_1)
+            statistics, total = (
+                x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1).contiguous() for x in (kept.pop(), kept.pop())
+            )
+            d_total = d_total.flatten(1, 2).contiguous()
+            _norm_backward(d_total, d_normed.flatten(1, 2).contiguous(), total, statistics, block.norm_1)
             if 1 <= i <= n_deep:
                 d_context = d_total.unflatten(1, (groups, -1))[:, :, 1:n_prefix]
                 d_deep[:, i - 1] = d_context.sum(1)
@@ -394,6 +396,7 @@ class _Pass:
 
 
 def _add_norm(x: Tensor, branch: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    x, branch = x.contiguous(), branch.contiguous()
     total, normed = torch.empty_like(branch), torch.empty_like(branch)
     statistics = norm.weight.new_empty(len(branch), 2)
     torch.ops.prograd_fast.add_layer_norm_out(
