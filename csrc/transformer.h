@@ -78,6 +78,16 @@ PF_HOST_DEVICE Gate<T> gelu_gate(T x) {
   }
 }
 
+// Numbers in, numbers out: a structure that is built inside of a loop keeps the loop from being vectorised.
+template <Approximate approximate, typename T>
+PF_HOST_DEVICE T gelu(T x) {
+  return gelu_gate<approximate>(x).gelu(x);
+}
+template <Approximate approximate, typename T>
+PF_HOST_DEVICE T gelu_derivative(T x) {
+  return gelu_gate<approximate>(x).derivative(x);
+}
+
 // ---- layer norm
 
 // (x - mean) rstd weight + bias

@@ -183,7 +183,8 @@ class AttentionHead {
 
   // The products of each query's row of `a` with the rows that it sees; what it does not see becomes `unseen`.
   void compare(const T* a, const Prefix& prefix, const T* own, T* to, T unseen) const {
-    product<false>(n_queries(), prefix_columns_, width_, a, width_, 1, prefix.transposed, prefix_columns_, to, columns_);
+    product<false>(n_queries(), prefix_columns_, width_, a, width_, 1, prefix.transposed, prefix_columns_, to,
+                   columns_);
     each_query([&](std::int64_t query, std::int64_t row, std::int64_t seen, std::int64_t length) {
       T* of_own = to + query * columns_ + all_.prefix;
       for (std::int64_t i = 0; i < seen; ++i) of_own[i] = dot(a + query * width_, own + (row + i) * width_);
@@ -195,8 +196,8 @@ class AttentionHead {
   void combine(const T* a, const Prefix& prefix, const T* own, T* to) const {
     product<false>(n_queries(), width_, all_.prefix, a, columns_, 1, prefix.rows, width_, to, width_);
     each_segment([&](std::int64_t row, std::int64_t length, std::int64_t query, std::int64_t queries) {
-      product<true>(queries, width_, length, a + query * columns_ + all_.prefix, columns_, 1, own + row * width_, width_,
-                    to + query * width_, width_);
+      product<true>(queries, width_, length, a + query * columns_ + all_.prefix, columns_, 1, own + row * width_,
+                    width_, to + query * width_, width_);
     });
   }
 

@@ -21,12 +21,11 @@ inline __attribute__((always_inline)) void with_approximation(Approximate approx
 }
 
 template <typename S>
-void gelu(const S* x, S* out, std::int64_t n, Approximate approximate) {
+void gelu_forward(const S* x, S* out, std::int64_t n, Approximate approximate) {
   with_approximation(approximate, [&](auto constant) {
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) {
-      const Accumulation<S> u = load(x[i]);
-      store(out[i], gelu_gate<decltype(constant)::value>(u).gelu(u));
+      store(out[i], gelu<decltype(constant)::value>(load(x[i])));
     }
   });
 }
@@ -41,8 +40,7 @@ void gelu_backward(const S* x, S* gradients, std::int64_t n, std::int64_t count,
       const std::int64_t size = begin + block < n ? block : n - begin;
 #pragma omp simd
       for (std::int64_t i = 0; i < size; ++i) {
-        const Accumulation<S> u = load(x[begin + i]);
-        derivative[i] = gelu_gate<decltype(constant)::value>(u).derivative(u);
+        derivative[i] = gelu_derivative<decltype(constant)::value>(load(x[begin + i]));
       }
       for (std::int64_t k = 0; k < count; ++k) {
         S* gradient = gradients + k * stride + begin;

@@ -72,7 +72,7 @@ Kernels::DualLosses any_dual_loss_row(Storage storage, const Kernels::DualLossRo
 void any_gelu(Storage storage, const void* x, void* out, std::int64_t n, Approximate approximate) {
   with_storage(storage, [&](auto* s) {
     using S = std::remove_pointer_t<decltype(s)>;
-    gelu(static_cast<const S*>(x), static_cast<S*>(out), n, approximate);
+    gelu_forward(static_cast<const S*>(x), static_cast<S*>(out), n, approximate);
   });
 }
 

@@ -1,5 +1,5 @@
-// A register full of floats or doubles, of the width of the instruction set that this is compiled for. For the loops that
-// keep sums in registers; simple ones are left to the compiler. Included by kernels.cpp alone.
+// A register full of floats or doubles, of the width of the instruction set that this is compiled for. For loops that keep
+// sums in registers; simple ones are left to the compiler. Included by kernels.cpp alone.
 #pragma once
 
 #include <cstdint>
@@ -68,23 +68,26 @@ PF_HOST_DEVICE Vector<double> multiply_add(Vector<double> a, Vector<double> b, V
 #endif
 }
 
-// One number from all lanes, by halves.
-template <typename T, typename Combine>
-PF_HOST_DEVICE T reduced(Vector<T> x, Combine combine) {
-  T all[lanes<T>];
-  put(all, x);
-  for (std::int64_t half = lanes<T> / 2; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) all[i] = combine(all[i], all[i + half]);
+// One number from all lanes, by halves. `combine` takes vectors of any length.
+template <typename T, int bytes, typename V, typename Combine>
+PF_HOST_DEVICE T reduced(V x, Combine combine) {
+  if constexpr (bytes == sizeof(T)) {
+    return x[0];
+  } else {
+    typedef T Part __attribute__((vector_size(bytes / 2)));
+    Part low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    return reduced<T, bytes / 2>(Part(combine(low, high)), combine);
   }
-  return all[0];
 }
 template <typename T>
 PF_HOST_DEVICE T sum_of(Vector<T> x) {
-  return reduced<T>(x, [](T a, T b) { return a + b; });
+  return reduced<T, vector_bytes>(x, [](auto a, auto b) { return a + b; });
 }
 template <typename T>
 PF_HOST_DEVICE T largest_of(Vector<T> x) {
-  return reduced<T>(x, [](T a, T b) { return larger(a, b); });
+  return reduced<T, vector_bytes>(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // ---- small matrix products
