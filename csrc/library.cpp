@@ -77,11 +77,18 @@ std::unique_ptr<torch::Library>& cpu_library() {
   library.impl("gelu_out", TORCH_FN(device::gelu_out));                                                               \
   library.impl("gelu_backward_", TORCH_FN(device::gelu_backward_))
 
+#define PF_IMPL_RELATED_LOSSES(library, device)                                           \
+  library.impl("linear_cross_entropy_out", TORCH_FN(device::linear_cross_entropy_out));   \
+  library.impl("sampled_cross_entropy_out", TORCH_FN(device::sampled_cross_entropy_out)); \
+  library.impl("sampled_log_probs_out", TORCH_FN(device::sampled_log_probs_out));         \
+  library.impl("difference_loss_out", TORCH_FN(device::difference_loss_out))
+
 void register_cpu() {
   cpu_library() = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", c10::DispatchKey::CPU,
                                                    __FILE__, __LINE__);
   PF_IMPL((*cpu_library()), cpu);
   PF_IMPL_TRANSFORMER((*cpu_library()), cpu);
+  PF_IMPL_RELATED_LOSSES((*cpu_library()), cpu);
 }
 
 void unregister_cpu() { cpu_library().reset(); }

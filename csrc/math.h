@@ -38,8 +38,37 @@ PF_HOST_DEVICE double fused(double a, double b, double c) {
 
 PF_HOST_DEVICE float root(float x) { return ::sqrtf(x); }
 PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
-PF_HOST_DEVICE float log(float x) { return ::logf(x); }
 PF_HOST_DEVICE double log(double x) { return ::log(x); }
+
+// ln x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where x is a normal number;
+// -inf for 0, NaN below it and for NaN.
+PF_HOST_DEVICE float log(float x) {
+#ifdef __CUDA_ARCH__
+  return ::logf(x);
+#else
+  // x = m 2^n with m in [root of 1/2, root of 2): subtracting the root's bits carries into the exponent where m is above
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
+  const float n = float(std::int32_t(n_bits) >> 23), f = __builtin_bit_cast(float, bits - n_bits) - 1.0f;
+  const float square = f * f;
+  // minimax of (ln(1 + f) - f + f^2 / 2) / f^3, from Cephes' logf
+  float p = fused(7.0376836292e-2f, f, -1.1514610310e-1f);
+  p = fused(p, f, 1.1676998740e-1f);
+  p = fused(p, f, -1.2420140846e-1f);
+  p = fused(p, f, 1.4249322787e-1f);
+  p = fused(p, f, -1.6668057665e-1f);
+  p = fused(p, f, 2.0000714765e-1f);
+  p = fused(p, f, -2.4999993993e-1f);
+  p = fused(p, f, 3.3333331174e-1f);
+  p *= f * square;
+  // ln 2 in two parts, the first with so few bits that n times it is exact
+  p = fused(n, -2.12194440e-4f, p);
+  p = fused(-0.5f, square, p);
+  const float result = fused(n, 0.693359375f, f + p);
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const float outside = x == 0.0f ? -infinity : x > 0.0f ? x : std::numeric_limits<float>::quiet_NaN();
+  return x > 0.0f && x < infinity ? result : outside;
+#endif
+}
 
 // e^x for x up to 88: a softmax asks for none above 0. On the CPU a polynomial without branches, so that loops
 // vectorise: error below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax
@@ -142,6 +171,14 @@ struct SGD {
     return {U(lr), U(momentum), U(keep), U(weight_decay), nesterov, first};
   }
 };
+
+// ---- samples
+
+// exp(log_prob - top) of one sample; samples that all have -inf have equal shares, as the only one has the whole.
+template <typename T>
+PF_HOST_DEVICE T sample_share(T log_prob, T top) {
+  return log_prob == top ? T(1) : exp(log_prob - top);
+}
 
 // ---- dual loss
 

@@ -46,6 +46,15 @@
   void gelu_out(const at::Tensor& x, int64_t approximate, at::Tensor& out);                                            \
   void gelu_backward_(at::Tensor& gradient, const at::Tensor& x, int64_t approximate);
 
+#define PF_DECLARE_RELATED_LOSSES                                                                                      \
+  void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& classes, const at::Tensor& labels,       \
+                                double scale, at::Tensor& loss, at::Tensor& cotangents);                               \
+  void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels, int64_t reduction,                \
+                                 at::Tensor& losses, at::Tensor& cotangents);                                          \
+  void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs);                                         \
+  void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target, bool soft_wing, double omega1,      \
+                           double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents);
+
 namespace prograd {
 
 enum Scope : int64_t { by_tensor, by_row, global };
@@ -53,6 +62,7 @@ enum Reduction : int64_t { none, mean, sum };
 
 namespace cpu {
 PF_DECLARE_OPERATORS
+PF_DECLARE_RELATED_LOSSES
 }
 
 #ifdef PF_CUDA

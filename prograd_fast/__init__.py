@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import version
 from types import ModuleType
 
-from prograd_fast import backends, functional, reference, rules
+from prograd_fast import backends, functional, losses, reference, rules
 from prograd_fast.config import show_config
 from prograd_fast.losses import DualLoss
 from prograd_fast.optim import Conflict, ProGrad, ProGradAdamW, ProGradSGD
@@ -22,6 +22,7 @@ __all__ = [
     "clip",
     "data",
     "functional",
+    "losses",
     "reference",
     "rules",
     "show_config",

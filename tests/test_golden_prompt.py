@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 import prograd_fast as pf
+from tests.golden_clip import golden_clip
 from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
@@ -26,7 +26,7 @@ class Run:
         self.dtype = dtype
         self.arrays = np.load(GOLDEN / f"prompt_{case}.npz")
         self.recipe = json.loads(str(self.arrays["recipe"]))
-        self.model = self._model()
+        self.model = golden_clip(self.recipe, dtype)
         self.images, self.labels = self._inputs()
         self.net = pf.clip.PromptedCLIP(
             self.model,
@@ -43,36 +43,6 @@ class Run:
             self.model, TOKENIZER, self.recipe["class_names"], self.recipe["template"]
         )
         self.criterion = pf.DualLoss(self.recipe["temperature"], general="soft_ce")
-
-    def _model(self):
-        arch = self.recipe["arch"]
-        model = CLIP(
-            arch["embed_dim"],
-            CLIPVisionCfg(
-                layers=arch["vision_layers"],
-                width=arch["vision_width"],
-                head_width=64,
-                patch_size=arch["vision_patch_size"],
-                image_size=arch["image_resolution"],
-            ),
-            CLIPTextCfg(
-                context_length=arch["context_length"],
-                vocab_size=arch["vocab_size"],
-                width=arch["transformer_width"],
-                heads=arch["transformer_heads"],
-                layers=arch["transformer_layers"],
-            ),
-            quick_gelu=True,
-        )
-        rng = np.random.default_rng(self.recipe["seed"])
-        weights = {}
-        for name in sorted(self.recipe["weights"]):
-            shape, mean, std = self.recipe["weights"][name]
-            value = np.array(mean) if name == "logit_scale" else mean + std * rng.standard_normal(shape)
-            weights[name] = torch.from_numpy(value)
-        model = model.to(self.dtype)
-        model.load_state_dict(weights)
-        return model
 
     def _inputs(self):
         recipe, arrays = self.recipe, self.arrays

@@ -34,6 +34,25 @@ def arguments(name: str) -> tuple[tuple[object, ...], dict[str, Tensor]]:
         case "linear_dual_loss_out":
             out = results | {"cotangents": torch.empty(2, 5, 6).double()}
             return (normal(3, 6), normal(5, 6), normal(5, 6), *loss, 3.0, 2.0, True, 2), out
+        case "linear_cross_entropy":
+            return (normal(3, 6), normal(5, 6).requires_grad_(), labels, 3.0), {}
+        case "linear_cross_entropy_out":
+            out = {"loss": torch.empty(()).double(), "cotangents": torch.empty(5, 6).double()}
+            return (normal(3, 6), normal(5, 6), labels, 3.0), out
+        case "sampled_cross_entropy":
+            return (normal(4, 3, 5).requires_grad_(), labels, 1), {}
+        case "sampled_cross_entropy_out":
+            out = {"losses": torch.empty(3).double(), "cotangents": torch.empty(4, 3, 5).double()}
+            return (normal(4, 3, 5), labels, 0), out
+        case "sampled_log_probs":
+            return (normal(4, 3, 5).requires_grad_(),), {}
+        case "sampled_log_probs_out":
+            return (normal(4, 3, 5),), {"log_probs": torch.empty(3, 5).double()}
+        case "difference_loss":
+            return (z.requires_grad_(), t, True, 2.0, 20.0, 0.5, 0.25), {}
+        case "difference_loss_out":
+            out = {"loss": torch.empty(()).double(), "cotangents": torch.empty(3, 5).double()}
+            return (z, t, False, 2.0, 20.0, 0.5, 0.25), out
         case "gram_out":
             return (a, b, 0), {"entries": entries}
         case "project_":
@@ -47,7 +66,9 @@ def arguments(name: str) -> tuple[tuple[object, ...], dict[str, Tensor]]:
 
 
 NAMES = [
-    "dual_loss", "dual_loss_out", "linear_dual_loss", "linear_dual_loss_out", "gram_out", "project_",
+    "dual_loss", "dual_loss_out", "linear_dual_loss", "linear_dual_loss_out", "linear_cross_entropy",
+    "linear_cross_entropy_out", "sampled_cross_entropy", "sampled_cross_entropy_out", "sampled_log_probs",
+    "sampled_log_probs_out", "difference_loss", "difference_loss_out", "gram_out", "project_",
     "project_adamw_", "project_sgd_",
 ]  # fmt: skip
 

@@ -1,39 +1,13 @@
 // One row of the dual loss. Included by kernels.cpp alone.
 #pragma once
 
-#include <cstring>
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-
 #include "kernels.h"
 #include "storage.h"
+#include "stream.h"
 #include "update.h"
 
 namespace prograd {
 namespace {
-
-// Copy to memory that nobody reads soon: whole cache lines go out without being read in first.
-inline void stream(void* to, const void* from, std::size_t bytes) {
-#ifdef __SSE2__
-  char* d = static_cast<char*>(to);
-  const char* s = static_cast<const char*>(from);
-  const std::size_t head = (64 - reinterpret_cast<std::uintptr_t>(d) % 64) % 64;
-  if (bytes >= head + 64) {
-    std::memcpy(d, s, head);
-    d += head, s += head, bytes -= head;
-    for (; bytes >= 64; d += 64, s += 64, bytes -= 64) {
-      for (int i = 0; i < 64; i += 16) {
-        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i));
-        _mm_stream_si128(reinterpret_cast<__m128i*>(d + i), x);
-      }
-    }
-  }
-  std::memcpy(d, s, bytes);
-#else
-  std::memcpy(to, from, bytes);
-#endif
-}
 
 // Fetch part of the next row while this one is computed: between two rows nothing else would use the memory.
 inline void prefetch(const void* row, std::size_t begin, std::size_t end) {
@@ -42,8 +16,6 @@ inline void prefetch(const void* row, std::size_t begin, std::size_t end) {
 }
 
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-constexpr std::int64_t block = 1024;  // classes
 
 template <typename S>
 Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
@@ -79,8 +51,8 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
       const T z_max = sums.student_max, t_max = sums.teacher_max;
       const bool soft_ce = row.soft_ce;
       T z_sum = 0, z_sum_t = 0, t_sum = 0, cross = 0;
-      for (std::int64_t begin = 0; begin < classes; begin += block) {
-        const std::int64_t end = smaller(begin + block, classes);
+      for (std::int64_t begin = 0; begin < classes; begin += stream_block) {
+        const std::int64_t end = smaller(begin + stream_block, classes);
         prefetch(row.next_student, begin * sizeof(S), end * sizeof(S));
         prefetch(row.next_teacher, begin * sizeof(S), end * sizeof(S));
 #pragma omp simd reduction(+ : z_sum, z_sum_t, t_sum, cross)
@@ -117,14 +89,14 @@ Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
   for (std::int64_t c = 0; correct && c < row.label; ++c) correct = load(z[c]) < label_logit;
 
   // block by block through the first-level cache, on its way out
-  S task[block], general[block];
+  S task[stream_block], general[stream_block];
   const T task_factor = T(row.task_cotangent_weight) / sums.student_sum;
   const T p_factor = T(row.general_cotangent_weight) * temperature / sums.student_sum_t;
   const T q_factor = T(row.general_cotangent_weight) * temperature / sums.teacher_sum;
   S* task_out = static_cast<S*>(row.task_cotangent);
   S* general_out = static_cast<S*>(row.general_cotangent);
-  for (std::int64_t begin = 0; begin < classes; begin += block) {
-    const std::int64_t n = smaller(begin + block, classes) - begin;
+  for (std::int64_t begin = 0; begin < classes; begin += stream_block) {
+    const std::int64_t n = smaller(begin + stream_block, classes) - begin;
     S* to = row.stream ? task : task_out + begin;
     S* to_general = row.stream ? general : general_out + begin;
 #pragma omp simd

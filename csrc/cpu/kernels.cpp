@@ -2,10 +2,12 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "differences.h"
 #include "dual_loss.h"
 #include "gelu.h"
 #include "kernels.h"
 #include "layer_norm.h"
+#include "samples.h"
 #include "storage.h"
 #include "update.h"
 
@@ -67,6 +69,22 @@ void any_sgd(Storage storage, Storage moments, const Kernels::SGDTensors& tensor
 
 Kernels::DualLosses any_dual_loss_row(Storage storage, const Kernels::DualLossRow& row) {
   return with_storage(storage, [&](auto* s) { return dual_loss_row<std::remove_pointer_t<decltype(s)>>(row); });
+}
+
+double any_sampled_cross_entropy_row(Storage storage, const Kernels::SampledRow& row, std::int64_t label,
+                                     double weight) {
+  return with_storage(storage, [&](auto* s) {
+    return sampled_cross_entropy_row<std::remove_pointer_t<decltype(s)>>(row, label, weight);
+  });
+}
+
+void any_sampled_log_probs_row(Storage storage, const Kernels::SampledRow& row, void* log_probs) {
+  with_storage(storage, [&](auto* s) { sampled_log_probs_row<std::remove_pointer_t<decltype(s)>>(row, log_probs); });
+}
+
+double any_difference_loss(Storage storage, const Kernels::Difference& difference, std::int64_t n) {
+  return with_storage(storage,
+                      [&](auto* s) { return difference_loss<std::remove_pointer_t<decltype(s)>>(difference, n); });
 }
 
 void any_gelu(Storage storage, const void* x, void* out, std::int64_t n, Approximate approximate) {
@@ -133,13 +151,23 @@ void any_sum(Storage storage, const void* arrays, std::int64_t count, std::int64
 #define PF_NAME(isa) PF_NAME_(isa)
 extern const Kernels PF_NAME(PF_ISA);
 const Kernels PF_NAME(PF_ISA) = {
-    PF_STRING(PF_ISA),     any_gram,
-    any_project,           any_adamw,
-    any_sgd,               any_dual_loss_row,
-    any_gelu,              any_gelu_backward,
-    any_add_layer_norm,    any_layer_norm_backward,
-    any_attention_scratch, any_attention,
-    any_attention_backward, any_sum,
+    PF_STRING(PF_ISA),
+    any_gram,
+    any_project,
+    any_adamw,
+    any_sgd,
+    any_dual_loss_row,
+    any_sampled_cross_entropy_row,
+    any_sampled_log_probs_row,
+    any_difference_loss,
+    any_gelu,
+    any_gelu_backward,
+    any_add_layer_norm,
+    any_layer_norm_backward,
+    any_attention_scratch,
+    any_attention,
+    any_attention_backward,
+    any_sum,
 };
 
 }  // namespace prograd

@@ -61,6 +61,27 @@ struct Kernels {
   };
   DualLosses (*dual_loss_row)(Storage, const DualLossRow&);
 
+  // One row of the logits of several samples, sample_stride elements apart.
+  struct SampledRow {
+    const void* logits;  // (samples, classes)
+    std::int64_t samples, classes, sample_stride;
+    void* cotangents;  // laid out as the logits
+    void* scratch;     // 3 x samples in the accumulation dtype
+    bool stream;
+  };
+  // The loss; the cotangents are multiplied by weight.
+  double (*sampled_cross_entropy_row)(Storage, const SampledRow&, std::int64_t label, double weight);
+  void (*sampled_log_probs_row)(Storage, const SampledRow&, void* log_probs);  // (classes,) in the accumulation dtype
+
+  // Sum of f(prediction - target) over n elements, f the square or Soft Wing's function; cotangents = factor f'.
+  struct Difference {
+    const void *prediction, *target;
+    void* cotangents;
+    bool soft_wing;
+    double omega1, omega2, epsilon, factor;
+  };
+  double (*difference_loss)(Storage, const Difference&, std::int64_t n);
+
   // out = GELU(x) of n elements, which may lie in the same place
   void (*gelu)(Storage, const void* x, void* out, std::int64_t n, Approximate);
 

@@ -1,21 +1,17 @@
-// dual_loss_out and linear_dual_loss_out on CPU tensors.
+// dual_loss_out, linear_dual_loss_out and linear_cross_entropy_out on CPU tensors.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "../operators.h"
 #include "kernels.h"
+#include "large.h"
 #include "operand.h"
 
 namespace prograd::cpu {
 namespace {
 
 constexpr int64_t grain_size = 16384;           // classes times rows for which a second thread pays
-constexpr int64_t stream_bytes = 16 << 20;      // results of this size do not stay in the caches anyway
 constexpr int64_t class_block = 256;            // classes of one matrix product in linear_dual_loss
 
 // What all rows of a call have in common.
@@ -86,17 +82,6 @@ at::Tensor unit_stride(const at::Tensor& matrix, at::ScalarType dtype) {
   return converted.size(1) <= 1 || converted.stride(1) == 1 ? converted : converted.contiguous();
 }
 
-// Memory that nobody has written to yet costs a page fault for every 4 KiB, which takes longer than writing them; with
-// huge pages one for every 2 MiB. Advice only: it changes nothing for memory that is in use.
-void prefer_huge_pages([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t page = 4096;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(data) + bytes;
-  if (bytes >= stream_bytes) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 // Rows [0, n) of student and teacher, which are rows [first, first + n) of the call; cotangents may be the logits.
 void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& student, const at::Tensor& teacher,
                        char* task_cotangents, char* general_cotangents, bool stream, Kernels::DualLosses* results) {
@@ -126,6 +111,48 @@ void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& 
   });
 }
 
+// The logits exist for a few rows at a time: twice as many as fit the memory of one class matrix. So the extra memory
+// is that of one class matrix, whatever the batch; and the matrix products are those of the formula, none twice.
+// Without a teacher (undefined) the student is its own: nothing is multiplied for it, and nothing comes out.
+std::vector<Kernels::DualLosses> rows_of_linear(const Options& options, const at::Tensor& x, const at::Tensor& student,
+                                                const at::Tensor& teacher, double scale, const at::Tensor& cotangents) {
+  const int64_t rows = x.size(0), classes = student.size(0), width = x.size(1);
+  const int64_t block = std::max<int64_t>(1, std::min(rows, width / 2));
+  const at::Tensor logits = at::empty({2, block, classes}, x.options());
+  std::vector<Kernels::DualLosses> results(rows);
+  cotangents.zero_();
+
+  // The threads share the classes in blocks of one size and each product runs on one thread: the library's own
+  // threads would make the order of its sums depend on their number.
+  const auto each_class_block = [&](const auto& body) {
+    const int64_t blocks = (classes + class_block - 1) / class_block;
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      for (int64_t i = begin; i < end; ++i) body(i * class_block, std::min((i + 1) * class_block, classes));
+    });
+  };
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t n = std::min(block, rows - first);
+    const at::Tensor x_block = x.narrow(0, first, n), z = logits[0].narrow(0, 0, n), t = logits[1].narrow(0, 0, n);
+    each_class_block([&](int64_t begin, int64_t end) {
+      for (const auto& [to, weights] : {std::pair(z, student), std::pair(t, teacher)}) {
+        if (!weights.defined()) continue;
+        at::Tensor part = to.slice(1, begin, end);
+        at::addmm_out(part, part, x_block, weights.slice(0, begin, end).t(), 0, scale);
+      }
+    });
+    rows_of_dual_loss(options, first, z, teacher.defined() ? t : z, static_cast<char*>(z.mutable_data_ptr()),
+                      static_cast<char*>(t.mutable_data_ptr()), false, results.data() + first);
+    each_class_block([&](int64_t begin, int64_t end) {
+      for (int64_t k = 0; k < cotangents.size(0); ++k) {
+        const at::Tensor from = (k == 0 ? z : t).slice(1, begin, end).t();
+        cotangents[k].slice(0, begin, end).addmm_(from, x_block, 1, scale);
+      }
+    });
+  }
+  return results;
+}
+
 }  // namespace
 
 void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels,
@@ -145,8 +172,6 @@ void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const a
   options.write(results, losses, correct);
 }
 
-// The logits exist for a few rows at a time: twice as many as fit the memory of one class matrix. So the extra memory
-// is that of one class matrix, whatever the batch; and the three matrix products are those of the formula, none twice.
 void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_classes,
                           const at::Tensor& teacher_classes, const at::Tensor& labels,
                           const std::optional<at::Tensor>& teacher_offset,
@@ -155,45 +180,26 @@ void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_
                           bool soft_ce, int64_t reduction, at::Tensor& losses, at::Tensor& cotangents,
                           at::Tensor& correct) {
   const at::ScalarType dtype = accumulation_dtype(common_dtype(features, student_classes, teacher_classes));
-  const at::Tensor x = contiguous(features, dtype), student = contiguous(student_classes, dtype),
-                   teacher = contiguous(teacher_classes, dtype);
-  const int64_t rows = x.size(0), classes = student.size(0), width = x.size(1);
-  const Options options(labels, classes, teacher_offset, task_weight, general_weight, temperature, soft_ce, reduction,
-                        dtype);
+  const Options options(labels, student_classes.size(0), teacher_offset, task_weight, general_weight, temperature,
+                        soft_ce, reduction, dtype);
   const Written written(cotangents, dtype);
-  written.tensor().zero_();
-  const int64_t block = std::max<int64_t>(1, std::min(rows, width / 2));
-  const at::Tensor logits = at::empty({2, block, classes}, x.options());
-  std::vector<Kernels::DualLosses> results(rows);
-
-  // The threads share the classes in blocks of one size and each product runs on one thread: the library's own
-  // threads would make the order of its sums depend on their number.
-  const auto each_class_block = [&](const auto& body) {
-    const int64_t blocks = (classes + class_block - 1) / class_block;
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowADInplaceOrView below_autograd;
-      for (int64_t i = begin; i < end; ++i) body(i * class_block, std::min((i + 1) * class_block, classes));
-    });
-  };
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t n = std::min(block, rows - first);
-    const at::Tensor x_block = x.narrow(0, first, n), z = logits[0].narrow(0, 0, n), t = logits[1].narrow(0, 0, n);
-    each_class_block([&](int64_t begin, int64_t end) {
-      for (const auto& [to, weights] : {std::pair(z, student), std::pair(t, teacher)}) {
-        at::Tensor part = to.slice(1, begin, end);
-        at::addmm_out(part, part, x_block, weights.slice(0, begin, end).t(), 0, scale);
-      }
-    });
-    rows_of_dual_loss(options, first, z, t, static_cast<char*>(z.mutable_data_ptr()),
-                      static_cast<char*>(t.mutable_data_ptr()), false, results.data() + first);
-    each_class_block([&](int64_t begin, int64_t end) {
-      for (const auto& [from, k] : {std::pair(z, 0), std::pair(t, 1)}) {
-        written.tensor()[k].slice(0, begin, end).addmm_(from.slice(1, begin, end).t(), x_block, 1, scale);
-      }
-    });
-  }
+  const auto results = rows_of_linear(options, contiguous(features, dtype), contiguous(student_classes, dtype),
+                                      contiguous(teacher_classes, dtype), scale, written.tensor());
   written.write_back();
   options.write(results, losses, correct);
+}
+
+void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& classes, const at::Tensor& labels,
+                              double scale, at::Tensor& loss, at::Tensor& cotangents) {
+  const at::ScalarType dtype = accumulation_dtype(common_dtype(features, classes));
+  const Options options(labels, classes.size(0), {}, {}, {}, 1, false, mean, dtype);
+  const Written written(cotangents.unsqueeze(0), dtype);
+  const auto results = rows_of_linear(options, contiguous(features, dtype), contiguous(classes, dtype), at::Tensor(),
+                                      scale, written.tensor());
+  written.write_back();
+  double task = 0;
+  for (const auto& row : results) task += row.task;
+  loss.fill_(task / double(results.size()));
 }
 
 }  // namespace prograd::cpu

@@ -10,6 +10,10 @@ the host. Accumulation dtype: float32, or float64 for float64 tensors.
     dual_loss_out             losses (2,) or (2, B) for reduction 0; cotangents (2, B, C) in the student's dtype, with
                               weights and 1/B; correct () int64. reduction: 0 none, 1 mean, 2 sum
     linear_dual_loss_out      the same; cotangents (2, C, D) in the student's class features, of the sum for reduction 0
+    linear_cross_entropy_out  loss () of the logits scale · X Wᵀ, mean over the rows; cotangents (C, D) in W
+    sampled_cross_entropy_out logits (S, B, C), losses () or (B,), cotangents as the logits; reductions as above
+    sampled_log_probs_out     logits (S, B, C), log_probs (B, C) in the accumulation dtype
+    difference_loss_out       loss () = factor · Σ f(prediction - target), cotangents its derivative in the prediction
     gram_out                  entries (U, 3): ‖a‖², ⟨a,b⟩, ‖b‖². scope: 0 each tensor, 1 each row, 2 all together
     project_                  task = alpha·task + beta·general, coefficients (U, 2)
     project_adamw_            one fused step. coefficients None: ProGrad's, from the entries, which are written;
@@ -27,6 +31,24 @@ the host. Accumulation dtype: float32, or float64 for float64 tensors.
                               2 sigmoid
 """
 
-from prograd_fast.ops import dual_loss, linear_dual_loss, projection, transformer, updates
+from prograd_fast.ops import (
+    differences,
+    dual_loss,
+    linear_cross_entropy,
+    linear_dual_loss,
+    projection,
+    samples,
+    transformer,
+    updates,
+)
 
-__all__ = ["dual_loss", "linear_dual_loss", "projection", "transformer", "updates"]
+__all__ = [
+    "differences",
+    "dual_loss",
+    "linear_cross_entropy",
+    "linear_dual_loss",
+    "projection",
+    "samples",
+    "transformer",
+    "updates",
+]

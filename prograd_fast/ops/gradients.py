@@ -1,4 +1,4 @@
-"""What the two loss operators share: their gradient is in their results already, and a batch of calls is a loop."""
+"""What the loss operators share: their gradient is in their results already, and a batch of calls is a loop."""
 
 from typing import Any
 
@@ -8,28 +8,29 @@ from torch import Tensor
 from prograd_fast.ops.registry import LIBRARY
 
 
-def register_losses(name: str, differentiable: int, per_row: bool) -> None:
-    """Give an operator with the results (task, general, cotangents, correct) its derivative and its vmap rule.
+def register_losses(name: str, differentiable: int, per_row: bool, losses: int = 2) -> None:
+    """Give an operator with the results (loss, ..., cotangents, others ...) its derivative and its vmap rule.
 
     Args:
         name: the operator.
-        differentiable: position of the one argument that has a gradient; cotangents[k] is that of loss k in it.
+        differentiable: position of the one argument that has a gradient; cotangents[k] is that of loss k in it. The
+            cotangents of a single loss are not stacked.
         per_row: whether the argument has a row for each row of losses. If not, losses without reduction have no
             gradient: the cotangents are sums over the rows.
+        losses: how many there are (default: 2, task and general).
     """
     operator = getattr(torch.ops.prograd_fast, name).default
 
     def keep_cotangents(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, _, cotangents, correct = output
-        ctx.mark_non_differentiable(cotangents, correct)
+        ctx.mark_non_differentiable(*output[losses:])
         ctx.set_materialize_grads(False)  # a loss that is not used must not contribute 0 · inf = NaN
-        ctx.save_for_backward(inputs[differentiable], cotangents)
+        ctx.save_for_backward(inputs[differentiable], output[losses])
         ctx.n_inputs = len(inputs)
 
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         argument, cotangents = ctx.saved_tensors
         total = None
-        for gradient, cotangent in zip(gradients[:2], cotangents, strict=True):
+        for gradient, cotangent in zip(gradients[:losses], cotangents if losses > 1 else (cotangents,), strict=True):
             if gradient is not None:
                 if gradient.dim() and not per_row:
                     raise RuntimeError(
@@ -68,6 +69,7 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
-            "dual_loss: expected to be differentiated once, got a second derivative; the kernels have none. "
-            "Use prograd_fast.reference.dual_loss, which autograd differentiates any number of times."
+            "loss: expected to be differentiated once, got a second derivative; the kernels have none. "
+            "Use the function of the same name in prograd_fast.reference, which autograd differentiates any number of "
+            "times."
         )

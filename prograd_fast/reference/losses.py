@@ -68,7 +68,7 @@ def dual_loss(
     pointwise = q * (log_q - log_p) if general == "kl" else -q * log_p
     # 0 · log 0 = 0: an excluded class would otherwise make 0 · (-inf) = NaN
     distance = temperature**2 * pointwise.where(q != 0, 0.0).sum(dim=1)
-    return _reduced(task, task_weight, reduction), _reduced(distance, general_weight, reduction)
+    return reduced(task, task_weight, reduction), reduced(distance, general_weight, reduction)
 
 
 def dual_loss_cotangents(
@@ -184,13 +184,36 @@ def linear_dual_loss(
     )
 
 
+def text_to_text_loss(class_features: Tensor, template_features: Tensor, scale: float) -> Tensor:
+    """Text-to-text cross-entropy of LASP: which learned prompt belongs to a hand-written sentence?
+
+        S[l,i,j] = s ⟨u_i, h_lj⟩,  loss = -1/(L K) Σ_l Σ_j log ( exp S[l,j,j] / Σ_i exp S[l,i,j] )
+
+    The sentence is the sample and the learned prompts are the class weights: the softmax goes over i, as in the
+    authors' code (their README has it the other way round). Source: Bulat and Tzimiropoulos, LASP (arXiv:2210.01115);
+    `1adrianb/lasp`, prompting/losses.py.
+
+    Args:
+        class_features: u, (K, D) features of the learned prompts, unit rows.
+        template_features: h, (L, K, D) features of L templates filled with each of the K names, unit rows.
+        scale: s, exp of CLIP's `logit_scale`.
+
+    Returns:
+        0-d, in the accumulation dtype.
+    """
+    dtype = accumulation_dtype(class_features, template_features)
+    logits = scale * torch.einsum("id,ljd->lij", class_features.to(dtype), template_features.to(dtype))
+    return -logits.log_softmax(dim=1).diagonal(dim1=1, dim2=2).mean()
+
+
 def _logits(student_logits: Tensor, teacher_logits: Tensor, teacher_offset: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(student_logits, teacher_logits)
     z, t = student_logits.to(dtype), teacher_logits.to(dtype)
     return z, t if teacher_offset is None else t + teacher_offset.to(dtype)
 
 
-def _reduced(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def reduced(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+    """Losses of single rows or elements times their weights, added up."""
     losses = losses if weight is None else losses * weight.to(losses.dtype)
     match reduction:
         case "none":

@@ -1,4 +1,4 @@
-"""Losses as modules: what a training loop calls."""
+"""ProGrad's two losses."""
 
 from torch import Tensor, nn
 

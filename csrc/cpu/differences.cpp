@@ -1,0 +1,48 @@
+// difference_loss_out on CPU tensors.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <vector>
+
+#include "../operators.h"
+#include "kernels.h"
+#include "large.h"
+#include "operand.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t chunk_size = 16384;  // elements of one partial sum, whatever thread makes it
+constexpr int64_t grain_chunks = 4;    // for which a second thread pays
+
+}  // namespace
+
+void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target, bool soft_wing, double omega1,
+                         double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents) {
+  const at::ScalarType dtype = common_dtype(prediction, target, cotangents);
+  const at::Tensor x = contiguous(prediction, dtype), t = contiguous(target, dtype);
+  const Written written(cotangents, dtype);
+  prefer_huge_pages(written.data(), written.tensor().nbytes());
+  const int64_t n = x.numel(), size = x.itemsize(), chunks = (n + chunk_size - 1) / chunk_size;
+  std::vector<double> sums(chunks);
+  at::parallel_for(0, chunks, grain_chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = i * chunk_size, bytes = at * size;
+      const Kernels::Difference difference{static_cast<const char*>(data_of(x)) + bytes,
+                                           static_cast<const char*>(data_of(t)) + bytes,
+                                           written.data() + bytes,
+                                           soft_wing,
+                                           omega1,
+                                           omega2,
+                                           epsilon,
+                                           factor};
+      sums[i] = kernels().difference_loss(storage_of(dtype), difference, std::min(chunk_size, n - at));
+    }
+  });
+  written.write_back();
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  loss.fill_(factor * total);
+}
+
+}  // namespace prograd::cpu

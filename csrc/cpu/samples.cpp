@@ -1,0 +1,73 @@
+// sampled_cross_entropy_out and sampled_log_probs_out on CPU tensors.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include "../operators.h"
+#include "kernels.h"
+#include "large.h"
+#include "operand.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t grain_size = 16384;  // logits for which a second thread pays
+
+// body(i, row) for every row of the batch, whatever thread it runs on.
+template <typename Body>
+void each_row(const at::Tensor& logits, char* cotangents, const Body& body) {
+  const int64_t samples = logits.size(0), rows = logits.size(1), classes = logits.size(2), size = logits.itemsize();
+  const bool stream = int64_t(logits.nbytes()) >= stream_bytes;
+  const int64_t of_row = std::max<int64_t>(1, samples * classes);
+  at::parallel_for(0, rows, std::max<int64_t>(1, grain_size / of_row), [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
+    const at::Tensor scratch =
+        at::empty({3 * samples}, logits.options().dtype(accumulation_dtype(logits.scalar_type())));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t offset = i * classes * size;
+      body(i, Kernels::SampledRow{static_cast<const char*>(data_of(logits)) + offset, samples, classes, rows * classes,
+                                  cotangents ? cotangents + offset : nullptr, scratch.mutable_data_ptr(), stream});
+    }
+  });
+}
+
+}  // namespace
+
+void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels_, int64_t reduction,
+                               at::Tensor& losses, at::Tensor& cotangents) {
+  const at::ScalarType dtype = common_dtype(logits, cotangents);
+  const at::Tensor z = contiguous(logits, dtype), labels = labels_.contiguous();
+  const int64_t rows = z.size(1), classes = z.size(2);
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows; ++i) {
+    TORCH_CHECK_INDEX(label[i] >= 0 && label[i] < classes, "labels[", i, "]: ", label[i], " is out of bounds for ",
+                      classes, " classes.");
+  }
+  const Written written(cotangents, dtype), written_losses(losses, accumulation_dtype(losses.scalar_type()));
+  prefer_huge_pages(written.data(), written.tensor().nbytes());
+  const double weight = reduction == mean ? 1.0 / double(rows) : 1.0;
+  std::vector<double> results(rows);
+  each_row(z, written.data(), [&](int64_t i, const Kernels::SampledRow& row) {
+    results[i] = kernels().sampled_cross_entropy_row(storage_of(dtype), row, label[i], weight);
+  });
+  written.write_back();
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    total += results[i];
+    if (reduction == none) set(written_losses.tensor(), i, results[i]);
+  }
+  if (reduction != none) set(written_losses.tensor(), 0, reduction == mean ? total / double(rows) : total);
+  written_losses.write_back();
+}
+
+void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
+  const at::Tensor z = contiguous(logits, logits.scalar_type());
+  const Written written(log_probs, accumulation_dtype(z.scalar_type()));
+  const int64_t bytes = z.size(2) * int64_t(written.tensor().itemsize());
+  each_row(z, nullptr, [&](int64_t i, const Kernels::SampledRow& row) {
+    kernels().sampled_log_probs_row(storage_of(z.scalar_type()), row, written.data() + i * bytes);
+  });
+  written.write_back();
+}
+
+}  // namespace prograd::cpu

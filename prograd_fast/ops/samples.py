@@ -1,0 +1,87 @@
+"""`sampled_cross_entropy` and `sampled_log_probs`: losses and predictions averaged over samples of the prompt."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prograd_fast.ops.gradients import register_losses
+from prograd_fast.ops.registry import LIBRARY, define
+from prograd_fast.reference import samples as reference
+from prograd_fast.reference.losses import REDUCTIONS, Reduction, accumulation_dtype
+
+# ---- the loss
+
+
+def _sampled_cross_entropy_out(
+    logits: Tensor, labels: Tensor, reduction: int, *, losses: Tensor, cotangents: Tensor
+) -> None:
+    how: Reduction = REDUCTIONS[reduction]  # type: ignore[assignment]
+    losses.copy_(reference.sampled_cross_entropy(logits, labels, how))
+    cotangents.copy_(reference.sampled_cross_entropy_cotangents(logits, labels, how))
+
+
+def _empty_losses(logits: Tensor, labels: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    rows = labels.shape if REDUCTIONS[reduction] == "none" else ()
+    return logits.new_empty(rows, dtype=accumulation_dtype(logits)), logits.new_empty(logits.shape)
+
+
+def _sampled_cross_entropy(logits: Tensor, labels: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    losses, cotangents = _empty_losses(logits, labels, reduction)
+    torch.ops.prograd_fast.sampled_cross_entropy_out(logits, labels, reduction, losses=losses, cotangents=cotangents)
+    return losses, cotangents
+
+
+INPUTS = "Tensor logits, Tensor labels, int reduction"
+define(
+    f"sampled_cross_entropy_out({INPUTS}, *, Tensor(a!) losses, Tensor(b!) cotangents) -> ()",
+    reference=_sampled_cross_entropy_out,
+)
+define(
+    f"sampled_cross_entropy({INPUTS}) -> (Tensor losses, Tensor cotangents)",
+    reference=_sampled_cross_entropy,
+    fake=_empty_losses,
+)
+register_losses("sampled_cross_entropy", differentiable=0, per_row=True, losses=1)
+
+# ---- the prediction
+
+
+def _sampled_log_probs_out(logits: Tensor, *, log_probs: Tensor) -> None:
+    log_probs.copy_(reference.sampled_log_probs(logits))
+
+
+def _empty_log_probs(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[1:], dtype=accumulation_dtype(logits))
+
+
+def _sampled_log_probs(logits: Tensor) -> Tensor:
+    log_probs = _empty_log_probs(logits)
+    torch.ops.prograd_fast.sampled_log_probs_out(logits, log_probs=log_probs)
+    return log_probs
+
+
+define("sampled_log_probs_out(Tensor logits, *, Tensor(a!) log_probs) -> ()", reference=_sampled_log_probs_out)
+define("sampled_log_probs(Tensor logits) -> Tensor", reference=_sampled_log_probs, fake=_empty_log_probs)
+
+
+def _keep_logits(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _through_reference(ctx: Any, gradient: Tensor) -> Tensor:
+    """In plain PyTorch: training goes through the loss, which has its gradient at hand."""
+    (logits,) = ctx.saved_tensors
+    log_p = logits.to(gradient.dtype).log_softmax(dim=2)
+    by_log_p = log_p.softmax(dim=0) * gradient  # the samples' shares of each class
+    return (by_log_p - log_p.exp() * by_log_p.sum(dim=2, keepdim=True)).to(logits.dtype)
+
+
+def _one_by_one(info: Any, in_dims: tuple[int], logits: Tensor) -> tuple[Tensor, int]:
+    return torch.stack([torch.ops.prograd_fast.sampled_log_probs(z) for z in logits.unbind(in_dims[0])]), 0
+
+
+torch.library.register_autograd(
+    "prograd_fast::sampled_log_probs", _through_reference, setup_context=_keep_logits, lib=LIBRARY
+)
+torch.library.register_vmap("prograd_fast::sampled_log_probs", _one_by_one, lib=LIBRARY)
