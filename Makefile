@@ -32,6 +32,7 @@ bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,rounds --benchmark-json=build/benchmarks.json
 	$(BIN)/python -m benchmarks.compare --out build
+	$(BIN)/python -m benchmarks.prompt_step --out build
 
 # the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
 assets: install

@@ -3,7 +3,7 @@
 After BeierZhu/Prompt-align, `prograd_backward_and_update` and `ProGradLoss`; see the notes in tests/golden/README.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,3 +33,27 @@ def losses(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tu
     soft = F.softmax(teacher_logits, dim=-1)
     general = -soft * F.log_softmax(student_logits, -1)
     return task, general.sum(1).mean()
+
+
+def step(optimizer: torch.optim.Optimizer, ctx: Tensor, both_losses: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    """Two backward passes through the whole graph, the general loss first; projection; update."""
+    task, general = both_losses()
+    optimizer.zero_grad()
+    general.backward(retain_graph=True)
+    assert ctx.grad is not None
+    b = ctx.grad.clone()
+    optimizer.zero_grad()
+    task.backward()
+    (ctx.grad,) = project([ctx.grad], [b])
+    optimizer.step()
+
+
+def cocoop_logits(
+    image_features: Tensor, contexts: Tensor, scale: Tensor, encode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """CoCoOp's logits: all prompts of all classes once more for each image (KaiyangZhou/CoOp:trainers/cocoop.py)."""
+    logits = []
+    for x, context in zip(image_features, contexts, strict=True):
+        features = encode(context)
+        logits.append(scale * x @ (features / features.norm(dim=-1, keepdim=True)).T)
+    return torch.stack(logits)

@@ -221,7 +221,8 @@ def linear_dual_loss(sizes: Sizes) -> Group:
     group = Group(work, _built(LINEAR_DUAL_LOSSES, *sizes.linear), sizes, slow=True)
     products = group.timings[theirs].median
     group.faster(ours, theirs, 1 / 1.2, bound=f"the matrix products: the other side takes {_time(products)}")
-    mine, other = (peak_memory(side, *sizes.linear) for side in (ours, theirs))
+    table = "benchmarks.losses:LINEAR_DUAL_LOSSES"
+    mine, other = (peak_memory(f"{table}:{side}", (8, 64, width), sizes.linear) for side in (ours, theirs))
     results = 4 * 2 * classes * width  # both cotangents, which both sides return
     for name, less, target in (("beyond inputs and results", results, 15.0), ("beyond inputs", 0, None)):
         figures = (mine - less) / 1e6, (other - less) / 1e6
@@ -272,9 +273,9 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    head = ("work", "ours", "theirs", "ours", "theirs", "ratio", "at least", "of bandwidth", "noise", "others", "")
+def table(rows: Sequence[dict[str, Any]], share: str = "of bandwidth") -> str:
+    """The rows in Markdown; `share` heads the column of shares."""
+    head = ("work", "ours", "theirs", "ours", "theirs", "ratio", "at least", share, "noise", "others", "")
     lines = [head, ("---",) * len(head)]
     for row in rows:
         figures = [_figure(row[key], row["unit"]) for key in ("our_figure", "their_figure")]
@@ -286,10 +287,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write a report to FOLDER/<date>-<cpu>.json."""
+def write(report: dict[str, Any], folder: Path, of: str = "") -> Path:
+    """Write a report to FOLDER/<date>-<cpu><of>.json."""
     name = re.sub(r"[^a-z0-9]+", "-", report["machine"].get("gpu", report["machine"]["cpu"]).lower()).strip("-")
-    path = folder / f"{report['date']}-{name}.json"
+    path = folder / f"{report['date']}-{name}{of}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return path

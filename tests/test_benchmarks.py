@@ -1,15 +1,17 @@
 """The benchmarks compare like with like, and the table comes out: on tiny sizes, where no figure means anything."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import compare
+from benchmarks import compare, prompt_step, prompts
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.steps import STEPS
+from prograd_fast.clip.linear import Linear
 
 TINY = compare.Sizes(
     context=[(2, 4)],
@@ -49,7 +51,9 @@ def test_sides_of_a_loss_agree(sides, size):
 
 
 def test_the_table_comes_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "peak_memory", lambda side, *sizes: 10**9 + len(side))  # a process of its own: seconds
+    monkeypatch.setattr(
+        compare, "peak_memory", lambda side, *arguments: 10**9 + len(side)
+    )  # a process of its own: seconds
     report = compare.compare(TINY)
     assert json.loads(compare.write(report, tmp_path).read_text()) == report
     for row in report["rows"]:
@@ -66,3 +70,51 @@ def test_rounds_are_interleaved():
     timings = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, shortest=0)
     assert "".join(order) == "aaaa" + "bbbb" + "ab" + "ba"  # warm-up, then every round starts with another side
     assert {t.rounds for t in timings.values()} == {2}
+
+
+TINY_TOWER = {"width": 64, "layers": 2}
+
+
+def test_sides_of_a_prompt_step_agree():
+    for got, want in zip(*prompts.gradients(6, **TINY_TOWER), strict=True):
+        assert_close(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+def test_products_are_those_of_the_packed_tower():
+    """Counted from the encoder's own calls."""
+    net = prompts.net_of(6, **TINY_TOWER)
+    net.class_features().sum().backward()  # constants of the first block are there
+    found = []
+
+    class Counted(Linear):
+        def __init__(self, layer: Linear):
+            self.__dict__ |= layer.__dict__
+
+        def __call__(self, x):
+            found.append((x[..., 0].numel(), *self.weight.T.shape))
+            return super().__call__(x)
+
+        def backward(self, d):
+            found.append((d[..., 0].numel(), *self.weight.shape))
+            return super().backward(d)
+
+    weights = net.encoder._known["constants"].weights
+    for holder in (weights, *weights.blocks):
+        for name, layer in vars(holder).items():
+            if isinstance(layer, Linear):
+                object.__setattr__(holder, name, Counted(layer))
+    net.class_features().sum().backward()
+    counts = Counter(shape for shape in found if shape[0])
+    assert counts == prompts.products(net, 1)
+
+
+def test_the_prompt_table_comes_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_step, "peak_memory", lambda side, *arguments: 10**9)  # a process of its own: seconds
+    config = {"embed_dim": 64, "vision_cfg": {"layers": 1, "width": 64, "image_size": 32}, "text_cfg": {"layers": 1}}
+    monkeypatch.setattr("open_clip.get_model_config", lambda name: config)
+    works = prompt_step.Works(6, 8, (5, 2), 40, 4e6, 12, rounds=1, model=TINY_TOWER)
+    report = prompt_step.compare(works)
+    assert json.loads(compare.write(report, tmp_path, "-prompt-step").read_text()) == report
+    lines = compare.table(report["rows"], "of floor").splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert all(row["missed"] == bool(row["bound_by"]) for row in report["rows"])

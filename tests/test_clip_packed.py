@@ -255,7 +255,7 @@ def test_many_classes_without_a_gradient():
 
 def test_too_little_memory():
     net = prompted(tiny_clip(), max_memory=1000)
-    with pytest.raises(ValueError, match=r"max_memory: expected at least \d+ MiB.*longest prompt.*Give more"):
+    with pytest.raises(ValueError, match=r"max_memory: expected at least [\d.]+ MB.*longest prompt.*Give more"):
         net.class_features()
 
 

@@ -159,8 +159,8 @@ class PromptEncoder(nn.Module):
                 longest = max(b - a for a, b in zip(self._bounds, self._bounds[1:], strict=False))
                 least = row * (longest + len(known.prefix_words))
                 raise ValueError(
-                    f"max_memory: expected at least {least / 2**20:.0f} MiB, which the longest prompt takes, got "
-                    f"{(self.max_memory or 0) / 2**20:.0f} MiB. Give more, or fewer contexts at once."
+                    f"max_memory: expected at least {least / 1e6:.3g} MB, which the longest prompt takes, got "
+                    f"{(self.max_memory or 0) / 1e6:.3g} MB. Give more, or fewer contexts at once."
                 )
             offsets = known.offsets[start : stop + 1] - self._bounds[start]
             chunks.append(Chunk(slice(start, stop), slice(self._bounds[start], self._bounds[stop]), offsets))
