@@ -135,7 +135,7 @@ def many_names(works: Works, sizes: Sizes) -> Group:
     weight = torch.randn(features[0].shape, generator=torch.Generator().manual_seed(4)).to(DEVICE)
     grads = [torch.autograd.grad((f * weight).sum(), net.prompt.ctx)[0] for f, net in zip(features, nets, strict=True)]
     for name, (got, want) in {"features": features, "gradient": grads}.items():
-        error = max(float((got - want).abs().max() / want.abs().max()), 1e-12)
+        error = max(float(((got - want).abs().max() / want.abs().max()).detach()), 1e-12)
         work = f"C={works.agreement} in chunks, {name}"
         row = Row(work, "in chunks", "at once", "of the largest", error, 1e-5, 1e-5 / error, 1.0)
         once.rows.append(replace(row, bound_by="float32 rounding" if row.missed else ""))
