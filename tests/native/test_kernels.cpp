@@ -190,6 +190,90 @@ void test_dual_loss(const Case& c) {
   }
 }
 
+void test_gelu(const Case& c) {
+  for (const Approximate approximate : {Approximate::none, Approximate::tanh, Approximate::sigmoid}) {
+    double results[2][3] = {};
+    for (int side = 0; side < 2; ++side) {
+      const Kernels& kernels = side ? c.kernels : c.baseline;
+      std::mt19937 random(1);
+      const std::int64_t count = 2;
+      Buffer x(c.storage, c.n, c.shift), out(c.storage, c.n), gradients(c.storage, count * c.n, c.shift);
+      x.fill(random), gradients.fill(random);
+      kernels.gelu(c.storage, x.data(), out.data(), c.n, approximate);
+      kernels.gelu_backward(c.storage, x.data(), gradients.data(), c.n, count, c.n, approximate);
+      const double values[3] = {out[c.n - 1], gradients[c.n / 2], gradients[2 * c.n - 1]};
+      std::memcpy(results[side], values, sizeof values);
+    }
+    const char* names[3] = {"gelu", "first gelu gradient", "last gelu gradient"};
+    for (int i = 0; i < 3; ++i) c.agree(names[i], results[1][i], results[0][i]);
+  }
+}
+
+void test_layer_norm(const Case& c) {
+  const Storage accumulation = c.storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  double results[2][4] = {};
+  for (int side = 0; side < 2; ++side) {
+    const Kernels& kernels = side ? c.kernels : c.baseline;
+    std::mt19937 random(1);
+    const std::int64_t rows = 2, count = 2, n = rows * c.n;
+    Buffer x(c.storage, n, c.shift), branch(c.storage, n), total(c.storage, n), normed(c.storage, n, c.shift),
+        weight(accumulation, c.n), bias(accumulation, c.n, c.shift), statistics(accumulation, 2 * rows),
+        d_normed(c.storage, count * n, c.shift), d_total(c.storage, count * n);
+    for (Buffer* buffer : {&x, &branch, &weight, &bias, &d_normed, &d_total}) buffer->fill(random, 0.5);
+    kernels.add_layer_norm(c.storage,
+                           {x.data(), branch.data(), weight.data(), bias.data(), total.data(), normed.data(),
+                            statistics.data(), c.n, 1e-2},
+                           0, rows);
+    kernels.layer_norm_backward(
+        c.storage, {d_normed.data(), total.data(), statistics.data(), weight.data(), d_total.data(), count, rows, c.n}, 0,
+        rows);
+    const double values[4] = {total[n - 1], normed[n - 1], statistics[2 * rows - 1], d_total[count * n - 1]};
+    std::memcpy(results[side], values, sizeof values);
+  }
+  const char* names[4] = {"total", "normed", "rstd", "d_total"};
+  for (int i = 0; i < 4; ++i) c.agree(names[i], results[1][i], results[0][i], 4);
+}
+
+// Heads of c.n columns, in matrices with no element beyond the last row.
+void test_attention(const Case& c) {
+  const Storage accumulation = c.storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  // a segment longer than a block; one row; with the prefix around a register
+  const std::vector<std::int64_t> offsets = {0, 3, 73, 74, 79};
+  const std::int64_t segments = std::int64_t(offsets.size()) - 1, rows = offsets.back(), count = 2;
+  for (const std::int64_t prefix : {0, 1, 17}) {
+    for (const bool last : {false, true}) {
+      double results[2][6] = {};
+      for (int side = 0; side < 2; ++side) {
+        const Kernels& kernels = side ? c.kernels : c.baseline;
+        std::mt19937 random(1);
+        const std::int64_t queries = last ? segments : rows, n = c.n;
+        Buffer query(c.storage, queries * n, c.shift), key(c.storage, rows * n), value(c.storage, rows * n, c.shift),
+            prefix_key(c.storage, prefix * n), prefix_value(c.storage, prefix * n, c.shift), out(c.storage, queries * n),
+            gradient(c.storage, count * queries * n), d_query(c.storage, count * queries * n, c.shift),
+            d_key(c.storage, count * rows * n), d_value(c.storage, count * rows * n),
+            d_prefix(accumulation, count * 2 * prefix * n), sum(c.storage, n);
+        for (Buffer* b : {&query, &key, &value, &prefix_key, &prefix_value, &gradient}) b->fill(random);
+        const Kernels::Attention all{query.data(), key.data(), value.data(), prefix_key.data(), prefix_value.data(), n, n,
+                                     n, offsets.data(), n, prefix, 70, 1 / std::sqrt(double(n)), last};
+        Buffer scratch(accumulation, kernels.attention_scratch(c.storage, all, 0));
+        kernels.attention(c.storage, all, 0, segments, out.data(), n, scratch.data());
+        Buffer backward_scratch(accumulation, kernels.attention_scratch(c.storage, all, count));
+        kernels.attention_backward(c.storage, all,
+                                   {gradient.data(), d_query.data(), d_key.data(), d_value.data(), n, n, n, queries * n,
+                                    queries * n, rows * n, count, d_prefix.data()},
+                                   0, segments, backward_scratch.data());
+        kernels.sum(c.storage, d_prefix.data(), count * 2 * prefix, n, n, sum.data());
+        const double values[6] = {out[queries * n - 1],       d_query[count * queries * n - 1],
+                                  d_key[count * rows * n - 1], d_value[rows * n - 1],
+                                  d_value[3 * n],              sum[n - 1]};
+        std::memcpy(results[side], values, sizeof values);
+      }
+      const char* names[6] = {"attention", "d_query", "d_key", "d_value", "d_value, other", "d_prefix"};
+      for (int i = 0; i < 6; ++i) c.agree(names[i], results[1][i], results[0][i], 8);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -210,6 +294,9 @@ int main() {
           const Case c{*kernels, baseline, storage, n, shift, tolerance};
           test_updates(c);
           test_dual_loss(c);
+          test_gelu(c);
+          test_layer_norm(c);
+          if (n <= 128) test_attention(c);  // columns of a head
         }
       }
     }
