@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,6 +109,24 @@ def train(
     device: Device = None,
     cache: Cache = None,
     no_cache: NoCache = False,
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Autocast of the training step.")] = "fp32",
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts in which a batch goes through the text tower, in as much less memory.")
+    ] = 1,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many epochs without a better validation accuracy, keep the best."),
+    ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Train on random crops and flips: so many stored views of each picture in turn; 0: new ones at every "
+            "epoch. Default: the pictures as they are.",
+        ),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(metavar="DIR", help="Log every step for TensorBoard.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in RUN was stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in RUN.")] = False,
 ) -> None:
     """Adapt a model to a few pictures per class, test it, and write a run record and what was learned.
@@ -120,12 +138,24 @@ def train(
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import GradientMethod, method_named
     from prograd_fast.report import accuracy_table
-    from prograd_fast.training import RUN_FILES, make_plan, save_run, train_method
+    from prograd_fast.training import CHECKPOINT, RUN_FILES, Regime, make_plan, save_run, tensorboard, train_method
 
     _check_writable(out)
     kept = _cache_folder(cache, no_cache)
-    if not force and any((out / name).exists() for name in RUN_FILES):
-        raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
+    checkpoint = out / CHECKPOINT
+    if resume and force:
+        raise ValueError("--resume and --force exclude each other")
+    if resume and (out / RUN_FILES[0]).exists():
+        print(f"{out} is finished: nothing is left to do.")
+        return
+    if not (force or resume):
+        if any((out / name).exists() for name in RUN_FILES):
+            raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
+        if checkpoint.exists():
+            raise ValueError(f"{out} holds an unfinished run; --resume to go on with it, --force to begin anew")
+    if log is not None:
+        _check_writable(log, "--log")
+    regime = Regime(precision, accumulate, patience, views)
     if partition is not None and all_classes:
         raise ValueError("--partition and --all-classes exclude each other")
     options = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
@@ -141,9 +171,12 @@ def train(
     if found < learned * shots:
         print(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
 
-    with _progress() as track:
-        record, learner = train_method(tuning, clip, pictures, plan, track, kept)
+    if force:
+        checkpoint.unlink(missing_ok=True)
+    with _progress() as track, nullcontext() if log is None else tensorboard(log) as write:
+        record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
     save_run(out, record, learner)
+    checkpoint.unlink(missing_ok=True)
     rows = [record]
     if method != "zero-shot":
         rows.insert(0, {"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]})

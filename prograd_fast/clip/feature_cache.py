@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.files import replacing, safetensors_package
+from prograd_fast.files import digest, replacing, safetensors_package
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
@@ -69,7 +69,7 @@ class FeatureCache:
             "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32).copy()),
             "values": values.detach().cpu().contiguous(),
         }
-        header = {"identity": self._identity, **{name: _digest(tensor) for name, tensor in tensors.items()}}
+        header = {"identity": self._identity, **{name: digest(tensor) for name, tensor in tensors.items()}}
         content = safetensors_package().torch.save(tensors, {_HEADER: json.dumps(header)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,22 +119,12 @@ def tower_identity(tower: nn.Module) -> dict[str, str]:
 
     The modules count too: ViT-B-32 and ViT-B-32-quickgelu can have the same weights.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return {"weights": digest.hexdigest(), "modules": hashlib.sha256(repr(tower).encode()).hexdigest()}
+    state = sorted(tower.state_dict().items())
+    names = "\n".join([*(name for name, _ in state), repr(tower)])
+    return {"weights": digest(*(tensor for _, tensor in state)), "modules": hashlib.sha256(names.encode()).hexdigest()}
 
 
-def _whole(tensor: Tensor, digest: str) -> Tensor:
-    if _digest(tensor) != digest:
+def _whole(tensor: Tensor, expected: str) -> Tensor:
+    if digest(tensor) != expected:
         raise ValueError("a checksum differs")
     return tensor
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(_bytes(tensor)).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -3,14 +3,26 @@
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.benchmark import run_benchmark
 from prograd_fast.training.features import Features, encode_pictures
-from prograd_fast.training.job import RUN_FILES, Track, evaluate_run, load_run, predict_files, save_run, train_method
-from prograd_fast.training.loop import History, tune
+from prograd_fast.training.history import History
+from prograd_fast.training.job import (
+    CHECKPOINT,
+    RUN_FILES,
+    Track,
+    evaluate_run,
+    load_run,
+    predict_files,
+    save_run,
+    train_method,
+)
+from prograd_fast.training.log import tensorboard
+from prograd_fast.training.loop import Regime, tune
 from prograd_fast.training.model import Clip, load_model
 from prograd_fast.training.protocol import Part, Plan, make_plan
 from prograd_fast.training.record import Record, run_record, setup_record, write_json
 from prograd_fast.training.run import Run, run_method
 
 __all__ = [
+    "CHECKPOINT",
     "RUN_FILES",
     "AugmentedFeatures",
     "Clip",
@@ -19,6 +31,7 @@ __all__ = [
     "Part",
     "Plan",
     "Record",
+    "Regime",
     "Run",
     "Track",
     "encode_pictures",
@@ -32,6 +45,7 @@ __all__ = [
     "run_record",
     "save_run",
     "setup_record",
+    "tensorboard",
     "train_method",
     "tune",
     "write_json",

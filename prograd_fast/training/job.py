@@ -1,8 +1,10 @@
 """The job: train a method, keep what it learned in a folder, use it again."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from torch import Tensor
 from prograd_fast.clip import load_learned
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
+from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.loop import n_steps
+from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, test_parts
 from prograd_fast.training.record import Record, run_record, setup_record, write_json
 from prograd_fast.training.run import examine, run_method, tests_of
 
 RUN_FILES = ("record.json", "prompt.safetensors")
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
 
 Learned = dict[str, Tensor]  # what a method learned, by name
 
@@ -29,7 +33,15 @@ Track = Callable[[str, int], Callable[[], None]]
 
 
 def train_method(
-    method: Method, clip: Clip, pictures: PictureSet, plan: Plan, track: Track, cache: Path | None = None
+    method: Method,
+    clip: Clip,
+    pictures: PictureSet,
+    plan: Plan,
+    track: Track,
+    cache: Path | None = None,
+    regime: Regime = AS_PUBLISHED,
+    checkpoint: Path | None = None,
+    log: Log | None = None,
 ) -> tuple[Record, Learner]:
     """Train a method and test it, beside the untouched model.
 
@@ -40,6 +52,9 @@ def train_method(
         plan: who learns from what.
         track: opens progress bars.
         cache: folder of image features that runs share, or None.
+        regime: how to train.
+        checkpoint: file to go on from, if it is there, and to keep the state of training in; or None.
+        log: takes what is measured at each step, or None.
 
     Returns:
         The run record (`setup_record`, `run_record` and "zero_shot_accuracy"), and the trained method.
@@ -57,11 +72,44 @@ def train_method(
     untouched = _untouched(method)
     n_tested = sum(len(part.rows) for one in (method, untouched) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
-    tuned = run_method(method, clip, pictures, features, plan, on_step, on_tested)
+    facts = run_facts(method, clip, pictures, plan, regime)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts)
+    tuned = run_method(
+        method,
+        clip,
+        pictures,
+        features,
+        plan,
+        on_step,
+        on_tested,
+        regime=regime,
+        cache=cache,
+        checkpoints=checkpoints,
+        log=log,
+    )
     zero_shot = run_method(untouched, clip, pictures, features, plan, on_tested=on_tested)
     record = {**setup_record(clip, pictures), **run_record(tuned, pictures), "zero_shot_accuracy": zero_shot.accuracy}
     record["seconds"] = {"encode": encoded, **tuned.seconds}
     return record, tuned.learner
+
+
+def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, regime: Regime) -> Record:
+    """What decides the numbers of a run, apart from versions and machine: a checkpoint goes on only where all agree."""
+    digest = hashlib.sha256()
+    for row in plan.train.rows.tolist():
+        digest.update(hashlib.sha256(pictures.content(row)).digest())
+    return {
+        "method": method.name,
+        "settings": asdict(method),
+        "regime": asdict(regime),
+        "model": [clip.name, clip.pretrained],
+        "data": pictures.name,
+        "class_names": plan.train.class_names(pictures),
+        "shots": plan.shots,
+        "seed": plan.seed,
+        "partition": plan.partition,
+        "pictures": digest.hexdigest(),
+    }
 
 
 def _untouched(method: Method) -> ZeroShot:

@@ -1,92 +1,102 @@
-"""The training loop."""
+"""The training loop: mini-batches by epoch, in any precision, from a checkpoint where there is one."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.methods import GradientLearner, GradientMethod
+from prograd_fast.methods import GradientLearner, GradientMethod, Losses
+from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.history import History, Measurements
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Log = Callable[[int, dict[str, float]], None]
+"""Takes what was measured at a step, counted from 0, by name."""
 
 
 @dataclass(frozen=True)
-class History:
-    """What was measured at each step, before its update.
+class Regime:
+    """How a learner is trained, beside what its method says.
 
     Attributes:
-        task_loss: The loss that is minimised.
-        general_loss: The loss that must not be worked against; NaN for a method that has none.
-        cosine: Between the two gradients; NaN where either is zero or missing.
-        completed: Whether the loss stayed finite. If not, the lists end before the first step where it was not.
+        precision: "fp32"; or "bf16" or "fp16", in which autocast computes the losses. What is trained stays as it is;
+            with fp16 the losses are scaled (`torch.amp.GradScaler`).
+        accumulate: Parts in which a batch goes through the text tower, one after the other, in as much less memory.
+            For losses that are means over the pictures the update is the same.
+        patience: Epochs of the last stage without a better accuracy on the validation pictures after which training
+            stops; the best state is kept. None: all epochs, the last state, as the papers do.
+        views: Augmented views of each picture: None for the pictures as they are, K for K stored views in turn, 0 for
+            new ones at every epoch. See `AugmentedFeatures`.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
-    task_loss: list[float]
-    general_loss: list[float]
-    cosine: list[float]
-    completed: bool
+    precision: str = "fp32"
+    accumulate: int = 1
+    patience: int | None = None
+    views: int | None = None
 
-    @property
-    def conflict(self) -> list[bool]:
-        """Whether the two gradients conflicted: cosine < 0."""
-        return [cosine < 0 for cosine in self.cosine]
-
-    @property
-    def conflict_rate(self) -> float:
-        """Share of the steps after the first with a conflict; NaN without such steps.
-
-        At the first step the student is the teacher, unless zero rows precede its words: the general gradient is zero
-        but for rounding, and says nothing.
-        """
-        later = self.conflict[1:]
-        return sum(later) / len(later) if later else float("nan")
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name, least in (("accumulate", 1), ("patience", 1), ("views", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
 
 
-def tune(learner: GradientLearner, on_step: Callable[[], None] = lambda: None) -> History:
+AS_PUBLISHED = Regime()
+
+
+def tune(
+    learner: GradientLearner,
+    on_step: Callable[[], None] = lambda: None,
+    regime: Regime = AS_PUBLISHED,
+    *,
+    features: Callable[[int], Tensor] | None = None,
+    validate: Callable[[], float] | None = None,
+    checkpoints: Checkpoints | None = None,
+    log: Log | None = None,
+) -> History:
     """Train a learner on the pictures of its task, in place.
 
     When the task loss or its gradient is not finite, training stops, and what is learned is set back to the last state
-    whose loss was finite. Otherwise nothing is read back from the device until the end, but for one flag every
-    `CHECK_EVERY` steps.
+    whose loss was finite. Otherwise nothing is read back from the device until the end, but for a look at the losses
+    every `CHECK_EVERY` steps, and where `checkpoints` or `regime.patience` need it.
+
+    A run that goes on from a checkpoint gives the same numbers as one that was never stopped.
 
     Args:
-        learner: The method at work.
-        on_step: Called after each step, for a progress bar.
+        learner: The method at work, as `Method.start` gave it.
+        on_step: Called after each step, and once for each that a checkpoint brings, for a progress bar.
+        regime: Precision, accumulation, early stop.
+        features: Epoch, from 0, to the (N, D) features of the task's pictures; None: always `task.image_features`.
+        validate: Accuracy of the learner on validation pictures; needed for `regime.patience`.
+        checkpoints: Where to go on from and where to keep the state; None: nowhere.
+        log: Called for each step at the next look.
 
     Returns:
         Losses and cosine of each step.
+
+    Raises:
+        OSError: a checkpoint cannot be written; the one before it is still there.
+        ValueError: the checkpoint is damaged or another run's; `regime.patience` without `validate`.
     """
-    state = list(learner.module.state_dict().values())  # shares the memory of what is trained
-    last_good = [tensor.clone() for tensor in state]
-    healthy = torch.ones((), dtype=torch.bool, device=state[0].device)
-    shuffle = torch.Generator().manual_seed(learner.task.seed)
-    measured: list[Tensor] = []
-    epoch = 0
-    for n_epochs in learner.settings.stages():
-        schedule = _schedule(learner)
-        for _ in range(n_epochs):
-            for batch in _batches(learner, shuffle):
-                before = [tensor.clone() for tensor in state]
-                step = update(learner, batch)
-                # A gradient that is not finite makes the next loss NaN: the loss tells both.
-                healthy = healthy & step[0].isfinite()
-                last_good = [torch.where(healthy, b, good) for b, good in zip(before, last_good, strict=True)]
-                measured.append(step)
-                on_step()
-                if len(measured) % CHECK_EVERY == 0 and not healthy:
-                    return _stopped(measured, state, last_good)
-            schedule.step()
-            epoch += 1
-            learner.epoch_ended(epoch)
-    with torch.no_grad():  # the last state has no loss yet
-        completed = bool(healthy & learner.losses(*batch).task.isfinite())
-    return _history(measured, completed=True) if completed else _stopped(measured, state, last_good)
+    if regime.patience is not None and validate is None:
+        raise ValueError("patience: expected validation pictures to stop by, got none")
+    return _Training(learner, regime, features, validate, log or (lambda step, values: None)).run(on_step, checkpoints)
 
 
 def n_steps(settings: GradientMethod, n_pictures: int) -> int:
-    """How many steps `tune` takes on so many pictures."""
+    """How many steps `tune` takes on so many pictures, unless it stops early."""
     return sum(settings.stages()) * math.ceil(n_pictures / (settings.batch_size or n_pictures))
 
 
@@ -102,43 +112,192 @@ def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, factor)
 
 
-def _batches(learner: GradientLearner, shuffle: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: all pictures at once, or each once in random order; the last batch may be smaller."""
-    features, labels = learner.task.image_features, learner.task.labels
-    size = learner.settings.batch_size
-    if size is None or size >= len(labels):
-        yield features, labels
-        return
-    for rows in torch.randperm(len(labels), generator=shuffle).to(labels.device).split(size):
-        yield features[rows], labels[rows]
+def update(
+    learner: GradientLearner,
+    batch: tuple[Tensor, Tensor],
+    regime: Regime = AS_PUBLISHED,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Tensor]:
+    """One step on (B, D) features and (B,) labels, without waiting for the device.
 
-
-def update(learner: GradientLearner, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """One step: (3,) task loss, general loss and cosine before it, NaN for what there is not."""
+    Returns:
+        What was measured before it, 0-d: "task", "general" and "cosine" where there are two losses, and the terms.
+    """
+    scaler = scaler or torch.amp.GradScaler(batch[0].device.type, enabled=False)
     optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
-    losses = learner.losses(*batch)
-    general = cosine = losses.task.new_full((), torch.nan)
     optimizer.zero_grad()
-    if losses.general is None:
-        losses.task.backward()
-    else:
-        optimizer.backward(losses.task, losses.general)
+    values: dict[str, Tensor] = {}
+    for features, labels in zip(*(tensor.chunk(regime.accumulate) for tensor in batch), strict=True):
+        losses = _losses(learner, (features, labels), regime)
+        share = len(labels) / len(batch[1])
+        part = {"task": losses.task * share} | {name: term * share for name, term in losses.terms.items()}
+        if losses.general is None:
+            scaler.scale(part["task"]).backward()
+        else:
+            part["general"] = losses.general * share
+            optimizer.backward(part["task"], part["general"], scaler=scaler)
+        for name, value in part.items():
+            values[name] = values[name] + value.detach() if name in values else value.detach()
     if limit is not None:
+        scaler.unscale_(optimizer)
         optimizer.project()
         torch.nn.utils.clip_grad_norm_(learner.module.parameters(), limit)
-    optimizer.step()
-    if losses.general is not None:
-        general, cosine = losses.general, optimizer.conflict.cosine[0]
-    return torch.stack([losses.task.detach().float(), general.detach().float(), cosine.float()])
+    scaler.step(optimizer)
+    scaler.update()
+    if "general" in values:
+        values["cosine"] = optimizer.conflict.cosine[0]
+    return values
 
 
-def _stopped(measured: list[Tensor], state: list[Tensor], last_good: list[Tensor]) -> History:
-    for tensor, good in zip(state, last_good, strict=True):
-        tensor.copy_(good)
-    return _history(measured, completed=False)
+def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], regime: Regime) -> Losses:
+    with torch.autocast(batch[0].device.type, PRECISIONS[regime.precision], enabled=regime.precision != "fp32"):
+        return learner.losses(*batch)
 
 
-def _history(measured: list[Tensor], completed: bool) -> History:
-    task_loss, general_loss, cosine = torch.stack(measured).T.tolist()
-    finite = next((i for i, loss in enumerate(task_loss) if not abs(loss) < float("inf")), len(task_loss))
-    return History(task_loss[:finite], general_loss[:finite], cosine[:finite], completed)
+class _Training:
+    """A learner under training: all that a checkpoint has to hold."""
+
+    def __init__(
+        self,
+        learner: GradientLearner,
+        regime: Regime,
+        features: Callable[[int], Tensor] | None,
+        validate: Callable[[], float] | None,
+        log: Log,
+    ) -> None:
+        self.learner, self.regime, self.log = learner, regime, log
+        self.features = features or (lambda epoch: learner.task.image_features)
+        self.validate = validate if regime.patience is not None else None
+        self.stage_ends = list(accumulate(learner.settings.stages()))
+        self.last_stage = [0, *self.stage_ends][-2]
+        self.device = learner.task.device
+        self.state = list(learner.module.state_dict().values())  # shares the memory of what is trained
+        self.last_good = [tensor.clone() for tensor in self.state]
+        self.best = self.last_good
+        self.healthy = torch.ones((), dtype=torch.bool, device=self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=regime.precision == "fp16")
+        self.schedule = _schedule(learner)
+        self.measured = Measurements()
+        self.logged = 0
+        self.rates: list[float] = []  # of the steps that are not logged yet
+        self.validation: list[float] = []
+        self.epoch = self.batch = 0
+
+    def run(self, on_step: Callable[[], None], checkpoints: Checkpoints | None) -> History:
+        """See `tune`."""
+        if checkpoints is not None:
+            self._go_on_from(checkpoints.load())
+        for _ in range(len(self.measured)):
+            on_step()
+        while self.epoch < self.stage_ends[-1]:
+            batches = self._batches()
+            while self.batch < len(batches):
+                if checkpoints is not None and checkpoints.due and self._look():
+                    checkpoints.save(self._state())
+                self._step(batches[self.batch])
+                self.batch += 1
+                on_step()
+                if len(self.measured) % CHECK_EVERY == 0 and not self._look():
+                    return self._stopped()
+            self._end_epoch()
+            if self.validate is not None and self.epoch > self.last_stage and self._is_enough(self.validate()):
+                break
+        with torch.no_grad():  # the last state has no loss yet
+            healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
+        if not healthy:
+            return self._stopped()
+        if self.validate is not None:
+            self._set_back_to(self.best)
+        return self.measured.history(True, self.validation)
+
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        """This epoch's: all pictures at once, or each once in random order; the last batch may be smaller."""
+        features, labels = self.features(self.epoch), self.learner.task.labels
+        size = self.learner.settings.batch_size
+        if size is None or size >= len(labels):
+            return [(features, labels)]
+        # the order depends on seed and epoch alone, so that a run that goes on finds it again
+        order = np.random.RandomState([self.learner.task.seed, self.epoch]).permutation(len(labels))
+        return [(features[rows], labels[rows]) for rows in torch.from_numpy(order).to(self.device).split(size)]
+
+    def _step(self, batch: tuple[Tensor, Tensor]) -> None:
+        before = [tensor.clone() for tensor in self.state]
+        self.rates.append(self.learner.optimizer.param_groups[0]["lr"])
+        values = update(self.learner, batch, self.regime, self.scaler)
+        # A gradient that is not finite makes the next loss NaN: the loss tells both.
+        self.healthy = self.healthy & values["task"].isfinite()
+        self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
+        self.measured.add(values)
+
+    def _look(self) -> bool:
+        """Whether all losses were finite until now; also hands them to the log."""
+        for row, rate in zip(self.measured.since(self.logged).tolist(), self.rates, strict=True):
+            self.log(self.logged, dict(zip(self.measured.columns, row, strict=True)) | {"lr": rate})
+            self.logged += 1
+        self.rates.clear()
+        return bool(self.healthy)
+
+    def _end_epoch(self) -> None:
+        self.schedule.step()
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.learner.epoch_ended(self.epoch)
+        if self.epoch in self.stage_ends[:-1]:
+            self.schedule = _schedule(self.learner)
+
+    def _is_enough(self, accuracy: float) -> bool:
+        """Whether the accuracy on validation pictures has not risen for `patience` epochs; keeps the best state."""
+        if accuracy > max(self.validation, default=-1.0):
+            self.best = [tensor.clone() for tensor in self.state]
+        self.validation.append(accuracy)
+        epochs_since = len(self.validation) - 1 - self.validation.index(max(self.validation))
+        return self.regime.patience is not None and epochs_since >= self.regime.patience
+
+    def _stopped(self) -> History:
+        self._set_back_to(self.last_good)
+        return self.measured.history(False, self.validation)
+
+    def _set_back_to(self, state: list[Tensor]) -> None:
+        for tensor, value in zip(self.state, state, strict=True):
+            tensor.copy_(value)
+
+    # ---- checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        learner = self.learner
+        cuda = self.device.type == "cuda"
+        return {
+            "module": learner.module.state_dict(),
+            "learner": learner.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": [torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None],
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "last_good": self.last_good,
+            "best": self.best,
+            "columns": self.measured.columns,
+            "measured": self.measured.since(0),
+            "validation": self.validation,
+        }
+
+    def _go_on_from(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        learner = self.learner
+        learner.module.load_state_dict(state["module"])
+        learner.load_state_dict(state["learner"])
+        self.schedule = _schedule(learner)  # a later stage has an optimizer of its own
+        learner.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        cpu, cuda = state["random"]
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.last_good = [tensor.to(self.device) for tensor in state["last_good"]]
+        self.best = [tensor.to(self.device) for tensor in state["best"]]
+        self.measured = Measurements(state["columns"], state["measured"].to(self.device))
+        self.logged = len(self.measured)
+        self.validation = state["validation"]

@@ -32,6 +32,13 @@ class Clip:
     preprocess: Callable[[Any], Tensor]
     device: torch.device
 
+    @property
+    def transform(self) -> str:
+        """What `preprocess` is, for records."""
+        function = self.preprocess
+        name = getattr(function, "__qualname__", None)
+        return f"{function.__module__}.{name}" if name else " ".join(repr(function).split())
+
 
 def load_model(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:
     """Load a model, frozen.

@@ -23,7 +23,12 @@ def setup_record(clip: Clip, pictures: PictureSet) -> Record:
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "model": {"name": clip.name, "pretrained": clip.pretrained, "device": str(clip.device)},
+        "model": {
+            "name": clip.name,
+            "pretrained": clip.pretrained,
+            "device": str(clip.device),
+            "transform": clip.transform,
+        },
         "data": {
             "name": pictures.name,
             "folder": None if pictures.folder is None else str(pictures.folder),
@@ -50,6 +55,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "pictures": {"train": len(run.plan.train.rows)} | {name: len(p.rows) for name, p in run.plan.tests.items()},
         "accuracy": run.accuracy,
         "seconds": run.seconds,
+        "regime": asdict(run.regime),
     }
     if run.history is not None:
         record["completed"] = run.history.completed
@@ -60,6 +66,11 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
             "cosine": [_number(cosine) for cosine in run.history.cosine],
             "conflict": run.history.conflict,
         }
+        if len(run.history.terms) > 1:  # one alone is the task loss
+            terms = run.history.terms.items()
+            record["terms"] = {name: [_number(value) for value in values] for name, values in terms}
+        if run.regime.patience is not None:
+            record["validation"] = run.history.validation
     return record
 
 

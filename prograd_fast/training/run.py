@@ -2,15 +2,20 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientLearner, Learner, Method, Scores, Task
+from prograd_fast.training.augmented import AugmentedFeatures
+from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracy, harmonic_mean
 from prograd_fast.training.features import Features
-from prograd_fast.training.loop import History, tune
+from prograd_fast.training.history import History
+from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, tune
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Part, Plan
 
@@ -26,6 +31,7 @@ class Run:
         history: losses and cosine of each step, or None for a method that has no steps.
         accuracy: top-1 accuracy in [0, 1] for each part of `plan.tests`, and "harmonic mean" of base and new.
         seconds: wall time of training and of evaluation.
+        regime: how it was trained.
     """
 
     method: Method
@@ -34,6 +40,7 @@ class Run:
     history: History | None
     accuracy: dict[str, float]
     seconds: dict[str, float]
+    regime: Regime
 
 
 def run_method(
@@ -44,6 +51,11 @@ def run_method(
     plan: Plan,
     on_step: Callable[[], None] = lambda: None,
     on_tested: Callable[[], None] = lambda: None,
+    *,
+    regime: Regime = AS_PUBLISHED,
+    cache: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    log: Log | None = None,
 ) -> Run:
     """Train and evaluate.
 
@@ -57,6 +69,13 @@ def run_method(
         plan: who learns from what.
         on_step: called after each training step.
         on_tested: called after each test picture.
+        regime: how to train a method that has steps.
+        cache: folder of image features that runs share, or None.
+        checkpoints: where to go on from and where to keep the state of training, or None.
+        log: takes what is measured at each step, or None.
+
+    Raises:
+        ValueError, OSError: see `tune`.
     """
     started = time.perf_counter()
     task = Task(
@@ -68,11 +87,38 @@ def run_method(
         plan.seed,
     )
     learner = method.start(task)
-    history = tune(learner, on_step) if isinstance(learner, GradientLearner) else None
+    history = None
+    if isinstance(learner, GradientLearner):
+        validate = _validation(learner, clip, pictures, features, plan)
+        with ExitStack() as stack:
+            views = None
+            if regime.views is not None:
+                rows, seed = plan.train.rows, plan.seed
+                views = AugmentedFeatures(clip, pictures, rows, seed, stored=regime.views, cache=cache)
+                stack.enter_context(views)
+            history = tune(
+                learner,
+                on_step,
+                regime,
+                features=None if views is None else views.of_epoch,
+                validate=validate,
+                checkpoints=checkpoints,
+                log=log,
+            )
     trained = time.perf_counter()
     measured = examine(learner, clip, pictures, features, tests_of(method, plan), on_tested)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
-    return Run(method, plan, learner, history, measured, seconds)
+    return Run(method, plan, learner, history, measured, seconds, regime)
+
+
+def _validation(
+    learner: Learner, clip: Clip, pictures: PictureSet, features: Features, plan: Plan
+) -> Callable[[], float] | None:
+    """Accuracy on the plan's validation pictures, None if there are none."""
+    part = plan.tests.get("validation")
+    if part is None:
+        return None
+    return lambda: examine(learner, clip, pictures, features, {"validation": part})["validation"]
 
 
 def examine(
