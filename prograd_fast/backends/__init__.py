@@ -11,6 +11,7 @@ The best one for each device is in use from the start; "reference" is what is le
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ _BY_PREFERENCE = ("cuda", "triton", "cpu")
 _in_use: dict[str, tuple[str, Callable[[], None]]] = {}  # by device: the backend, and what takes it out
 
 
+@cache  # importlib takes longer than a small kernel, even for what is imported
 def _module(name: str) -> Any:
     return importlib.import_module(f"prograd_fast.backends.{name}")
 

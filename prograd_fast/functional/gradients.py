@@ -12,8 +12,8 @@ from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
     Scope,
+    all_units,
     check_pairs,
-    n_units,
     prograd_coefficients,
 )
 
@@ -184,7 +184,7 @@ def _paired(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Any
 
 
 def _empty_entries(task: Sequence[Tensor], general: Sequence[Tensor], scope: Scope) -> Tensor:
-    units = 1 if scope == "global" else sum(n_units(a, scope) for a in task)
+    units = all_units(task, scope)
     if not task:
         return torch.zeros(units, 3)
     return task[0].new_empty((units, 3), dtype=accumulation_dtype(*task, *general))

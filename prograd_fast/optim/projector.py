@@ -12,6 +12,7 @@ from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
     Scope,
+    all_units,
     combine,
     gram,
     n_units,
@@ -75,8 +76,8 @@ class Projector:
 
     def new_entries(self, bucket: Bucket) -> Tensor:
         """Room for the Gram entries of a bucket's units, (U, 3)."""
-        units = 1 if self.scope == "global" else sum(n_units(a, self.scope) for a in bucket.task)
-        return bucket.task[0].new_empty(units, 3, dtype=accumulation_dtype(bucket.task[0]))
+        a = bucket.task[0]
+        return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
 
     def entries(self, buckets: list[Bucket]) -> list[Tensor]:
         """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
@@ -101,7 +102,7 @@ class Projector:
         if units is None:
             coefficients = self.rule(known, self._unit_state)
         else:  # a rule sees the same units at each step, whichever have a gradient
-            every = known.new_zeros(self._all_units(params), 3).index_copy(0, units, known)
+            every = known.new_zeros(all_units(params, self.scope), 3).index_copy(0, units, known)
             coefficients = self.rule(every, self._unit_state)[units]
         if self.scope == "global":
             return [coefficients.to(e) for e in entries]
@@ -131,9 +132,9 @@ class Projector:
     def grow(self, params: list[Tensor]) -> None:
         """Count the units of these parameters from now on, the known ones first."""
         if self._log is not None:
-            self._log.grow(self._all_units(params))
+            self._log.grow(all_units(params, self.scope))
         for name, value in self._unit_state.items():  # new units begin as the first ones did, at zero
-            new = value.new_zeros(self._all_units(params) - len(value), *value.shape[1:])
+            new = value.new_zeros(all_units(params, self.scope) - len(value), *value.shape[1:])
             self._unit_state[name] = torch.cat([value, new])
 
     def rule_state(self, params: list[Tensor]) -> dict[str, Any]:
@@ -153,11 +154,8 @@ class Projector:
 
     def _conflict_log(self, params: list[Tensor]) -> ConflictLog:
         if self._log is None:
-            self._log = ConflictLog(self._all_units(params), params[0].device)
+            self._log = ConflictLog(all_units(params, self.scope), params[0].device)
         return self._log
-
-    def _all_units(self, params: list[Tensor]) -> int:
-        return 1 if self.scope == "global" else sum(n_units(p, self.scope) for p in params)
 
     def _together(self, entries: list[Tensor]) -> Tensor:
         if self.scope == "global" or len(entries) == 1:

@@ -19,6 +19,13 @@ def n_units(tensor: Tensor, scope: Scope) -> int:
     return tensor.shape[0] if scope == "row" and tensor.dim() > 0 else 1
 
 
+def all_units(tensors: Sequence[Tensor], scope: Scope) -> int:
+    """How many conflict tests a list of tensors takes."""
+    if scope == "row":
+        return sum(n_units(tensor, scope) for tensor in tensors)
+    return 1 if scope == "global" else len(tensors)
+
+
 def _as_units(tensor: Tensor, units: int, dtype: torch.dtype) -> Tensor:
     """(units, elements of each), contiguous, so that the strides of a gradient do not change the order of its sums."""
     size = tensor.numel() // units if units else 0  # spelled out: -1 is ambiguous for empty tensors
