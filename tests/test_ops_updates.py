@@ -228,6 +228,17 @@ def test_any_number_of_threads_gives_the_same_bits(scope: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_company_does_not_change_the_bits() -> None:
+    # 100000 elements alone are summed by all threads, and updated afterwards; among others by one thread in one go
+    results = []
+    for shapes in ([(100_000,)], [(100_000,), (300_000,)]):
+        task, general = gradients(torch.float32, shapes)
+        params, m, v = copies(task, task, [a.abs() for a in task])
+        entries = functional.project_adamw_(params, task, general, m, v, 1, lr=LR)
+        results.append([entries[0], params[0], m[0], v[0]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_writes_are_counted_on_both_ways() -> None:
     # autograd refuses a backward through a saved tensor that was changed since, whichever way the step took
     for direct in (False, True):

@@ -68,7 +68,7 @@ void write_entries(const Units& units, const GradientList& gradients, double tas
                    bool one_pass, const Then& then) {
   std::vector<Sums> partial(units.chunks());
   units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
-    if (one_pass && units.in_one_pass(unit)) {
+    if (one_pass && unit.one_pass) {
       write_entry(entries, unit.entry, sums_of(gradients[unit.tensor], unit, task_scale));
       then(unit);
       return;
@@ -81,7 +81,7 @@ void write_entries(const Units& units, const GradientList& gradients, double tas
   Sums all;
   for (const Unit& unit : units) {
     const int64_t chunks = (unit.end - unit.begin + chunk_size - 1) / chunk_size;
-    if (one_pass && units.in_one_pass(unit) && chunks > 0) continue;
+    if (one_pass && unit.one_pass && chunks > 0) continue;
     Sums sums;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sums.add(partial[unit.first_chunk + chunk]);
     all.add(sums);
@@ -127,10 +127,10 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
   });
   if (!skip) {
     bool left = false;
-    for (const Unit& unit : units) left = left || !units.in_one_pass(unit);
+    for (const Unit& unit : units) left = left || !unit.one_pass;
     if (left) {
       units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
-        if (!units.in_one_pass(unit)) apply(unit, begin, end, prograd_coefficients(entries, unit.entry, lambda));
+        if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(entries, unit.entry, lambda));
       });
     }
   }

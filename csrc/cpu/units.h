@@ -13,16 +13,19 @@
 namespace prograd::cpu {
 
 constexpr int64_t chunk_size = 16384;    // elements of one partial sum: 64 KiB of float32
-constexpr int64_t one_pass_size = 65536; // a unit of up to so many is summed and updated while it is in the cache
+constexpr int64_t one_pass_size = 65536; // a unit of up to so many is summed and updated while it is in the cache;
+constexpr int64_t several_units = 4;     // up to twice as many where there are this many times as many elements, so that
+                                         // the other threads have their share
 constexpr int64_t grain_size = 65536;    // elements for which a second thread pays
 
 struct Unit {
   int64_t tensor, begin, end;  // elements of one tensor
   int64_t entry;               // row of the Gram entries and coefficients
   int64_t first_chunk;         // of the partial sums
+  bool one_pass;               // sums and update run one after the other on one thread
 };
 
-// What one thread does in one go: a whole unit of up to one_pass_size elements, or a chunk of a larger one.
+// What one thread does in one go: a whole unit, or a chunk of a large one.
 struct Part {
   int64_t unit, begin, end;  // elements of the unit's tensor
   int64_t start;             // elements of all parts before this one
@@ -31,14 +34,17 @@ struct Part {
 class Units {
  public:
   Units(at::TensorList tensors, int64_t scope) : scope_(scope) {
+    int64_t all = 0;
+    for (const at::Tensor& tensor : tensors) all += tensor.numel();
     for (size_t i = 0; i < tensors.size(); ++i) {
       const int64_t size = tensors[i].numel();
       const int64_t rows = scope == by_row && tensors[i].dim() > 0 ? tensors[i].size(0) : 1;
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t n = size / rows, begin = row * n, end = begin + n, index = units_.size();
-        units_.push_back({int64_t(i), begin, end, scope == global ? 0 : index, n_chunks_});
+        const bool whole = n <= one_pass_size || (n <= 2 * one_pass_size && n * several_units <= all);
+        units_.push_back({int64_t(i), begin, end, scope == global ? 0 : index, n_chunks_, whole && scope != global});
         n_chunks_ += (n + chunk_size - 1) / chunk_size;
-        const int64_t step = n <= one_pass_size ? n : chunk_size;
+        const int64_t step = whole ? n : chunk_size;
         for (int64_t at = begin; at < end; at += step) {
           parts_.push_back({index, at, std::min(at + step, end), elements_ + at - begin});
         }
@@ -51,9 +57,6 @@ class Units {
   int64_t chunks() const { return n_chunks_; }
   auto begin() const { return units_.begin(); }
   auto end() const { return units_.end(); }
-
-  // Whether a unit's sums and update run one after the other on one thread.
-  bool in_one_pass(const Unit& unit) const { return scope_ != global && unit.end - unit.begin <= one_pass_size; }
 
   // body(unit, begin, end) for all parts, on several threads if there is enough to do. `backwards`: the last part
   // first, so that a second pass begins with what the first one has left in the cache.

@@ -123,6 +123,10 @@ class TwoGradients(Optimizer):
         self._seen = {p: (p.grad, p.grad._version) for p in params if p.grad is not None}
         self._stepped = False
 
+    def _see_again(self) -> None:
+        if not torch.compiler.is_compiling():
+            self._see(self._seen)
+
     def _forget_zeroed(self) -> None:
         """Forget what belongs to gradients that are gone: `model.zero_grad()` and `.grad = None` do not tell.
 
@@ -298,14 +302,16 @@ class TwoGradients(Optimizer):
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
             self._forget_zeroed()
             buckets = [] if self._projected else self._buckets()
-            if not buckets:
-                self._update(self._worst(found_inf))
-            elif differentiable or not self._fuses:
-                self._project_then_update(buckets, found_inf)
-            else:
+            if buckets and self._fuses and not differentiable:
+                # before the update, which leaves .grad as it is, but out of the caches when there are many
+                self._see_again()
                 self._fused(buckets, found_inf)
-        if not torch.compiler.is_compiling():
-            self._see(self._seen)
+            else:
+                if buckets:
+                    self._project_then_update(buckets, found_inf)
+                else:
+                    self._update(self._worst(found_inf))
+                self._see_again()
         self._stepped = True
         return losses
 
