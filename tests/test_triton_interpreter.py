@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-CASES = [Path(__file__).parent / "triton_interpreter" / name for name in ("losses.py", "steps.py", "optimizers.py")]
+NAMES = ("losses.py", "steps.py", "optimizers.py", "transformer.py")
+CASES = [Path(__file__).parent / "triton_interpreter" / name for name in NAMES]
 
 
 def test_cases_in_the_interpreter():

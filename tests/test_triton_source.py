@@ -19,7 +19,10 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from prograd_fast.backends.triton_kernels.adamw import project_adamw_  # noqa: E402
+from prograd_fast.backends.triton_kernels.attention import shared_prefix_attention_out  # noqa: E402
+from prograd_fast.backends.triton_kernels.attention_backward import shared_prefix_attention_backward_out  # noqa: E402
 from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out  # noqa: E402
+from prograd_fast.backends.triton_kernels.layer_norm import add_layer_norm_out, layer_norm_backward_  # noqa: E402
 from prograd_fast.backends.triton_kernels.sgd import project_sgd_  # noqa: E402
 
 FILES = sorted((Path(prograd_fast.__file__).parent / "backends" / "triton_kernels").glob("*.py"))
@@ -52,7 +55,9 @@ def faults(source):
 
 
 def test_there_are_sources():
-    assert {"dual_loss", "linear_dual_loss", "projection", "adamw", "sgd"} <= {file.stem for file in FILES}
+    losses_and_steps = {"dual_loss", "linear_dual_loss", "projection", "adamw", "sgd"}
+    text_tower = {"attention", "attention_backward", "layer_norm", "gelu"}
+    assert losses_and_steps | text_tower <= {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -125,3 +130,26 @@ def test_batches_and_temperatures_compile_nothing_anew(compiled):
         )  # fmt: skip
         n_kernels.append(len(compiled))
     assert n_kernels == [2, 2, 2, 2]
+
+
+def test_other_texts_compile_nothing_anew(compiled):
+    """Other class names, prefixes, groups and numbers of losses; one segment, and no prefix."""
+    d, n_kernels = 128, []
+    weight = torch.ones(d)
+    for n_segments, length, n_prefix, n_groups, n_cotangents in ((9, 5, 17, 1, 2), (1, 1, 0, 8, 1), (20, 3, 5, 2, 3)):
+        n_rows = n_segments * length
+        rows, gradients = (n_groups, n_rows), (n_cotangents, n_groups, n_rows)
+        inputs = (
+            torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), torch.zeros(n_groups, n_prefix, 2 * d),
+            torch.arange(0, n_rows + 1, length), 4, 1 / (1 + n_rows), False,
+        )  # fmt: skip
+        shared_prefix_attention_out(*inputs, out=torch.zeros(*rows, d))
+        shared_prefix_attention_backward_out(
+            torch.zeros(*gradients, d), *inputs, d_query=torch.zeros(*gradients, d),
+            d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=torch.zeros(n_cotangents, n_groups, n_prefix, 2 * d),
+        )  # fmt: skip
+        x, statistics = torch.zeros(n_rows, d), torch.zeros(n_rows, 2)
+        add_layer_norm_out(x, x, weight, weight, 1 / n_rows, total=x, normed=x, statistics=statistics)
+        layer_norm_backward_(*torch.zeros(2, n_cotangents, n_rows, d), x, statistics, weight)
+        n_kernels.append(len(compiled))
+    assert n_kernels == [5, 5, 5]

@@ -34,7 +34,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from prograd_fast.backends.triton_kernels.adamw import project_adamw_
+from prograd_fast.backends.triton_kernels.attention import shared_prefix_attention_out
+from prograd_fast.backends.triton_kernels.attention_backward import shared_prefix_attention_backward_out
 from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out
+from prograd_fast.backends.triton_kernels.gelu import gelu_backward_, gelu_out
+from prograd_fast.backends.triton_kernels.layer_norm import add_layer_norm_out, layer_norm_backward_
 from prograd_fast.backends.triton_kernels.linear_dual_loss import linear_dual_loss_out
 from prograd_fast.backends.triton_kernels.projection import gram_out, project_
 from prograd_fast.backends.triton_kernels.sgd import project_sgd_
@@ -127,6 +131,34 @@ def _steps(size: int, dtype: torch.dtype) -> None:
     _sgd(size, dtype, True)
 
 
+def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -> None:
+    offsets = torch.arange(0, 17, 4)
+    n_rows, n_queries, d = 16, 4 if last else 16, heads * width
+    # queries, keys and values are columns of one matrix product, and so are their gradients
+    query, key_value = torch.zeros(1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
+    d_query, d_key_value = torch.zeros(2, 1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
+    prefix = torch.zeros(1, 17, 3 * d, dtype=dtype)[..., d:]
+    d_prefix = torch.zeros(2, 1, 17, 3 * d, dtype=dtype)[..., d:]
+    inputs = query[:, :n_queries], key_value, prefix, offsets, heads, width**-0.5, last
+    shared_prefix_attention_out(*inputs, out=torch.zeros(1, n_queries, d, dtype=dtype))
+    shared_prefix_attention_backward_out(
+        torch.zeros(2, 1, n_queries, d, dtype=dtype), *inputs,
+        d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=d_prefix,
+    )  # fmt: skip
+
+
+def _rows(width: int, dtype: torch.dtype) -> None:
+    x, weight, statistics = torch.zeros(4, width, dtype=dtype), torch.ones(width), torch.zeros(4, 2)
+    add_layer_norm_out(x, x, weight, weight, 1e-5, total=x, normed=x, statistics=statistics)
+    layer_norm_backward_(*torch.zeros(2, 2, 4, width, dtype=dtype), x, statistics, weight)
+
+
+def _gelu(kind: int, dtype: torch.dtype) -> None:
+    x = torch.zeros(4, 2048, dtype=dtype)
+    gelu_out(x, kind, out=x)
+    gelu_backward_(torch.zeros(2, 4, 2048, dtype=dtype), x, kind)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -163,6 +195,15 @@ CASES = {
     "131072 elements, fp32, amsgrad, rule, GradScaler": Case(
         lambda: _adamw(LARGE, F32, F32, amsgrad=True, scaled=True), 4, 4, states=3
     ),
+    "8 heads of 64, fp32": Case(lambda: _attention(8, 64, F32), 4),
+    "8 heads of 64, bf16": Case(lambda: _attention(8, 64, BF16), 2),
+    "8 heads of 64, last rows, bf16": Case(lambda: _attention(8, 64, BF16, last=True), 2),
+    "4 heads of 32, fp32": Case(lambda: _attention(4, 32, F32), 4),
+    "512 wide, fp32": Case(lambda: _rows(512, F32), 4),
+    "512 wide, bf16": Case(lambda: _rows(512, BF16), 2),
+    "2048 wide, erf, fp32": Case(lambda: _gelu(0, F32), 4),
+    "2048 wide, erf, bf16": Case(lambda: _gelu(0, BF16), 2),
+    "2048 wide, sigmoid, bf16": Case(lambda: _gelu(2, BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
@@ -177,6 +218,13 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "adamw_chunks": lambda c: (4 * c.storage + 2 * c.states * c.moments,) * 2,
     "sgd_units": lambda c: (4 * c.storage + 2 * c.moments,) * 2,
     "sgd_chunks": lambda c: (4 * c.storage + 2 * c.moments,) * 2,
+    "attention": lambda c: (4 * c.storage,) * 2,
+    # two cotangents; statistics, and partial sums of 17 rows of prefix for each 64 rows, are written and read
+    "attention_backward": lambda c: (11 * c.storage + 9, 11 * c.storage),
+    "add_layer_norm": lambda c: (4 * c.storage,) * 2,
+    "layer_norm_backward": lambda c: (7 * c.storage,) * 2,
+    "gelu": lambda c: (2 * c.storage,) * 2,
+    "gelu_backward": lambda c: (5 * c.storage,) * 2,
 }
 
 

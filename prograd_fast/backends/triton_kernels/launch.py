@@ -1,4 +1,4 @@
-"""What every launch shares: the device it runs on, and tensors that are not contiguous."""
+"""What launches share: the device they run on, the precision of products, and tensors that are not contiguous."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +10,11 @@ from torch import Tensor
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies what was loaded as `dtype`: 16 bits are exact in TF32; float32 is three TF32 products."""
+    return {torch.float32: "tf32x3", torch.float64: "ieee"}.get(dtype, "tf32")
 
 
 def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.dual_loss import _anchor, reduce, row_scale
-from prograd_fast.backends.triton_kernels.launch import on_device
+from prograd_fast.backends.triton_kernels.launch import on_device, product_precision
 
 INNER_BLOCK, FEATURE_BLOCK = 32, 64
 CLASS_BLOCKS = {"tf32": 64}  # of 16-bit features; the three products of float32 spill their registers above 32
@@ -249,8 +249,7 @@ def linear_dual_loss_out(
     offset, task_weight, general_weight = (
         None if x is None else x.contiguous() for x in (teacher_offset, task_weight, general_weight)
     )
-    # bfloat16 and float16 are exact in TF32; float32 is three TF32 products
-    precision = {torch.float32: "tf32x3", torch.float64: "ieee"}.get(features.dtype, "tf32")
+    precision = product_precision(features.dtype)
     row_block = min(64, max(16, triton.next_power_of_2(n_rows)))
     class_block = CLASS_BLOCKS.get(precision, 32)
     span = class_block * triton.cdiv(triton.cdiv(n_columns, class_block), SPANS)
