@@ -1,7 +1,7 @@
 """The Triton kernels, executed by Triton's interpreter on the CPU.
 
 The interpreter is chosen by an environment variable that must be set before Triton is imported, so the cases of
-`triton_interpreter/` run in a process of their own. One program runs after another there, in order: a race
+`triton_interpreter/` run in processes of their own. One program runs after another there, in order: a race
 between programs would not show; none of these kernels has programs that wait for each other.
 """
 
@@ -16,9 +16,10 @@ NAMES = ("losses.py", "steps.py", "optimizers.py", "transformer.py")
 CASES = [Path(__file__).parent / "triton_interpreter" / name for name in NAMES]
 
 
-def test_cases_in_the_interpreter():
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_cases_in_the_interpreter(case):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(case)]
     # the interpreter computes masked-out lanes with numpy, which warns of -inf - -inf there
     command += ["-W", "ignore::RuntimeWarning"]
     child = subprocess.run(

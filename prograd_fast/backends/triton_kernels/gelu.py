@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.launch import on_device
 
-BLOCK = 1024  # 8 elements for each of 128 threads
+BLOCK = 2048  # 16 elements for each of 128 threads
 NONE, TANH = tl.constexpr(0), tl.constexpr(1)  # kinds of approximation; 2 is the sigmoid
 
 
