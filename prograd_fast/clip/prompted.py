@@ -15,8 +15,8 @@ from prograd_fast.clip.tokens import Tokenizer, readable_class_names
 
 
 def cosine_logits(image_features: Tensor, class_features: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Logits scale * x @ W.T + bias of unit rows x (B, D) and W (C, D); only some models have a bias (SigLIP)."""
-    logits = scale * image_features @ class_features.T
+    """Logits scale * x @ W.T + bias of unit rows x (..., B, D), W (..., C, D); few models have a bias (SigLIP)."""
+    logits = scale * image_features @ class_features.mT
     return logits if bias is None else logits + bias
 
 
@@ -136,7 +136,7 @@ class PromptedCLIP(nn.Module):
             max_memory=self.encoder.max_memory,
         )
 
-    def class_features(self, context: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
+    def class_features(self, context: Tensor | None = None, deep: Tensor | None = None, unit: bool = True) -> Tensor:
         """Unit-length text features of the prompts, differentiable in the context.
 
         Args:
@@ -144,6 +144,7 @@ class PromptedCLIP(nn.Module):
                 several at once, such as one for each image (CoCoOp) or each sample (variational prompts).
             deep: (J, M, d) deep prompts (PromptSRC, MaPLe): before block j = 1 ... J of the tower (the first is 0) the
                 rows of the context are replaced by deep[j - 1]. Only for shared contexts at "end".
+            unit: whether the features are normalised (default: True).
 
         Returns:
             (C, D), or (G, C, D) for G contexts.
@@ -154,7 +155,8 @@ class PromptedCLIP(nn.Module):
         self._check(context, deep)
         context = self.prompt.ctx if context is None else context
         single = context.ndim == self.prompt.ctx.ndim
-        features = F.normalize(self.encoder(context[None] if single else context, deep), dim=-1)
+        features = self.encoder(context[None] if single else context, deep)
+        features = F.normalize(features, dim=-1) if unit else features
         return features[0] if single else features
 
     def _check(self, context: Tensor | None, deep: Tensor | None) -> None:

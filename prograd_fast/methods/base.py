@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -231,6 +231,8 @@ def _is(value: object, kind: Any) -> bool:
     """Whether a setting has the type that its field is annotated with."""
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_args(kind):  # a union
         return any(_is(value, one) for one in get_args(kind))
     if isinstance(value, bool):

@@ -1,8 +1,10 @@
 """CoOp: learn the words before the class name from the labels alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from prograd_fast.methods.presets import COOP, few_shot
 from prograd_fast.methods.prompt_tuning import PromptTuning
 
 
@@ -18,3 +20,9 @@ class CoOp(PromptTuning):
 
     name: ClassVar[str] = "coop"
     title: ClassVar[str] = "CoOp"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **few_shot(),
+        # as CoCoOp's authors trained it to compare; vit_b16_ctxv1 and, on ImageNet, vit_b16_ep50_ctxv1
+        "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "epochs": 200},
+        "vit-b16-base-to-new-imagenet": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "epochs": 50},
+    }

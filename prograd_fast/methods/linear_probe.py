@@ -62,8 +62,11 @@ class LinearLearner(Learner):
 
     def scores(self, class_names: Sequence[str]) -> Scores:
         """Logits of the classes that it was fitted on."""
-        if tuple(class_names) != self.class_names:
-            raise ValueError(
-                "a linear classifier scores the classes that it was fitted on, in that order, and no others"
-            )
+        check_classes(class_names, self.class_names)
         return lambda image_features: self.module(image_features.to(self.module.weight)).detach()
+
+
+def check_classes(class_names: Sequence[str], learned: Sequence[str]) -> None:
+    """ValueError unless these are the classes that a classifier without text has learned."""
+    if tuple(class_names) != tuple(learned):
+        raise ValueError("a linear classifier scores the classes that it was fitted on, in that order, and no others")

@@ -1,8 +1,10 @@
 """ProGrad: learn from the labels, but never against the zero-shot teacher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from prograd_fast.methods.presets import COOP, few_shot
 from prograd_fast.methods.prompt_tuning import PromptTuning
 
 
@@ -10,10 +12,16 @@ from prograd_fast.methods.prompt_tuning import PromptTuning
 class ProGrad(PromptTuning):
     """Zhu et al., ICCV 2023, arXiv:2205.14865; code BeierZhu/Prompt-align.
 
-    λ is 1.0 in the authors' scripts, and 0.8 at 8 and 16 shots on Flowers102, DTD and EuroSAT.
+    λ is 1.0 in the authors' scripts, and 0.8 at 8 and 16 shots on Flowers102, DTD and EuroSAT. The words of `ctx_init`
+    are the data set's own there: `prograd_fast.methods.templates.DATASETS`.
     """
 
     lambda_: float | None = 1.0
 
     name: ClassVar[str] = "prograd"
     title: ClassVar[str] = "ProGrad"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **few_shot(ctx_init="a photo of a"),
+        "rn50-base-to-new": {**COOP, "ctx_init": "a photo of a", "epochs": 100},  # 4 shots
+        "rn50-base-to-new-imagenet": {**COOP, "ctx_init": "a photo of a", "epochs": 50},
+    }

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prograd_fast.clip import PromptedCLIP, ZeroShotTeacher, save_prompt
+from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.losses import DualLoss
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task
-from prograd_fast.methods.context import Context
+from prograd_fast.methods.context import Context, context_logits
 from prograd_fast.optim import ProGradSGD
 from prograd_fast.rules import Rule
 
 WORDS = "a picture of a"
+PROMPTS_AT_ONCE = 4096  # bounds the memory of scoring with prompts of each picture's own
 
 
 class Step(NamedTuple):
@@ -26,7 +28,8 @@ class Step(NamedTuple):
     Attributes:
         image_features: (B, D) unit rows.
         labels: (B,) int64.
-        class_features: (C + E, D) unit rows, those of the task's classes and of the E extra names; or (G, C + E, D).
+        class_features: (..., K, D) unit rows: for each picture and sample, if they differ, those of the C classes, then
+            those of the extra names, as `PromptTuningLearner.rows_of` tells.
         logits: (B, C).
     """
 
@@ -89,6 +92,10 @@ class PromptTuning(GradientMethod):
         """Class names without pictures that the terms need the features of."""
         return ()
 
+    def wrong_answers(self) -> Sequence[str]:
+        """Those of them that the pictures are told apart from as well."""
+        return ()
+
     def context(self, learner: "PromptTuningLearner") -> Context:
         """The module that holds `learner.net.prompt.ctx` and whatever else is trained."""
         return Context(learner.net.prompt.ctx)
@@ -101,6 +108,10 @@ class PromptTuning(GradientMethod):
         """The optimizer's rule, None for ProGrad's with `lambda_`; called at the start of each stage."""
         return None
 
+    def memory(self, learner: "PromptTuningLearner") -> dict[str, Tensor]:
+        """What must be kept from epoch to epoch, at the start."""
+        return {}
+
     def epoch_ended(self, learner: "PromptTuningLearner", epoch: int) -> None:
         """See `GradientLearner`."""
 
@@ -110,7 +121,9 @@ class PromptTuningLearner(GradientLearner):
 
     Attributes:
         settings: the method's settings.
-        net: the network over the task's classes and the extra names.
+        class_names: readable names of the task's classes and the wrong answers: the columns of the logits.
+        n_features: width D of the features.
+        net: the network over these and the extra names.
         context: what is tuned; `context.ctx` is `net.prompt.ctx`.
     """
 
@@ -119,14 +132,15 @@ class PromptTuningLearner(GradientLearner):
     def __init__(self, settings: PromptTuning, task: Task):
         self.settings = settings
         self.task = task
-        self.n_classes = len(task.class_names)
+        self.n_features = task.image_features.shape[1]
+        self.class_names = all_names(task.class_names, settings.wrong_answers())
+        self._rows = {name: i for i, name in enumerate(all_names(self.class_names, settings.extra_names()))}
         self.generator = torch.Generator(task.device).manual_seed(task.seed)
-        self.memory = {}
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
-            names = [*task.class_names, *settings.extra_names()]
-            self.net = PromptedCLIP(task.model, task.tokenizer, names, settings.n_ctx, settings.ctx_init)
+            self.net = PromptedCLIP(task.model, task.tokenizer, tuple(self._rows), settings.n_ctx, settings.ctx_init)
             self.module = self.context = settings.context(self)
+        self.memory = settings.memory(self)
         self.criterion = DualLoss(settings.temperature)
         self.terms = dict(settings.terms(self)) if len(task.labels) else {}
         self.optimizer = self.new_optimizer()
@@ -134,9 +148,18 @@ class PromptTuningLearner(GradientLearner):
     @cached_property
     def teacher(self) -> ZeroShotTeacher:
         """Zero-shot CLIP over the task's classes."""
-        return ZeroShotTeacher(
-            self.task.model, self.task.tokenizer, self.task.class_names, self.settings.teacher_templates
-        )
+        return ZeroShotTeacher(self.task.model, self.task.tokenizer, self.class_names, self.settings.teacher_templates)
+
+    def rows_of(self, names: Sequence[str]) -> Tensor:
+        """(len(names),) int64: which class features of a step are those of these classes and extra names."""
+        return torch.tensor([self._rows[name] for name in names], device=self.task.device)
+
+    @torch.no_grad()
+    def set_parameters(self, values: Tensor) -> None:
+        """Copy a vector, as of `torch.nn.utils.parameters_to_vector`, into what is tuned."""
+        parameters = list(self.module.parameters())
+        for p, value in zip(parameters, values.split([p.numel() for p in parameters]), strict=True):
+            p.copy_(value.view_as(p))
 
     def new_optimizer(self) -> ProGradSGD:
         """SGD over everything that is tuned, the context first."""
@@ -153,8 +176,9 @@ class PromptTuningLearner(GradientLearner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Cross-entropy and the method's terms; and the KL divergence to the teacher, unless λ is None."""
         x = image_features.to(self.context.ctx.dtype)
-        features = self.net.class_features(self.context(x))
-        logits = self.logits(x, features[..., : self.n_classes, :])
+        noise = self.context.noise(len(x), self.generator)
+        features = self.context.class_features(self.net, x, noise)
+        logits = context_logits(self.net, x, features[..., : len(self.class_names), :])
         step = Step(x, labels, features, logits)
         general = None
         if self.settings.lambda_ is None:
@@ -165,10 +189,7 @@ class PromptTuningLearner(GradientLearner):
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy
         return Losses(total, general, {name: term.detach() for name, term in terms.items()})
 
-    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """(B, C) logits from (B, D) image features and the class features of their contexts."""
-        return self.net.logits(image_features, class_features)
-
+    @torch.no_grad()
     def epoch_ended(self, epoch: int) -> None:
         """See `GradientLearner`."""
         self.settings.epoch_ended(self, epoch)
@@ -185,7 +206,26 @@ class PromptTuningLearner(GradientLearner):
 
     @torch.no_grad()
     def scores(self, class_names: Sequence[str]) -> Scores:
-        """The context before these class names, which are encoded once, here."""
-        net = self.net.with_classes(class_names)
-        features = net.class_features()
-        return lambda image_features: net.logits(image_features, features)
+        """The context before these class names, which are encoded once, here, unless they depend on the picture.
+
+        What is random is drawn once, from the task's seed, for all pictures.
+        """
+        net, context = self.net.with_classes(class_names), self.context
+        noise = context.noise(1, torch.Generator(self.task.device).manual_seed(self.task.seed))
+        if not context.per_picture:
+            features = context.class_features(net, self.task.image_features, noise)
+            return lambda image_features: context_logits(net, image_features.to(features.dtype), features)
+        n = max(1, PROMPTS_AT_ONCE // (len(net.class_names) * (1 if noise is None else len(noise))))
+
+        @torch.no_grad()
+        def scores(image_features: Tensor) -> Tensor:
+            parts = image_features.to(context.ctx.dtype).split(n)
+            return torch.cat([context_logits(net, x, context.class_features(net, x, noise)) for x in parts])
+
+        return scores
+
+
+def all_names(class_names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """The class names, readable, and then those of the others that are not among them."""
+    names = readable_class_names(class_names)
+    return tuple(dict.fromkeys([*names, *(readable_class_names(others) if others else ())]))

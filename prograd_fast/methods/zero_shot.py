@@ -1,12 +1,13 @@
 """Zero-shot CLIP: hand-written prompts, nothing learned. The teacher of ProGrad, and the line to beat."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from prograd_fast.clip import ZeroShotTeacher
+from prograd_fast.methods import templates as prompts
 from prograd_fast.methods.base import Learner, Method, Scores, Task
 
 
@@ -24,6 +25,10 @@ class ZeroShot(Method):
 
     name: ClassVar[str] = "zero-shot"
     title: ClassVar[str] = "zero-shot"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-80": {"templates": prompts.IMAGENET},
+        "imagenet-7": {"templates": prompts.SELECTED},
+    }
 
     def start(self, task: Task) -> "ZeroShotLearner":
         """Take the task's model; its pictures are not looked at."""

@@ -1,0 +1,31 @@
+"""CoCoOp: the context depends on the picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from prograd_fast.methods.context import Context, PerPicture
+from prograd_fast.methods.presets import COOP
+from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
+
+
+@dataclass(frozen=True)
+class CoCoOp(PromptTuning):
+    """Zhou et al., CVPR 2022, arXiv:2203.05557; code KaiyangZhou/CoOp.
+
+    Each picture has class features of its own: B·C prompts in a step, where the authors take one picture at a time.
+    """
+
+    epochs: int = 10
+    batch_size: int | None = 8
+
+    name: ClassVar[str] = "cocoop"
+    title: ClassVar[str] = "CoCoOp"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # configs/trainers/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml; 16 shots; base-to-new and, from ImageNet, transfer
+        "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 1, "epochs": 10},
+    }
+
+    def context(self, learner: PromptTuningLearner) -> Context:
+        """The context and the network that moves it."""
+        return PerPicture(learner.net.prompt.ctx, learner.n_features)

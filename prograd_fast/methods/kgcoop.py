@@ -1,0 +1,39 @@
+"""KgCoOp: the class features stay near those of the hand-written prompts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from prograd_fast.methods.presets import COOP
+from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
+
+
+@dataclass(frozen=True)
+class KgCoOp(PromptTuning):
+    """Yao et al., CVPR 2023; code htyao89/KgCoOp. Adds w·(1 - mean over the classes of cos(feature, teacher's)).
+
+    Attributes:
+        weight: w.
+    """
+
+    weight: float = 8.0
+
+    name: ClassVar[str] = "kgcoop"
+    title: ClassVar[str] = "KgCoOp"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # scripts/base2new_train.sh, 16 shots
+        "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 128, "epochs": 100},
+    }
+
+    def terms(self, learner: PromptTuningLearner) -> Mapping[str, Term]:
+        """The distance to the teacher's features."""
+        fixed = learner.teacher.class_features
+
+        def distance(step: Step) -> Tensor:
+            features = step.class_features[..., : len(fixed), :]
+            return self.weight * (1 - F.cosine_similarity(features, fixed, dim=-1, eps=1e-7).mean())
+
+        return {**super().terms(learner), "knowledge": distance}
