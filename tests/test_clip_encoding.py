@@ -21,11 +21,11 @@ def models():
     return {"CLIP": tiny_clip(), "CustomTextCLIP": tiny_clip(CustomTextCLIP)}
 
 
-def reference_features(model, ctx, position):
+def reference_features(model, ctx, position, names=READABLE):
     """CoOp's way: tokenise "X ... X name.", embed, put the context in class by class, encode all 77 positions."""
     prefix = " ".join(["X"] * ctx.shape[-2])
-    token_ids = TOKENIZER([f"{prefix} {name}." for name in READABLE])
-    name_lengths = [len(TOKENIZER.encode(name)) for name in READABLE]
+    token_ids = TOKENIZER([f"{prefix} {name}." for name in names])
+    name_lengths = [len(TOKENIZER.encode(name)) for name in names]
     embeddings = getattr(model, "text", model).token_embedding(token_ids).detach()
     return encode_prompts(model, assemble_prompts(embeddings, ctx, name_lengths, position), token_ids)
 
@@ -105,10 +105,13 @@ def test_several_contexts_are_each_context_alone(tower, position, class_specific
 
 
 @pytest.mark.parametrize("layers", [1, 2])  # of 3: the last block without and with a deep prompt
-def test_deep_prompts_replace_the_rows_of_the_context(layers):
+@pytest.mark.parametrize(
+    "names", [READABLE, ["cat"], ["red cat", "red dog"]]
+)  # shared rows end with the context, or do not
+def test_deep_prompts_replace_the_rows_of_the_context(layers, names):
     """Against hooks on the blocks of the whole 77-token tower, as PromptSRC's blocks do it."""
     model = tiny_clip(layers=3)
-    net = pf.clip.PromptedCLIP(model, TOKENIZER, CLASS_NAMES, 4)
+    net = pf.clip.PromptedCLIP(model, TOKENIZER, names, 4)
     generator = torch.Generator().manual_seed(2)
     deep = torch.randn(layers, 4, 32, dtype=torch.float64, generator=generator).requires_grad_()
 
@@ -119,7 +122,7 @@ def test_deep_prompts_replace_the_rows_of_the_context(layers):
         return (torch.cat([args[0][:, :1], deep[i - 1].expand(len(args[0]), -1, -1), args[0][:, 5:]], 1), *args[1:])
 
     hooks = [block.register_forward_pre_hook(replace) for block in model.transformer.resblocks]
-    expected = F.normalize(reference_features(model, net.prompt.ctx, "end"), dim=-1)
+    expected = F.normalize(reference_features(model, net.prompt.ctx, "end", names), dim=-1)
     for hook in hooks:
         hook.remove()
     actual = net.class_features(deep=deep)

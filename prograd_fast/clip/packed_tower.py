@@ -72,7 +72,7 @@ def encode(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: Plan) ->
     Args:
         prefix: (G, P, d) token embeddings without positions.
         suffixes: (T, d), or (G, T, d) where they hold a part of the context.
-        deep: (J, P - 1, d), or None: replaces rows 1 ... P - 1 of the prefix before block j = 1 ... J.
+        deep: (J, M, d), or None: replaces rows 1 ... M of the prefix before block j = 1 ... J.
         plan: weights, positions and chunks.
 
     Returns:
@@ -129,7 +129,8 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(cotangents: Tensor, plan: Plan, of_suffixes: bool, *saved: Tensor) -> tuple[Tensor, ...]:
         prefix, suffixes, deep, *kept = saved
-        n_prefix, n_deep = prefix.shape[1], 0 if deep is None else len(deep)
+        n_prefix = prefix.shape[1]
+        n_deep = (0, 0) if deep is None else (deep.shape[0], deep.shape[1])
         with torch.autocast(prefix.device.type, enabled=False):
             if not plan.chunks:
                 d_rows, d_deep = _together(plan, prefix).backward(cotangents, kept, [], n_deep, of_suffixes)
@@ -141,7 +142,7 @@ class _Backward(torch.autograd.Function):
             for chunk, one, rows, positions in _chunks(plan, prefix, suffixes, kept):
                 again: list[Tensor] = []
                 one.forward(rows, positions, kept=again)
-                parts.append(one.backward(cotangents[:, :, chunk.classes], again, d_given, 0, of_suffixes)[0])
+                parts.append(one.backward(cotangents[:, :, chunk.classes], again, d_given, (0, 0), of_suffixes)[0])
             alone = _prefix_alone(plan, prefix)
             d_prefix, d_deep = alone.backward(cotangents[:, :, :0], list(kept), d_given, n_deep, of_suffixes)
             return d_prefix, torch.cat(parts, 2), d_deep
@@ -252,7 +253,7 @@ class _Pass:
         return features.unflatten(0, (groups, -1))
 
     def backward(
-        self, cotangents: Tensor, kept: list[Tensor], d_given: list[Tensor], n_deep: int, of_suffixes: bool
+        self, cotangents: Tensor, kept: list[Tensor], d_given: list[Tensor], n_deep: tuple[int, int], of_suffixes: bool
     ) -> tuple[Tensor, Tensor]:
         """The gradients of rows and deep prompts.
 
@@ -261,15 +262,15 @@ class _Pass:
             kept: by `forward`; is used up.
             d_given: (K, G, P, 2·d) of the prefix's keys and values in each block: a pass without own prefix adds to
                 them, the pass over the prefix alone takes them, for a pass over both the list is empty.
-            n_deep: number J of deep prompts.
+            n_deep: number J of deep prompts, and their rows M.
             of_suffixes: whether the rows of the suffixes need a gradient.
 
         Returns:
-            (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, P - 1, d).
+            (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, M, d).
         """
         w, n_prefix, d = self.weights, self.n_prefix, self.weights.width
         n, groups = cotangents.shape[:2]
-        d_deep = cotangents.new_zeros(n, n_deep, max(n_prefix - 1, 0), d)
+        d_deep = cotangents.new_zeros(n, *n_deep, d)
         d_total = cotangents.new_zeros(n, groups * len(self.ends), d)
         if len(self.ends):
             statistics, total = kept.pop(), kept.pop()
@@ -308,8 +309,8 @@ class _Pass:
             )
             d_total = d_total.flatten(1, 2).contiguous()
             _norm_backward(d_total, d_normed.flatten(1, 2).contiguous(), total, statistics, block.norm_1)
-            if 1 <= i <= n_deep:
-                d_context = d_total.unflatten(1, (groups, -1))[:, :, 1:n_prefix]
+            if 1 <= i <= n_deep[0]:
+                d_context = d_total.unflatten(1, (groups, -1))[:, :, 1 : 1 + n_deep[1]]
                 d_deep[:, i - 1] = d_context.sum(1)
                 d_context.zero_()
         return d_total.unflatten(1, (groups, -1)), d_deep
@@ -324,7 +325,7 @@ class _Pass:
     ) -> None:
         replaced = _add_norm(deep, torch.zeros_like(deep), norm)
         for x, y in zip((total, normed, statistics), replaced, strict=True):
-            x.unflatten(0, (groups, -1))[:, 1 : self.n_prefix] = y
+            x.unflatten(0, (groups, -1))[:, 1 : 1 + len(deep)] = y
 
     def _attend(self, query: Tensor, key_value: Tensor, i: int, last: bool) -> Tensor:
         """Every query's mixture of values, as `query`. In the last block there are no queries of the prefix."""
