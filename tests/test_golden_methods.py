@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from prograd_fast.methods import LASP, NFL, CoCoOp, KgCoOp, PromptSRC, SubPT, SubPTNFL, Variational
+from prograd_fast.methods import LASP, NFL, XERM, CoCoOp, KgCoOp, PromptSRC, SubPT, SubPTNFL, Task, Variational
 from prograd_fast.methods.nfl import novel_distance
-from prograd_fast.methods.xerm import CausalNormClassifier, prior_compensated, xerm_loss
+from prograd_fast.methods.xerm import CausalNormClassifier
 from prograd_fast.training.loop import update
-from tests.golden_models import Golden, step_by_hand
+from tests.golden_methods import Golden, step_by_hand
+from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
 ALL = torch.float64
@@ -301,36 +302,36 @@ def test_promptsrc():
 
 
 def test_xerm_pc():
+    """The file has no features: pictures are told apart by their row, and the classifiers hold the logits."""
     golden = Golden("xerm_pc")
-    factual = golden.tensor("factual_logits")
-    counterfactual = prior_compensated(factual, golden.tensor("prior_train"), golden.tensor("prior_test"))
-    golden.close(counterfactual, "counterfactual_logits")
-    student, recipe = golden.tensor("student_logits").requires_grad_(), golden.recipe
-    loss = xerm_loss(student, factual, counterfactual, golden.tensor("labels"), recipe["gamma"], recipe["eps"])
+    counts, y = golden.tensor("class_counts"), golden.tensor("labels")
+    n, n_classes = golden.arrays["factual_logits"].shape
+    every = torch.arange(n_classes).repeat_interleave(counts)  # as frequent as in the training set
+    names = [str(i) for i in range(n_classes)]
+    task = Task(torch.nn.Module(), TOKENIZER, names, torch.zeros(len(every), n, dtype=ALL), every)
+    learner = XERM(gamma=golden.recipe["gamma"]).start(task)
+    with torch.no_grad():
+        for classifier, logits in ((learner.teacher, "factual_logits"), (learner.student, "student_logits")):
+            classifier.weight.copy_(golden.tensor(logits).T)
+            classifier.bias.zero_()
+    assert learner.criterion.eps == golden.recipe["eps"]
+    assert golden.tensor("prior_test").std() < 1e-12
+    golden.close(golden.tensor("factual_logits") + learner.criterion.offset, "counterfactual_logits")
+    learner.epoch_ended(learner.settings.epochs)  # the student's turn
+    loss = learner.losses(torch.eye(n, dtype=ALL), y).task
     golden.close(loss, "loss")
-    golden.close(torch.autograd.grad(loss, student)[0], "grad_student_logits")
+    golden.close(torch.autograd.grad(loss, learner.student.weight)[0].T, "grad_student_logits")
 
 
 def test_xerm_tde():
+    """Its loss: test_golden_losses.py. Teacher and student have features of their own there."""
     golden = Golden("xerm_tde")
-    recipe = golden.recipe
-    assert recipe["num_head"] == 1
-    settings = {"tau": recipe["tau"], "alpha": recipe["alpha"], "norm_gamma": recipe["norm_gamma"]}
     n_classes, n_features = golden.arrays["teacher_weight"].shape
-    teacher, student = (CausalNormClassifier(n_features, n_classes, **settings).double() for _ in range(2))
+    teacher, student = (CausalNormClassifier(n_features, n_classes).double() for _ in range(2))
     with torch.no_grad():
         teacher.weight.copy_(golden.tensor("teacher_weight"))
         student.weight.copy_(golden.tensor("student_weight"))
         teacher.mean.copy_(golden.tensor("mean_feature"))
-        factual = teacher(golden.tensor("teacher_features"))
-        counterfactual = teacher.counterfactual(golden.tensor("teacher_features"))
-    golden.close(factual, "te_logits")
-    golden.close(counterfactual, "tde_logits")
-    features = golden.tensor("student_features").requires_grad_()
-    logits = student(features)
-    golden.close(logits, "student_logits")
-    loss = xerm_loss(logits, factual, counterfactual, golden.tensor("labels"), recipe["gamma"], recipe["eps"])
-    golden.close(loss, "loss")
-    gradients = torch.autograd.grad(loss, [logits, features, student.weight])
-    for gradient, name in zip(gradients, ("logits", "features", "weight"), strict=True):
-        golden.close(gradient, f"grad_student_{name}")
+    golden.close(teacher(golden.tensor("teacher_features")), "te_logits")
+    golden.close(teacher.counterfactual(golden.tensor("teacher_features")), "tde_logits")
+    golden.close(student(golden.tensor("student_features")), "student_logits")

@@ -1,6 +1,5 @@
 """The parts that a learned context is put together from, and how they become class features and logits."""
 
-import math
 from typing import ClassVar
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prograd_fast.clip import PromptedCLIP
+from prograd_fast.functional import sampled_log_probs
 
 
 class Context(nn.Module):
@@ -182,9 +182,4 @@ def context_logits(net: PromptedCLIP, image_features: Tensor, class_features: Te
     if class_features.ndim == 2:
         return net.logits(image_features, class_features)
     logits = net.logits(image_features[:, None], class_features)[..., 0, :]  # each picture with its own classes
-    return logits if class_features.ndim == 3 else mean_of_samples(logits)
-
-
-def mean_of_samples(logits: Tensor) -> Tensor:
-    """log((1/S) Σ_s softmax(logits_s)): (S, B, C) to (B, C)."""
-    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+    return logits if class_features.ndim == 3 else sampled_log_probs(logits)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.clip import ZeroShotTeacher
+from prograd_fast.functional import text_to_text_loss
 from prograd_fast.methods import templates
 from prograd_fast.methods.context import Context, Corrected
 from prograd_fast.methods.presets import COOP
@@ -22,8 +23,8 @@ RELEASED: Mapping[str, Any] = {
 class LASP(PromptTuning):
     """Bulat and Tzimiropoulos, CVPR 2023, arXiv:2210.01115; code 1adrianb/lasp, with one group of prompts.
 
-    Adds α times the cross-entropy of L·K sentences, template l with name j, where the K class features of the learned
-    prompt are the weights of a classifier and j is the label. With probability 0.5 all sentences of a step have noise.
+    Adds α times `prograd_fast.losses.TextToText`: the cross-entropy of L·K sentences, template l with name j, where the
+    K class features are the weights of a classifier and j is the label. With probability 0.5 all have noise in a step.
     K counts the virtual classes, names without pictures; for base-to-new the authors always give the new classes' names
     there. They may take part in the cross-entropy of the pictures as well (`virtual_in_logits`).
 
@@ -76,11 +77,11 @@ class LASP(PromptTuning):
         rows = learner.rows_of(names)
         teachers = (ZeroShotTeacher(task.model, task.tokenizer, names, sentence) for sentence in self.sentences)
         sentences = torch.stack([teacher.class_features for teacher in teachers])
-        scale = learner.net.model.logit_scale.exp()
+        scale = float(learner.net.model.logit_scale.exp())
 
         def text_to_text(step: Step) -> Tensor:
             noisy = sentences + self.draw(learner.generator, sentences)
-            return self.alpha * text_to_text_loss(step.class_features[..., rows, :], noisy, scale)
+            return self.alpha * text_to_text_loss(step.class_features[rows], noisy, scale)
 
         return {**super().terms(learner), "text_to_text": text_to_text}
 
@@ -88,16 +89,3 @@ class LASP(PromptTuning):
         """The noise of one step, zero with probability 0.5."""
         options: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
         return self.noise * torch.randn(like.shape, **options) * (torch.rand((), **options) < 0.5)
-
-
-def text_to_text_loss(class_features: Tensor, sentences: Tensor, scale: Tensor) -> Tensor:
-    """-(1/(L·K)) Σ_l Σ_j log softmax_i(scale·⟨u_i, h_lj⟩)[j]: each sentence is a sample, the classes its answers.
-
-    Args:
-        class_features: (K, D) u.
-        sentences: (L, K, D) h.
-        scale: 0-d.
-    """
-    logits = scale * sentences @ class_features.mT
-    own = logits.diagonal(dim1=-2, dim2=-1)
-    return (logits.logsumexp(-1) - own).mean()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prograd_fast import losses
+from prograd_fast.losses.xerm import causal_norm_logits, prior_offset
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task
 from prograd_fast.methods.linear_probe import check_classes
 from prograd_fast.optim import ProGradSGD
@@ -20,7 +22,7 @@ class XERM(GradientMethod):
     """Zhu et al., AAAI 2022, arXiv:2112.14380; code BeierZhu/xERM. Here with linear classifiers on the image features.
 
     The first stage trains the teacher on the labels; its logits f are biased towards frequent classes. The second stage
-    trains the student on `xerm_loss` with f and balanced logits c. For other classifiers, take the functions below.
+    trains the student on `prograd_fast.losses.XERM`, which takes any classifier's logits, with f and balanced logits c.
 
     Attributes:
         variant: "pc": c = f - log π_train + log π_test with a uniform π_test, linear classifiers.
@@ -57,80 +59,32 @@ class XERM(GradientMethod):
         return XERMLearner(self, task)
 
 
-def prior_compensated(factual: Tensor, prior_train: Tensor, prior_test: Tensor) -> Tensor:
-    """C = f - log π_train + log π_test: what the teacher would say if classes were as frequent as at the test.
-
-    Args:
-        factual: f, (..., C).
-        prior_train: π_train, (C,), above 0.
-        prior_test: π_test, (C,), above 0.
-    """
-    return factual - prior_train.log() + prior_test.log()
-
-
 class CausalNormClassifier(nn.Module):
-    """A cosine-like classifier, and what it says when the mean feature's direction is taken out.
-
-        w̃ = w / (‖w‖ + γ'),  x̃ = x / ‖x‖,  y_TE = τ x̃·w̃,  y_TDE = τ (x̃ - α cos(x, m) m̂)·w̃
-
-    Source: `BeierZhu/xERM:xERM.TDE.public/models/CausalNormClassifier.py`, with one head.
+    """The classifier of the TDE variant, one head, with the settings of Places-LT; `losses.causal_norm_logits`.
 
     Args:
         n_features: D.
         n_classes: C.
-        tau: τ (default: 16, as are the others, theirs for Places-LT).
-        alpha: α.
-        norm_gamma: γ'.
 
     Attributes:
         weight: (C, D).
-        mean: m, (D,), mean feature of the training pictures; only its direction counts.
+        mean: (D,), mean feature of the training pictures; only its direction counts.
     """
 
     mean: Tensor
 
-    def __init__(
-        self, n_features: int, n_classes: int, tau: float = 16.0, alpha: float = 2.0, norm_gamma: float = 1 / 32
-    ) -> None:
+    def __init__(self, n_features: int, n_classes: int) -> None:
         super().__init__()
-        self.tau, self.alpha, self.norm_gamma = tau, alpha, norm_gamma
         self.weight = nn.Parameter(torch.empty(n_classes, n_features).uniform_(-1, 1) / n_features**0.5)
         self.register_buffer("mean", torch.zeros(n_features))
 
     def forward(self, features: Tensor) -> Tensor:
-        """y_TE, (B, C) from (B, D)."""
-        return self.tau * F.normalize(features, dim=-1) @ self._directions().T
+        """Total effect, (B, C) from (B, D)."""
+        return causal_norm_logits(features, self.weight)
 
     def counterfactual(self, features: Tensor) -> Tensor:
-        """y_TDE, (B, C) from (B, D)."""
-        x, mean = F.normalize(features, dim=-1), F.normalize(self.mean, dim=-1)
-        return self.tau * (x - self.alpha * (x @ mean)[:, None] * mean) @ self._directions().T
-
-    def _directions(self) -> Tensor:
-        return self.weight / (self.weight.norm(dim=1, keepdim=True) + self.norm_gamma)
-
-
-def xerm_loss(
-    student: Tensor, factual: Tensor, counterfactual: Tensor, labels: Tensor, gamma: float, eps: float = 1e-5
-) -> Tensor:
-    """mean_i w_c·CE(softmax(c) → z) + w_f·CE(z, y) with w_c = ℓ_c/(ℓ_c + ℓ_f + ε), w_f = 1 - w_c, ℓ = CE(·, y)^γ.
-
-    Args:
-        student: z, (B, C).
-        factual: f, (B, C), of the frozen teacher.
-        counterfactual: c, (B, C), balanced.
-        labels: y, (B,) int64.
-        gamma: γ.
-        eps: ε: 1e-5 in the authors' PC code, 0 in their TDE code, which gives NaN where both losses are 0.
-    """
-    with torch.no_grad():
-        biased = F.cross_entropy(factual, labels, reduction="none").pow(gamma)
-        balanced = F.cross_entropy(counterfactual, labels, reduction="none").pow(gamma)
-        weight = (balanced / (balanced + biased + eps)).where(balanced != 0, 0.0)
-        soft = counterfactual.softmax(-1)
-    hard_loss = F.cross_entropy(student, labels, reduction="none")
-    soft_loss = F.cross_entropy(student, soft, reduction="none")
-    return (weight * soft_loss + (1 - weight) * hard_loss).mean()
+        """Total direct effect, (B, C) from (B, D)."""
+        return causal_norm_logits(features, self.weight, self.mean)
 
 
 class XERMLearner(GradientLearner):
@@ -150,17 +104,25 @@ class XERMLearner(GradientLearner):
             torch.manual_seed(task.seed)
             kind = nn.Linear if settings.variant == "pc" else CausalNormClassifier
             self.teacher, self.student = (kind(n_features, n_classes).to(task.image_features) for _ in range(2))
-        counts = torch.bincount(task.labels, minlength=n_classes).to(task.image_features)
+        self.criterion = losses.XERM(gamma=settings.gamma, eps=0.0)
         if len(task.labels):
-            missing = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
-            if missing:
-                raise ValueError(f"xERM needs a picture of every class to learn from; {missing[0]!r} has none")
-            for classifier in (self.teacher, self.student):
-                if isinstance(classifier, CausalNormClassifier):
-                    classifier.mean.copy_(task.image_features.mean(0))
-        self.prior = counts / counts.sum()
+            self._look_at(task)
         self.module = nn.ModuleDict({"teacher": self.teacher, "student": self.student})
         self.optimizer = self._new_optimizer()
+
+    def _look_at(self, task: Task) -> None:
+        """Take from the pictures what is not trained: how frequent the classes are, or the mean feature."""
+        counts = torch.bincount(task.labels, minlength=len(self.class_names)).to(task.image_features)
+        missing = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
+        if missing:
+            raise ValueError(f"xERM needs a picture of every class to learn from; {missing[0]!r} has none")
+        if self.settings.variant == "pc":
+            prior = counts / counts.sum()
+            offset = prior_offset(prior, torch.full_like(prior, 1 / len(prior)))
+            self.criterion = losses.XERM(offset, gamma=self.settings.gamma)
+        for classifier in (self.teacher, self.student):
+            if isinstance(classifier, CausalNormClassifier):
+                classifier.mean.copy_(task.image_features.mean(0))
 
     def _new_optimizer(self) -> ProGradSGD:
         settings = self.settings
@@ -184,20 +146,17 @@ class XERMLearner(GradientLearner):
         self.optimizer = self._new_optimizer()
 
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
-        """The teacher's cross-entropy, or the student's `xerm_loss`."""
+        """The teacher's cross-entropy, or the student's `XERM`, of both views."""
         if self.learning == "teacher":
             return Losses(F.cross_entropy(self.teacher(image_features), labels))
         with torch.no_grad():
             factual = self.teacher(image_features)
-            if isinstance(self.teacher, CausalNormClassifier):
-                counterfactual = self.teacher.counterfactual(image_features)
-            else:
-                uniform = torch.full_like(self.prior, 1 / len(self.prior))
-                counterfactual = prior_compensated(factual, self.prior, uniform)
-        student = self.student(image_features)
-        return Losses(xerm_loss(student, factual, counterfactual, labels, self.settings.gamma))
+            balanced = getattr(self.teacher, "counterfactual", None)
+            counterfactual = None if balanced is None else balanced(image_features)
+        hard, soft = self.criterion(self.student(image_features), factual, labels, counterfactual)
+        return Losses(hard + soft, None, {"factual": hard.detach(), "counterfactual": soft.detach()})
 
     def scores(self, class_names: Sequence[str]) -> Scores:
         """The student's logits."""
         check_classes(class_names, self.class_names)
-        return lambda image_features: self.student(image_features.to(self.prior)).detach()
+        return lambda image_features: self.student(image_features.to(self.student.weight)).detach()

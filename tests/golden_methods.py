@@ -1,51 +1,19 @@
-"""The models and inputs that the recipes of golden files describe; see golden/README.md."""
+"""The tasks that the recipes of golden files describe, and a method at work on them; see golden/README.md."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 from torch.nn import functional as F
 
 from prograd_fast.methods import GradientLearner, Method, Task
+from tests.golden_clip import golden_clip
 from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def golden_model(recipe: dict) -> CLIP:
-    """The tiny CLIP of a recipe, float64."""
-    arch = recipe["arch"]
-    model = CLIP(
-        arch["embed_dim"],
-        CLIPVisionCfg(
-            layers=arch["vision_layers"],
-            width=arch["vision_width"],
-            head_width=64,
-            patch_size=arch["vision_patch_size"],
-            image_size=arch["image_resolution"],
-        ),
-        CLIPTextCfg(
-            context_length=arch["context_length"],
-            vocab_size=arch["vocab_size"],
-            width=arch["transformer_width"],
-            heads=arch["transformer_heads"],
-            layers=arch["transformer_layers"],
-        ),
-        quick_gelu=True,
-    )
-    rng = np.random.default_rng(recipe["seed"])
-    weights = {}
-    for name in sorted(recipe["weights"]):
-        shape, mean, std = recipe["weights"][name]
-        value = np.array(mean) if name == "logit_scale" else mean + std * rng.standard_normal(shape)
-        weights[name] = torch.from_numpy(value)
-    model = model.double()
-    model.load_state_dict(weights)
-    return model
 
 
 class Golden:
@@ -62,7 +30,7 @@ class Golden:
         self.recipe = json.loads(str(self.arrays["recipe"]))
         if "arch" not in self.recipe:
             return
-        self.model = golden_model(self.recipe)
+        self.model = golden_clip(self.recipe)
         self.rng = np.random.default_rng(int(self.arrays["images_seed"]))
         size, steps = self.recipe["arch"]["image_resolution"], self.recipe["steps"]
         self.images = torch.from_numpy(self.rng.standard_normal((steps, self.recipe["batch"], 3, size, size)))
