@@ -11,7 +11,7 @@ chunks of classes, and once more for the backward. The prefix's keys and values 
 but the order of sums.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from prograd_fast.clip.linear import Linear
-from prograd_fast.clip.tower_weights import Norm, Weights
+from prograd_fast.clip.tower_weights import Block, Norm, Weights
 
 KEPT = 9  # numbers that are kept for the backward, per row and block, in units of d
-_KEPT_TENSORS = (
-    6  # of a block: residual stream and statistics before both norms; queries, keys, values; the hidden layer
-)
+# The MLP takes so many rows at a time that its hidden layer, 4·d wide, stays in the caches between its products.
+_MLP_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,9 @@ def _chunks(
     plan: Plan, prefix: Tensor, suffixes: Tensor, kept: Sequence[Tensor]
 ) -> Iterator[tuple[Chunk, "_Pass", Tensor, Tensor]]:
     """Each chunk with its pass, rows and positions. `kept` is what the pass over the prefix has kept."""
-    d = plan.weights.width
-    given = [both[..., -2 * d :] for both in kept[2::_KEPT_TENSORS]]
+    d, of_prefix = plan.weights.width, prefix.shape[0] * prefix.shape[1]
+    a_block = 5 + len(range(0, of_prefix, _MLP_ROWS))  # tensors that are kept of it; the third has keys and values
+    given = [both[..., -2 * d :] for both in kept[2::a_block]]
     for chunk in plan.chunks:
         rows = suffixes[..., chunk.rows, :].expand(len(prefix), -1, -1)
         yield chunk, _Pass(plan.weights, 0, chunk.offsets, given), rows, plan.suffix_positions[chunk.rows]
@@ -242,11 +242,8 @@ class _Pass:
                 query, key_value = qkv[..., : w.width], qkv[..., w.width :]
             attended = self._attend(query, key_value, i, last).flatten(0, 1)
             total, normed, statistics = _add_norm(total, block.out(attended), block.norm_2)
-            hidden = block.up(normed)
-            keep(total, statistics, hidden)
-            active = torch.empty_like(hidden)
-            torch.ops.prograd_fast.gelu_out(hidden, w.approximate, out=active)
-            branch = block.down(active)
+            keep(total, statistics)
+            branch = _joined([self._mlp(part, block, keep) for part in normed.split(_MLP_ROWS)], 0)
         total, normed, statistics = _add_norm(total, branch, w.norm)
         keep(total, statistics)
         features = normed if w.projection is None else w.projection(normed)
@@ -277,14 +274,13 @@ class _Pass:
             d_features = cotangents.flatten(1, 2)
             d_normed = d_features if w.projection is None else w.projection.backward(d_features)
             _norm_backward(d_total, d_normed, total, statistics, w.norm)
+        d_qkv: Tensor | None = None  # one for all blocks: fresh memory of its size costs more than what is put there
         for i in reversed(range(len(w.blocks))):
             block, last = w.blocks[i], i == len(w.blocks) - 1
             if len(self.ends) or not last:
-                hidden, statistics, total = kept.pop(), kept.pop(), kept.pop()
-                d_hidden = block.down.backward(d_total)
-                torch.ops.prograd_fast.gelu_backward_(d_hidden, hidden, w.approximate)
-                _norm_backward(d_total, block.up.backward(d_hidden), total, statistics, block.norm_2)
-                del d_hidden, hidden
+                parts = [self._mlp_backward(part, kept.pop(), block) for part in d_total.split(_MLP_ROWS, 1)[::-1]]
+                statistics, total = kept.pop(), kept.pop()
+                _norm_backward(d_total, _joined(parts[::-1], 1), total, statistics, block.norm_2)
             d_attended = block.out.backward(d_total).unflatten(1, (groups, -1))
             rows = slice(None) if i or of_suffixes else slice(n_prefix)
             if last:
@@ -299,7 +295,7 @@ class _Pass:
                 d_normed, d_total = d_normed[:, :, rows], d_total[:, :, rows]
             else:
                 qkv = kept.pop()
-                d_qkv = qkv.new_empty(n, *qkv.shape)
+                d_qkv = qkv.new_empty(n, *qkv.shape) if d_qkv is None else d_qkv
                 views = (qkv[..., :d], qkv[..., d:], i, d_qkv[..., :d], d_qkv[..., d:])
                 self._attention_backward(d_attended, *views, d_given)
                 d_normed = block.qkv.backward(d_qkv[:, :, rows])
@@ -314,6 +310,18 @@ class _Pass:
                 d_deep[:, i - 1] = d_context.sum(1)
                 d_context.zero_()
         return d_total.unflatten(1, (groups, -1)), d_deep
+
+    def _mlp(self, normed: Tensor, block: Block, keep: Callable[..., None]) -> Tensor:
+        hidden = block.up(normed)
+        keep(hidden)
+        active = torch.empty_like(hidden)
+        torch.ops.prograd_fast.gelu_out(hidden, self.weights.approximate, out=active)
+        return block.down(active)
+
+    def _mlp_backward(self, d_branch: Tensor, hidden: Tensor, block: Block) -> Tensor:
+        d_hidden = block.down.backward(d_branch)
+        torch.ops.prograd_fast.gelu_backward_(d_hidden, hidden, self.weights.approximate)
+        return block.up.backward(d_hidden)
 
     def _qkv(self, normed: Tensor, qkv: Linear, known: Tensor | None) -> Tensor:
         if known is None:
@@ -394,6 +402,10 @@ class _Pass:
             d_key_value[:, :, :n_prefix] = d_shared
         if d_given:
             d_key_value[:, :, :n_prefix] += d_given[i]
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _add_norm(x: Tensor, branch: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
