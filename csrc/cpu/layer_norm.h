@@ -23,10 +23,8 @@ void add_layer_norm(const Kernels::AddLayerNorm& all, std::int64_t begin, std::i
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t i = 0; i < width; ++i) {
-      S t;
-      store(t, load(x[i]) + load(branch[i]));
-      total[i] = t;
-      sum += load(t);  // as it is stored
+      store(total[i], load(x[i]) + load(branch[i]));
+      sum += load(total[i]);  // as it is stored
     }
     const T mean = sum / T(width);
     T squares = 0;
