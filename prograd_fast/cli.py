@@ -4,45 +4,40 @@ open_clip, scikit-learn and matplotlib take seconds to import: only commands do,
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from prograd_fast.training import Clip, Track
+from prograd_fast.cli_compare import compare
+from prograd_fast.cli_parts import (
+    Cache,
+    Data,
+    Device,
+    Model,
+    NoCache,
+    Precision,
+    Pretrained,
+    Views,
+    cache_folder,
+    check_writable,
+    console,
+    open_model,
+    progress,
+)
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     help="Adapt a CLIP model to a few pictures per class, and keep what it knew.",
 )
-console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
 # What typer raises for wrong usage. Newer typers carry a click of their own, so the class has no one address.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="emoji|clipart|DIR", help="An embedded set, or a folder with one folder of pictures per class."
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: the GPU if there is one.")
-]
-Cache = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Keep image features here. Default: prograd-fast in your folder for caches."),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Encode every picture anew, and keep no features.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by train.")]
 
 
@@ -99,17 +94,12 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the method; may be given repeatedly."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="emoji-lite, emoji-lite-named, or a model name of open_clip.")
-    ] = "emoji-lite",
-    pretrained: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|TAG", help="Weights of an open_clip model: a file, or a tag to download."),
-    ] = None,
+    model: Model = "emoji-lite",
+    pretrained: Pretrained = None,
     device: Device = None,
     cache: Cache = None,
     no_cache: NoCache = False,
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Autocast of the training step.")] = "fp32",
+    precision: Precision = "fp32",
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts in which a batch goes through the text tower, in as much less memory.")
     ] = 1,
@@ -117,14 +107,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Stop after so many epochs without a better validation accuracy, keep the best."),
     ] = None,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Train on random crops and flips: so many stored views of each picture in turn; 0: new ones at every "
-            "epoch. Default: the pictures as they are.",
-        ),
-    ] = None,
+    views: Views = None,
     log: Annotated[Path | None, typer.Option(metavar="DIR", help="Log every step for TensorBoard.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in RUN was stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in RUN.")] = False,
@@ -140,8 +123,8 @@ def train(
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import CHECKPOINT, RUN_FILES, Regime, make_plan, save_run, tensorboard, train_method
 
-    _check_writable(out)
-    kept = _cache_folder(cache, no_cache)
+    check_writable(out)
+    kept = cache_folder(cache, no_cache)
     checkpoint = out / CHECKPOINT
     if resume and force:
         raise ValueError("--resume and --force exclude each other")
@@ -154,7 +137,7 @@ def train(
         if checkpoint.exists():
             raise ValueError(f"{out} holds an unfinished run; --resume to go on with it, --force to begin anew")
     if log is not None:
-        _check_writable(log, "--log")
+        check_writable(log, "--log")
     regime = Regime(precision, accumulate, patience, views)
     if partition is not None and all_classes:
         raise ValueError("--partition and --all-classes exclude each other")
@@ -165,7 +148,7 @@ def train(
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     plan = make_plan(pictures, shots, seed, partition)
-    clip = _open_model(model, pretrained, device)
+    clip = open_model(model, pretrained, device)
     learned, found = len(plan.train.classes), len(plan.train.rows)
     print(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
     if found < learned * shots:
@@ -173,7 +156,7 @@ def train(
 
     if force:
         checkpoint.unlink(missing_ok=True)
-    with _progress() as track, nullcontext() if log is None else tensorboard(log) as write:
+    with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
         record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
     save_run(out, record, learner)
     checkpoint.unlink(missing_ok=True)
@@ -227,11 +210,11 @@ def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, n
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import evaluate_run, load_run
 
-    kept = _cache_folder(cache, no_cache)
+    kept = cache_folder(cache, no_cache)
     record, learned = load_run(run)
     pictures = picture_sets.load(data)
-    clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
-    with _progress() as track:
+    clip = open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    with progress() as track:
         accuracies = evaluate_run(record, learned, clip, pictures, track, kept)
     rows: list[dict[str, Any]] = [{"method": name, "accuracy": values} for name, values in accuracies.items()]
     n = len(pictures.class_names)
@@ -253,8 +236,8 @@ def predict(
     from prograd_fast.training import load_run, predict_files
 
     record, learned = load_run(run)
-    clip = _open_model(record["model"]["name"], record["model"]["pretrained"], device)
-    with _progress() as track:
+    clip = open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    with progress() as track:
         class_names, probabilities = predict_files(record, learned, clip, pictures, track)
     best = probabilities.topk(min(top, len(class_names)), dim=1)
     table = Table()
@@ -266,6 +249,9 @@ def predict(
         table.add_row(str(file), *cells)
     print(f"Most likely of {len(class_names)} classes, probability in %:")
     console.print(table)
+
+
+app.command()(compare)
 
 
 @app.command()
@@ -284,12 +270,12 @@ def demo(
     from prograd_fast.report import report_demo
     from prograd_fast.training import run_benchmark
 
-    _check_writable(out)
-    kept = _cache_folder(cache, no_cache)
+    check_writable(out)
+    kept = cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
-    clip = _open_model("emoji-lite", None, device)
+    clip = open_model("emoji-lite", None, device)
     methods = [ZeroShot(), LinearProbe(), CoOp(), ProGrad()]
-    with _progress() as track:
+    with progress() as track:
         results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track, cache=kept)
     out.mkdir(parents=True, exist_ok=True)
     report_demo(results, out, console)
@@ -301,49 +287,3 @@ def doctor() -> None:
     from prograd_fast import show_config
 
     print(show_config())
-
-
-def _open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
-    import torch
-
-    from prograd_fast.clip.emoji_lite import NAMES
-    from prograd_fast.training import load_model
-
-    if name in NAMES:
-        # Its matrices are too small to share: threads mostly wait for each other, for very long on a busy machine.
-        torch.set_num_threads(1)
-    return load_model(name, pretrained, device)
-
-
-def _cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
-    """Where to keep image features, None for nowhere. A folder that was asked for must be writable."""
-    from prograd_fast.clip.feature_cache import default_cache
-
-    if folder is None:
-        return None if no_cache else default_cache()
-    if no_cache:
-        raise ValueError("--cache and --no-cache exclude each other")
-    _check_writable(folder, "--cache")
-    return folder
-
-
-def _check_writable(folder: Path, option: str = "--out") -> None:
-    """Before any work: the folder can be written to, or made."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another {option}"
-        )
-
-
-@contextmanager
-def _progress() -> "Iterator[Track]":
-    """Progress bars on stderr: stdout has the results alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def track(label: str, total: int) -> Callable[[], None]:
-            task = progress.add_task(label, total=total)
-            return lambda: progress.advance(task)
-
-        yield track

@@ -280,6 +280,6 @@ def test_doctor_and_help(capfd, monkeypatch):
     assert "PyTorch" in run("doctor").stdout
     assert run_here(monkeypatch) == 0  # no command: help
     text = capfd.readouterr().out
-    assert all(command in text for command in ("train", "evaluate", "predict", "demo", "doctor"))
+    assert all(command in text for command in ("train", "compare", "evaluate", "predict", "demo", "doctor"))
     assert run_here(monkeypatch, "train", "--help") == 0
     assert "prograd-fast train --data my_pictures" in capfd.readouterr().out

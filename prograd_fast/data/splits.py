@@ -48,8 +48,35 @@ def rows_of(
     return np.flatnonzero(chosen)
 
 
+def long_tail(n_classes: int, ratio: float, seed: int) -> npt.NDArray[np.float64]:
+    """How frequent each class is in a long-tailed set, relative to the most frequent one.
+
+    The usual exponential profile: ratio^(-rank / (C - 1)), the ranks in random order.
+
+    Args:
+        n_classes: C.
+        ratio: of the most to the least frequent class, at least 1.
+        seed: which random order, 0, 1, ...
+
+    Returns:
+        (C,), from 1 / ratio to 1.
+
+    Raises:
+        ValueError: `ratio` < 1, or `seed` is out of range.
+    """
+    if not 1 <= ratio < float("inf"):
+        raise ValueError(f"imbalance must be 1 or more and finite, got {ratio}")
+    ranks = _random(seed).permutation(n_classes)
+    return ratio ** (-ranks / max(1, n_classes - 1))
+
+
 def few_shot(
-    pictures: PictureSet, classes: Sequence[int] | Rows, shots: int, seed: int, styles: Sequence[str] | None = None
+    pictures: PictureSet,
+    classes: Sequence[int] | Rows,
+    shots: int | Sequence[int] | Rows,
+    seed: int,
+    styles: Sequence[str] | None = None,
+    split: str = "pool",
 ) -> Rows:
     """Draw `shots` pictures of each class from the pool.
 
@@ -58,9 +85,10 @@ def few_shot(
     Args:
         pictures: The set.
         classes: Indices of the classes to draw for.
-        shots: Pictures per class, at least 1.
+        shots: Pictures per class, at least 1; one number, or one for each class.
         seed: Which random draw, 0, 1, ...
         styles: Styles to draw from; None means any.
+        split: What to draw from instead of the pool.
 
     Returns:
         Indices into the set, class by class, int64.
@@ -68,15 +96,20 @@ def few_shot(
     Raises:
         ValueError: `shots` < 1, `seed` is negative or above `MAX_SEED`, or a class has no picture in the pool.
     """
-    if shots < 1:
+    counts = np.broadcast_to(shots, len(classes))
+    if counts.min(initial=1) < 1:
         raise ValueError(f"shots must be 1 or more, got {shots}")
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
-    random = np.random.RandomState(seed)
+    random = _random(seed)
     drawn = []
-    for label in classes:
-        pool = rows_of(pictures, "pool", [label], styles)
+    for label, count in zip(classes, counts, strict=True):
+        pool = rows_of(pictures, split, [label], styles)
         if not len(pool):
             raise ValueError(f"{pictures.name}: class {pictures.class_names[label]!r} has no picture to learn from")
-        drawn.append(random.permutation(pool)[:shots])
+        drawn.append(random.permutation(pool)[:count])
     return np.concatenate(drawn)
+
+
+def _random(seed: int) -> np.random.RandomState:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
+    return np.random.RandomState(seed)

@@ -1,5 +1,6 @@
 """Tables, figures and sentences from run records."""
 
+from prograd_fast.report.compare import report_comparison
 from prograd_fast.report.demo import report_demo
 from prograd_fast.report.figures import accuracy_figure, conflict_figure
 from prograd_fast.report.summary import Paired, accuracies, mean_and_sd, paired, sentences
@@ -13,6 +14,7 @@ __all__ = [
     "conflict_figure",
     "mean_and_sd",
     "paired",
+    "report_comparison",
     "report_demo",
     "sentences",
 ]

@@ -47,7 +47,7 @@ def accuracy_figure(runs: Sequence[Record], path: Path, title: str, chance: floa
     axes.set_xticks(range(len(methods)), [TITLES[method] for method in methods])
     axes.set_ylabel("test accuracy in %")
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> None:
@@ -77,7 +77,7 @@ def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> None:
     axes.set_xlabel("training step")
     axes.set_ylabel("cosine of the two gradients, before projection")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
@@ -88,6 +88,7 @@ def _axes(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, all of it or nothing."""
     with replacing(path) as temporary:
         figure.savefig(temporary)

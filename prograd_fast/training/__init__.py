@@ -3,6 +3,7 @@
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.benchmark import run_benchmark
 from prograd_fast.training.features import Features, encode_pictures
+from prograd_fast.training.grid import Grid, run_grid
 from prograd_fast.training.history import History
 from prograd_fast.training.job import (
     CHECKPOINT,
@@ -27,6 +28,7 @@ __all__ = [
     "AugmentedFeatures",
     "Clip",
     "Features",
+    "Grid",
     "History",
     "Part",
     "Plan",
@@ -41,6 +43,7 @@ __all__ = [
     "make_plan",
     "predict_files",
     "run_benchmark",
+    "run_grid",
     "run_method",
     "run_record",
     "save_run",

@@ -108,6 +108,7 @@ def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, regi
         "shots": plan.shots,
         "seed": plan.seed,
         "partition": plan.partition,
+        "imbalance": plan.imbalance,
         "pictures": digest.hexdigest(),
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.data import EMOJI_TASK_STYLES, EMOJI_UNSEEN_STYLES, PictureSet
-from prograd_fast.data.splits import Rows, base_and_new, few_shot, rows_of
+from prograd_fast.data.splits import Rows, base_and_new, few_shot, long_tail, rows_of
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class Plan:
         shots: pictures per class that were asked for; a class whose pool holds fewer gives fewer.
         seed: which random draw of the shots.
         partition: which random halves of base and new classes, or None where all classes are learned.
+        imbalance: how many times more pictures the most frequent class has than the least frequent one (long-tailed
+            training), or None where all have `shots`.
         train: what is learned from.
         tests: what is measured afterwards, by name. "validation": the trained classes' validation pictures. Without a
             partition "all", with one "base" and "new": test pictures. For emoji also "openmoji/base" and so on: test
-            emojis in styles that emoji-lite never saw. Parts without pictures are left out.
+            emojis in styles that emoji-lite never saw. Of a long-tailed plan also "balanced", the same number
+            of test pictures of each class, and "long-tail", as frequent as those learned from. Parts without pictures
+            are left out.
     """
 
     shots: int
@@ -51,6 +55,7 @@ class Plan:
     partition: int | None
     train: Part
     tests: dict[str, Part]
+    imbalance: float | None = None
 
     @property
     def rows(self) -> Rows:
@@ -86,7 +91,9 @@ def test_parts(pictures: PictureSet, groups: dict[str, Rows]) -> dict[str, Part]
     return {name: part for name, part in parts.items() if len(part.rows)}
 
 
-def make_plan(pictures: PictureSet, shots: int, seed: int, partition: int | None) -> Plan:
+def make_plan(
+    pictures: PictureSet, shots: int, seed: int, partition: int | None, imbalance: float | None = None
+) -> Plan:
     """Draw the shots and lay out the tests.
 
     Args:
@@ -94,14 +101,29 @@ def make_plan(pictures: PictureSet, shots: int, seed: int, partition: int | None
         shots: pictures per class, at least 1.
         seed: which random draw of the shots, at least 0.
         partition: train on a random half of the classes (base) and test on both halves; None: train and test on all.
+        imbalance: long-tailed training: `shots` pictures of the most frequent class, this many times fewer of the least
+            frequent one (but one at least), exponentially in between (`long_tail`).
 
     Raises:
-        ValueError: a number is out of range, or a class has no picture to learn from.
+        ValueError: a number is out of range, a class has no picture to learn from, or both partition and imbalance.
     """
     groups = class_groups(pictures, partition)
-    learned = next(iter(groups.values()))
-    train = Part(learned, few_shot(pictures, learned, shots, seed, _task_styles(pictures)))
-    return Plan(shots, seed, partition, train, test_parts(pictures, groups))
+    learned, styles = next(iter(groups.values())), _task_styles(pictures)
+    tests = test_parts(pictures, groups)
+    if imbalance is None:
+        return Plan(shots, seed, partition, Part(learned, few_shot(pictures, learned, shots, seed, styles)), tests)
+    if partition is not None:
+        raise ValueError("a long-tailed plan learns all classes: expected no partition beside an imbalance")
+    frequency = long_tail(len(learned), imbalance, seed)
+    rows = few_shot(pictures, learned, np.maximum(1, np.rint(shots * frequency).astype(np.int64)), seed, styles)
+    there = np.bincount(tests["all"].labels(pictures).numpy(), minlength=len(learned))
+    scale = (there / frequency).min()  # the most pictures with which no class runs out
+    for name, counts in (
+        ("balanced", np.full(len(learned), there.min())),
+        ("long-tail", np.maximum(1, (scale * frequency).astype(np.int64))),
+    ):
+        tests[name] = Part(learned, few_shot(pictures, learned, counts, seed, styles, split="test"))
+    return Plan(shots, seed, partition, Part(learned, rows), tests, imbalance)
 
 
 def _task_styles(pictures: PictureSet) -> Sequence[str] | None:

@@ -51,6 +51,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "shots": run.plan.shots,
         "seed": run.plan.seed,
         "partition": run.plan.partition,
+        "imbalance": run.plan.imbalance,
         "trained_classes": list(run.plan.train.class_names(pictures)),
         "pictures": {"train": len(run.plan.train.rows)} | {name: len(p.rows) for name, p in run.plan.tests.items()},
         "accuracy": run.accuracy,

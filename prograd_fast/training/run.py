@@ -1,7 +1,7 @@
 """One run: a method learns from its shots and is examined on every part of the plan."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,21 @@ class Run:
     regime: Regime
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another set to be tested on, among its own classes: cross-dataset transfer, or another domain.
+
+    Attributes:
+        pictures: the set; its name is the test's.
+        features: image features of `part.rows`.
+        part: its test pictures and all its classes.
+    """
+
+    pictures: PictureSet
+    features: Features
+    part: Part
+
+
 def run_method(
     method: Method,
     clip: Clip,
@@ -56,6 +71,7 @@ def run_method(
     cache: Path | None = None,
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
+    elsewhere: Sequence[Elsewhere] = (),
 ) -> Run:
     """Train and evaluate.
 
@@ -73,6 +89,7 @@ def run_method(
         cache: folder of image features that runs share, or None.
         checkpoints: where to go on from and where to keep the state of training, or None.
         log: takes what is measured at each step, or None.
+        elsewhere: other sets to test a method on that can name their classes.
 
     Raises:
         ValueError, OSError: see `tune`.
@@ -107,6 +124,9 @@ def run_method(
             )
     trained = time.perf_counter()
     measured = examine(learner, clip, pictures, features, tests_of(method, plan), on_tested)
+    for other in elsewhere if method.names_new_classes else ():
+        name = other.pictures.name
+        measured |= examine(learner, clip, other.pictures, other.features, {name: other.part}, on_tested)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     return Run(method, plan, learner, history, measured, seconds, regime)
 

@@ -1,0 +1,91 @@
+"""What the commands have in common: their options, and what they do before and around the work."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from prograd_fast.training import Clip, Track
+
+console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="emoji|clipart|DIR", help="An embedded set, or a folder with one folder of pictures per class."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: the GPU if there is one.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep image features here. Default: prograd-fast in your folder for caches."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Encode every picture anew, and keep no features.")]
+Model = Annotated[str, typer.Option(metavar="NAME", help="emoji-lite, emoji-lite-named, or a model name of open_clip.")]
+Pretrained = Annotated[
+    str | None, typer.Option(metavar="FILE|TAG", help="Weights of an open_clip model: a file, or a tag to download.")
+]
+Precision = Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Autocast of the training step.")]
+Views = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Train on random crops and flips: so many stored views of each picture in turn; 0: new ones each epoch. "
+        "Default: the pictures as they are.",
+    ),
+]
+
+
+def open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
+    """`load_model`, with the number of threads that suits it."""
+    import torch
+
+    from prograd_fast.clip.emoji_lite import NAMES
+    from prograd_fast.training import load_model
+
+    if name in NAMES:
+        # Its matrices are too small to share: threads mostly wait for each other, for very long on a busy machine.
+        torch.set_num_threads(1)
+    return load_model(name, pretrained, device)
+
+
+def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
+    """Where to keep image features, None for nowhere. A folder that was asked for must be writable."""
+    from prograd_fast.clip.feature_cache import default_cache
+
+    if folder is None:
+        return None if no_cache else default_cache()
+    if no_cache:
+        raise ValueError("--cache and --no-cache exclude each other")
+    check_writable(folder, "--cache")
+    return folder
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Before any work: the folder can be written to, or made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another {option}"
+        )
+
+
+@contextmanager
+def progress() -> "Iterator[Track]":
+    """Progress bars on stderr: stdout has the results alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def track(label: str, total: int) -> Callable[[], None]:
+            task = progress.add_task(label, total=total)
+            return lambda: progress.advance(task)
+
+        yield track

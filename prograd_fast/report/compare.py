@@ -1,0 +1,122 @@
+"""The tables and pictures at the end of a comparison."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from prograd_fast.files import replacing
+from prograd_fast.methods import METHODS
+from prograd_fast.report.compare_figures import conflict_figure, cost_figure, plane_figure, shots_figure
+from prograd_fast.report.statistics import Spread
+from prograd_fast.report.summary import accuracies
+from prograd_fast.report.table import TITLES
+from prograd_fast.training import Record, write_json
+
+_MAIN = ("all", "base", "new", "harmonic mean", "balanced", "long-tail")  # shown first, and in the terminal
+
+
+def report_comparison(results: Record, out: Path, console: Console) -> None:
+    """Print the table of a grid, and write it with its pictures.
+
+    Writes `results.json` (every record, accuracies un-rounded), `tables.md`, `shots.png` (where there are several
+    numbers of shots), `plane.png` (base and new classes), `conflict.png` (two gradients) and `cost.png`.
+
+    Args:
+        results: from `run_grid`.
+        out: existing folder; older files of these names are replaced.
+        console: where the table goes.
+    """
+    runs = results["runs"]
+    most = max(run["shots"] for run in runs)
+    at_most = [run for run in runs if run["shots"] == most]
+    told, parts = description(results), _parts(runs)
+
+    def title(what: str, runs: Sequence[Record]) -> str:
+        told = description({**results, "runs": runs})
+        return f"{what}\nModel {results['model']['name']}, {told.data[0].lower()}{told.data[1:-1]}"
+
+    rows = table_rows(runs, parts)
+    write_json(out / "results.json", results)
+    header = ["method", "shots", *parts]
+    lines = [header, ["---"] * len(header), *rows]
+    with replacing(out / "tables.md") as temporary:
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        temporary.write_text("\n\n".join([*told, text]) + "\n", encoding="utf-8")
+    written = ["results.json", "tables.md"]
+    main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
+    if len({run["shots"] for run in runs}) > 1:
+        shots_figure(runs, main, out / "shots.png", title("Accuracy against shots; bars: 95 % intervals", runs))
+        written.append("shots.png")
+    if {"base", "new"} <= set(parts):
+        what = "Base against new classes; arms: 95 % intervals, curves: equal harmonic mean"
+        plane_figure(at_most, out / "plane.png", title(what, at_most))
+        written.append("plane.png")
+    what = "The two gradients before projection. Left: median of the runs and their middle half; right: mean"
+    if conflict_figure(at_most, out / "conflict.png", title(what, at_most)):
+        written.append("conflict.png")
+    cost_figure(at_most, out / "cost.png", title("Cost; bars: median, dots: the runs", at_most))
+    written.append("cost.png")
+
+    console.print(" ".join(told), soft_wrap=True)
+    table = Table("method", "shots")
+    for part in main:
+        table.add_column(part, justify="right")
+    for row in table_rows(runs, main):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"Wrote {', '.join(written)} in {out}", soft_wrap=True)
+
+
+class Description(NamedTuple):
+    """What stands with every table and picture, a sentence each."""
+
+    model: str
+    data: str
+    reading: str
+
+
+def description(results: Record) -> Description:
+    """Model, transforms and precision; data, protocol, shots and seeds; how to read a cell of the table."""
+    runs, model = results["runs"], results["model"]
+    partitions = {run["partition"] for run in runs} - {None}
+    imbalance, regime = runs[0]["imbalance"], runs[0]["regime"]
+    protocol = "all classes learned"
+    if partitions:
+        protocol = f"base and new classes, partitions {_listed(partitions)}"
+    elif imbalance is not None:
+        protocol = f"all classes learned, long-tailed, imbalance {imbalance:g}"
+    views = {None: "pictures as they are", 0: "a new random crop and flip at every epoch"}.get(
+        regime["views"], f"{regime['views']} random crops and flips in turn"
+    )
+    weights = f" ({model['pretrained']})" if model["pretrained"] else ""
+    shots, seeds = (_listed({run[name] for run in runs}) for name in ("shots", "seed"))
+    return Description(
+        f"Model {model['name']}{weights}, transform {model['transform']}; training on {views}, {regime['precision']}.",
+        f"Data {results['data']['name']}; {protocol}; shots {shots}; seeds {seeds}.",
+        "Test accuracy in %: mean ± half of the mean's 95 % interval (Student's t), standard deviation in brackets. "
+        "The runs share test pictures and model: the intervals tell how much hangs on classes and shots drawn.",
+    )
+
+
+def table_rows(runs: Sequence[Record], parts: Sequence[str]) -> list[list[str]]:
+    """A row for each method and number of shots; "-" where a method has no such accuracy."""
+    rows = []
+    for method in METHODS:
+        for shots in sorted({run["shots"] for run in runs if run["method"] == method.name}):
+            here = [run for run in runs if run["shots"] == shots]
+            values = [accuracies(here, method.name, part) for part in parts]
+            rows.append([TITLES[method.name], str(shots), *(str(Spread.of(v)) if v else "-" for v in values)])
+    return rows
+
+
+def _parts(runs: Sequence[Record]) -> list[str]:
+    """Every accuracy that a run has, validation apart."""
+    found = dict.fromkeys(part for run in runs for part in run["accuracy"] if part != "validation")
+    return [part for part in _MAIN if part in found] + [part for part in found if part not in _MAIN]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

@@ -1,0 +1,212 @@
+"""The pictures of a comparison, drawn from run records."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from prograd_fast.methods import METHODS
+from prograd_fast.report.figures import save
+from prograd_fast.report.statistics import Spread
+from prograd_fast.report.summary import accuracies
+from prograd_fast.report.table import TITLES
+from prograd_fast.training import Record
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; methods of one colour differ in marker and dash.
+_COLOURS = ("#000000", "#56B4E9", "#D55E00", "#009E73", "#0072B2", "#E69F00", "#CC79A7")
+_MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
+
+
+class Style(NamedTuple):
+    """How a method is drawn, the same in every picture."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def style_of(method: str) -> Style:
+    """By the method's place in the list of all methods."""
+    i = [m.name for m in METHODS].index(method)
+    n = len(_COLOURS)
+    return Style(_COLOURS[i % n], _MARKERS[(i + i // n) % len(_MARKERS)], _DASHES[i // n % len(_DASHES)])
+
+
+def shots_figure(runs: Sequence[Record], parts: Sequence[str], path: Path, title: str) -> None:
+    """Accuracy against shots: a panel for each part, a line for each method, bars with the 95 % interval of the mean.
+
+    Args:
+        runs: records of several shots.
+        parts: which accuracies.
+        path: the PNG to write; all of it or nothing.
+        title: says what was done.
+    """
+    figure = _figure(title, len(parts))
+    shots = sorted({run["shots"] for run in runs})
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
+        methods = _methods(runs)
+        for i, method in enumerate(methods):
+            of = {k: accuracies([run for run in runs if run["shots"] == k], method, part) for k in shots}
+            known = [k for k in shots if of[k]]
+            spreads = [Spread.of(of[k]) for k in known]
+            colour, marker, dash = style_of(method)
+            aside = 1 + 0.025 * (i - (len(methods) - 1) / 2)  # so that the bars of one number of shots stay apart
+            axes.errorbar(
+                [k * aside for k in known],
+                [spread.mean for spread in spreads],
+                [0 if spread.n == 1 else spread.half_width for spread in spreads],
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                markersize=4.5,
+                linewidth=1.3,
+                capsize=2.5,
+                label=TITLES[method] if axes.get_subplotspec().colspan.start == 0 else None,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shots)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("pictures per class")
+        axes.set_title(part, fontsize=10)
+        axes.grid(axis="y", color="0.9")
+    figure.axes[0].set_ylabel("test accuracy in %")
+    _legend(figure)
+    save(figure, path)
+
+
+def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
+    """Base against new accuracy: a cross for each method, its arms the 95 % intervals; curves of equal harmonic mean.
+
+    Args:
+        runs: records of one number of shots, with accuracies on "base" and "new"; methods without both are left out.
+        path: the PNG to write; all of it or nothing.
+        title: says what was done.
+    """
+    figure = _figure(title, 1)
+    axes = figure.subplots()
+    for method in _methods(runs):
+        base, new = (accuracies(runs, method, part) for part in ("base", "new"))
+        if not base or not new:
+            continue
+        x, y = Spread.of(base), Spread.of(new)
+        colour, marker, _ = style_of(method)
+        across, up = (None if spread.n == 1 else spread.half_width for spread in (x, y))
+        axes.errorbar(
+            x.mean,
+            y.mean,
+            up,
+            across,
+            color=colour,
+            marker=marker,
+            elinewidth=0.9,
+            linestyle="none",
+            label=TITLES[method],
+        )
+    low, high = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    grid_x, grid_y = np.meshgrid(np.linspace(max(low, 0.1), high, 200), np.linspace(max(bottom, 0.1), top, 200))
+    curves = axes.contour(
+        grid_x, grid_y, 2 * grid_x * grid_y / (grid_x + grid_y), levels=6, colors="0.75", linewidths=0.8, zorder=0
+    )
+    axes.clabel(curves, fmt="H %.0f", fontsize=7)
+    axes.set_xlabel("accuracy on base classes in % (trained on)")
+    axes.set_ylabel("accuracy on new classes in % (never shown)")
+    _legend(figure)
+    save(figure, path)
+
+
+def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> bool:
+    """Cosine between task and general gradient, and the share of conflicts, through training.
+
+    Steps are put into bins of equal length; training may be of any length. The first step is left out, see `History`.
+
+    Args:
+        runs: records of one number of shots; methods without a general gradient are left out.
+        path: the PNG to write; all of it or nothing.
+        title: says what was done.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    figure = _figure(title, 2)
+    left, right = figure.subplots(1, 2)
+    drawn = False
+    for method in _methods(runs):
+        cosines = [run["steps"]["cosine"][1:] for run in runs if run["method"] == method and "steps" in run]
+        arrays = [np.array(cosine, dtype=float) for cosine in cosines]
+        arrays = [array for array in arrays if np.isfinite(array).any()]
+        if not arrays:
+            continue
+        drawn = True
+        bins = min(25, *(len(array) for array in arrays))
+        colour, _, dash = style_of(method)
+        x = (np.arange(bins) + 0.5) / bins * 100
+        binned = [[part[np.isfinite(part)] for part in np.array_split(array, bins)] for array in arrays]
+        cosine = np.array([[part.mean() if len(part) else np.nan for part in parts] for parts in binned])
+        rate = np.array([[100 * (part < 0).mean() if len(part) else np.nan for part in parts] for parts in binned])
+        there = np.isfinite(cosine).any(axis=0)
+        low, middle, high = np.nanquantile(cosine[:, there], (0.25, 0.5, 0.75), axis=0)
+        left.plot(x[there], middle, color=colour, linestyle=dash, label=TITLES[method])
+        left.fill_between(x[there], low, high, color=colour, alpha=0.15, linewidth=0)
+        right.plot(x[there], np.nanmean(rate[:, there], axis=0), color=colour, linestyle=dash)
+    if not drawn:
+        return False
+    left.axhline(0, color="0.5", linewidth=0.8)
+    left.set_ylim(-1.05, 1.05)
+    right.set_ylim(-3, 103)
+    left.set_ylabel("cosine of the two gradients")
+    right.set_ylabel("steps in conflict in %")
+    for axes in (left, right):
+        axes.set_xlabel("training done in %")
+    _legend(figure)
+    save(figure, path)
+    return True
+
+
+def cost_figure(runs: Sequence[Record], path: Path, title: str) -> None:
+    """Seconds of training and peak memory of each method: bars of the median, a dot for each run.
+
+    Args:
+        runs: records of one number of shots.
+        path: the PNG to write; all of it or nothing.
+        title: says what was done.
+    """
+    methods = _methods(runs)[::-1]
+    figure = _figure(title, 2, height=1.8 + 0.34 * len(methods))
+    measures: list[tuple[str, Callable[[Record], float | None]]] = [
+        ("training in seconds", lambda run: run["seconds"]["train"]),
+        ("peak memory in MB", lambda run: None if run["memory"] is None else run["memory"] / 1e6),
+    ]
+    for axes, (label, measure) in zip(figure.subplots(1, 2, sharey=True), measures, strict=True):
+        for y, method in enumerate(methods):
+            found = [measure(run) for run in runs if run["method"] == method]
+            values = [value for value in found if value is not None]
+            if values:
+                axes.barh(y, np.median(values), color=style_of(method).colour, alpha=0.75, height=0.6)
+                axes.scatter(values, np.full(len(values), y), s=8, color="black", alpha=0.5, linewidths=0, zorder=3)
+        axes.set_yticks(range(len(methods)), [TITLES[method] for method in methods])
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def _methods(runs: Sequence[Record]) -> list[str]:
+    """In the order of the list of all methods."""
+    there = {run["method"] for run in runs}
+    return [method.name for method in METHODS if method.name in there]
+
+
+def _figure(title: str, panels: int, height: float = 4.6) -> Figure:
+    figure = Figure(figsize=(max(7.2, 3.6 * panels), height), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=5, fontsize=8.5)

@@ -1,0 +1,177 @@
+"""A grid of runs, methods × shots × seeds, that goes on where it was stopped."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prograd_fast.data import PictureSet
+from prograd_fast.methods import Method
+from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.features import Features, encode_pictures
+from prograd_fast.training.job import Track, run_facts
+from prograd_fast.training.loop import AS_PUBLISHED, Regime
+from prograd_fast.training.memory import PeakMemory
+from prograd_fast.training.model import Clip
+from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
+from prograd_fast.training.record import Record, run_record, setup_record, write_json
+from prograd_fast.training.run import Elsewhere, run_method
+
+_LOG = logging.getLogger("prograd_fast")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+        methods: with their settings; no two of one name.
+        shots: pictures per class, each number a column of runs.
+        seeds: how many draws of the shots, 0, 1, ...
+        partitions: how many random halves of base and new classes, each with all seeds; 0: all classes are learned.
+        imbalance: of long-tailed training, see `make_plan`; None: none.
+        regime: how methods with steps are trained.
+
+    Raises:
+        ValueError: nothing to compare, a method or number of shots twice, numbers out of range.
+    """
+
+    methods: Sequence[Method]
+    shots: Sequence[int]
+    seeds: int
+    partitions: int = 0
+    imbalance: float | None = None
+    regime: Regime = AS_PUBLISHED
+
+    def __post_init__(self) -> None:
+        for name, values in (("methods", [method.name for method in self.methods]), ("shots", self.shots)):
+            if not values or len(set(values)) < len(values):
+                got = ", ".join(map(str, values)) or "none"
+                raise ValueError(f"{name}: expected one or more, each once, got {got}")
+        for name, least in (("seeds", 1), ("partitions", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if self.partitions and self.imbalance is not None:
+            raise ValueError("imbalance: a long-tailed grid learns all classes; expected no partitions beside it")
+
+    def cells(self, pictures: PictureSet) -> Iterator[tuple[str, Method, Plan]]:
+        """Name, method and plan of each run."""
+        for shots in self.shots:
+            for partition in range(self.partitions) if self.partitions else (None,):
+                for seed in range(self.seeds):
+                    plan = make_plan(pictures, shots, seed, partition, self.imbalance)
+                    draw = f"seed{seed}" if partition is None else f"partition{partition}-seed{seed}"
+                    for method in self.methods:
+                        yield f"{method.name}-{shots}shots-{draw}", method, plan
+
+
+def run_grid(
+    grid: Grid,
+    clip: Clip,
+    pictures: PictureSet,
+    out: Path,
+    track: Track,
+    cache: Path | None = None,
+    elsewhere: Sequence[PictureSet] = (),
+) -> Record:
+    """Run what is not done yet of a grid.
+
+    Each run has a file of its own, `out/runs/NAME.json`, written when it is finished; one that is stopped goes on from
+    its checkpoint. A grid may grow: more methods, shots or seeds in the same folder run only what is new.
+
+    Args:
+        grid: what to run.
+        clip: the model.
+        pictures: the set to learn from.
+        out: folder of the grid.
+        track: opens progress bars.
+        cache: folder of image features that runs share, or None.
+        elsewhere: other sets to test on.
+
+    Returns:
+        Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run of the grid, with
+        "memory": bytes held at most while training and testing, null where that cannot be told.
+
+    Raises:
+        ValueError: a picture cannot be read, or a run in `out` is of another model, data or settings.
+        OSError: the folder cannot be written.
+    """
+    folder = out / "runs"
+    others = [other.name for other in elsewhere]
+    cells = []
+    for name, method, plan in grid.cells(pictures):
+        facts = run_facts(method, clip, pictures, plan, grid.regime) | {"elsewhere": others}
+        cells.append((name, method, plan, json.loads(json.dumps(facts))))
+    records = {name: _finished(folder / f"{name}.json", facts) for name, _, _, facts in cells}
+    missing = [cell for cell in cells if records[cell[0]] is None]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = np.unique(np.concatenate([plan.rows for _, _, plan, _ in missing]))
+        features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
+        exams = [_exam(clip, other, track, cache) for other in elsewhere]
+        on_run = track("runs", len(cells))
+        for _ in range(len(cells) - len(missing)):
+            on_run()
+        for name, method, plan, facts in missing:
+            record = _run(grid, clip, pictures, features, exams, method, plan, folder / name, facts, cache)
+            write_json(folder / f"{name}.json", {"facts": facts, **record})
+            (folder / f"{name}.safetensors").unlink(missing_ok=True)
+            records[name] = record
+            on_run()
+    return {**setup_record(clip, pictures), "elsewhere": others, "runs": list(records.values())}
+
+
+def _run(
+    grid: Grid,
+    clip: Clip,
+    pictures: PictureSet,
+    features: Features,
+    exams: Sequence[Elsewhere],
+    method: Method,
+    plan: Plan,
+    path: Path,
+    facts: Record,
+    cache: Path | None,
+) -> Record:
+    checkpoints = Checkpoints(path.with_name(f"{path.name}.safetensors"), facts)
+    with PeakMemory(clip.device) as memory:
+        run = run_method(
+            method,
+            clip,
+            pictures,
+            features,
+            plan,
+            regime=grid.regime,
+            cache=cache,
+            checkpoints=checkpoints,
+            elsewhere=exams,
+        )
+    return {**run_record(run, pictures), "memory": memory.bytes}
+
+
+def _exam(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> Elsewhere:
+    part = test_parts(pictures, class_groups(pictures, None))["all"]
+    bar = track(f"looking at {pictures.name}", len(part.rows))
+    return Elsewhere(pictures, encode_pictures(clip, pictures, part.rows, bar, cache), part)
+
+
+def _finished(path: Path, facts: Record) -> Record | None:
+    """The record of a run, None if it is not there; ValueError if it is another run's."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record.pop("facts")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _LOG.warning("%s is damaged (%s); it is run again", path, error)
+        return None
+    for name, value in facts.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path} is a run of another grid: its {name} is {found.get(name)!r}, this one's {value!r}; use the "
+                "same options, or choose another --out"
+            )
+    return record
