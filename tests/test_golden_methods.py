@@ -9,6 +9,7 @@ from prograd_fast.methods.nfl import novel_distance
 from prograd_fast.methods.xerm import CausalNormClassifier
 from prograd_fast.training.loop import update
 from tests.golden_methods import Golden, step_by_hand
+from tests.ops_support import BACKENDS, running_on
 from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
@@ -48,8 +49,17 @@ META_NET = {
 }
 
 
-@pytest.mark.parametrize("name", ["cocoop_words", "cocoop_random_b1"])  # three pictures at a time; one
-def test_cocoop(name):
+COCOOP = ["cocoop_words", "cocoop_random_b1"]  # three pictures at a time; one
+
+
+@pytest.mark.parametrize("backend", BACKENDS)  # Triton: tests/triton_interpreter/golden.py
+@pytest.mark.parametrize("name", COCOOP)
+def test_cocoop(name, backend):
+    with running_on(backend):
+        check_cocoop(name)
+
+
+def check_cocoop(name):
     golden = Golden(name)
     learner = golden.start(CoCoOp, **words(golden))
     set_start(learner, golden, META_NET)

@@ -9,6 +9,7 @@ import torch
 
 import prograd_fast as pf
 from tests.golden_clip import golden_clip
+from tests.ops_support import BACKENDS, running_on
 from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
@@ -108,7 +109,13 @@ def test_first_step(run):
     run.close(torch.autograd.grad(general, ctx)[0], "first_grad_kl", scale=scale)
 
 
-def test_trajectory(run):
+@pytest.mark.parametrize("backend", BACKENDS)  # Triton: tests/triton_interpreter/golden.py
+def test_trajectory(run, backend):
+    with running_on(backend):
+        check_trajectory(run)
+
+
+def check_trajectory(run):
     """Every step's losses, cosine, applied gradient and context, each step from the step before."""
     opt = run.optimizer()
     for step in range(run.recipe["steps"]):

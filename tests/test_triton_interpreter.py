@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("losses.py", "steps.py", "optimizers.py", "transformer.py")
+NAMES = ("losses.py", "steps.py", "optimizers.py", "transformer.py", "golden.py")
 CASES = [Path(__file__).parent / "triton_interpreter" / name for name in NAMES]
 
 
@@ -28,7 +28,7 @@ def test_cases_in_the_interpreter(case):
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert child.returncode == 0, child.stdout[-8000:] + child.stderr[-4000:]
     assert " passed" in child.stdout
