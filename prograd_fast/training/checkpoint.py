@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prograd_fast.files import digest, replacing, safetensors_package
@@ -102,9 +103,9 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON; its tensors go into `tensors`."""
     if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone().contiguous()  # views must not drag their whole buffer along
-        return {"tensor": name}
+        name, copy = str(len(tensors)), value.detach().cpu().clone()  # views must not drag their whole buffer along
+        tensors[name] = copy.contiguous()
+        return {"tensor": [name, copy.stride()]}
     if isinstance(value, Mapping):  # JSON's keys are strings, torch.optim's are not
         return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -120,7 +121,8 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = value.items()
     match kind:
         case "tensor":
-            return tensors[content]
+            name, stride = content  # products with a matrix of another layout round otherwise
+            return torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
         case "dict":
             return {key: _unpack(item, tensors) for key, item in content}
         case "list":
