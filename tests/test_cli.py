@@ -276,6 +276,25 @@ def test_mistakes_get_one_line(arguments, message, shapes_dir, tmp_path, capfd, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_preset_and_settings_beside_it(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    arguments = ["--data", shapes_dir, "--shots", 1, "--model", f"local-dir:{clip_dir}", "--out", tmp_path / "run"]
+    arguments += ["--method", "lasp", "--preset", "vit-b16-base-to-new", "--epochs", 3, "--set", "lambda_=0.5"]
+    arguments += ["--set", 'virtual_classes=["kite"]', "--set", "batch_size=null"]
+    assert run_here(monkeypatch, "train", *arguments) == 0
+    settings = json.loads((tmp_path / "run" / "record.json").read_text())["settings"]
+    assert (settings["lr"], settings["warmup_epochs"], settings["clip_grad_norm"]) == (0.032, 3, 1.0)  # the preset's
+    assert (settings["epochs"], settings["lambda_"], settings["virtual_classes"]) == (3, 0.5, ["kite"])
+    assert settings["batch_size"] is None
+    assert run_here(monkeypatch, "evaluate", tmp_path / "run", "--data", shapes_dir) == 0
+    assert "LASP" in capfd.readouterr().out
+
+
+def test_methods_and_their_presets_are_listed(capfd, monkeypatch):
+    assert run_here(monkeypatch, "methods") == 0
+    text = "".join(capfd.readouterr().out.split())
+    assert all(word in text for word in ("zero-shot", "subpt-nfl", "alpha=5.0", "vit-b16-base-to-new-eurosat"))
+
+
 def test_doctor_and_help(capfd, monkeypatch):
     assert "PyTorch" in run("doctor").stdout
     assert run_here(monkeypatch) == 0  # no command: help
