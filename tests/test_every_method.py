@@ -154,6 +154,12 @@ def test_same_seed_same_result_another_seed_another(name):
         assert not all(torch.equal(learned[0][key], learned[2][key]) for key in learned[0])
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_conflicts_are_told_where_there_is_a_general_loss(name):
+    history = tune(small(name).start(make_task()))
+    assert math.isnan(history.conflict_rate) == (name not in ("coop", "prograd"))
+
+
 @pytest.fixture(scope="module")
 def emoji_task():
     """Eight pictures of each of six emoji."""

@@ -36,12 +36,12 @@ class History:
 
     @property
     def conflict_rate(self) -> float:
-        """Share of the steps after the first with a conflict; NaN without such steps.
+        """Share of the steps after the first with a conflict; NaN without such steps, or without a general loss.
 
         At the first step the student is the teacher, unless zero rows precede its words: the general gradient is zero
         but for rounding, and says nothing.
         """
-        later = self.conflict[1:]
+        later = [] if all(map(math.isnan, self.general_loss)) else self.conflict[1:]
         return sum(later) / len(later) if later else float("nan")
 
 
