@@ -107,6 +107,7 @@ void register_cuda() {
   cuda_library() = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", c10::DispatchKey::CUDA,
                                                     __FILE__, __LINE__);
   PF_IMPL((*cuda_library()), cuda);
+  PF_IMPL_RELATED_LOSSES((*cuda_library()), cuda);
 }
 
 void unregister_cuda() { cuda_library().reset(); }

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from benchmarks import compare, prompt_step, prompts
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
+from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
 from benchmarks.steps import STEPS
 from prograd_fast.clip.linear import Linear
 
@@ -43,7 +44,17 @@ def test_sides_of_a_step_agree(conflict):
         assert_close([p.detach() for p in result], [p.detach() for p in expected], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("sides", "size"), [(DUAL_LOSSES, (6, 37)), (LINEAR_DUAL_LOSSES, (6, 37, 16))])
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        (DUAL_LOSSES, (6, 37)),
+        (LINEAR_DUAL_LOSSES, (6, 37, 16)),
+        (SAMPLES, (3, 4, 37)),
+        (SQUARED_ERRORS, (272,)),
+        (SOFT_WINGS, (272,)),
+        (TEXT_TO_TEXT, (3, 7, 16)),
+    ],
+)
 def test_sides_of_a_loss_agree(sides, size):
     first, *others = (tuple(one.detach() for one in make(*size)()) for make in sides.values())
     for other in others:

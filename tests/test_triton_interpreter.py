@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("losses.py", "steps.py", "optimizers.py", "transformer.py", "golden.py")
+NAMES = ("losses.py", "related_losses.py", "steps.py", "optimizers.py", "transformer.py", "golden.py")
 CASES = [Path(__file__).parent / "triton_interpreter" / name for name in NAMES]
 
 

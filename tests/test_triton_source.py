@@ -28,6 +28,7 @@ from prograd_fast.backends.triton_kernels.sgd import project_sgd_  # noqa: E402
 FILES = sorted((Path(prograd_fast.__file__).parent / "backends" / "triton_kernels").glob("*.py"))
 HYPERPARAMETERS = {
     *("lr", "beta1", "beta2", "log2_beta1", "log2_beta2", "eps", "weight_decay", "lambda_", "tiny", "sign"),
+    *("omega1", "omega2", "epsilon", "shift", "factor"),
     *("momentum", "dampening", "nesterov", "first_step", "temperature", "scale", "soft_ce", "row_factor"),
 }
 
@@ -55,7 +56,7 @@ def faults(source):
 
 
 def test_there_are_sources():
-    losses_and_steps = {"dual_loss", "linear_dual_loss", "projection", "adamw", "sgd"}
+    losses_and_steps = {"dual_loss", "linear_dual_loss", "differences", "samples", "projection", "adamw", "sgd"}
     text_tower = {"attention", "attention_backward", "layer_norm", "gelu"}
     assert losses_and_steps | text_tower <= {file.stem for file in FILES}
 

@@ -17,20 +17,6 @@ struct DualLossArguments {
   bool kept;                   // a row is kept in shared memory
 };
 
-// The row of a matrix that starts at `start`, for packs that start on 16 bytes: the first one may begin before the row.
-template <typename T>
-struct PackedRow {
-  T* first;      // of the first pack
-  bool aligned;  // as the packs are
-
-  __device__ PackedRow(T* start, int before) : first(start - before), aligned(uintptr_t(first) % 16 == 0) {}
-};
-
-template <typename T>
-__device__ int elements_before(const T* start) {
-  return int(uintptr_t(start) % 16 / sizeof(T));
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads<T>) dual_loss_kernel(PF_CONSTANT DualLossArguments<T> arguments) {
   using A = Acc<T>;

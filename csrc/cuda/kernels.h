@@ -94,9 +94,37 @@ void dual_loss(Storage storage, const void* student, const void* teacher, int64_
 
 size_t linear_dual_loss_workspace(Storage storage, int64_t rows, int64_t classes);
 
-// features: (rows, width); student, teacher: (classes, width).
+// features: (rows, width); student, teacher: (classes, width). teacher null: the student is its own; cotangents are the
+// task's alone.
 void linear_dual_loss(Storage storage, const void* features, const void* student, const void* teacher, int64_t rows,
                       int64_t classes, int64_t width, double scale, const LossOptions& options, void* workspace,
                       void* stream);
+
+// ---- samples: logits (samples, rows, classes)
+
+size_t samples_workspace(Storage storage, int64_t samples, int64_t rows);
+
+// losses: (rows,) for Reduction::none, else (); cotangents as the logits.
+void sampled_cross_entropy(Storage storage, const void* logits, const int64_t* labels, int64_t samples, int64_t rows,
+                           int64_t classes, Reduction reduction, void* losses, void* cotangents, void* workspace,
+                           void* stream);
+
+// log_probs: (rows, classes) in the arithmetic type.
+void sampled_log_probs(Storage storage, const void* logits, int64_t samples, int64_t rows, int64_t classes,
+                       void* log_probs, void* workspace, void* stream);
+
+// ---- differences: factor times the sum of (prediction - target)^2, or of Soft Wing's function, and its gradient
+
+struct DifferenceOptions {
+  bool soft_wing;
+  double omega1, omega2, epsilon, factor;
+  void* loss;  // () in the arithmetic type
+  void* cotangents;
+};
+
+size_t difference_loss_workspace(Storage storage, int64_t size);
+
+void difference_loss(Storage storage, const void* prediction, const void* target, int64_t size,
+                     const DifferenceOptions& options, void* workspace, void* stream);
 
 }  // namespace prograd::cuda

@@ -12,8 +12,9 @@ void linear_dual_loss(Storage storage, const void* features, const void* student
                       void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_linear_dual_loss(static_cast<const T*>(features), static_cast<const T*>(student),
-                            static_cast<const T*>(teacher), rows, classes, width, scale, options, workspace, stream);
+    const auto run = teacher ? launch_linear_dual_loss<T, true> : launch_linear_dual_loss<T, false>;
+    run(static_cast<const T*>(features), static_cast<const T*>(student), static_cast<const T*>(teacher), rows, classes,
+        width, scale, options, workspace, stream);
   });
 }
 

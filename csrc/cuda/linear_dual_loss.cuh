@@ -3,6 +3,7 @@
 //   linear_rows_kernel        the ranges of each row in order; losses
 //   linear_cotangents_kernel  for each range of classes, the logits again, tile by tile, and from them the cotangents
 // Products are accumulated in the arithmetic type on the ordinary cores, in the order of the width and of the rows.
+// Without a teacher the student is its own: nothing is multiplied for it, and only the task's cotangents come out.
 #pragma once
 
 #include "row_losses.cuh"
@@ -21,7 +22,7 @@ struct LinearArguments {
   using A = Acc<T>;
   Losses<A> losses;
   const T *features, *student, *teacher;  // (rows, width), (classes, width) twice
-  T* cotangents;                          // (2, classes, width)
+  T* cotangents;                          // (2, classes, width), or the first half without a teacher
   int width;
   A scale;
   bool aligned;       // every row of the three matrices starts on 16 bytes
@@ -31,13 +32,13 @@ struct LinearArguments {
 };
 
 // Logits of 64 rows and kClasses classes, 4 x kClasses / 16 of each for each thread.
-template <typename T, int kClasses>
+template <typename T, int kClasses, bool kTeacher>
 struct LogitTile {
   using A = Acc<T>;
   static constexpr int kEachClasses = kClasses / 16;
   static constexpr int kDepth = 4 * kVector<T>;  // so that a thread loads one pack of the features
   struct Shared {
-    A features[kDepth][kTileRows + 4], student[kDepth][kClasses + 4], teacher[kDepth][kClasses + 4];
+    A features[kDepth][kTileRows + 4], student[kDepth][kClasses + 4], teacher[kTeacher ? kDepth : 1][kClasses + 4];
   };
   A student[4][kEachClasses], teacher[4][kEachClasses];
 
@@ -68,7 +69,9 @@ struct LogitTile {
       __syncthreads();  // the tiles may still be read
       load_transposed(shared.features, arguments.features, row_begin, losses.rows, kTileRows, column, arguments);
       load_transposed(shared.student, arguments.student, class_begin, losses.classes, kClasses, column, arguments);
-      load_transposed(shared.teacher, arguments.teacher, class_begin, losses.classes, kClasses, column, arguments);
+      if constexpr (kTeacher) {
+        load_transposed(shared.teacher, arguments.teacher, class_begin, losses.classes, kClasses, column, arguments);
+      }
       __syncthreads();
 #pragma unroll 4
       for (int k = 0; k < kDepth; ++k) {
@@ -78,7 +81,7 @@ struct LogitTile {
 #pragma unroll
           for (int j = 0; j < kEachClasses; ++j) {
             student[i][j] += feature * shared.student[k][first_class() + j];
-            teacher[i][j] += feature * shared.teacher[k][first_class() + j];
+            if constexpr (kTeacher) teacher[i][j] += feature * shared.teacher[k][first_class() + j];
           }
         }
       }
@@ -91,16 +94,20 @@ struct LogitTile {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         student[i][j] = present ? arguments.scale * student[i][j] : -std::numeric_limits<A>::infinity();
-        teacher[i][j] = present ? arguments.scale * teacher[i][j] + offset : -std::numeric_limits<A>::infinity();
+        if constexpr (kTeacher) {
+          teacher[i][j] = present ? arguments.scale * teacher[i][j] + offset : -std::numeric_limits<A>::infinity();
+        } else {
+          teacher[i][j] = student[i][j];
+        }
       }
     }
   }
 };
 
-template <typename T>
+template <typename T, bool kTeacher>
 __global__ void __launch_bounds__(kTileThreads) linear_sums_kernel(PF_CONSTANT LinearArguments<T> arguments) {
   using A = Acc<T>;
-  using Tile = LogitTile<T, kSumClasses>;
+  using Tile = LogitTile<T, kSumClasses, kTeacher>;
   PF_SHARED(typename Tile::Shared, shared);
   const Losses<A>& losses = arguments.losses;
   const int64_t row_begin = int64_t(blockIdx.x) / arguments.splits * kTileRows;
@@ -153,10 +160,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) linear_rows_kernel(PF_CONSTAN
   if (is_last_block(losses.ticket, gridDim.x)) finish_batch(losses);
 }
 
-template <typename T>
+template <typename T, bool kTeacher>
 __global__ void __launch_bounds__(kTileThreads) linear_cotangents_kernel(PF_CONSTANT LinearArguments<T> arguments) {
   using A = Acc<T>;
-  using Tile = LogitTile<T, kOwnClasses>;
+  using Tile = LogitTile<T, kOwnClasses, kTeacher>;
   struct ByLogit {
     A task[kOwnClasses], general[kOwnClasses];
   };
@@ -180,8 +187,10 @@ __global__ void __launch_bounds__(kTileThreads) linear_cotangents_kernel(PF_CONS
         const DualLossRow<A> sums = arguments.parts[row].sums;
         of_task = losses.cotangent_weight(losses.task_weight, row) *
                   sums.task_cotangent(tile.student[i][0], class_begin + own == losses.labels[row]);
-        of_general = losses.cotangent_weight(losses.general_weight, row) *
-                     sums.general_cotangent(tile.student[i][0], tile.teacher[i][0], losses.temperature);
+        if constexpr (kTeacher) {
+          of_general = losses.cotangent_weight(losses.general_weight, row) *
+                       sums.general_cotangent(tile.student[i][0], tile.teacher[i][0], losses.temperature);
+        }
       }
       by_logit[Tile::row() + i].task[own] = of_task;
       by_logit[Tile::row() + i].general[own] = of_general;
@@ -196,8 +205,10 @@ __global__ void __launch_bounds__(kTileThreads) linear_cotangents_kernel(PF_CONS
       for (int c = 0; c < kOwnClasses; ++c) {
         task[c][0] += by_logit[r].task[c] * f0;
         task[c][1] += by_logit[r].task[c] * f1;
-        general[c][0] += by_logit[r].general[c] * f0;
-        general[c][1] += by_logit[r].general[c] * f1;
+        if constexpr (kTeacher) {
+          general[c][0] += by_logit[r].general[c] * f0;
+          general[c][1] += by_logit[r].general[c] * f1;
+        }
       }
     }  // the next tile's first barrier comes before by_logit is written again
   }
@@ -210,7 +221,7 @@ __global__ void __launch_bounds__(kTileThreads) linear_cotangents_kernel(PF_CONS
     for (int i = 0; i < 2; ++i) {
       if (column + i >= arguments.width) break;
       narrow(task_row[i], arguments.scale * task[c][i]);
-      narrow(general_row[i], arguments.scale * general[c][i]);
+      if constexpr (kTeacher) narrow(general_row[i], arguments.scale * general[c][i]);
     }
   }
 }
@@ -222,7 +233,7 @@ size_t linear_workspace(int64_t rows, int64_t classes) {
   return sizeof(RowPart<A>) * count_splits(classes) * rows + sizeof(A) * rows + losses_workspace<A>(rows);
 }
 
-template <typename T>
+template <typename T, bool kTeacher>
 void launch_linear_dual_loss(const T* features, const T* student, const T* teacher, int64_t rows, int64_t classes,
                              int64_t width, double scale, const LossOptions& options, void* workspace, void* stream) {
   using A = Acc<T>;
@@ -230,7 +241,7 @@ void launch_linear_dual_loss(const T* features, const T* student, const T* teach
   auto* parts = static_cast<RowPart<A>*>(workspace);
   A* label_logits = reinterpret_cast<A*>(parts + splits * rows);
   const auto losses = make_losses<A>(options, rows, classes, label_logits + rows);
-  const bool aligned = width % kVector<T> == 0 && is_aligned(features) && is_aligned(student) && is_aligned(teacher);
+  const bool aligned = width % kVector<T> == 0 && is_aligned(features) && is_aligned(student) && is_aligned(teacher);  // null is
   const LinearArguments<T> arguments{losses,         features, student, teacher, static_cast<T*>(options.cotangents),
                                      int(width),     A(scale), aligned, splits,  parts,
                                      label_logits};
@@ -238,9 +249,11 @@ void launch_linear_dual_loss(const T* features, const T* student, const T* teach
   const int64_t row_blocks = std::max<int64_t>((rows + kTileThreads - 1) / kTileThreads, 1);
   const int64_t class_blocks = (classes + kOwnClasses - 1) / kOwnClasses * ((width + kPanel - 1) / kPanel);
   if (row_blocks > 1) fill_zero(losses.ticket, sizeof(unsigned), stream);
-  if (rows > 0) launch(linear_sums_kernel<T>, row_tiles * splits, kTileThreads, 0, false, stream, arguments);
+  if (rows > 0) launch(linear_sums_kernel<T, kTeacher>, row_tiles * splits, kTileThreads, 0, false, stream, arguments);
   launch(linear_rows_kernel<T>, row_blocks, kTileThreads, 0, false, stream, arguments);
-  if (class_blocks > 0) launch(linear_cotangents_kernel<T>, class_blocks, kTileThreads, 0, false, stream, arguments);
+  if (class_blocks > 0) {
+    launch(linear_cotangents_kernel<T, kTeacher>, class_blocks, kTileThreads, 0, false, stream, arguments);
+  }
 }
 
 }  // namespace prograd::cuda

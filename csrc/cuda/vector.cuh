@@ -51,6 +51,20 @@ __device__ __forceinline__ void write(T* to, const Pack<T>& pack, int begin, int
   }
 }
 
+// The row of a matrix that starts at `start`, for packs that start on 16 bytes: the first one may begin before the row.
+template <typename T>
+struct PackedRow {
+  T* first;      // of the first pack
+  bool aligned;  // as the packs are
+
+  __device__ PackedRow(T* start, int before) : first(start - before), aligned(uintptr_t(first) % 16 == 0) {}
+};
+
+template <typename T>
+__device__ int elements_before(const T* start) {
+  return int(uintptr_t(start) % 16 / sizeof(T));
+}
+
 // The first `valid` of N elements, for arithmetic.
 template <int N, typename T>
 __device__ __forceinline__ void load(Acc<T> (&values)[N], const T* from, int valid, bool aligned) {

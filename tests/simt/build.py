@@ -57,7 +57,7 @@ def changed_sources(file: str, old: str, new: str, folder: Path) -> Path:
     """A copy of csrc with one change, and float32 only: that takes a quarter of the time to compile."""
     sources, csrc = ROOT / "csrc", folder / "csrc"
     (csrc / "cuda").mkdir(parents=True)
-    for source in [sources / "math.h", *(sources / "cuda").glob("*.cu*"), sources / "cuda" / "kernels.h"]:
+    for source in [*sources.glob("*.h"), *(sources / "cuda").glob("*.cu*"), sources / "cuda" / "kernels.h"]:
         text = source.read_text()
         if source.name == file:
             assert text.count(old) == 1, f"expected {old!r} once in {file}"

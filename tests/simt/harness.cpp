@@ -95,4 +95,25 @@ PF_EXPORT const char* simt_linear_dual_loss(Storage storage, const void* feature
     linear_dual_loss(storage, features, student, teacher, rows, classes, width, scale, *options, workspace, nullptr);
   });
 }
+
+PF_EXPORT const char* simt_sampled_cross_entropy(Storage storage, const void* logits, const int64_t* labels, int64_t samples,
+                                       int64_t rows, int64_t classes, Reduction reduction, void* losses, void* cotangents) {
+  return with_workspace(samples_workspace(storage, samples, rows), [&](void* workspace) {
+    sampled_cross_entropy(storage, logits, labels, samples, rows, classes, reduction, losses, cotangents, workspace, nullptr);
+  });
+}
+
+PF_EXPORT const char* simt_sampled_log_probs(Storage storage, const void* logits, int64_t samples, int64_t rows, int64_t classes,
+                                   void* log_probs) {
+  return with_workspace(samples_workspace(storage, samples, rows), [&](void* workspace) {
+    sampled_log_probs(storage, logits, samples, rows, classes, log_probs, workspace, nullptr);
+  });
+}
+
+PF_EXPORT const char* simt_difference_loss(Storage storage, const void* prediction, const void* target, int64_t size,
+                                 const DifferenceOptions* options) {
+  return with_workspace(difference_loss_workspace(storage, size), [&](void* workspace) {
+    difference_loss(storage, prediction, target, size, *options, workspace, nullptr);
+  });
+}
 }

@@ -86,6 +86,18 @@ class _Losses(Structure):
     )
 
 
+class _Difference(Structure):
+    _fields_ = (
+        ("soft_wing", c_bool),
+        ("omega1", c_double),
+        ("omega2", c_double),
+        ("epsilon", c_double),
+        ("factor", c_double),
+        ("loss", c_void_p),
+        ("cotangents", c_void_p),
+    )
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -216,7 +228,7 @@ class Library:
         self,
         features: Tensor,
         student_classes: Tensor,
-        teacher_classes: Tensor,
+        teacher_classes: Tensor | None,
         labels: Tensor,
         teacher_offset: Tensor | None,
         task_weight: Tensor | None,
@@ -229,10 +241,30 @@ class Library:
     ) -> None:
         weights = (teacher_offset, task_weight, general_weight)
         packed = _losses(labels, *weights, *options, losses, cotangents, correct)  # type: ignore[arg-type]
-        pointers = (c_void_p(x.data_ptr()) for x in (features, student_classes, teacher_classes))
+        pointers = (c_void_p(_pointer(x)) for x in (features, student_classes, teacher_classes))
         sizes = (c_int64(features.shape[0]), c_int64(student_classes.shape[0]), c_int64(features.shape[1]))
         storage = STORAGES.index(features.dtype)
         self._call("linear_dual_loss", storage, *pointers, *sizes, c_double(scale), byref(packed))
+
+    def sampled_cross_entropy_out(
+        self, logits: Tensor, labels: Tensor, reduction: int, *, losses: Tensor, cotangents: Tensor
+    ) -> None:
+        sizes = map(c_int64, logits.shape)
+        inputs, outputs = (logits, labels), (losses, cotangents)
+        before, after = ((c_void_p(x.data_ptr()) for x in tensors) for tensors in (inputs, outputs))
+        self._call("sampled_cross_entropy", STORAGES.index(logits.dtype), *before, *sizes, reduction, *after)
+
+    def sampled_log_probs_out(self, logits: Tensor, *, log_probs: Tensor) -> None:
+        before, after = (c_void_p(x.data_ptr()) for x in (logits, log_probs))
+        self._call("sampled_log_probs", STORAGES.index(logits.dtype), before, *map(c_int64, logits.shape), after)
+
+    def difference_loss_out(
+        self, prediction: Tensor, target: Tensor, *options: object, loss: Tensor, cotangents: Tensor
+    ) -> None:
+        packed = _Difference(*options, loss.data_ptr(), cotangents.data_ptr())
+        pointers = (c_void_p(x.data_ptr()) for x in (prediction, target))
+        size = c_int64(prediction.numel())
+        self._call("difference_loss", STORAGES.index(prediction.dtype), *pointers, size, byref(packed))
 
 
 def _losses(

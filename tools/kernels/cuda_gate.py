@@ -30,7 +30,8 @@ SHARED_OF_SM = {80: 164, 90: 228, 100: 228}  # KB
 RESERVED = 1024  # bytes of shared memory that every block takes besides; from sm_90 on cuobjdump counts them
 REGISTER_SLACK = 8  # above what was recorded: compilers differ a little, and registers come in steps of 8
 DTYPES = {"double": "fp64", "float": "fp32", "__nv_bfloat16": "bf16", "__half": "fp16"}
-# 16-byte loads and stores at least, one for each operand of the source; linear_rows has none
+# 16-byte loads and stores at least, one for each operand of the source; linear_rows has none, and neither has
+# sample_log_probs, where a thread has one class
 WIDE = {
     "gram": (2, 0),
     "project": (2, 1),
@@ -40,6 +41,21 @@ WIDE = {
     "linear_sums": (3, 0),
     "linear_rows": (0, 0),
     "linear_cotangents": (3, 0),
+    "linear_sums_alone": (2, 0),
+    "linear_cotangents_alone": (2, 0),
+    "sample_sums": (1, 0),
+    "sample_cotangents": (1, 1),
+    "sample_log_probs": (0, 0),
+    "squared_error": (2, 1),
+    "soft_wing": (2, 1),
+}
+# by what a kernel is instantiated for; "_alone" is without a teacher
+RULES = {
+    "StoreTask": "project",
+    "AdamWRule": "adamw",
+    "SGDRule": "sgd",
+    "SquaredError": "squared_error",
+    "SoftWing": "soft_wing",
 }
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -144,11 +160,11 @@ def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
 
 def readable(name: str) -> tuple[str, str]:
     """A demangled name as "gram fp32" or "adamw bf16, moments fp32"; and the storage dtype."""
-    match = re.search(r"(\w+)_kernel<(\w+)(?:, prograd::cuda::(\w+)<(\w+)(?:, (\w+))?>)?", name)
+    match = re.search(r"(\w+)_kernel<(\w+)(?:, (?:prograd::(?:cuda::)?(\w+)<(\w+)(?:, (\w+))?>|(false)))?", name)
     if match is None:
         raise ValueError(f"no kernel of csrc/cuda: {name}")
-    kernel, storage, rule, _, moments = match.groups()
-    kernel = {"StoreTask": "project", "AdamWRule": "adamw", "SGDRule": "sgd"}.get(rule or "", kernel)
+    kernel, storage, rule, _, moments, alone = match.groups()
+    kernel = RULES.get(rule, kernel) + ("_alone" if alone else "")
     note = f", moments {DTYPES[moments]}" if moments and moments != storage else ""
     return f"{kernel} {DTYPES[storage]}{note}", DTYPES[storage]
 
@@ -163,10 +179,10 @@ def widths(opcode: str, sass: str) -> list[int]:
 
 
 def threads_of(kernel: str, dtype: str) -> int:
-    """Of the largest block: kThreads, kRowThreads, kTileThreads."""
+    """Of the largest block: kThreads, kRowThreads, kTileThreads and the others of 256."""
     if kernel.startswith("dual_loss"):
         return 1024 if dtype == "fp32" else 512
-    return 256 if kernel.startswith("linear") else 512
+    return 256 if kernel.startswith(("linear", "sample", "squared", "soft")) else 512
 
 
 def asked_shared(kernel: str, dtype: str) -> int:
@@ -195,6 +211,12 @@ def traffic(kernel: str) -> str:
             return f"{least} / {least}; two launches {least + 2 * size} / {least}"
         case "dual_loss":
             return f"{4 * size} / {4 * size}; long rows {6 * size} / {4 * size}"
+        case "squared_error" | "soft_wing":
+            return f"{3 * size} / {3 * size}"
+        case "sample_sums" | "sample_log_probs":
+            return f"{size} / {size}"
+        case "sample_cotangents":
+            return f"{2 * size} / {2 * size}"
     return "bound by arithmetic"
 
 

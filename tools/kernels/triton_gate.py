@@ -36,11 +36,13 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from prograd_fast.backends.triton_kernels.adamw import project_adamw_
 from prograd_fast.backends.triton_kernels.attention import shared_prefix_attention_out
 from prograd_fast.backends.triton_kernels.attention_backward import shared_prefix_attention_backward_out
+from prograd_fast.backends.triton_kernels.differences import difference_loss_out
 from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out
 from prograd_fast.backends.triton_kernels.gelu import gelu_backward_, gelu_out
 from prograd_fast.backends.triton_kernels.layer_norm import add_layer_norm_out, layer_norm_backward_
-from prograd_fast.backends.triton_kernels.linear_dual_loss import linear_dual_loss_out
+from prograd_fast.backends.triton_kernels.linear_dual_loss import linear_cross_entropy_out, linear_dual_loss_out
 from prograd_fast.backends.triton_kernels.projection import gram_out, project_
+from prograd_fast.backends.triton_kernels.samples import sampled_cross_entropy_out, sampled_log_probs_out
 from prograd_fast.backends.triton_kernels.sgd import project_sgd_
 
 ARCHITECTURES = (80, 90, 100)
@@ -94,6 +96,27 @@ def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) ->
         losses=torch.empty(2, dtype=torch.promote_types(dtype, torch.float32)),
         cotangents=torch.empty(2, n_columns, n_features, dtype=dtype), correct=torch.empty((), dtype=torch.int64),
     )  # fmt: skip
+
+
+def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
+    classes = torch.zeros(n_columns, n_features, dtype=dtype)
+    linear_cross_entropy_out(
+        torch.zeros(n_rows, n_features, dtype=dtype), classes, torch.zeros(n_rows, dtype=torch.int64), 100.0,
+        loss=torch.empty((), dtype=torch.promote_types(dtype, torch.float32)), cotangents=torch.empty_like(classes),
+    )  # fmt: skip
+
+
+def _samples(n_columns: int, dtype: torch.dtype) -> None:
+    logits, accumulation = torch.zeros(20, 4, n_columns, dtype=dtype), torch.promote_types(dtype, torch.float32)
+    losses, labels = torch.empty((), dtype=accumulation), torch.zeros(4, dtype=torch.int64)
+    sampled_cross_entropy_out(logits, labels, 1, losses=losses, cotangents=torch.empty_like(logits))
+    sampled_log_probs_out(logits, log_probs=torch.empty(4, n_columns, dtype=accumulation))
+
+
+def _differences(size: int, dtype: torch.dtype, soft_wing: bool) -> None:
+    x, t, cotangents = torch.zeros(3, size, dtype=dtype)
+    loss = torch.empty((), dtype=torch.promote_types(dtype, torch.float32))
+    difference_loss_out(x, t, soft_wing, 2.0, 20.0, 0.5, 1.0, loss=loss, cotangents=cotangents)
 
 
 def _lists(size: int, n: int, dtype: torch.dtype) -> list[list[Tensor]]:
@@ -187,6 +210,14 @@ CASES = {
     "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4, logit_reads=4),
     "512 features, fp32": Case(lambda: _linear(64, 1000, 512, F32), 4),
     "512 features, bf16": Case(lambda: _linear(64, 1000, 512, BF16), 2),
+    "512 features, no teacher, fp32": Case(lambda: _text_to_text(64, 1000, 512, F32), 4),
+    "512 features, no teacher, bf16": Case(lambda: _text_to_text(64, 1000, 512, BF16), 2),
+    "20 samples, fp32": Case(lambda: _samples(1000, F32), 4),
+    "20 samples, bf16": Case(lambda: _samples(1000, BF16), 2),
+    "squared error, fp32": Case(lambda: _differences(LARGE, F32, False), 4),
+    "squared error, bf16": Case(lambda: _differences(LARGE, BF16, False), 2),
+    "soft wing, fp32": Case(lambda: _differences(LARGE, F32, True), 4),
+    "soft wing, bf16": Case(lambda: _differences(LARGE, BF16, True), 2),
     "8192 elements, fp32": Case(lambda: _steps(SMALL, F32), 4, 4),
     "8192 elements, bf16": Case(lambda: _steps(SMALL, BF16), 2, 2),
     "131072 elements, fp32": Case(lambda: _steps(LARGE, F32), 4, 4),
@@ -211,6 +242,10 @@ CASES = {
 # work on sums, or are bound by arithmetic.
 BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "dual_loss_rows": lambda c: ((c.logit_reads + 2) * c.storage, 4 * c.storage),
+    "softmax_sums": lambda c: (c.storage, c.storage),
+    "sampled_cotangents": lambda c: (2 * c.storage, 2 * c.storage),  # what softmax_sums read is in a cache if it fits
+    "mean_log_probs": lambda c: (c.storage, c.storage),
+    "differences": lambda c: (3 * c.storage, 3 * c.storage),
     "gram_units": lambda c: (2 * c.storage, 2 * c.storage),
     "gram_chunks": lambda c: (2 * c.storage, 2 * c.storage),
     "project_chunks": lambda c: (3 * c.storage, 3 * c.storage),

@@ -5,6 +5,8 @@
 3. `class_cotangents`: programs over class blocks x feature blocks compute the tiles again and multiply their cotangents
    by the features. A program owns what it writes, so nothing is added by atomics.
 
+Without a teacher (None) the student is its own: nothing is multiplied for it, and only the task's cotangents come out.
+
 The extra memory is a few numbers per row and span: for B rows O(B · SPANS), for the logits it would be O(B · C).
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -41,8 +43,11 @@ def _tile(
         x = tl.load(features + o_rows + inner[None, :], mask=inside_x, other=0.0).to(acc)
         w = tl.load(student + o_columns + inner[:, None], mask=inside_w, other=0.0).to(acc)
         b_z = tl.dot(x, w, b_z, input_precision=PRECISION, out_dtype=acc)
-        w = tl.load(teacher + o_columns + inner[:, None], mask=inside_w, other=0.0).to(acc)
-        b_t = tl.dot(x, w, b_t, input_precision=PRECISION, out_dtype=acc)
+        if teacher is not None:
+            w = tl.load(teacher + o_columns + inner[:, None], mask=inside_w, other=0.0).to(acc)
+            b_t = tl.dot(x, w, b_t, input_precision=PRECISION, out_dtype=acc)
+    if teacher is None:
+        b_t = b_z
     inside = (columns < n_columns)[None, :]
     b_t *= scale
     if offset is not None:
@@ -216,19 +221,21 @@ def class_cotangents(
         o_x = rows.to(tl.int64)[:, None] * n_features + block[None, :]
         x = tl.load(features + o_x, mask=inside_x, other=0.0).to(acc)
         b_task = tl.dot(tl.trans(task), x, b_task, input_precision=PRECISION, out_dtype=acc)
-        b_general = tl.dot(tl.trans(general), x, b_general, input_precision=PRECISION, out_dtype=acc)
+        if teacher is not None:
+            b_general = tl.dot(tl.trans(general), x, b_general, input_precision=PRECISION, out_dtype=acc)
     inside_w = (columns < n_columns)[:, None] & (block < n_features)[None, :]
     out = cotangents + columns.to(tl.int64)[:, None] * n_features + block[None, :]
     dtype: tl.constexpr = cotangents.dtype.element_ty
     tl.store(out, (b_task * tl.full([], scale * row_factor, acc)).to(dtype), mask=inside_w)
-    out += n_columns.to(tl.int64) * n_features
-    tl.store(out, (b_general * tl.full([], scale * row_factor * temperature, acc)).to(dtype), mask=inside_w)
+    if teacher is not None:
+        out += n_columns.to(tl.int64) * n_features
+        tl.store(out, (b_general * tl.full([], scale * row_factor * temperature, acc)).to(dtype), mask=inside_w)
 
 
 def linear_dual_loss_out(
     features: Tensor,
     student_classes: Tensor,
-    teacher_classes: Tensor,
+    teacher_classes: Tensor | None,
     labels: Tensor,
     teacher_offset: Tensor | None,
     task_weight: Tensor | None,
@@ -242,12 +249,14 @@ def linear_dual_loss_out(
     cotangents: Tensor,
     correct: Tensor,
 ) -> None:
-    """The operator `linear_dual_loss_out` on Triton: four launches, and no value read back."""
+    """The operator `linear_dual_loss_out` on Triton: four launches, and no value read back.
+
+    The operator always has a teacher; `linear_cross_entropy_out` calls it without.
+    """
     (n_rows, n_features), n_columns = features.shape, student_classes.shape[0]
-    features, student_classes, teacher_classes = (x.contiguous() for x in (features, student_classes, teacher_classes))
-    labels = labels.contiguous()
-    offset, task_weight, general_weight = (
-        None if x is None else x.contiguous() for x in (teacher_offset, task_weight, general_weight)
+    features, student_classes, labels = features.contiguous(), student_classes.contiguous(), labels.contiguous()
+    teacher_classes, offset, task_weight, general_weight = (
+        None if x is None else x.contiguous() for x in (teacher_classes, teacher_offset, task_weight, general_weight)
     )
     precision = product_precision(features.dtype)
     row_block = min(64, max(16, triton.next_power_of_2(n_rows)))
@@ -282,3 +291,15 @@ def linear_dual_loss_out(
             **tiles, FEATURES=FEATURE_BLOCK, num_warps=8,
         )  # fmt: skip
         reduce(row_losses, hits, losses, correct, reduction)
+
+
+def linear_cross_entropy_out(
+    features: Tensor, classes: Tensor, labels: Tensor, scale: float, *, loss: Tensor, cotangents: Tensor
+) -> None:
+    """The operator `linear_cross_entropy_out` on Triton."""
+    losses = loss.new_empty(2)
+    linear_dual_loss_out(
+        features, classes, None, labels, None, None, None, scale, 1.0, False, 1,
+        losses=losses, cotangents=cotangents, correct=torch.empty((), dtype=torch.int64, device=loss.device),
+    )  # fmt: skip
+    loss.copy_(losses[0])
