@@ -116,6 +116,20 @@ void test_exp() {
   check(prograd::exp(-INFINITY) == 0 && std::isnan(prograd::exp(NAN)), "any", "exp(-inf)", prograd::exp(-INFINITY), 0);
 }
 
+void test_log() {
+  double worst = 0;
+  for (float x = 1.2e-38f; x < 3e38f; x *= 1.00003f) {
+    const float wanted = float(std::log(double(x)));
+    worst = std::fmax(worst, std::fabs(prograd::log(x) - std::log(double(x))) /
+                                 (std::nextafter(std::fabs(wanted), INFINITY) - std::fabs(wanted)));
+  }
+  check(worst < 1, "any", "log, error in ulp", worst, 1);
+  check(prograd::log(1.0f) == 0 && prograd::log(0.0f) == -INFINITY && prograd::log(INFINITY) == INFINITY, "any",
+        "log(0), log(1), log(inf)", prograd::log(0.0f), -INFINITY);
+  check(std::isnan(prograd::log(-1.0f)) && std::isnan(prograd::log(NAN)), "any", "log(-1), log(nan)",
+        prograd::log(-1.0f), NAN);
+}
+
 struct Case {
   const Kernels& kernels;
   const Kernels& baseline;
@@ -274,11 +288,51 @@ void test_attention(const Case& c) {
   }
 }
 
+void test_samples(const Case& c) {
+  const Storage accumulation = c.storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  for (const std::int64_t samples : {1, 3}) {
+    double results[2][4] = {};
+    for (int side = 0; side < 2; ++side) {
+      std::mt19937 random(7);
+      Buffer z(c.storage, samples * c.n, c.shift), cotangents(c.storage, samples * c.n, c.shift),
+          scratch(accumulation, 3 * samples), log_probs(accumulation, c.n);
+      z.fill(random);
+      Kernels::SampledRow row{z.data(), samples, c.n, c.n, cotangents.data(), scratch.data(), samples == 3};
+      const Kernels& kernels = side ? c.kernels : c.baseline;
+      const std::int64_t label = c.n / 3;
+      results[side][0] = kernels.sampled_cross_entropy_row(c.storage, row, label, 0.5);
+      kernels.sampled_log_probs_row(c.storage, row, log_probs.data());
+      results[side][1] = cotangents[label];
+      results[side][2] = cotangents[samples * c.n - 1];
+      results[side][3] = log_probs[c.n - 1];
+    }
+    const char* names[4] = {"sampled loss", "cotangent of the label", "last cotangent", "log probability"};
+    for (int i = 0; i < 4; ++i) c.agree(names[i], results[1][i], results[0][i]);
+  }
+}
+
+void test_differences(const Case& c) {
+  for (const bool soft_wing : {false, true}) {
+    double results[2][2] = {};
+    for (int side = 0; side < 2; ++side) {
+      std::mt19937 random(8);
+      Buffer x(c.storage, c.n, c.shift), t(c.storage, c.n), cotangents(c.storage, c.n, c.shift);
+      x.fill(random), t.fill(random);
+      const Kernels::Difference difference{x.data(), t.data(), cotangents.data(), soft_wing, 0.5, 20, 0.5, 0.25};
+      results[side][0] = (side ? c.kernels : c.baseline).difference_loss(c.storage, difference, c.n);
+      results[side][1] = cotangents[c.n - 1];
+    }
+    c.agree("difference loss", results[1][0], results[0][0]);
+    c.agree("difference cotangent", results[1][1], results[0][1]);
+  }
+}
+
 }  // namespace
 
 int main() {
   test_conversions();
   test_exp();
+  test_log();
   const Kernels& baseline = *kernels_for("baseline");
   int tables = 0;
   for (const char* isa : {"baseline", "avx2", "avx512"}) {
@@ -294,6 +348,8 @@ int main() {
           const Case c{*kernels, baseline, storage, n, shift, tolerance};
           test_updates(c);
           test_dual_loss(c);
+          test_samples(c);
+          test_differences(c);
           test_gelu(c);
           test_layer_norm(c);
           if (n <= 128) test_attention(c);  // columns of a head
