@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint bench kernels native package docs assets clean
+.PHONY: install demo test lint bench kernels native package docs study assets clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ bench: install
 	$(BIN)/python -m benchmarks.prompt_step --out build
 
 # the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
+# docs/study/: settings chosen on validation, then all methods x shots x partitions x seeds on emoji (about an hour)
+study: install
+	$(BIN)/python -m tools.study
+
 assets: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"
 	$(BIN)/python -m tools.build

@@ -1,0 +1,106 @@
+"""All methods on emoji: settings chosen on validation pictures, the same budget for each, then the grid of runs.
+
+    python -m tools.study            writes docs/study/
+
+Every method may try six values of its one setting that matters most, the step size (the linear probe: its penalty). A
+value's worth is the mean accuracy on the validation pictures of the base classes, over two numbers of shots and three
+partitions; new classes, unseen styles and test pictures take no part. A study that was stopped goes on where it was.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from prograd_fast.data import load
+from prograd_fast.files import replacing
+from prograd_fast.methods import METHODS, GradientMethod, LinearProbe, Method
+from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
+
+OUT = Path(__file__).parents[1] / "docs" / "study"
+SHOTS, SEEDS, PARTITIONS = (1, 4, 8, 16), 5, 3
+VALIDATION_SHOTS, VALIDATION_SEED = (4, 16), SEEDS  # a draw that the study does not use
+# around each method's default, in steps of three
+STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def candidates(kind: type[Method]) -> list[Method]:
+    """Six settings of a method, or one of a method that has none to choose."""
+    method = kind()
+    if isinstance(method, LinearProbe):
+        return [replace(method, C=step * method.C) for step in STEPS]
+    if isinstance(method, GradientMethod):
+        return [replace(method, lr=float(f"{step * method.lr:.3g}")) for step in STEPS]
+    return [method]
+
+
+def value(method: Method) -> dict[str, float]:
+    """The setting that was chosen."""
+    if isinstance(method, LinearProbe):
+        return {"C": method.C}
+    return {"lr": method.lr} if isinstance(method, GradientMethod) else {}
+
+
+def select() -> dict[str, list[tuple[Method, float]]]:
+    """Validation accuracy in % of every candidate, by method."""
+    pictures, clip = load("emoji"), load_model("emoji-lite", device="cpu")
+    plans = [
+        make_plan(pictures, shots, VALIDATION_SEED, partition)
+        for shots in VALIDATION_SHOTS
+        for partition in range(PARTITIONS)
+    ]
+    plans = [replace(plan, tests={"validation": plan.tests["validation"]}) for plan in plans]
+    features = encode_pictures(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans])))
+    methods = [method for kind in METHODS for method in candidates(kind)]
+    found: dict[str, list[tuple[Method, float]]] = {}
+    for method in track(methods, "settings", console=Console(stderr=True)):
+        accuracies = [run_method(method, clip, pictures, features, plan).accuracy["validation"] for plan in plans]
+        found.setdefault(method.name, []).append((method, 100 * fmean(accuracies)))
+    return found
+
+
+def table(found: dict[str, list[tuple[Method, float]]]) -> str:
+    """The selection in Markdown, the chosen values in bold."""
+    lines = ["| method | setting | " + " | ".join(["value: accuracy in %"] * len(STEPS)) + " |"]
+    lines.append("|" + "---|" * (2 + len(STEPS)))
+    for kind in METHODS:
+        tried = found[kind.name]
+        best = max(accuracy for _, accuracy in tried)
+        cells = []
+        for method, accuracy in tried:
+            for setting in value(method).values():
+                cell = f"{setting:g}: {accuracy:.1f}"
+                cells.append(f"**{cell}**" if accuracy == best else cell)
+        name = next(iter(value(tried[0][0])), "")
+        lines.append("| " + " | ".join([kind.title, name, *cells, *[""] * (len(STEPS) - len(cells))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The study."""
+    torch.set_num_threads(1)  # the models are small, and the times comparable
+    OUT.mkdir(parents=True, exist_ok=True)
+    settings = OUT / "settings.json"
+    if not settings.exists():
+        found = select()
+        chosen = {name: value(max(tried, key=lambda one: one[1])[0]) for name, tried in found.items()}
+        (OUT / "selection.md").write_text(table(found), encoding="utf-8")
+        with replacing(settings) as path:
+            chosen = {name: setting for name, setting in chosen.items() if setting}
+            path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    shots = ",".join(map(str, SHOTS))
+    options = ["--shots", shots, "--seeds", str(SEEDS), "--partitions", str(PARTITIONS), "--settings", str(settings)]
+    command = [sys.executable, "-m", "prograd_fast", "compare", "--data", "emoji", "--methods", "all", *options]
+    subprocess.run([*command, "--out", str(OUT)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+if __name__ == "__main__":
+    main()
