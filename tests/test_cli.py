@@ -131,6 +131,14 @@ def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path
     assert json.loads((tmp_path / "record.json").read_text())["method"] == "prograd"
 
 
+def test_a_memory_limit_is_kept_to(tmp_path, shapes_dir, clip_dir, monkeypatch, capfd):
+    arguments = ["--data", shapes_dir, "--out", tmp_path / "run", "--shots", 1, "--epochs", 1]
+    arguments += ["--model", f"local-dir:{clip_dir}", "--max-memory"]
+    assert "max_memory: expected at least" in fail(capfd, monkeypatch, "train", *arguments, 1e-6)
+    assert "--max-memory: expected gigabytes" in fail(capfd, monkeypatch, "train", *arguments, 0)
+    assert run_here(monkeypatch, "train", *arguments, 0.01) == 0
+
+
 def stopped_run(monkeypatch: pytest.MonkeyPatch, out: Path, arguments: list) -> None:
     """A run that vanishes after some steps, and leaves a checkpoint."""
     from prograd_fast.training import loop

@@ -26,6 +26,7 @@ class Task:
         image_features: (N, D) unit rows, float32: the image tower's view of the labelled pictures.
         labels: (N,) int64, indices into `class_names`.
         seed: What everything random in a method is drawn from.
+        max_memory: Bytes that the text tower's activations may take, None for no limit (`PromptedCLIP`).
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Task:
     image_features: Tensor
     labels: Tensor
     seed: int = 0
+    max_memory: float | None = None
 
     @classmethod
     def without_pictures(cls, model: Any, tokenizer: Tokenizer, class_names: Sequence[str]) -> "Task":

@@ -138,7 +138,14 @@ class PromptTuningLearner(GradientLearner):
         self.generator = torch.Generator(task.device).manual_seed(task.seed)
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
-            self.net = PromptedCLIP(task.model, task.tokenizer, tuple(self._rows), settings.n_ctx, settings.ctx_init)
+            self.net = PromptedCLIP(
+                task.model,
+                task.tokenizer,
+                tuple(self._rows),
+                settings.n_ctx,
+                settings.ctx_init,
+                max_memory=task.max_memory,
+            )
             self.module = self.context = settings.context(self)
         self.memory = settings.memory(self)
         self.criterion = DualLoss(settings.temperature)

@@ -23,6 +23,7 @@ class Clip:
         tokenizer: Sequence of texts -> (texts, context length) int64 token ids.
         preprocess: PIL picture -> (3, H, W) float32.
         device: Where the model is.
+        max_memory: Bytes that the text tower's activations may take, None for no limit (`PromptedCLIP`).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Clip:
     tokenizer: Tokenizer
     preprocess: Callable[[Any], Tensor]
     device: torch.device
+    max_memory: float | None = None
 
     @property
     def transform(self) -> str:

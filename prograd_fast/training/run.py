@@ -102,6 +102,7 @@ def run_method(
         features.of(plan.train.rows),
         plan.train.labels(pictures).to(clip.device),
         plan.seed,
+        clip.max_memory,
     )
     learner = method.start(task)
     history = None
