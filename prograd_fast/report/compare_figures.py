@@ -73,6 +73,8 @@ def shots_figure(runs: Sequence[Record], parts: Sequence[str], path: Path, title
         axes.set_xlabel("pictures per class")
         axes.set_title(part, fontsize=10)
         axes.grid(axis="y", color="0.9")
+    # the interval of two or three runs can reach beyond what an accuracy can be
+    figure.axes[0].set_ylim(*np.clip(figure.axes[0].get_ylim(), 0, 100))
     figure.axes[0].set_ylabel("test accuracy in %")
     _legend(figure)
     save(figure, path)
@@ -106,8 +108,8 @@ def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
             linestyle="none",
             label=TITLES[method],
         )
-    low, high = axes.get_xlim()
-    bottom, top = axes.get_ylim()
+    low, high = axes.set_xlim(*np.clip(axes.get_xlim(), 0, 100))
+    bottom, top = axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     grid_x, grid_y = np.meshgrid(np.linspace(max(low, 0.1), high, 200), np.linspace(max(bottom, 0.1), top, 200))
     curves = axes.contour(
         grid_x, grid_y, 2 * grid_x * grid_y / (grid_x + grid_y), levels=6, colors="0.75", linewidths=0.8, zorder=0
