@@ -1,4 +1,4 @@
-"""The page of a recorded run: `python -m benchmarks.page benchmarks/results/FILE.json` writes docs/benchmarks.md."""
+"""The page of recorded runs: `python -m benchmarks.page FILE.json FILE-prompt-step.json` writes docs/benchmarks.md."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from benchmarks.compare import table
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = Path("images") / "benchmarks.png"
+PROMPT_PICTURE = Path("images") / "prompt_step.png"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -26,7 +27,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot([row["target"]] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1×", "2×", "5×", "10×", "20×", "50×"])
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    axes.set_xticks(ticks, [f"{tick}×" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(min(0.7, *(0.9 * row["ratio"] for row in rows)), 1.5 * max(row["ratio"] for row in rows))
     labels = [f"{row['work']}: {row['ours']}\nagainst {row['theirs']}" for row in rows]
@@ -39,30 +41,52 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def _machine(report: dict[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in report["machine"].items())
+
+
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Write docs/benchmarks.md and its picture from a recorded run.")
+    parser = argparse.ArgumentParser(description="Write docs/benchmarks.md and its pictures from recorded runs.")
     parser.add_argument("results", type=Path, help="JSON that benchmarks.compare wrote")
-    path = parser.parse_args().results
-    report = json.loads(path.read_text(encoding="utf-8"))
+    parser.add_argument("prompt_step", type=Path, help="JSON that benchmarks.prompt_step wrote")
+    options = parser.parse_args()
+    report, prompt = (json.loads(path.read_text("utf-8")) for path in (options.results, options.prompt_step))
     plot(report["rows"], DOCS / PICTURE)
-    machine = "\n".join(f"- {name}: {value}" for name, value in report["machine"].items())
-    load = report["load"]
+    plot(prompt["rows"], DOCS / PROMPT_PICTURE)
+    loads = [(one["load"]["start"], one["load"]["end"]) for one in (report, prompt)]
     (DOCS / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-`make bench` measures on your machine; this is `{path.as_posix()}`, drawn by `python -m benchmarks.page`.
+`make bench` measures on your machine. These are `{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
+drawn by `python -m benchmarks.page`. Both sides of a row run in one process, in turn; figures are medians, noise is the
+interquartile range over the median. Memory is measured in a process for each side.
+
+## Losses and optimizer steps
 
 ![How many times better each row is]({PICTURE.as_posix()})
 
 {table(report["rows"])}
 
-Both sides of a row run in one process, in turn; figures are medians, noise is the interquartile range over the median.
-Memory is measured in a process for each side. Bytes are those that must move once everything is beyond the caches: 28
-per element for AdamW, 40 for projection and AdamW, 16 for the dual loss with both cotangents. Load average
-{load["start"]} before and {load["end"]} after.
+Bytes are those that must move once everything is beyond the caches: 28 per element for AdamW, 40 for projection and
+AdamW, 16 for the dual loss with both cotangents. Load average {loads[0][0]} before and {loads[0][1]} after.
 
-{machine}
+## The prompt step
+
+The text tower of CLIP RN50 and ViT-B/16 (512 wide, 12 blocks) with random weights, ImageNet's class names, 16 context
+tokens, 32 pictures.
+
+![How many times better each row is]({PROMPT_PICTURE.as_posix()})
+
+{table(prompt["rows"], "of floor")}
+
+The floor is the time of the matrix products that a step cannot do without, each measured alone on its own shapes: by
+the product that the encoder uses (oneDNN's, with packed weights), and by `torch.nn.functional.linear` (MKL's). Load
+average {loads[1][0]} before and {loads[1][1]} after.
+
+## The machine
+
+{_machine(report)}
 """,
         encoding="utf-8",
     )
