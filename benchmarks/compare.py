@@ -232,6 +232,17 @@ def linear_dual_loss(sizes: Sizes) -> Group:
     return group
 
 
+def report_of(groups: Sequence[Group], load_before: list[float]) -> dict[str, Any]:
+    """Date, machine, load average, rows and the timings of all sides, ready for JSON."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "load": {"start": load_before, "end": load()},
+        "rows": [asdict(row) | {"missed": row.missed} for group in groups for row in group.rows],
+        "timings": {g.work: {side: asdict(timing) for side, timing in g.timings.items()} for g in groups},
+    }
+
+
 def compare(sizes: Sizes) -> dict[str, Any]:
     """Measure everything.
 
@@ -246,13 +257,7 @@ def compare(sizes: Sizes) -> dict[str, Any]:
     for (rows, classes), target, share in zip(sizes.logits, (6.0, 8.0), (None, 0.75), strict=True):
         groups.append(dual_loss(sizes, rows, classes, target, share))
     groups.append(linear_dual_loss(sizes))
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "load": {"start": before, "end": load()},
-        "rows": [asdict(row) | {"missed": row.missed} for group in groups for row in group.rows],
-        "timings": {g.work: {side: asdict(timing) for side, timing in g.timings.items()} for g in groups},
-    }
+    return report_of(groups, before)
 
 
 # ---- output
@@ -296,6 +301,13 @@ def write(report: dict[str, Any], folder: Path, of: str = "") -> Path:
     return path
 
 
+def publish(report: dict[str, Any], out: Path, of: str = "", share: str = "of bandwidth") -> None:
+    """Print a report and write it."""
+    print(table(report["rows"], share))
+    print(f"load average {report['load']['start']} before, {report['load']['end']} after")
+    print(write(report, out, of))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure the table of what must be fast, print and write it.")
@@ -303,10 +315,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=0.0, help="seconds for each group to find quiet rounds in")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
     options = parser.parse_args()
-    report = compare(Sizes(rounds=options.rounds, patience=options.patience))
-    print(table(report["rows"]))
-    print(f"load average {report['load']['start']} before, {report['load']['end']} after")
-    print(write(report, options.out))
+    publish(compare(Sizes(rounds=options.rounds, patience=options.patience)), options.out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ that the encoder uses, and by `torch.nn.functional.linear`.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import open_clip
 import torch
 
 from benchmarks import prompts
-from benchmarks.compare import Group, Row, Sizes, table, write
-from benchmarks.measure import DEVICE, Side, load, machine
+from benchmarks.compare import Group, Row, Sizes, publish, report_of
+from benchmarks.measure import DEVICE, Side, load
 from benchmarks.peak_memory import peak_memory
 
 OURS, AUTHORS, TASK_ALONE = "ours", "authors' formulation", "ours, task loss alone"
@@ -179,13 +178,7 @@ def compare(works: Works) -> dict[str, Any]:
     small = small_step(works, sizes)
     groups = [small, large_step(works, sizes), cocoop(works, sizes), whole_run(works, sizes, small)]
     groups.append(many_names(works, sizes))
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "load": {"start": before, "end": load()},
-        "rows": [asdict(row) | {"missed": row.missed} for group in groups for row in group.rows],
-        "timings": {g.work: {side: asdict(timing) for side, timing in g.timings.items()} for g in groups},
-    }
+    return report_of(groups, before)
 
 
 def main() -> None:
@@ -195,10 +188,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=0.0, help="seconds for each group to find quiet rounds in")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
     options = parser.parse_args()
-    report = compare(Works(rounds=options.rounds, patience=options.patience))
-    print(table(report["rows"], "of floor"))
-    print(f"load average {report['load']['start']} before, {report['load']['end']} after")
-    print(write(report, options.out, "-prompt-step"))
+    publish(compare(Works(rounds=options.rounds, patience=options.patience)), options.out, "-prompt-step", "of floor")
 
 
 if __name__ == "__main__":
