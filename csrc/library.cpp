@@ -59,22 +59,20 @@ std::unique_ptr<torch::Library>& cpu_library() {
 
 }  // namespace
 
-#define PF_IMPL(library, device)                                                          \
-  library.impl("dual_loss", TORCH_FN(dual_loss<device::dual_loss_out>));                      \
-  library.impl("dual_loss_out", TORCH_FN(device::dual_loss_out));                             \
-  library.impl("linear_dual_loss", TORCH_FN(linear_dual_loss<device::linear_dual_loss_out>)); \
-  library.impl("linear_dual_loss_out", TORCH_FN(device::linear_dual_loss_out));               \
-  library.impl("gram_out", TORCH_FN(device::gram_out));                                       \
-  library.impl("project_", TORCH_FN(device::project_));                                       \
-  library.impl("project_adamw_", TORCH_FN(device::project_adamw_));                           \
-  library.impl("project_sgd_", TORCH_FN(device::project_sgd_))
-
-#define PF_IMPL_TRANSFORMER(library, device)                                                                          \
-  library.impl("shared_prefix_attention_out", TORCH_FN(device::shared_prefix_attention_out));                         \
-  library.impl("shared_prefix_attention_backward_out", TORCH_FN(device::shared_prefix_attention_backward_out));       \
-  library.impl("add_layer_norm_out", TORCH_FN(device::add_layer_norm_out));                                           \
-  library.impl("layer_norm_backward_", TORCH_FN(device::layer_norm_backward_));                                       \
-  library.impl("gelu_out", TORCH_FN(device::gelu_out));                                                               \
+#define PF_IMPL(library, device)                                                                                \
+  library.impl("dual_loss", TORCH_FN(dual_loss<device::dual_loss_out>));                                        \
+  library.impl("dual_loss_out", TORCH_FN(device::dual_loss_out));                                               \
+  library.impl("linear_dual_loss", TORCH_FN(linear_dual_loss<device::linear_dual_loss_out>));                   \
+  library.impl("linear_dual_loss_out", TORCH_FN(device::linear_dual_loss_out));                                 \
+  library.impl("gram_out", TORCH_FN(device::gram_out));                                                         \
+  library.impl("project_", TORCH_FN(device::project_));                                                         \
+  library.impl("project_adamw_", TORCH_FN(device::project_adamw_));                                             \
+  library.impl("project_sgd_", TORCH_FN(device::project_sgd_));                                                 \
+  library.impl("shared_prefix_attention_out", TORCH_FN(device::shared_prefix_attention_out));                   \
+  library.impl("shared_prefix_attention_backward_out", TORCH_FN(device::shared_prefix_attention_backward_out)); \
+  library.impl("add_layer_norm_out", TORCH_FN(device::add_layer_norm_out));                                     \
+  library.impl("layer_norm_backward_", TORCH_FN(device::layer_norm_backward_));                                 \
+  library.impl("gelu_out", TORCH_FN(device::gelu_out));                                                         \
   library.impl("gelu_backward_", TORCH_FN(device::gelu_backward_))
 
 #define PF_IMPL_RELATED_LOSSES(library, device)                                           \
@@ -87,7 +85,6 @@ void register_cpu() {
   cpu_library() = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", c10::DispatchKey::CPU,
                                                    __FILE__, __LINE__);
   PF_IMPL((*cpu_library()), cpu);
-  PF_IMPL_TRANSFORMER((*cpu_library()), cpu);
   PF_IMPL_RELATED_LOSSES((*cpu_library()), cpu);
 }
 

@@ -2,6 +2,8 @@
 // header here. The reference in plain PyTorch is prograd_fast/reference/transformer.py.
 #pragma once
 
+#include <type_traits>
+
 #include "math.h"
 
 namespace prograd {
@@ -86,6 +88,16 @@ PF_HOST_DEVICE T gelu(T x) {
 template <Approximate approximate, typename T>
 PF_HOST_DEVICE T gelu_derivative(T x) {
   return gelu_gate<approximate>(x).derivative(x);
+}
+
+// Calls body with a constant, so that a loop inside of it has no branch.
+template <typename Body>
+PF_HOST_DEVICE void with_approximation(Approximate approximate, Body body) {
+  switch (approximate) {
+    case Approximate::none: return body(std::integral_constant<Approximate, Approximate::none>{});
+    case Approximate::tanh: return body(std::integral_constant<Approximate, Approximate::tanh>{});
+    case Approximate::sigmoid: return body(std::integral_constant<Approximate, Approximate::sigmoid>{});
+  }
 }
 
 // ---- layer norm

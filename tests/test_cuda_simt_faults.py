@@ -7,13 +7,23 @@ import pytest
 import torch
 
 from tests.simt.build import changed_sources, compile_cpp, compiler
-from tests.simt.library import ORDERS, Library, SimtError
+from tests.simt.library import ORDERS, SimtError
 from tests.simt.losses import check_linear_dual_loss
+from tests.simt.transformer import Attention, Case, Tower, check_add_layer_norm, check_gelu, check_layer_norm_backward
 from tests.simt.updates import CHUNK, TENSOR, check_gram, check_update
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: the CUDA kernels cannot run on the CPU")
 
 WRONG = "relative error|wrong count"
+# which of csrc/cuda/*.cu a case needs
+SOURCES = {
+    "gram": "gradients",
+    "updates": "gradients",
+    "linear": "linear_dual_loss",
+    "attention": "attention",
+    "norm": "layer_norm",
+    "gelu": "gelu",
+}
 # name: file, what stands there, what it becomes, the case that must fail, what it must say
 FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "no barrier before a shared write": (
@@ -74,6 +84,66 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
         "linear",
         WRONG,
     ),
+    "sums of warps overwritten": (
+        "attention_backward.cuh",
+        "__syncthreads();  // of_warps may still be read",
+        "",
+        "attention",
+        WRONG,
+    ),
+    "sums of warps read too early": (
+        "attention_backward.cuh",
+        "    __syncthreads();\n    A total = 0;",
+        "    A total = 0;",
+        "attention",
+        WRONG,
+    ),
+    "sums of a lone block read too early": (
+        "attention_backward.cuh",
+        "__syncthreads();  // a block that is alone reads what its other threads have written",
+        "",
+        "attention",
+        WRONG,
+    ),
+    "one last block for all keys of the prefix": (
+        "attention_backward.cuh",
+        "is_last_block(backward.tickets + sum,",
+        "is_last_block(backward.tickets,",
+        "attention",
+        WRONG,
+    ),
+    "score of half the lanes": ("attention.cuh", "offset = kLanes / 2", "offset = kLanes / 4", "attention", WRONG),
+    "groups of a warp that part": (
+        "attention.cuh",
+        "steps = warp_max(count);",
+        "steps = count;",
+        "attention",
+        "deadlock",
+    ),
+    "query that does not see itself": ("attention.cuh", "query + 1};", "query};", "attention", WRONG),
+    "segment that begins one row late": (
+        "attention.cuh",
+        "attention.offsets[middle] <= row",
+        "attention.offsets[middle] < row",
+        "attention",
+        WRONG,
+    ),
+    "key that its own row does not see": (
+        "attention_backward.cuh",
+        "Span{item.row, attention.offsets[segment + 1]}",
+        "Span{item.row + 1, attention.offsets[segment + 1]}",
+        "attention",
+        WRONG,
+    ),
+    "norm of half the lanes": ("layer_norm.cuh", "offset = kWarp / 2", "offset = kWarp / 4", "norm", WRONG),
+    "variance of what is not there": ("layer_norm.cuh", "i < valid ?", "valid ?", "norm", WRONG),
+    "pack behind the end": (
+        "gelu.cuh",
+        "store(out + begin, values, valid",
+        "store(out + begin, values, N",
+        "gelu",
+        "outside",
+    ),
 }
 
 
@@ -84,7 +154,7 @@ def test_simt_header_on_known_kernels() -> None:
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout
 
 
-def run_case(simt: Library, case: str) -> None:
+def run_case(simt: Tower, case: str) -> None:
     """Small enough to repeat, and with a race wherever a fault could make one."""
     for seed in range(2):
         for order in ORDERS:
@@ -96,16 +166,26 @@ def run_case(simt: Library, case: str) -> None:
                     check_update(simt, "adamw", [(6 * CHUNK,), (40,), (9,), (50,), (7,)], torch.float32, TENSOR)
                 case "linear":
                     check_linear_dual_loss(simt, torch.float32, rows=300, classes=17, width=40)
+                case "attention":  # two blocks for a key of the prefix, and one
+                    Attention(Case([1, 4, 2] * 40, prefix=5, heads=1, width=8, cotangents=1), torch.float32).check(simt)
+                    Attention(Case([3, 5], prefix=3, heads=2, width=24, groups=2), torch.float32).check(simt)
+                case "norm":
+                    x = torch.randn(5, 71, generator=torch.Generator().manual_seed(seed)) + 1
+                    check_add_layer_norm(simt, x, x)
+                    check_layer_norm_backward(simt, 2, 5, 71, torch.float32)
+                case "gelu":
+                    x = torch.randn(1030, generator=torch.Generator().manual_seed(seed))
+                    check_gelu(simt, x, approximate=0)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     file, old, new, case, _ = FAULTS[fault]
-    simt = Library(changed_sources(file, old, new, tmp_path), "linear_dual_loss" if case == "linear" else "gradients")
+    simt = Tower(changed_sources(file, old, new, tmp_path), SOURCES[case])
     with pytest.raises((AssertionError, SimtError), match=FAULTS[fault][-1]):
         run_case(simt, case)
 
 
-@pytest.mark.parametrize("case", ["gram", "updates", "linear"])
+@pytest.mark.parametrize("case", SOURCES)
 def test_nothing_is_found_without_a_fault(case: str) -> None:
-    run_case(Library(), case)
+    run_case(Tower(), case)

@@ -1,24 +1,12 @@
 // GELU on contiguous memory. Included by kernels.cpp alone.
 #pragma once
 
-#include <type_traits>
-
 #include "../transformer.h"
 #include "kernels.h"
 #include "storage.h"
 
 namespace prograd {
 namespace {
-
-// Calls body with a constant, so that a loop inside of it has no branch.
-template <typename Body>
-inline __attribute__((always_inline)) void with_approximation(Approximate approximate, Body body) {
-  switch (approximate) {
-    case Approximate::none: return body(std::integral_constant<Approximate, Approximate::none>{});
-    case Approximate::tanh: return body(std::integral_constant<Approximate, Approximate::tanh>{});
-    case Approximate::sigmoid: return body(std::integral_constant<Approximate, Approximate::sigmoid>{});
-  }
-}
 
 template <typename S>
 void gelu_forward(const S* x, S* out, std::int64_t n, Approximate approximate) {

@@ -49,6 +49,11 @@ inline void check_rows(const char* name, const at::Tensor& tensor, at::ScalarTyp
                     tensor.strides(), " for shape ", sizes, ": call .contiguous() first.");
 }
 
+inline Approximate approximation(int64_t number) {
+  TORCH_CHECK_VALUE(number >= 0 && number <= 2, "approximate: expected 0, 1 or 2, got ", number, ".");
+  return Approximate(number);
+}
+
 inline const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
 // Element `i` of a contiguous tensor of float32 or float64.

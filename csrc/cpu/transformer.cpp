@@ -16,11 +16,6 @@ int64_t grain_rows(int64_t width) { return std::max<int64_t>(1, grain_size / std
 
 void* pointer(const at::Tensor& tensor) { return tensor.mutable_data_ptr(); }
 
-Approximate approximation(int64_t number) {
-  TORCH_CHECK_VALUE(number >= 0 && number <= 2, "approximate: expected 0, 1 or 2, got ", number, ".");
-  return Approximate(number);
-}
-
 }  // namespace
 
 void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& weight, const at::Tensor& bias,

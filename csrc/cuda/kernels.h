@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../transformer.h"
+
 namespace prograd::cuda {
 
 enum class Storage { float64, float32, bfloat16, float16 };
@@ -126,5 +128,51 @@ size_t difference_loss_workspace(Storage storage, int64_t size);
 
 void difference_loss(Storage storage, const void* prediction, const void* target, int64_t size,
                      const DifferenceOptions& options, void* workspace, void* stream);
+
+// ---- text tower
+
+// Rows of every group, and of every cotangent where there are several: strides in elements; columns are contiguous.
+struct Rows {
+  void* data;
+  int64_t cotangent, group, row;
+};
+
+// Attention of packed segments with a shared prefix. Columns: heads of `width` each, in key_value and prefix twice.
+struct Attention {
+  Rows query;      // (groups, queries, heads * width)
+  Rows key_value;  // (groups, rows, 2 * heads * width)
+  Rows prefix;     // (groups, prefix_rows, 2 * heads * width)
+  const int64_t* offsets;  // (segments + 1,)
+  int64_t groups, queries, rows, prefix_rows, segments;
+  int heads, width;
+  double scale;
+  bool last;  // one query for each segment, that of its last row
+};
+
+constexpr int kMaxHeadWidth = 128;
+
+void shared_prefix_attention(Storage storage, const Attention& attention, const Rows& out, void* stream);
+
+size_t shared_prefix_attention_backward_workspace(Storage storage, const Attention& attention);
+
+void shared_prefix_attention_backward(Storage storage, const Attention& attention, int64_t cotangents,
+                                      const Rows& gradient, const Rows& d_query, const Rows& d_key_value,
+                                      const Rows& d_prefix, void* workspace, void* stream);
+
+// x, branch, total, normed: (rows, columns); weight, bias (columns,) and statistics (rows, 2) in the arithmetic type.
+void add_layer_norm(Storage storage, const void* x, const void* branch, const void* weight, const void* bias,
+                    double eps, int64_t rows, int64_t columns, void* total, void* normed, void* statistics,
+                    void* stream);
+
+// d_total, d_normed: (cotangents, rows, columns).
+void layer_norm_backward(Storage storage, void* d_total, const void* d_normed, const void* total,
+                         const void* statistics, const void* weight, int64_t cotangents, int64_t rows,
+                         int64_t columns, void* stream);
+
+void gelu(Storage storage, const void* x, int64_t size, Approximate approximate, void* out, void* stream);
+
+// gradient: (cotangents, size).
+void gelu_backward(Storage storage, void* gradient, int64_t cotangents, const void* x, int64_t size,
+                   Approximate approximate, void* stream);
 
 }  // namespace prograd::cuda

@@ -6,6 +6,7 @@
 #define PF_EXPORT __attribute__((visibility("default")))
 
 using namespace prograd::cuda;
+using prograd::Approximate;
 
 namespace {
 
@@ -115,5 +116,44 @@ PF_EXPORT const char* simt_difference_loss(Storage storage, const void* predicti
   return with_workspace(difference_loss_workspace(storage, size), [&](void* workspace) {
     difference_loss(storage, prediction, target, size, *options, workspace, nullptr);
   });
+}
+
+PF_EXPORT const char* simt_shared_prefix_attention(Storage storage, const Attention* attention, const Rows* out) {
+  return caught([&] { shared_prefix_attention(storage, *attention, *out, nullptr); });
+}
+
+PF_EXPORT const char* simt_shared_prefix_attention_backward(Storage storage, const Attention* attention,
+                                                            int64_t cotangents, const Rows* gradient,
+                                                            const Rows* d_query, const Rows* d_key_value,
+                                                            const Rows* d_prefix) {
+  return with_workspace(shared_prefix_attention_backward_workspace(storage, *attention), [&](void* workspace) {
+    shared_prefix_attention_backward(storage, *attention, cotangents, *gradient, *d_query, *d_key_value, *d_prefix,
+                                     workspace, nullptr);
+  });
+}
+
+PF_EXPORT const char* simt_add_layer_norm(Storage storage, const void* x, const void* branch, const void* weight,
+                                          const void* bias, double eps, int64_t rows, int64_t columns, void* total,
+                                          void* normed, void* statistics) {
+  return caught([&] {
+    add_layer_norm(storage, x, branch, weight, bias, eps, rows, columns, total, normed, statistics, nullptr);
+  });
+}
+
+PF_EXPORT const char* simt_layer_norm_backward(Storage storage, void* d_total, const void* d_normed, const void* total,
+                                               const void* statistics, const void* weight, int64_t cotangents,
+                                               int64_t rows, int64_t columns) {
+  return caught([&] {
+    layer_norm_backward(storage, d_total, d_normed, total, statistics, weight, cotangents, rows, columns, nullptr);
+  });
+}
+
+PF_EXPORT const char* simt_gelu(Storage storage, const void* x, int64_t size, Approximate approximate, void* out) {
+  return caught([&] { gelu(storage, x, size, approximate, out, nullptr); });
+}
+
+PF_EXPORT const char* simt_gelu_backward(Storage storage, void* gradient, int64_t cotangents, const void* x,
+                                         int64_t size, Approximate approximate) {
+  return caught([&] { gelu_backward(storage, gradient, cotangents, x, size, approximate, nullptr); });
 }
 }

@@ -48,6 +48,13 @@ WIDE = {
     "sample_log_probs": (0, 0),
     "squared_error": (2, 1),
     "soft_wing": (2, 1),
+    "attention": (3, 1),
+    "attention_queries": (6, 2),  # keys and values twice
+    "attention_keys": (9, 3),  # for a key of a segment and for one of the prefix; the partial sums of the latter
+    "add_layer_norm": (4, 2),
+    "layer_norm_backward": (5, 1),
+    "gelu": (1, 1),
+    "gelu_backward": (2, 1),
 }
 # by what a kernel is instantiated for; "_alone" is without a teacher
 RULES = {
@@ -159,13 +166,19 @@ def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
 
 
 def readable(name: str) -> tuple[str, str]:
-    """A demangled name as "gram fp32" or "adamw bf16, moments fp32"; and the storage dtype."""
-    match = re.search(r"(\w+)_kernel<(\w+)(?:, (?:prograd::(?:cuda::)?(\w+)<(\w+)(?:, (\w+))?>|(false)))?", name)
+    """A demangled name as "gram fp32", "adamw bf16, moments fp32" or "attention_keys fp32, 8 lanes, K=2".
+
+    K: cotangents. The second result is the storage dtype.
+    """
+    instantiated = r"prograd::(?:cuda::)?(\w+)<(\w+)(?:, (\w+))?>"
+    match = re.search(rf"(\w+)_kernel<(\w+)(?:, (?:{instantiated}|(false)|(\d+)(?:, (\d+))?))?", name)
     if match is None:
         raise ValueError(f"no kernel of csrc/cuda: {name}")
-    kernel, storage, rule, _, moments, alone = match.groups()
+    kernel, storage, rule, _, moments, alone, lanes, cotangents = match.groups()
     kernel = RULES.get(rule, kernel) + ("_alone" if alone else "")
     note = f", moments {DTYPES[moments]}" if moments and moments != storage else ""
+    note += f", {lanes} lanes" if lanes else ""
+    note += f", K={cotangents}" if cotangents else ""
     return f"{kernel} {DTYPES[storage]}{note}", DTYPES[storage]
 
 
@@ -179,16 +192,24 @@ def widths(opcode: str, sass: str) -> list[int]:
 
 
 def threads_of(kernel: str, dtype: str) -> int:
-    """Of the largest block: kThreads, kRowThreads, kTileThreads and the others of 256."""
+    """Of the largest block: kThreads, kRowThreads, kTileThreads, kNormWarps and the others of 256."""
     if kernel.startswith("dual_loss"):
         return 1024 if dtype == "fp32" else 512
-    return 256 if kernel.startswith(("linear", "sample", "squared", "soft")) else 512
+    if "layer_norm" in kernel:
+        return 128
+    return 256 if kernel.startswith(("linear", "sample", "squared", "soft", "attention", "gelu")) else 512
 
 
 def asked_shared(kernel: str, dtype: str) -> int:
-    """Bytes that a launch asks for: both gradients of a chunk of 8192 in one launch; both rows of 1000 classes."""
+    """Bytes that a launch asks for.
+
+    Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes; four rows of 512 features, or twice as
+    many in the backward.
+    """
     if kernel.startswith(("adamw", "sgd")):
         return 2 * 8192 * SIZES[dtype]
+    if "layer_norm" in kernel:
+        return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
     return 2 * (1000 * SIZES[dtype] + 32) if kernel.startswith("dual_loss") else 0
 
 
@@ -196,7 +217,9 @@ def traffic(kernel: str) -> str:
     """Bytes of global memory for each element: what the kernel moves, over the least the operator can do with.
 
     An update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice. A row of logits
-    is read once where it fits into shared memory, else twice.
+    is read once where it fits into shared memory, else twice. Norm and GELU are counted with two cotangents; attention
+    by column of a row, as if a key that several queries see came from memory once (its backward takes two launches),
+    without the prefix, the sums of each softmax and the partial sums.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -217,6 +240,20 @@ def traffic(kernel: str) -> str:
             return f"{size} / {size}"
         case "sample_cotangents":
             return f"{2 * size} / {2 * size}"
+        case "gelu":
+            return f"{2 * size} / {2 * size}"
+        case "gelu_backward":
+            return f"{5 * size} / {5 * size}"
+        case "add_layer_norm":
+            return f"{4 * size} / {4 * size}"
+        case "layer_norm_backward":
+            return f"{7 * size} / {7 * size}"
+        case "attention":
+            return f"{4 * size} / {4 * size}"
+        case "attention_queries" | "attention_keys":
+            k = int(kernel.rsplit("=", 1)[1])
+            own = (3 + 2 * k if name == "attention_queries" else 3 + 3 * k) * size
+            return f"{own}; both launches {(6 + 5 * k) * size} / {(3 + 4 * k) * size}"
     return "bound by arithmetic"
 
 
