@@ -46,14 +46,3 @@ def step(optimizer: torch.optim.Optimizer, ctx: Tensor, both_losses: Callable[[]
     task.backward()
     (ctx.grad,) = project([ctx.grad], [b])
     optimizer.step()
-
-
-def cocoop_logits(
-    image_features: Tensor, contexts: Tensor, scale: Tensor, encode: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """CoCoOp's logits: all prompts of all classes once more for each image (KaiyangZhou/CoOp:trainers/cocoop.py)."""
-    logits = []
-    for x, context in zip(image_features, contexts, strict=True):
-        features = encode(context)
-        logits.append(scale * x @ (features / features.norm(dim=-1, keepdim=True)).T)
-    return torch.stack(logits)
