@@ -167,7 +167,15 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "backends": backends.active(),
+        "scheduling": _scheduling(),
     }
+
+
+def _scheduling() -> str:
+    """Whether other processes could take the cores: not from one of real-time priority."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    return "normal" if os.sched_getscheduler(0) == os.SCHED_OTHER else "real time"
 
 
 def load() -> list[float]:

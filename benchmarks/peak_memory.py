@@ -6,6 +6,7 @@ call before the measurement, after which threads, libraries and what is computed
 same side is called again.
 """
 
+import ctypes
 import importlib
 import json
 import subprocess
@@ -51,6 +52,7 @@ def _measure(side: str, warm: Any, arguments: Any) -> int:
         kept = call()
         peak = torch.cuda.max_memory_allocated()
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # what the first call has freed is not there for the second
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
         before = _status("VmRSS")
         kept = call()
