@@ -19,7 +19,7 @@ PROMPT_PICTURE = Path("images") / "prompt_step.png"
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """How many times better each row with a target is, on a logarithmic axis."""
-    rows = [row for row in rows if row["target"] is not None][::-1]
+    rows = [row for row in rows if row["target"] is not None and row["unit"] in ("s", "MB", "GB/s")][::-1]
     figure, axes = plt.subplots(figsize=(11, 0.45 * len(rows) + 1.4), layout="constrained")
     for y, row in enumerate(rows):
         axes.barh(y, row["ratio"] - 1, left=1, color="#d55e00" if row["missed"] else "#0072b2", height=0.6)
