@@ -38,7 +38,7 @@ class Works:
     shots: int = 16
     epochs: int = 50
     model: dict[str, Any] = field(default_factory=dict)  # of `prompts.clip`
-    rounds: int = 5
+    rounds: int = 3
     patience: float = 0.0
 
 
@@ -125,10 +125,6 @@ def many_names(works: Works, sizes: Sizes) -> Group:
     once = Group(work, {OURS: step}, replace(sizes, slow_rounds=1), slow=True)
     seconds = once.seconds(OURS)
     once.rows.append(Row(work, OURS, "", "s", seconds, seconds, 1.0, None, noise=once.timings[OURS].noise))
-    if not works.model:
-        mine = peak_memory("benchmarks.prompts:our_step", {"classes": n, "max_memory": limit}) / 1e6
-        row = Row(f"{work}, peak extra memory", OURS, "max_memory", "MB", mine, limit / 1e6, limit / 1e6 / mine, 1.0)
-        once.rows.append(replace(row, bound_by="constants of the classes come on top" if row.missed else ""))
     nets = [prompts.net_of(works.agreement, max_memory=m, **works.model) for m in (limit / 8, None)]
     features = [net.class_features() for net in nets]
     weight = torch.randn(features[0].shape, generator=torch.Generator().manual_seed(4)).to(DEVICE)
