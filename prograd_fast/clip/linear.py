@@ -9,8 +9,8 @@ class Linear:
     """x @ weight.T + bias, and its backward d @ weight.
 
     On a CPU a frozen weight is worth a copy in the layout of oneDNN, which PyTorch's compiler packs weights for: its
-    products then run several times as fast as those that PyTorch's eager mode asks of MKL on processors other than
-    Intel's, and no call has to convert the weight (benchmarks/prompt_step.py prints both rates).
+    products then take less than half of the time of those that PyTorch's eager mode asks of MKL on the AMD processor of
+    docs/benchmarks.md, and no call has to convert the weight.
 
     Args:
         weight: (out, in), frozen.

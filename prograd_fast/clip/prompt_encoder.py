@@ -110,26 +110,33 @@ class PromptEncoder(nn.Module):
         return features.unflatten(0, (groups, n_classes))
 
     def _constants(self, packing: Packing) -> _Constants:
-        tower, text = self.tower, self.tower.text
-        key = (*tower_weights.version(text), tower.device, tower.compute_dtype)
+        key = (*tower_weights.version(self.tower.text), self.tower.device, self.tower.compute_dtype)
         if self._known.get("key") != key:
-            prefix, suffixes = packing.prefix.to(tower.device), packing.suffixes.to(tower.device)
-            weights = tower_weights.read(text, tower.compute_dtype)
-            positions = text.positional_embedding.detach().to(weights.dtype)
-            constants = _Constants(
-                weights,
-                prefix,
-                suffixes,
-                packing.offsets.to(tower.device),
-                tower.embed(prefix.token_ids).to(weights.dtype),
-                tower.embed(suffixes.token_ids).to(weights.dtype),
-                positions[prefix.positions],
-                positions[suffixes.positions],
-            )
-            self._known = {"key": key, "constants": constants}
+            self._known = {"key": key, "constants": self._read_constants(packing)}
         constants = self._known["constants"]
         return constants
 
+    # what is kept here must serve training too, also where the first look was taken in inference mode
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _read_constants(self, packing: Packing) -> _Constants:
+        tower = self.tower
+        prefix, suffixes = packing.prefix.to(tower.device), packing.suffixes.to(tower.device)
+        weights = tower_weights.read(tower.text, tower.compute_dtype)
+        positions = tower.text.positional_embedding.detach().to(weights.dtype)
+        return _Constants(
+            weights,
+            prefix,
+            suffixes,
+            packing.offsets.to(tower.device),
+            tower.embed(prefix.token_ids).to(weights.dtype),
+            tower.embed(suffixes.token_ids).to(weights.dtype),
+            positions[prefix.positions],
+            positions[suffixes.positions],
+        )
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _first(self, known: _Constants) -> Tensor:
         """Queries, keys and values of constant suffixes in the first block."""
         if "first" not in self._known:
