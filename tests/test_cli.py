@@ -247,7 +247,7 @@ def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, cl
         ("train --data SHAPES --out OUT --preset mine", "prograd has no preset 'mine'"),
         ("train --data SHAPES --out OUT --method linear-probe --lr 1", "linear-probe has no setting lr; it has C,"),
         ("train --data SHAPES --out OUT --set lambda_", "--set: expected NAME=VALUE, got 'lambda_'"),
-        ("train --data SHAPES --out OUT --set lambda_=much", "settings.lambda_ is 'much'"),
+        ("train --data SHAPES --out OUT --set lambda_=much", "settings.lambda_: expected float | None, got 'much'"),
         ("train --data SHAPES --out OUT --set batch_size=0", "batch_size must be 1 or more, got 0"),
         ("train --data SHAPES --out OUT --shots 0", "'--shots'"),
         ("train --data SHAPES --out OUT --seed -1", "'--seed'"),

@@ -235,7 +235,7 @@ def test_published_settings():
         ("variational", {"samples": 0}, "samples must be 1 or more"),
         ("promptsrc", {"depth": 0}, "depth must be 1 or more"),
         ("promptsrc", {"gpa_std": 0.0}, "gpa_std must be"),
-        ("xerm", {"variant": "ride"}, "settings.variant is 'ride'"),
+        ("xerm", {"variant": "ride"}, "settings.variant: expected .*'pc', 'tde'.*, got 'ride'"),
         ("xerm", {"gamma": math.inf}, "gamma must be above 0 and finite"),
     ],
 )

@@ -139,10 +139,10 @@ def test_method_by_name_and_settings():
     for name, settings, message in [
         ("lora", {}, "unknown method 'lora'; expected one of zero-shot, linear-probe"),
         ("prograd", {"ctx": "a"}, "prograd has no setting ctx; it has lr, .*ctx_init"),
-        ("prograd", {"epochs": 1.5}, "settings.epochs is 1.5"),
-        ("prograd", {"lr": None}, "settings.lr is None"),
-        ("prograd", {"epochs": True}, "settings.epochs is True"),
-        ("prograd", {"templates": [3]}, r"settings.templates is \(3,\)"),
+        ("prograd", {"epochs": 1.5}, "settings.epochs: expected int, got 1.5"),
+        ("prograd", {"lr": None}, "settings.lr: expected float, got None"),
+        ("prograd", {"epochs": True}, "settings.epochs: expected int, got True"),
+        ("prograd", {"templates": [3]}, r"settings.templates: expected tuple\[str, \.\.\.\], got \(3,\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             method_named(name, settings)

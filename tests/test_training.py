@@ -318,7 +318,7 @@ def test_incomplete_runs_are_refused(clip, shapes, tmp_path, name):
         (lambda record: {**record, "settings": {"epochs": 0}}, "epochs must be 1 or more"),
         (lambda record: {**record, "model": "emoji-lite"}, "model.name is None"),
         (lambda record: {**record, "model": {"name": "emoji-lite", "pretrained": 3}}, "model.pretrained is 3"),
-        (lambda record: {**record, "settings": {"ctx_init": ["a"]}}, r"settings.ctx_init is \('a',\)"),
+        (lambda record: {**record, "settings": {"ctx_init": ["a"]}}, r"settings.ctx_init: expected .*, got \('a',\)"),
         (lambda record: {**record, "data": {"class_names": "ab"}}, "data.class_names is 'ab'"),
         (lambda record: {**record, "trained_classes": 2}, "trained_classes is 2"),
     ],

@@ -153,8 +153,10 @@ class Method(ABC):
 
     @classmethod
     def defaults(cls) -> list[str]:
-        """The settings as "name=value"."""
-        return [f"{f.name}={f.default!r}" for f in fields(cls)]
+        """The settings as "name=value"; of long lists how long they are."""
+        values = {f.name: f.default for f in fields(cls)}
+        long = {name: f"<{len(v)} of them>" for name, v in values.items() if isinstance(v, tuple) and len(v) > 3}
+        return [f"{name}={long.get(name, repr(value))}" for name, value in values.items()]
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], preset: str | None = None) -> "Method":
@@ -173,7 +175,8 @@ class Method(ABC):
                 raise ValueError(f"{cls.name} has no setting {name}; it has {own}")
             values[name] = value = tuple(value) if isinstance(value, list) else value
             if not _is(value, types[name]):
-                raise ValueError(f"settings.{name} is {value!r}")
+                kind = types[name] if get_origin(types[name]) else types[name].__name__
+                raise ValueError(f"settings.{name}: expected {kind}, got {value!r}")
         return cls(**values)
 
 
