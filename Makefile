@@ -34,7 +34,7 @@ bench: install
 	$(BIN)/python -m benchmarks.compare --out build
 	$(BIN)/python -m benchmarks.prompt_step --out build
 
-# docs/study/: settings chosen on validation, then all methods x shots x partitions x seeds on emoji (about an hour)
+# docs/study/: settings chosen on validation, then all methods x shots x partitions x seeds on emoji (about half an hour)
 study: install
 	$(BIN)/python -m tools.study
 
