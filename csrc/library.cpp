@@ -27,7 +27,7 @@ Results results(const at::Tensor& first, const at::Tensor& second, int64_t reduc
                 const Write& write) {
   LossResults room(first, second, reduction, like);
   write(room.losses, room.cotangents, room.correct);
-  return {room.losses[0].clone(), room.losses[1].clone(), room.cotangents, room.correct};  // no memory is shared
+  return {room.loss(0), room.loss(1), room.cotangents, room.correct};
 }
 
 using Maybe = const std::optional<at::Tensor>&;

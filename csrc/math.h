@@ -70,30 +70,44 @@ PF_HOST_DEVICE float log(float x) {
 #endif
 }
 
-// e^x for x up to 88: a softmax asks for none above 0. On the CPU a polynomial without branches, so that loops
-// vectorise: error below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax
-// cannot tell), NaN for NaN.
+// What a formula for numbers of type F, or for registers full of them (cpu/vector.h), needs besides operators.
+template <typename F>
+struct Arithmetic;
+template <>
+struct Arithmetic<float> {
+  using Bits = std::uint32_t;
+  PF_HOST_DEVICE static float fused(float a, float b, float c) { return prograd::fused(a, b, c); }
+};
+
+// e^x for x up to 88: a softmax asks for none above 0. A polynomial without branches, so that loops vectorise: error
+// below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN
+// for NaN.
+template <typename F>
+PF_HOST_DEVICE F exp_by_polynomial(F x) {
+  using A = Arithmetic<F>;
+  // Adding 1.5 * 2^23 leaves the integer nearest to x / ln 2 in the low bits; 127 more make it a float's exponent.
+  constexpr float to_exponent = 12582912.0f + 127.0f;
+  const F shifted = A::fused(x, F{} + 1.44269504f, F{} + to_exponent);
+  const F n = shifted - to_exponent;
+  // x - n ln 2 with ln 2 in two parts, the first with so few bits that n times it is exact
+  const F r = A::fused(n, F{} - 1.42860677e-6f, A::fused(n, F{} - 0.693145752f, x));
+  // minimax on [-ln 2 / 2, ln 2 / 2]
+  F p = A::fused(F{} + 1.37805939e-3f, r, F{} + 8.37312452e-3f);
+  p = A::fused(p, r, F{} + 4.16695364e-2f);
+  p = A::fused(p, r, F{} + 1.66664720e-1f);
+  p = A::fused(p, r, F{} + 4.99999851e-1f);
+  p = A::fused(p * r, r, r) + 1.0f;
+  const F power_of_2 = __builtin_bit_cast(F, __builtin_bit_cast(typename A::Bits, shifted) << 23);
+  return x < -87.3365402f ? F{} : p * power_of_2;
+}
+
 PF_HOST_DEVICE float exp(float x) {
 #ifdef __CUDA_ARCH__
   return ::expf(x);
 #else
-  // Adding 1.5 * 2^23 leaves the integer nearest to x / ln 2 in the low bits; 127 more make it a float's exponent.
-  constexpr float to_exponent = 12582912.0f + 127.0f;
-  const float shifted = fused(x, 1.44269504f, to_exponent);
-  const float n = shifted - to_exponent;
-  // x - n ln 2 with ln 2 in two parts, the first with so few bits that n times it is exact
-  const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, x));
-  // minimax on [-ln 2 / 2, ln 2 / 2]
-  float p = fused(1.37805939e-3f, r, 8.37312452e-3f);
-  p = fused(p, r, 4.16695364e-2f);
-  p = fused(p, r, 1.66664720e-1f);
-  p = fused(p, r, 4.99999851e-1f);
-  p = fused(p * r, r, r) + 1.0f;
-  const float power_of_2 = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, shifted) << 23);
-  return x < -87.3365402f ? 0.0f : p * power_of_2;
+  return exp_by_polynomial(x);
 #endif
 }
-
 PF_HOST_DEVICE double exp(double x) { return ::exp(x); }
 
 template <typename T>
@@ -204,8 +218,10 @@ struct DualLossRow {
   }
 
   // 0 log 0 = 0: a class that the teacher excludes would otherwise make 0 * inf = NaN.
-  PF_HOST_DEVICE static T cross_term(T e, T dz, T dt, bool soft_ce) {
-    return e > T(0) ? e * ((soft_ce ? T(0) : dt) - dz) : T(0);
+  template <typename F>
+  PF_HOST_DEVICE static F cross_term(F e, F dz, F dt, bool soft_ce) {
+    const F log_q = soft_ce ? F{} : dt;
+    return e > F{} ? e * (log_q - dz) : F{};
   }
 
   // This part relative to larger maxima.

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstring>
+
 #include "operators.h"
 
 namespace prograd {
@@ -19,6 +21,16 @@ struct LossResults {
     losses = reduction == none ? at::empty({2, first.size(0)}, options) : at::empty({2}, options);
     cotangents = at::empty({2, like.size(0), like.size(1)}, like.options());
     correct = at::empty({}, like.options().dtype(at::kLong));
+  }
+
+  // One of the losses in memory of its own, which results of an operator must have. On the CPU without two more calls
+  // through the dispatcher, which take as long as a few rows.
+  at::Tensor loss(int64_t i) const {
+    if (!losses.is_cpu()) return losses[i].clone();
+    const at::Tensor copy = at::empty(losses.sizes().slice(1), losses.options());
+    const auto bytes = copy.nbytes();
+    std::memcpy(copy.mutable_data_ptr(), static_cast<const char*>(losses.const_data_ptr()) + i * bytes, bytes);
+    return copy;
   }
 };
 

@@ -11,6 +11,15 @@
 
 namespace prograd {
 
+// Classes of a row whose logits stay in the first-level cache from their maximum to their exponentials.
+constexpr std::int64_t dual_loss_block = 1024;
+
+// Exponentials, read in registers that may reach beyond the last one, and maxima of the blocks.
+constexpr std::int64_t dual_loss_scratch(std::int64_t classes) {
+  constexpr std::int64_t widest = 16;  // lanes of a register
+  return 3 * (classes + widest) + 2 * (classes / dual_loss_block + 1) + widest;
+}
+
 enum class Storage { f64, f32, bf16, f16 };
 
 // Arithmetic is double for f64, else float.
@@ -52,7 +61,7 @@ struct Kernels {
     double task_weight, general_weight;             // of the losses
     double task_cotangent_weight, general_cotangent_weight;  // the same over B for a mean
     void *task_cotangent, *general_cotangent;       // (classes,)
-    void* scratch;                                  // 3 x classes in the accumulation dtype
+    void* scratch;  // dual_loss_scratch(classes) elements of the accumulation dtype
     bool stream;  // write past the caches: results too large to be read from there again
   };
   struct DualLosses {

@@ -73,7 +73,7 @@ struct Options {
       set(written.tensor(), 1, general / n);
     }
     written.write_back();
-    correct.fill_(count);
+    *correct.mutable_data_ptr<int64_t>() = count;
   }
 };
 
@@ -91,7 +91,7 @@ void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& 
   at::parallel_for(0, n, std::max<int64_t>(1, grain_size / std::max<int64_t>(1, classes)), [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
     const at::Tensor scratch =
-        at::empty({3 * classes}, student.options().dtype(accumulation_dtype(student.scalar_type())));
+        at::empty({dual_loss_scratch(classes)}, student.options().dtype(accumulation_dtype(student.scalar_type())));
     for (int64_t i = begin; i < end; ++i) {
       Kernels::DualLossRow row = options.row(first + i);
       const auto row_of = [&](const at::Tensor& logits, int64_t k) {

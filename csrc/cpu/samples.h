@@ -46,20 +46,15 @@ double sampled_cross_entropy_row(const Kernels::SampledRow& row, std::int64_t la
   T total = 0;
   for (std::int64_t s = 0; s < row.samples; ++s) total += sample_share(at_label[s], top);
 
-  S buffer[stream_block];
   for (std::int64_t s = 0; s < row.samples; ++s) {
     const S* z = logits(s);
     S* to = static_cast<S*>(row.cotangents) + s * row.sample_stride;
     const T share = T(weight) * sample_share(at_label[s], top) / total;
     const T factor = share / sums[s].sum, max = sums[s].max, label_exp = exp(load(z[label]) - max);
-    for (std::int64_t begin = 0; begin < row.classes; begin += stream_block) {
-      const std::int64_t n = row.classes - begin < stream_block ? row.classes - begin : stream_block;
-      S* out = row.stream ? buffer : to + begin;
-#pragma omp simd
-      for (std::int64_t c = 0; c < n; ++c) store(out[c], exp(load(z[begin + c]) - max) * factor);
-      if (label >= begin && label < begin + n) store(out[label - begin], label_exp * factor - share);
-      if (row.stream) stream(to + begin, buffer, n * sizeof(S));
-    }
+    write(to, row.classes, row.stream, [&](std::int64_t c, std::int64_t width) {
+      return exp(loaded(z + c, width, T(0)) - max) * factor;
+    });
+    store(to[label], label_exp * factor - share);
   }
   return -(top + log(total / T(row.samples)));
 }

@@ -68,6 +68,25 @@ PF_HOST_DEVICE Vector<double> multiply_add(Vector<double> a, Vector<double> b, V
 #endif
 }
 
+}  // namespace
+
+template <>
+struct Arithmetic<Vector<float>> {
+  typedef std::uint32_t Bits __attribute__((vector_size(vector_bytes)));
+  PF_HOST_DEVICE static Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
+    return multiply_add(a, b, c);
+  }
+};
+
+namespace {
+
+using prograd::exp;
+PF_HOST_DEVICE Vector<float> exp(Vector<float> x) { return exp_by_polynomial(x); }
+PF_HOST_DEVICE Vector<double> exp(Vector<double> x) {
+  for (std::int64_t i = 0; i < lanes<double>; ++i) x[i] = exp(x[i]);
+  return x;
+}
+
 // One number from all lanes, by halves. `combine` takes vectors of any length.
 template <typename T, int bytes, typename V, typename Combine>
 PF_HOST_DEVICE T reduced(V x, Combine combine) {
@@ -81,12 +100,13 @@ PF_HOST_DEVICE T reduced(V x, Combine combine) {
     return reduced<T, bytes / 2>(Part(combine(low, high)), combine);
   }
 }
+// Not inlined: halves have an address, and a sum that has one is kept in memory all through the loop that adds it up.
 template <typename T>
-PF_HOST_DEVICE T sum_of(Vector<T> x) {
+__attribute__((noinline)) T sum_of(Vector<T> x) {
   return reduced<T, vector_bytes>(x, [](auto a, auto b) { return a + b; });
 }
 template <typename T>
-PF_HOST_DEVICE T largest_of(Vector<T> x) {
+__attribute__((noinline)) T largest_of(Vector<T> x) {
   return reduced<T, vector_bytes>(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 

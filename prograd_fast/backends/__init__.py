@@ -89,7 +89,7 @@ def update_operator(name: str, tensor: Tensor) -> Callable[..., None]:
         `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher, which takes several times as long as
         the step of a small prompt: in eager mode, on a CPU, for plain tensors.
     """
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    plain = tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter)
     if plain and "cpu" in _in_use and not torch.compiler.is_compiling():
         direct = getattr(_module(_in_use["cpu"][0]), name, None)
         if direct is not None:

@@ -66,33 +66,55 @@ class Conflict:
 class ConflictLog:
     """Gram entries of the last steps, to be counted when somebody asks: counting takes longer than a small step."""
 
-    _MOST = 256  # steps that are kept before they are counted anyway: 3 KB for each tensor
+    _MOST_STEPS, _MOST_ENTRIES = 1024, 2**16  # that are kept before they are counted anyway: less than 1 MB
 
     def __init__(self, units: int, device: torch.device) -> None:
         self._counted = Conflict.empty(units, device)
-        self._steps: list[Tensor] = []
+        self._rows: tuple[Tensor, ...] = ()  # of one memory, each for one step, reused when all are full
+        self._full = 0
+
+    def row(self, dtype: torch.dtype) -> Tensor:
+        """Where the next step's entries of all units may be written, (U, 3)."""
+        if not self._rows or self._rows[0].dtype != dtype:
+            self.read()
+            units = self._counted.steps.numel()
+            steps = max(1, min(self._MOST_STEPS, self._MOST_ENTRIES // max(1, units)))
+            with torch.inference_mode(False):  # they outlive this step
+                rows = torch.empty(steps, units, 3, dtype=dtype, device=self._counted.steps.device)
+            self._rows = rows.unbind()
+        return self._rows[self._full]
 
     def add(self, entries: Tensor, units: Tensor | None) -> None:
         """Remember one step.
 
         Args:
-            entries: (u, 3) Gram entries.
+            entries: (u, 3) Gram entries; those of all units may lie where `row` said.
             units: which units had a task gradient, (u,) int64; None for all.
         """
-        if units is not None or torch.compiler.is_compiling():  # a growing list would be compiled anew at each step
+        if units is not None or torch.compiler.is_compiling():  # state that grows would be compiled anew at each step
             self.read().count(entries.unsqueeze(0), slice(None) if units is None else units)
-        else:
-            self._steps.append(entries)
-            if len(self._steps) == self._MOST:
-                self.read()
+            return
+        row = self.row(entries.dtype)
+        if entries is not row:
+            row.copy_(entries.detach())
+        self._full += 1
+        if self._full == len(self._rows):
+            self.read()
 
     def read(self) -> Conflict:
         """The counts up to now."""
-        if self._steps:
-            self._counted.count(torch.stack(self._steps), slice(None))
-            self._steps.clear()
+        if self._full:
+            self._counted.count(torch.stack(self._rows[: self._full]), slice(None))
+            self._full = 0
         return self._counted
 
     def grow(self, units: int) -> None:
         """Count `units` units from now on, the known ones first."""
         self._counted = self.read().grown(units)
+        self._rows = ()
+
+    def __getstate__(self) -> dict[str, Conflict]:
+        return {"_counted": self.read()}
+
+    def __setstate__(self, state: dict[str, Conflict]) -> None:
+        self._counted, self._rows, self._full = state["_counted"], (), 0

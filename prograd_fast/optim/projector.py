@@ -74,8 +74,13 @@ class Projector:
         for bucket in buckets:
             bucket.task, bucket.general = ([next(gradients) for _ in bucket.params] for gradients in prepared)
 
-    def new_entries(self, bucket: Bucket) -> Tensor:
-        """Room for the Gram entries of a bucket's units, (U, 3)."""
+    def new_entries(self, buckets: list[Bucket], params: list[Tensor]) -> list[Tensor]:
+        """Room for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
+        if len(buckets) == 1 and not torch.compiler.is_compiling() and self._units(buckets, params) is None:
+            return [self._conflict_log(params).row(accumulation_dtype(buckets[0].task[0]))]
+        return [self._room(bucket) for bucket in buckets]
+
+    def _room(self, bucket: Bucket) -> Tensor:
         a = bucket.task[0]
         return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
 
@@ -86,7 +91,7 @@ class Projector:
             if bucket.differentiable:
                 entries.append(gram(bucket.task, bucket.general, self.scope))
             else:
-                entries.append(self.new_entries(bucket))
+                entries.append(self._room(bucket))
                 _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1])
         if self.scope == "global" and len(entries) > 1:
             total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)

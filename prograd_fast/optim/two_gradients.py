@@ -120,7 +120,7 @@ class TwoGradients(Optimizer):
             self._general[p] = gradient.detach().zero_()
 
     def _see(self, params: Iterable[Tensor]) -> None:
-        self._seen = {p: (p.grad, p.grad._version) for p in params if p.grad is not None}
+        self._seen = {p: (a, a._version) for p in params if (a := p.grad) is not None}
         self._stepped = False
 
     def _see_again(self) -> None:
@@ -292,8 +292,8 @@ class TwoGradients(Optimizer):
                         raise ValueError(f"closure: expected it to return (task, general), got {len(losses)} values.")
                     self.zero_grad()
                     self.backward(*losses)
-        scale: Tensor | None = getattr(self, "grad_scale", None)  # set by a GradScaler for the time of the call
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        amp: dict[str, Tensor | None] = self.__dict__  # a GradScaler sets these two for the time of the call
+        scale, found_inf = amp.get("grad_scale"), amp.get("found_inf")
         differentiable = bool(self.defaults.get("differentiable", False))
         with torch.set_grad_enabled(differentiable):
             if scale is not None:
@@ -319,10 +319,11 @@ class TwoGradients(Optimizer):
         """Conflict test, projection and update in one operator for each bucket."""
         projector = self._projector
         if found_inf is None and projector.rule is None and (projector.scope != "global" or len(buckets) == 1):
-            entries = [projector.new_entries(bucket) for bucket in buckets]
+            params = self._parameters
+            entries = projector.new_entries(buckets, params)
             for bucket, e in zip(buckets, entries, strict=True):
                 self._fused_update(bucket, e, None, None)
-            projector.count(buckets, entries, self._parameters)
+            projector.count(buckets, entries, params)
         else:  # what the update needs to know is known only after all gradients were compared
             for bucket, e, c in zip(buckets, *self._compare(buckets), strict=True):
                 self._fused_update(bucket, e, c, self._worst(found_inf))

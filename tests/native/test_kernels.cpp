@@ -179,7 +179,7 @@ void test_dual_loss(const Case& c) {
     double results[2][5] = {};
     for (int side = 0; side < 2; ++side) {
       std::mt19937 random(variant);
-      Buffer z(c.storage, c.n, c.shift), t(c.storage, c.n), offset(accumulation, c.n), scratch(accumulation, 3 * c.n),
+      Buffer z(c.storage, c.n, c.shift), t(c.storage, c.n), offset(accumulation, c.n), scratch(accumulation, dual_loss_scratch(c.n)),
           task(c.storage, c.n, c.shift), general(c.storage, c.n);
       for (Buffer* buffer : {&z, &t, &offset}) buffer->fill(random);
       const bool in_place = variant & 8;
