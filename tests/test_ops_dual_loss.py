@@ -73,6 +73,30 @@ def test_extreme_logits(backend: str) -> None:
         assert (actual[2][1, :, 7] == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_maxima_that_rise_along_the_row(backend: str, temperature: float) -> None:
+    # rows longer than a kernel keeps at once: sums so far become relative to a larger maximum, to one that makes them
+    # vanish (±1e4), and to the first finite one after nothing but -inf, for either model or both
+    z, t, labels = inputs(6, 3001, torch.float32)
+    rising = torch.linspace(-40, 40, 3001)
+    z[0] += rising
+    t[1] -= rising
+    z[2, 2500], t[2, 1500] = 1e4, 1e4
+    t[3, :2100] = -torch.inf
+    z[4, :1100] = t[4, :1100] = -torch.inf
+    z[5] -= 1e4
+    labels[4] = 3000
+    options = (None, None, None, temperature, False, 0)
+    with running_on(backend):
+        actual = call(z, t, labels, *options)
+    wanted = expected(z, t, labels, *options)
+    for got, want in zip(actual[:3], wanted[:3], strict=True):
+        assert got.isfinite().all()
+        assert_close(got, want, "formula", torch.float32, z)
+    assert actual[3] == wanted[3]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_the_student_excludes_and_the_teacher_does_not_is_infinitely_far(backend: str) -> None:
     z, t, labels = inputs(2, 50, torch.float32)
@@ -160,6 +184,18 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     wanted = expected(z[:3], t[:3], labels[:3], None, None, None, 2.0, False, 2)[2] / 150
     assert_close(results[0][2][:, :3], wanted, "formula", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_beyond_the_caches(dtype: torch.dtype) -> None:
+    # 21 MB of bfloat16, so that all dtypes go past the caches; the odd length starts rows anywhere in a cache line
+    z, t, labels = inputs(5, 1_050_001, dtype)
+    labels[1], labels[2] = 0, 1_050_000
+    options = (None, None, None, 1.0, True, 2)
+    actual = call(z, t, labels, *options)
+    wanted = expected(z, t, labels, *options)
+    for i, got in enumerate(actual[:3]):
+        assert_close(got, wanted[i], "formula", accumulation(dtype) if i < 2 else dtype, z if i < 2 else None)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

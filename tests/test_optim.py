@@ -413,6 +413,8 @@ def test_copies_go_on_alike(name, how):
         assert twin.conflict.steps.tolist() == opt.conflict.steps.tolist() == [3] * len(p)
     run_both(opt, p, 3, 3)
     run_both(twin, q, 3, 3)
+    assert opt.conflict.steps.tolist() == [6] * len(p)
+    assert twin.conflict.steps.tolist() == [3 if how == "state_dict" else 6] * len(p)
     assert same(p, q)
 
 

@@ -117,6 +117,29 @@ def test_conflict_numbers():
     assert opt.conflict.cosine.tolist() == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("rows", [1, 30_000])  # of one parameter: entries of many steps are kept, or of two
+def test_conflicts_are_counted_over_more_steps_than_are_kept(rows):
+    p = [torch.nn.Parameter(torch.zeros(rows, 2))]
+    opt = pf.ProGradSGD(p, lr=0.0, scope="row")
+    task = torch.tensor([1.0, -1.0])
+    steps = 2500 if rows == 1 else 5
+    for step in range(steps):
+        opt.zero_grad()
+        opt.backward((p[0] * task).sum(), (p[0] * (task if step % 5 else -task)).sum())
+        opt.step()
+    conflict = opt.conflict
+    assert (conflict.steps == steps).all()
+    assert (conflict.conflicts == steps // 5).all()
+    assert conflict.cosine.tolist() == pytest.approx([1.0] * rows)
+    again = torch.nn.Parameter(torch.zeros(1, 2))
+    opt.add_param_group({"params": [again]})
+    opt.zero_grad()
+    opt.backward((p[0] * task).sum() + again.sum(), -(p[0] * task).sum())
+    opt.step()
+    assert opt.conflict.steps.tolist() == [steps + 1] * rows + [1]
+    assert opt.conflict.conflicts.tolist() == [steps // 5 + 1] * rows + [0]
+
+
 def test_expanded_and_shared_gradients_are_owned():
     """The gradient of a sum is one number expanded, and may be shared between tensors; ours can be changed in place."""
     p = parameters([(3,), (3,)])

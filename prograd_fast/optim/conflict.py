@@ -79,8 +79,7 @@ class ConflictLog:
             self.read()
             units = self._counted.steps.numel()
             steps = max(1, min(self._MOST_STEPS, self._MOST_ENTRIES // max(1, units)))
-            with torch.inference_mode(False):  # they outlive this step
-                rows = torch.empty(steps, units, 3, dtype=dtype, device=self._counted.steps.device)
+            rows = torch.empty(steps, units, 3, dtype=dtype, device=self._counted.steps.device)
             self._rows = rows.unbind()
         return self._rows[self._full]
 
