@@ -12,8 +12,8 @@ namespace {
 
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// Memory is waited for unless it is asked for in time: the next block while the exponentials of this one are computed,
-// the next row while the results of this one go out, and never so much at once that the requests queue.
+// Memory is waited for unless it is asked for in time: the next row while the results of this one go out, the block after
+// the next while the exponentials of this one are computed, and never so much at once that the requests queue.
 template <typename S>
 Kernels::DualLosses dual_loss_row(const Kernels::DualLossRow& row) {
   using T = Accumulation<S>;

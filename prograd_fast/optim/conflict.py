@@ -66,7 +66,7 @@ class Conflict:
 class ConflictLog:
     """Gram entries of the last steps, to be counted when somebody asks: counting takes longer than a small step."""
 
-    _MOST_STEPS, _MOST_ENTRIES = 1024, 2**16  # that are kept before they are counted anyway: less than 1 MB
+    _MOST_STEPS, _MOST_UNITS = 1024, 2**16  # of all steps, kept before they are counted anyway: 0.8 MB of float32
 
     def __init__(self, units: int, device: torch.device) -> None:
         self._counted = Conflict.empty(units, device)
@@ -78,7 +78,7 @@ class ConflictLog:
         if not self._rows or self._rows[0].dtype != dtype:
             self.read()
             units = self._counted.steps.numel()
-            steps = max(1, min(self._MOST_STEPS, self._MOST_ENTRIES // max(1, units)))
+            steps = max(1, min(self._MOST_STEPS, self._MOST_UNITS // max(1, units)))
             rows = torch.empty(steps, units, 3, dtype=dtype, device=self._counted.steps.device)
             self._rows = rows.unbind()
         return self._rows[self._full]
