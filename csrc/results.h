@@ -29,7 +29,8 @@ struct LossResults {
     if (!losses.is_cpu()) return losses[i].clone();
     const at::Tensor copy = at::empty(losses.sizes().slice(1), losses.options());
     const auto bytes = copy.nbytes();
-    std::memcpy(copy.mutable_data_ptr(), static_cast<const char*>(losses.const_data_ptr()) + i * bytes, bytes);
+    const char* from = static_cast<const char*>(losses.const_data_ptr());
+    if (bytes) std::memcpy(copy.mutable_data_ptr(), from + i * bytes, bytes);
     return copy;
   }
 };

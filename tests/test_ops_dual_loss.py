@@ -98,6 +98,23 @@ def test_maxima_that_rise_along_the_row(backend: str, temperature: float) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_order_of_the_classes_does_not_make_a_divergence_infinite(backend: str) -> None:
+    # terms that are beyond float32 relative to the maxima of the first classes, and no longer relative to those of all
+    z, t, labels = inputs(2, 2048, torch.float32)
+    z.zero_()
+    t.zero_()
+    z[:, :1024] = torch.finfo(torch.float32).min
+    t[0, :1024], t[1, :1024] = -80, -30
+    labels.fill_(2000)
+    options = (None, None, None, 1.0, False, 0)
+    wanted = expected(z, t, labels, *options)[1]
+    with running_on(backend):
+        for order in (slice(None), torch.arange(2047, -1, -1)):
+            general = call(z[:, order], t[:, order], 2047 - labels, *options)[1]
+            assert_close(general / wanted, torch.ones(2), "formula", torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_what_the_student_excludes_and_the_teacher_does_not_is_infinitely_far(backend: str) -> None:
     z, t, labels = inputs(2, 50, torch.float32)
     z[0, 11], labels[0] = -torch.inf, 0

@@ -1,5 +1,6 @@
 """Gradients that are missing, gone, shared or not finite; values that are never read back; and what is refused."""
 
+import copy
 import math
 
 import pytest
@@ -138,6 +139,25 @@ def test_conflicts_are_counted_over_more_steps_than_are_kept(rows):
     opt.step()
     assert opt.conflict.steps.tolist() == [steps + 1] * rows + [1]
     assert opt.conflict.conflicts.tolist() == [steps // 5 + 1] * rows + [0]
+
+
+def test_counts_have_no_graph():
+    """One parameter of two has gradients, and those are differentiable: what is counted must not keep their graph."""
+    p = parameters([(3,), (2,)])
+    opt = pf.ProGradSGD(p, lr=0.1, differentiable=False)
+    opt.backward(p[0].square().sum(), -p[0].exp().sum(), create_graph=True)
+    opt.project()
+    assert not opt.conflict.cosine.requires_grad
+    copy.deepcopy(opt)
+
+
+def test_a_first_parameter_elsewhere():
+    """Counts are kept where the first parameter is, gradients compared where they are."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = pf.ProGradSGD([torch.nn.Parameter(torch.zeros(2, device="meta")), p], lr=0.1, scope="global")
+    opt.backward((p * torch.tensor([1.0, -1.0, 0.0])).sum(), p[1])
+    opt.step()
+    assert p.tolist() == pytest.approx([0.9, 1.0, 1.0])
 
 
 def test_expanded_and_shared_gradients_are_owned():

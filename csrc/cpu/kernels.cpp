@@ -67,8 +67,11 @@ void any_sgd(Storage storage, Storage moments, const Kernels::SGDTensors& tensor
   });
 }
 
-Kernels::DualLosses any_dual_loss_row(Storage storage, const Kernels::DualLossRow& row) {
-  return with_storage(storage, [&](auto* s) { return dual_loss_row<std::remove_pointer_t<decltype(s)>>(row); });
+void any_dual_loss_rows(Storage storage, const Kernels::DualLossRow* rows, std::int64_t count, void* scratch,
+                        Kernels::DualLosses* results) {
+  with_storage(storage, [&](auto* s) {
+    dual_loss_rows<std::remove_pointer_t<decltype(s)>>(rows, count, scratch, results);
+  });
 }
 
 double any_sampled_cross_entropy_row(Storage storage, const Kernels::SampledRow& row, std::int64_t label,
@@ -156,7 +159,7 @@ const Kernels PF_NAME(PF_ISA) = {
     any_project,
     any_adamw,
     any_sgd,
-    any_dual_loss_row,
+    any_dual_loss_rows,
     any_sampled_cross_entropy_row,
     any_sampled_log_probs_row,
     any_difference_loss,

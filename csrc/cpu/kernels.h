@@ -14,10 +14,12 @@ namespace prograd {
 // Classes of a row whose logits stay in the first-level cache from their maximum to their exponentials.
 constexpr std::int64_t dual_loss_block = 1024;
 
-// Exponentials, read in registers that may reach beyond the last one, and maxima of the blocks.
+// Elements of the accumulation dtype: for each of two rows its exponentials, read in registers that may reach beyond the
+// last one, and the maxima of its blocks.
+constexpr std::int64_t widest_register = 16;  // elements
 constexpr std::int64_t dual_loss_scratch(std::int64_t classes) {
-  constexpr std::int64_t widest = 16;  // lanes of a register
-  return 3 * (classes + widest) + 2 * (classes / dual_loss_block + 1) + widest;
+  const std::int64_t exponentials = 3 * (classes + widest_register), maxima = 2 * (classes / dual_loss_block + 1);
+  return 2 * ((exponentials + maxima) / widest_register + 2) * widest_register;
 }
 
 enum class Storage { f64, f32, bf16, f16 };
@@ -50,10 +52,9 @@ struct Kernels {
   void (*sgd)(Storage, Storage moments, const SGDTensors&, std::int64_t n, const SGD<double>&, double alpha,
               double beta);
 
-  // Both losses of one row, and both cotangents. The cotangents may lie where the logits lie.
+  // Both losses of rows of one length, and both cotangents. A row's cotangents may lie where its logits lie.
   struct DualLossRow {
     const void *student, *teacher;  // (classes,)
-    const void *next_student, *next_teacher;  // what the thread reads next, or null
     std::int64_t classes, label;
     const void* teacher_offset;  // (classes,) in the accumulation dtype, or null
     double temperature;
@@ -61,14 +62,14 @@ struct Kernels {
     double task_weight, general_weight;             // of the losses
     double task_cotangent_weight, general_cotangent_weight;  // the same over B for a mean
     void *task_cotangent, *general_cotangent;       // (classes,)
-    void* scratch;  // dual_loss_scratch(classes) elements of the accumulation dtype
     bool stream;  // write past the caches: results too large to be read from there again
   };
   struct DualLosses {
     double task, general;
     bool correct;
   };
-  DualLosses (*dual_loss_row)(Storage, const DualLossRow&);
+  // scratch: dual_loss_scratch(classes) elements
+  void (*dual_loss_rows)(Storage, const DualLossRow*, std::int64_t count, void* scratch, DualLosses* results);
 
   // One row of the logits of several samples, sample_stride elements apart.
   struct SampledRow {

@@ -92,22 +92,17 @@ void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& 
     const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
     const at::Tensor scratch =
         at::empty({dual_loss_scratch(classes)}, student.options().dtype(accumulation_dtype(student.scalar_type())));
+    std::vector<Kernels::DualLossRow> rows(end - begin);
     for (int64_t i = begin; i < end; ++i) {
-      Kernels::DualLossRow row = options.row(first + i);
-      const auto row_of = [&](const at::Tensor& logits, int64_t k) {
-        return k < end ? static_cast<const char*>(data_of(logits)) + k * logits.stride(0) * size : nullptr;
-      };
-      row.student = row_of(student, i);
-      row.teacher = row_of(teacher, i);
-      row.next_student = row_of(student, i + 1);
-      row.next_teacher = row_of(teacher, i + 1);
+      Kernels::DualLossRow& row = rows[i - begin] = options.row(first + i);
+      row.student = static_cast<const char*>(data_of(student)) + i * student.stride(0) * size;
+      row.teacher = static_cast<const char*>(data_of(teacher)) + i * teacher.stride(0) * size;
       row.classes = classes;
       row.task_cotangent = task_cotangents + i * classes * size;
       row.general_cotangent = general_cotangents + i * classes * size;
-      row.scratch = scratch.mutable_data_ptr();
       row.stream = stream;
-      results[i] = table.dual_loss_row(storage, row);
     }
+    table.dual_loss_rows(storage, rows.data(), end - begin, scratch.mutable_data_ptr(), results + begin);
   });
 }
 

@@ -79,26 +79,64 @@ PF_HOST_DEVICE void stream(void* to, const void* from) {
   std::memcpy(to, from, bytes);
 }
 
-// Writes n elements, value(c, width) those from c on; past the caches if nobody reads them soon.
-template <typename S, typename Value>
-PF_HOST_DEVICE void write(S* to, std::int64_t n, bool past_caches, Value value) {
+// Writes n elements, a register at a time: value(c, width) gives `width` of them from c on. Past the caches if nobody
+// reads them soon; then what comes before the first register's place, and after the last one's, goes the usual way.
+template <typename S>
+class Writer {
   using T = Accumulation<S>;
-  std::int64_t begin = 0;
-  if (past_caches) {
-    constexpr std::size_t bytes = lanes<T> * sizeof(S);
-    const std::size_t beyond = reinterpret_cast<std::uintptr_t>(to) % bytes;
-    begin = beyond ? std::int64_t((bytes - beyond) / sizeof(S)) : 0;
-    if (begin > n) begin = n;
-    if (begin) stored(to, value(0, begin), begin);
-    for (; begin + lanes<T> <= n; begin += lanes<T>) {
+  static constexpr std::size_t bytes = lanes<T> * sizeof(S);
+
+ public:
+  PF_HOST_DEVICE Writer(S* to, std::int64_t n, bool past_caches) : to_(to), n_(n), past_caches_(past_caches) {
+    const std::size_t beyond = past_caches ? reinterpret_cast<std::uintptr_t>(to) % bytes : 0;
+    if (beyond) head_ = std::int64_t((bytes - beyond) / sizeof(S));
+    if (head_ > n) head_ = n;
+  }
+
+  template <typename Value>
+  PF_HOST_DEVICE void head(Value value) const {
+    if (head_) stored(to_, value(0, head_), head_);
+  }
+
+  // The register c elements after the head, if there is one.
+  template <typename Value>
+  PF_HOST_DEVICE void body(std::int64_t c, Value value) const {
+    if (head_ + c + lanes<T> <= n_) whole(head_ + c, value);
+  }
+
+  template <typename Value>
+  PF_HOST_DEVICE void tail(Value value) const {
+    const std::int64_t i = n_ - (n_ - head_) % lanes<T>;
+    if (i < n_) stored(to_ + i, value(i, n_ - i), n_ - i);
+  }
+
+  template <typename Value>
+  PF_HOST_DEVICE void all(Value value) const {
+    head(value);
+    for (std::int64_t i = head_; i + lanes<T> <= n_; i += lanes<T>) whole(i, value);
+    tail(value);
+  }
+
+ private:
+  template <typename Value>
+  PF_HOST_DEVICE void whole(std::int64_t i, Value value) const {
+    if (past_caches_) {
       S part[lanes<T>];
-      stored(part, value(begin, lanes<T>), lanes<T>);
-      stream<bytes>(to + begin, part);
+      stored(part, value(i, lanes<T>), lanes<T>);
+      stream<bytes>(to_ + i, part);
+    } else {
+      stored(to_ + i, value(i, lanes<T>), lanes<T>);
     }
   }
-  each_vector<T>(n - begin, [&](std::int64_t c, std::int64_t width) {
-    stored(to + begin + c, value(begin + c, width), width);
-  });
+
+  S* to_;
+  std::int64_t n_, head_ = 0;
+  bool past_caches_;
+};
+
+template <typename S, typename Value>
+PF_HOST_DEVICE void write(S* to, std::int64_t n, bool past_caches, Value value) {
+  Writer<S>(to, n, past_caches).all(value);
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ class Conflict:
             entries: (S, u, 3) Gram entries of S steps, for the u units that had a task gradient.
             units: which of the U units these are.
         """
-        task_norm, dot, general_norm = entries.unbind(2)
+        task_norm, dot, general_norm = entries.detach().unbind(2)
         # two roots: the product of two squared norms would overflow first
         cosine = (dot[-1] / task_norm[-1].sqrt() / general_norm[-1].sqrt()).to(self.cosine.dtype)
         self.cosine[units] = cosine.where(cosine.isfinite(), torch.nan)
@@ -73,14 +73,23 @@ class ConflictLog:
         self._rows: tuple[Tensor, ...] = ()  # of one memory, each for one step, reused when all are full
         self._full = 0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether steps are kept, not counted at once: what is compiled or captured must do the same at each step."""
+        return not (self._capturing or torch.compiler.is_compiling())
+
+    @property
+    def _capturing(self) -> bool:
+        return self._counted.steps.is_cuda and torch.cuda.is_current_stream_capturing()
+
     def row(self, dtype: torch.dtype) -> Tensor:
-        """Where the next step's entries of all units may be written, (U, 3)."""
+        """Where the next step's entries of all units may be written, (U, 3), at a multiple of 16 bytes."""
         if not self._rows or self._rows[0].dtype != dtype:
             self.read()
             units = self._counted.steps.numel()
             steps = max(1, min(self._MOST_STEPS, self._MOST_UNITS // max(1, units)))
-            rows = torch.empty(steps, units, 3, dtype=dtype, device=self._counted.steps.device)
-            self._rows = rows.unbind()
+            rows = torch.empty(steps, -(-units // 4) * 4, 3, dtype=dtype, device=self._counted.steps.device)
+            self._rows = rows[:, :units].unbind()
         return self._rows[self._full]
 
     def add(self, entries: Tensor, units: Tensor | None) -> None:
@@ -90,8 +99,10 @@ class ConflictLog:
             entries: (u, 3) Gram entries; those of all units may lie where `row` said.
             units: which units had a task gradient, (u,) int64; None for all.
         """
-        if units is not None or torch.compiler.is_compiling():  # state that grows would be compiled anew at each step
-            self.read().count(entries.unsqueeze(0), slice(None) if units is None else units)
+        if units is not None or not self.keeps:
+            # a graph that reads would count what is kept now at each replay
+            counted = self._counted if self._capturing else self.read()
+            counted.count(entries.unsqueeze(0), slice(None) if units is None else units)
             return
         row = self.row(entries.dtype)
         if entries is not row:

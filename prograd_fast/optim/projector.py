@@ -76,8 +76,12 @@ class Projector:
 
     def new_entries(self, buckets: list[Bucket], params: list[Tensor]) -> list[Tensor]:
         """Room for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
-        if len(buckets) == 1 and not torch.compiler.is_compiling() and self._units(buckets, params) is None:
-            return [self._conflict_log(params).row(accumulation_dtype(buckets[0].task[0]))]
+        log = self._conflict_log(params)
+        if len(buckets) == 1 and log.keeps and self._units(buckets, params) is None:
+            a = buckets[0].task[0]
+            row = log.row(accumulation_dtype(a))
+            if row.device == a.device:
+                return [row]
         return [self._room(bucket) for bucket in buckets]
 
     def _room(self, bucket: Bucket) -> Tensor:
