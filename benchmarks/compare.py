@@ -193,7 +193,8 @@ def many_step(sizes: Sizes) -> Group:
 def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float | None) -> Group:
     """Both losses and both cotangents on logits; `share` is the least share of the bandwidth wanted."""
     kernel, out = "dual_loss operator", "dual_loss_out operator"
-    in_cache, few = f"{out}, 4 rows", 4
+    few = max(4, rows // 32)
+    in_cache = f"{out}, {few} rows"
     sides = _built(DUAL_LOSSES, rows, classes) | {in_cache: DUAL_LOSSES[out](few, classes)}
     group = Group(f"dual loss, {rows}x{classes}", sides, sizes, stream=share is not None)
     moved = DUAL_LOSS_BYTES * rows * classes
@@ -201,8 +202,8 @@ def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float
     if group.bandwidth is None:  # so small that the call itself counts
         bound += f"{few} rows alone take {_time(group.seconds(in_cache))}"
     else:
-        arithmetic = group.seconds(in_cache) * rows / few
-        bound += f"arithmetic alone, on {few} rows in the cache: {_time(arithmetic)} for as many elements; "
+        in_caches = group.seconds(in_cache) * rows / few
+        bound += f"{few} rows that stay in the caches: {_time(in_caches)} for as many elements; "
         bound += f"memory alone: {_time(moved / group.bandwidth)}"
     group.faster(kernel, "authors, two autograd.grad", target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
