@@ -144,7 +144,7 @@ def test_conflicts_are_counted_over_more_steps_than_are_kept(rows):
 def test_counts_have_no_graph():
     """One parameter of two has gradients, and those are differentiable: what is counted must not keep their graph."""
     p = parameters([(3,), (2,)])
-    opt = pf.ProGradSGD(p, lr=0.1, differentiable=False)
+    opt = pf.ProGradSGD(p, lr=0.1)
     opt.backward(p[0].square().sum(), -p[0].exp().sum(), create_graph=True)
     opt.project()
     assert not opt.conflict.cosine.requires_grad

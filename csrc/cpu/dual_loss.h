@@ -88,14 +88,14 @@ class CotangentWriter {
   T weight_, task_factor_, p_factor_, q_factor_;
 };
 
-struct NoCotangents {
+struct NoCotangents {  // where no row waits to be written
   PF_HOST_DEVICE void head() const {}
   PF_HOST_DEVICE void body(std::int64_t) const {}
   PF_HOST_DEVICE void tail() const {}
 };
 
-// The sums of a row. The cotangents of another one, if there is one, go out meanwhile. Memory is waited for unless it is
-// asked for in time and never so much at once that the requests queue: the logits of the block after the next.
+// The sums of a row. The cotangents of another one, if there is one, go out meanwhile. The logits of the block after the
+// next are asked for register by register: a burst of such requests would queue, and the arithmetic behind it.
 template <typename S>
 SummedRow<S> summed(const Kernels::DualLossRow& row, const SummedRow<S>* before, Accumulation<S>* scratch) {
   using T = Accumulation<S>;

@@ -134,10 +134,5 @@ class Writer {
   bool past_caches_;
 };
 
-template <typename S, typename Value>
-PF_HOST_DEVICE void write(S* to, std::int64_t n, bool past_caches, Value value) {
-  Writer<S>(to, n, past_caches).all(value);
-}
-
 }  // namespace
 }  // namespace prograd

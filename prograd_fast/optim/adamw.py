@@ -137,9 +137,8 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             if group["amsgrad"]:
                 state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        step = state["step"]
-        if not (p.is_cpu and step.is_cpu) and step.device != p.device:  # asking for a device takes ten times as long
-            state["step"] = step.to(p.device)
+        if state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device)
         return state
 
     def _update(self, found_inf: Tensor | None) -> None:

@@ -77,7 +77,7 @@ class Projector:
     def new_entries(self, buckets: list[Bucket], params: list[Tensor]) -> list[Tensor]:
         """Room for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
         log = self._conflict_log(params)
-        if len(buckets) == 1 and log.keeps and self._units(buckets, params) is None:
+        if len(buckets) == 1 and log.keeps and self._all_in_order(buckets, params):
             a = buckets[0].task[0]
             row = log.row(accumulation_dtype(a))
             if row.device == a.device:
@@ -171,9 +171,12 @@ class Projector:
             return entries[0]
         return torch.cat([e.to(entries[0].device) for e in entries])
 
+    def _all_in_order(self, buckets: list[Bucket], params: list[Tensor]) -> bool:
+        return self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params))
+
     def _units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
         """Which units the buckets hold, in their order; None for all of them in the order of the parameters."""
-        if self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params)):
+        if self._all_in_order(buckets, params):
             return None
         starts, start = {}, 0
         for p in params:
