@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "operators.h"
+#include "plain.h"
 #include "results.h"
 
 namespace prograd {
@@ -15,16 +16,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 using Maybe = const std::optional<at::Tensor>&;
-
-// Whether nothing but autograd looks at what is done to a tensor: no subclass, mode, transform or tracer.
-bool plain(const at::Tensor& tensor) {
-  constexpr c10::DispatchKeySet expected =
-      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset |
-      c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::BackendSelect});
-  const auto local = c10::impl::tls_local_dispatch_key_set();
-  const c10::DispatchKeySet keys = (tensor.key_set() | local.included_) - local.excluded_ - expected;
-  return keys.highestFunctionalityKey() == c10::DispatchKey::Undefined && (tensor.is_cpu() || tensor.is_cuda());
-}
 
 // The identity on a gradient that depends on `argument` in a way autograd does not know.
 struct FirstDerivative : Function<FirstDerivative> {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <tuple>
 
+#include "checks.h"
 #include "operators.h"
 #include "results.h"
 
@@ -35,6 +36,8 @@ using Maybe = const std::optional<at::Tensor>&;
 template <auto* out>
 Results dual_loss(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels, Maybe offset,
                   Maybe task_weight, Maybe general_weight, double temperature, bool soft_ce, int64_t reduction) {
+  check_dual_loss(student.device().type(), student, teacher,
+                  {labels, offset, task_weight, general_weight, temperature, reduction});
   return results(student, teacher, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {
     out(student, teacher, labels, offset, task_weight, general_weight, temperature, soft_ce, reduction, losses,
         cotangents, correct);
@@ -45,6 +48,8 @@ template <auto* out>
 Results linear_dual_loss(const at::Tensor& features, const at::Tensor& student, const at::Tensor& teacher,
                          const at::Tensor& labels, Maybe offset, Maybe task_weight, Maybe general_weight,
                          double scale, double temperature, bool soft_ce, int64_t reduction) {
+  check_linear_dual_loss(features.device().type(), features, student, teacher,
+                         {labels, offset, task_weight, general_weight, temperature, reduction});
   return results(features, student, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {
     out(features, student, teacher, labels, offset, task_weight, general_weight, scale, temperature, soft_ce,
         reduction, losses, cotangents, correct);

@@ -1,5 +1,6 @@
 // The Python module prograd_fast._C: what was built, registration, and the eager fast path.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -13,6 +14,7 @@
 #include "eager_loss.h"
 #include "library.h"
 #include "operators.h"
+#include "plain.h"
 
 namespace prograd {
 namespace {
@@ -40,11 +42,21 @@ py::dict build_facts() {
 }
 
 // The eager fast path: for a prompt of 8192 elements, boxing some twenty arguments for the dispatcher takes longer than
-// the step itself. Same kernels; only for plain CPU tensors outside of any tracing.
+// the step itself. Same kernels, for plain CPU tensors; where one of them is something else, the dispatcher is asked.
 using Tensors = std::vector<at::Tensor>;
 using MaybeTensor = std::optional<at::Tensor>;
+using Lists = std::initializer_list<at::TensorList>;
 
-void count_writes(std::initializer_list<at::TensorList> lists) {
+bool plain_on_the_cpu(Lists lists) {
+  for (at::TensorList list : lists) {
+    for (const at::Tensor& tensor : list) {
+      if (!tensor.is_cpu() || !plain(tensor)) return false;
+    }
+  }
+  return true;
+}
+
+void count_writes(Lists lists) {
   for (at::TensorList list : lists) {
     for (const at::Tensor& tensor : list) {
       if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
@@ -52,26 +64,44 @@ void count_writes(std::initializer_list<at::TensorList> lists) {
   }
 }
 
+template <typename Signature>
+auto operator_named(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 void project_adamw_(const Tensors& params, const Tensors& task, const Tensors& general, const Tensors& exp_avgs,
                     const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs, const Tensors& steps,
                     at::Tensor entries, const MaybeTensor& coefficients, const MaybeTensor& lr_tensor, double lr,
                     double beta1, double beta2, double eps, double weight_decay, double lambda, int64_t scope,
                     bool amsgrad, bool maximize, const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+  const auto call = [&](const auto& kernel) {
+    kernel(params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries, coefficients, lr_tensor, lr,
+           beta1, beta2, eps, weight_decay, lambda, scope, amsgrad, maximize, grad_scale, found_inf);
+  };
+  if (!plain_on_the_cpu({params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries})) {
+    static const auto dispatched = operator_named<decltype(cpu::project_adamw_)>("prograd_fast::project_adamw_");
+    return call([](auto&&... arguments) { dispatched.call(arguments...); });
+  }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  call(cpu::project_adamw_);
   count_writes({params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries});
-  cpu::project_adamw_(params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, entries, coefficients,
-                      lr_tensor, lr, beta1, beta2, eps, weight_decay, lambda, scope, amsgrad, maximize, grad_scale,
-                      found_inf);
 }
 
 void project_sgd_(const Tensors& params, const Tensors& task, const Tensors& general, const Tensors& momentum_buffers,
                   at::Tensor entries, const MaybeTensor& coefficients, const MaybeTensor& lr_tensor, double lr,
                   double momentum, double dampening, double weight_decay, double lambda, int64_t scope, bool nesterov,
                   bool maximize, bool first, const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+  const auto call = [&](const auto& kernel) {
+    kernel(params, task, general, momentum_buffers, entries, coefficients, lr_tensor, lr, momentum, dampening,
+           weight_decay, lambda, scope, nesterov, maximize, first, grad_scale, found_inf);
+  };
+  if (!plain_on_the_cpu({params, task, general, momentum_buffers, entries})) {
+    static const auto dispatched = operator_named<decltype(cpu::project_sgd_)>("prograd_fast::project_sgd_");
+    return call([](auto&&... arguments) { dispatched.call(arguments...); });
+  }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  call(cpu::project_sgd_);
   count_writes({params, momentum_buffers, entries});
-  cpu::project_sgd_(params, task, general, momentum_buffers, entries, coefficients, lr_tensor, lr, momentum, dampening,
-                    weight_decay, lambda, scope, nesterov, maximize, first, grad_scale, found_inf);
 }
 
 // (task, general), or None where the way through torch.library must be taken; see eager_dual_loss.

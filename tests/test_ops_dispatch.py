@@ -9,68 +9,18 @@ import torch
 from torch import Tensor
 
 from prograd_fast import backends, functional
+from tests.operator_calls import CALLS, Call, Sizes
 from tests.ops_support import BACKENDS, normal, running_on
-from tests.test_ops_transformer import CALLS as TRANSFORMER
 
 operators = torch.ops.prograd_fast
 
 
-def arguments(name: str) -> tuple[tuple[object, ...], dict[str, Tensor]]:
+NAMES = sorted(CALLS)
+
+
+def arguments(name: str) -> Call:
     """Small arguments of an operator."""
-    z, t, labels = normal(3, 5, seed=1), normal(3, 5, seed=2), torch.tensor([0, 4, 2])
-    loss = (labels, normal(5), normal(3), None)
-    results = {"losses": torch.empty(2).double(), "correct": torch.empty((), dtype=torch.int64)}
-    a, b, m, v, p = ([normal(4, 3, seed=i), normal(seed=i + 9)] for i in range(5))
-    v = [x.abs() for x in v]
-    steps = [torch.tensor(1.0), torch.tensor(1.0)]
-    entries = torch.zeros(2, 3, dtype=torch.float64)
-    match name:
-        case "dual_loss":
-            return (z.requires_grad_(), t, *loss, 2.0, False, 1), {}
-        case "dual_loss_out":
-            return (z, t, *loss, 2.0, False, 1), results | {"cotangents": torch.empty(2, 3, 5).double()}
-        case "linear_dual_loss":
-            return (normal(3, 6), normal(5, 6).requires_grad_(), normal(5, 6), *loss, 3.0, 2.0, True, 2), {}
-        case "linear_dual_loss_out":
-            out = results | {"cotangents": torch.empty(2, 5, 6).double()}
-            return (normal(3, 6), normal(5, 6), normal(5, 6), *loss, 3.0, 2.0, True, 2), out
-        case "linear_cross_entropy":
-            return (normal(3, 6), normal(5, 6).requires_grad_(), labels, 3.0), {}
-        case "linear_cross_entropy_out":
-            out = {"loss": torch.empty(()).double(), "cotangents": torch.empty(5, 6).double()}
-            return (normal(3, 6), normal(5, 6), labels, 3.0), out
-        case "sampled_cross_entropy":
-            return (normal(4, 3, 5).requires_grad_(), labels, 1), {}
-        case "sampled_cross_entropy_out":
-            out = {"losses": torch.empty(3).double(), "cotangents": torch.empty(4, 3, 5).double()}
-            return (normal(4, 3, 5), labels, 0), out
-        case "sampled_log_probs":
-            return (normal(4, 3, 5).requires_grad_(),), {}
-        case "sampled_log_probs_out":
-            return (normal(4, 3, 5),), {"log_probs": torch.empty(3, 5).double()}
-        case "difference_loss":
-            return (z.requires_grad_(), t, True, 2.0, 20.0, 0.5, 0.25), {}
-        case "difference_loss_out":
-            out = {"loss": torch.empty(()).double(), "cotangents": torch.empty(3, 5).double()}
-            return (z, t, False, 2.0, 20.0, 0.5, 0.25), out
-        case "gram_out":
-            return (a, b, 0), {"entries": entries}
-        case "project_":
-            return (a, b, torch.tensor([[1.0, -0.5], [1.0, 0.0]]).double(), 0), {}
-        case "project_adamw_":
-            options = (entries, None, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1.0, 0, False, False, None, None)
-            return (p, a, b, m, v, [], steps, *options), {}
-        case "project_sgd_":
-            return (p, a, b, m, entries, None, None, 1e-3, 0.9, 0, 0.1, 1.0, 0, False, False, False, None, None), {}
-    raise AssertionError(name)
-
-
-NAMES = [
-    "dual_loss", "dual_loss_out", "linear_dual_loss", "linear_dual_loss_out", "linear_cross_entropy",
-    "linear_cross_entropy_out", "sampled_cross_entropy", "sampled_cross_entropy_out", "sampled_log_probs",
-    "sampled_log_probs_out", "difference_loss", "difference_loss_out", "gram_out", "project_",
-    "project_adamw_", "project_sgd_",
-]  # fmt: skip
+    return CALLS[name](Sizes())
 
 
 # opcheck looks at .grad of the operator's results
@@ -80,12 +30,12 @@ NAMES = [
 def test_opcheck(backend: str, name: str) -> None:
     args, kwargs = arguments(name)
     with running_on(backend):
-        torch.library.opcheck(getattr(operators, name).default, args, kwargs)
+        torch.library.opcheck(getattr(operators, name).default, tuple(args), kwargs)
 
 
 def test_all_operators_are_checked() -> None:
     defined = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "prograd" in name}
-    assert defined == {*NAMES, *TRANSFORMER}
+    assert defined == {*NAMES}
 
 
 # inductor generates code of its own around the operators: one case is enough, it takes seconds

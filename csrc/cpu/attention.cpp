@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "operand.h"
@@ -35,7 +36,7 @@ class Tasks {
       : storage(storage_of(query.scalar_type())),
         groups(query.size(0)),
         heads(heads),
-        width(heads > 0 ? query.size(2) / heads : 0),
+        width(query.size(2) / heads),
         prefix_rows(prefix.size(1)),
         query_(query),
         key_value_(key_value),
@@ -43,15 +44,7 @@ class Tasks {
         offsets_(offsets.contiguous()),
         scale_(scale),
         last_(last) {
-    const at::ScalarType dtype = query.scalar_type();
-    const int64_t rows = key_value.size(1), d = query.size(2);
-    TORCH_CHECK_VALUE(heads > 0 && d % heads == 0, "heads: expected a divisor of ", d, ", got ", heads, ".");
-    TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong, "offsets: expected int64, got ", offsets.scalar_type(), ".");
-    TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.numel() > 0, "offsets: expected shape (segments + 1,), got ",
-                      offsets.sizes(), ".");
-    check_rows("query", query, dtype, {groups, last ? offsets.numel() - 1 : rows, d});
-    check_rows("key_value", key_value, dtype, {groups, rows, 2 * d});
-    check_rows("prefix", prefix, dtype, {groups, prefix_rows, 2 * d});
+    const int64_t rows = key_value.size(1);
     const int64_t* offset = offsets_.const_data_ptr<int64_t>();
     const int64_t segments = offsets.numel() - 1;
     int64_t begin = 0;
@@ -127,8 +120,9 @@ class Tasks {
 
 void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,
                                  const at::Tensor& offsets, int64_t heads, double scale, bool last, at::Tensor& out) {
+  const Arguments arguments = check_attention(at::kCPU, query, key_value, prefix, offsets, heads, last);
+  arguments.rows("out", out, query.scalar_type(), query.sizes(), true);
   const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
-  check_rows("out", out, query.scalar_type(), query.sizes());
   const Kernels& table = kernels();
   tasks.each(0, [&](const auto& task, const Kernels::Attention& attention, void* scratch) {
     table.attention(tasks.storage, attention, tasks.begin(task), tasks.end(task),
@@ -141,16 +135,9 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
                                           const at::Tensor& key_value, const at::Tensor& prefix,
                                           const at::Tensor& offsets, int64_t heads, double scale, bool last,
                                           at::Tensor& d_query, at::Tensor& d_key_value, at::Tensor& d_prefix) {
+  const Arguments arguments = check_attention(at::kCPU, query, key_value, prefix, offsets, heads, last);
+  check_attention_backward(arguments, gradient, query, key_value, prefix, d_query, d_key_value, d_prefix);
   const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
-  const auto check_each = [&](const char* name, const at::Tensor& tensor, const at::Tensor& like) {
-    c10::SmallVector<int64_t, 5> sizes(like.sizes());
-    sizes.insert(sizes.begin(), gradient.size(0));
-    check_rows(name, tensor, query.scalar_type(), sizes);
-  };
-  check_each("gradient", gradient, query);
-  check_each("d_query", d_query, query);
-  check_each("d_key_value", d_key_value, key_value);
-  check_each("d_prefix", d_prefix, prefix);
   const Kernels& table = kernels();
   const int64_t count = gradient.size(0), width = tasks.width, rows = tasks.prefix_rows, d = heads * width;
   const int64_t of_head = count * 2 * rows * width;  // elements of the prefix gradients of one task

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "large.h"
@@ -19,6 +20,7 @@ constexpr int64_t grain_chunks = 4;    // for which a second thread pays
 
 void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target, bool soft_wing, double omega1,
                          double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents) {
+  check_difference_loss(at::kCPU, prediction, target, soft_wing, omega1, omega2, epsilon, loss, cotangents);
   const at::ScalarType dtype = common_dtype(prediction, target, cotangents);
   const at::Tensor x = contiguous(prediction, dtype), t = contiguous(target, dtype);
   const Written written(cotangents, dtype);

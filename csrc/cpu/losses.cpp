@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "large.h"
@@ -34,7 +35,7 @@ struct Options {
         rows(labels_.numel()) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t label = labels.const_data_ptr<int64_t>()[i];
-      TORCH_CHECK_INDEX(label >= 0 && label < classes, "labels[", i, "]: ", label, " is out of bounds for ", classes,
+      TORCH_CHECK_VALUE(label >= 0 && label < classes, "labels[", i, "]: ", label, " is out of bounds for ", classes,
                         " classes.");
     }
   }
@@ -154,6 +155,9 @@ void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const a
                    const std::optional<at::Tensor>& teacher_offset, const std::optional<at::Tensor>& task_weight,
                    const std::optional<at::Tensor>& general_weight, double temperature, bool soft_ce,
                    int64_t reduction, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
+  const Arguments arguments = check_dual_loss(
+      at::kCPU, student, teacher, {labels, teacher_offset, task_weight, general_weight, temperature, reduction});
+  check_results(arguments, student.size(0), student, reduction, losses, cotangents, correct);
   const at::ScalarType dtype = common_dtype(student, teacher, cotangents);
   const Options options(labels, student.size(1), teacher_offset, task_weight, general_weight, temperature, soft_ce,
                         reduction, accumulation_dtype(dtype));
@@ -174,6 +178,10 @@ void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_
                           const std::optional<at::Tensor>& general_weight, double scale, double temperature,
                           bool soft_ce, int64_t reduction, at::Tensor& losses, at::Tensor& cotangents,
                           at::Tensor& correct) {
+  const Arguments arguments =
+      check_linear_dual_loss(at::kCPU, features, student_classes, teacher_classes,
+                             {labels, teacher_offset, task_weight, general_weight, temperature, reduction});
+  check_results(arguments, features.size(0), student_classes, reduction, losses, cotangents, correct);
   const at::ScalarType dtype = accumulation_dtype(common_dtype(features, student_classes, teacher_classes));
   const Options options(labels, student_classes.size(0), teacher_offset, task_weight, general_weight, temperature,
                         soft_ce, reduction, dtype);
@@ -186,6 +194,7 @@ void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_
 
 void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& classes, const at::Tensor& labels,
                               double scale, at::Tensor& loss, at::Tensor& cotangents) {
+  check_linear_cross_entropy(at::kCPU, features, classes, labels, loss, cotangents);
   const at::ScalarType dtype = accumulation_dtype(common_dtype(features, classes));
   const Options options(labels, classes.size(0), {}, {}, {}, 1, false, mean, dtype);
   const Written written(cotangents.unsqueeze(0), dtype);

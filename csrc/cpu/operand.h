@@ -33,27 +33,6 @@ inline at::Tensor contiguous(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype && tensor.is_contiguous() ? tensor : tensor.to(dtype).contiguous();
 }
 
-// For operators with strides of their own: refuses what they cannot read or write.
-inline void check(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) {
-  TORCH_CHECK_VALUE(tensor.sizes() == sizes, name, ": expected shape ", sizes, ", got ", tensor.sizes(), ".");
-  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": expected ", dtype, ", got ", tensor.scalar_type(), ".");
-}
-inline void check_contiguous(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) {
-  check(name, tensor, dtype, sizes);
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, ": expected contiguous memory, got strides ", tensor.strides(),
-                    " for shape ", sizes, ": call .contiguous() first.");
-}
-inline void check_rows(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) {
-  check(name, tensor, dtype, sizes);
-  TORCH_CHECK_VALUE(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, name, ": expected contiguous rows, got strides ",
-                    tensor.strides(), " for shape ", sizes, ": call .contiguous() first.");
-}
-
-inline Approximate approximation(int64_t number) {
-  TORCH_CHECK_VALUE(number >= 0 && number <= 2, "approximate: expected 0, 1 or 2, got ", number, ".");
-  return Approximate(number);
-}
-
 inline const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
 // Element `i` of a contiguous tensor of float32 or float64.

@@ -1,6 +1,7 @@
 // gram_out, project_, project_adamw_ and project_sgd_ on CPU tensors.
 #include <ATen/ATen.h>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "operand.h"
@@ -89,11 +90,6 @@ void write_entries(const Units& units, const GradientList& gradients, double tas
   }
 }
 
-void check_entries(const at::Tensor& entries, int64_t units, int64_t columns, const char* name) {
-  TORCH_CHECK_VALUE(entries.dim() == 2 && entries.size(0) == units && entries.size(1) == columns, name,
-                    ": expected shape (", units, ", ", columns, "), got ", entries.sizes(), ".");
-}
-
 double value_or(const std::optional<at::Tensor>& tensor, double otherwise) {
   return tensor ? tensor->item<double>() : otherwise;
 }
@@ -111,7 +107,6 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
     update(unit, begin, end, Coefficients{sign * c.alpha * task_scale, sign * c.beta});
   };
   if (given_coefficients) {
-    check_entries(*given_coefficients, units.entries(), 2, "coefficients");
     const at::Tensor coefficients = contiguous(*given_coefficients, accumulation_dtype(given_coefficients->scalar_type()));
     if (skip) return;
     units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
@@ -119,7 +114,6 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
     });
     return;
   }
-  check_entries(given_entries, units.entries(), 3, "entries");
   const Written written(given_entries, accumulation_dtype(given_entries.scalar_type()));
   const at::Tensor& entries = written.tensor();
   write_entries(units, gradients, task_scale, entries, true, [&](const Unit& unit) {
@@ -140,8 +134,8 @@ void project_and_update(const Units& units, const GradientList& gradients, at::T
 }  // namespace
 
 void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Tensor& entries) {
+  check_gradients(at::kCPU, task, general, scope, &entries, nullptr);
   const Units units(task, scope);
-  check_entries(entries, units.entries(), 3, "entries");
   GradientList gradients;
   for (size_t i = 0; i < task.size(); ++i) {
     gradients.emplace_back(task[i], general[i], common_dtype(task[i], general[i]));
@@ -152,8 +146,8 @@ void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Te
 }
 
 void project_(at::TensorList task, at::TensorList general, const at::Tensor& given_coefficients, int64_t scope) {
+  check_gradients(at::kCPU, task, general, scope, nullptr, &given_coefficients, true);
   const Units units(task, scope);
-  check_entries(given_coefficients, units.entries(), 2, "coefficients");
   const at::Tensor coefficients = contiguous(given_coefficients, accumulation_dtype(given_coefficients.scalar_type()));
   c10::SmallVector<Written, 4> written;
   GradientList gradients;
@@ -214,6 +208,9 @@ void project_adamw_(at::TensorList params, at::TensorList task, at::TensorList g
                     const std::optional<at::Tensor>& lr_tensor, double lr, double beta1, double beta2, double eps,
                     double weight_decay, double lambda, int64_t scope, bool amsgrad, bool maximize,
                     const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+  const Arguments arguments = check_update(at::kCPU, params, task, general, entries, coefficients, lr_tensor, lambda,
+                                           scope, grad_scale, found_inf);
+  check_adamw_states(arguments, params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, amsgrad);
   const Units units(params, scope);
   const bool skip = value_or(found_inf, 0) > 0;
   lr = value_or(lr_tensor, lr);
@@ -254,6 +251,9 @@ void project_sgd_(at::TensorList params, at::TensorList task, at::TensorList gen
                   const std::optional<at::Tensor>& lr_tensor, double lr, double momentum, double dampening,
                   double weight_decay, double lambda, int64_t scope, bool nesterov, bool maximize, bool first,
                   const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+  const Arguments arguments = check_update(at::kCPU, params, task, general, entries, coefficients, lr_tensor, lambda,
+                                           scope, grad_scale, found_inf);
+  check_sgd_states(arguments, params, momentum_buffers, momentum);
   const Units units(params, scope);
   const SGD<double> formula{value_or(lr_tensor, lr), momentum, 1 - dampening, weight_decay, nesterov, first};
   const bool has_buffers = !momentum_buffers.empty();

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "large.h"
@@ -35,12 +36,13 @@ void each_row(const at::Tensor& logits, char* cotangents, const Body& body) {
 
 void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels_, int64_t reduction,
                                at::Tensor& losses, at::Tensor& cotangents) {
+  check_sampled_cross_entropy(at::kCPU, logits, labels_, reduction, losses, cotangents);
   const at::ScalarType dtype = common_dtype(logits, cotangents);
   const at::Tensor z = contiguous(logits, dtype), labels = labels_.contiguous();
   const int64_t rows = z.size(1), classes = z.size(2);
   const int64_t* label = labels.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < rows; ++i) {
-    TORCH_CHECK_INDEX(label[i] >= 0 && label[i] < classes, "labels[", i, "]: ", label[i], " is out of bounds for ",
+    TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < classes, "labels[", i, "]: ", label[i], " is out of bounds for ",
                       classes, " classes.");
   }
   const Written written(cotangents, dtype), written_losses(losses, accumulation_dtype(losses.scalar_type()));
@@ -61,6 +63,7 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
 }
 
 void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
+  check_sampled_log_probs(at::kCPU, logits, log_probs);
   const at::Tensor z = contiguous(logits, logits.scalar_type());
   const Written written(log_probs, accumulation_dtype(z.scalar_type()));
   const int64_t bytes = z.size(2) * int64_t(written.tensor().itemsize());

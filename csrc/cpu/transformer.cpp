@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "operand.h"
@@ -20,16 +21,9 @@ void* pointer(const at::Tensor& tensor) { return tensor.mutable_data_ptr(); }
 
 void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& weight, const at::Tensor& bias,
                         double eps, at::Tensor& total, at::Tensor& normed, at::Tensor& statistics) {
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: expected 2 dimensions, got ", x.dim(), ".");
+  check_add_layer_norm(at::kCPU, x, branch, weight, bias, total, normed, statistics);
   const int64_t rows = x.size(0), width = x.size(1);
-  const at::ScalarType dtype = x.scalar_type(), accumulation = accumulation_dtype(dtype);
-  const Storage storage = storage_of(dtype);
-  for (const auto& [name, tensor] : {std::pair("x", x), {"branch", branch}, {"total", total}, {"normed", normed}}) {
-    check_contiguous(name, tensor, dtype, {rows, width});
-  }
-  check_contiguous("weight", weight, accumulation, {width});
-  check_contiguous("bias", bias, accumulation, {width});
-  check_contiguous("statistics", statistics, accumulation, {rows, 2});
+  const Storage storage = storage_of(x.scalar_type());
   const Kernels::AddLayerNorm all{data_of(x),     data_of(branch),  data_of(weight),     data_of(bias),
                                   pointer(total), pointer(normed), pointer(statistics), width, eps};
   const Kernels& table = kernels();
@@ -39,15 +33,9 @@ void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at:
 
 void layer_norm_backward_(at::Tensor& d_total, const at::Tensor& d_normed, const at::Tensor& total,
                           const at::Tensor& statistics, const at::Tensor& weight) {
-  TORCH_CHECK_VALUE(d_total.dim() == 3, "d_total: expected 3 dimensions, got ", d_total.dim(), ".");
+  check_layer_norm_backward(at::kCPU, d_total, d_normed, total, statistics, weight);
   const int64_t count = d_total.size(0), rows = d_total.size(1), width = d_total.size(2);
-  const at::ScalarType dtype = d_total.scalar_type(), accumulation = accumulation_dtype(dtype);
-  const Storage storage = storage_of(dtype);
-  check_contiguous("d_total", d_total, dtype, {count, rows, width});
-  check_contiguous("d_normed", d_normed, dtype, {count, rows, width});
-  check_contiguous("total", total, dtype, {rows, width});
-  check_contiguous("statistics", statistics, accumulation, {rows, 2});
-  check_contiguous("weight", weight, accumulation, {width});
+  const Storage storage = storage_of(d_total.scalar_type());
   const Kernels::LayerNormBackward all{
       data_of(d_normed), data_of(total), data_of(statistics), data_of(weight), pointer(d_total), count, rows, width};
   const Kernels& table = kernels();
@@ -56,10 +44,9 @@ void layer_norm_backward_(at::Tensor& d_total, const at::Tensor& d_normed, const
 }
 
 void gelu_out(const at::Tensor& x, int64_t approximate, at::Tensor& out) {
+  check_gelu(at::kCPU, x, approximate, out);
   const Storage storage = storage_of(x.scalar_type());
-  const Approximate formula = approximation(approximate);
-  check_contiguous("x", x, x.scalar_type(), x.sizes());
-  check_contiguous("out", out, x.scalar_type(), x.sizes());
+  const Approximate formula = Approximate(approximate);
   const Kernels& table = kernels();
   const char* from = static_cast<const char*>(data_of(x));
   char* to = static_cast<char*>(pointer(out));
@@ -70,15 +57,10 @@ void gelu_out(const at::Tensor& x, int64_t approximate, at::Tensor& out) {
 }
 
 void gelu_backward_(at::Tensor& gradient, const at::Tensor& x, int64_t approximate) {
+  check_gelu_backward(at::kCPU, gradient, x, approximate);
   const Storage storage = storage_of(x.scalar_type());
-  const Approximate formula = approximation(approximate);
-  TORCH_CHECK_VALUE(gradient.dim() == x.dim() + 1, "gradient: expected ", x.dim() + 1, " dimensions, got ",
-                    gradient.dim(), ".");
+  const Approximate formula = Approximate(approximate);
   const int64_t count = gradient.size(0), n = x.numel(), size = x.itemsize();
-  c10::SmallVector<int64_t, 5> sizes(x.sizes());
-  sizes.insert(sizes.begin(), count);
-  check_contiguous("x", x, x.scalar_type(), x.sizes());
-  check_contiguous("gradient", gradient, x.scalar_type(), sizes);
   const Kernels& table = kernels();
   const char* from = static_cast<const char*>(data_of(x));
   char* to = static_cast<char*>(pointer(gradient));

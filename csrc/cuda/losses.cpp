@@ -1,4 +1,5 @@
 // dual_loss_out and linear_dual_loss_out on CUDA tensors.
+#include "../checks.h"
 #include "../operators.h"
 #include "launch.h"
 
@@ -50,6 +51,9 @@ void dual_loss_out(const at::Tensor& student, const at::Tensor& teacher, const a
                    const std::optional<at::Tensor>& teacher_offset, const std::optional<at::Tensor>& task_weight,
                    const std::optional<at::Tensor>& general_weight, double temperature, bool soft_ce,
                    int64_t reduction, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
+  const Arguments given = check_dual_loss(
+      at::kCUDA, student, teacher, {labels, teacher_offset, task_weight, general_weight, temperature, reduction});
+  check_results(given, student.size(0), student, reduction, losses, cotangents, correct);
   const Launch launch(student);
   const at::ScalarType dtype = common_dtype(student, teacher, cotangents);
   const Losses arguments(launch, labels, teacher_offset, task_weight, general_weight, temperature, soft_ce, reduction,
@@ -68,6 +72,10 @@ void linear_dual_loss_out(const at::Tensor& features, const at::Tensor& student_
                           const std::optional<at::Tensor>& general_weight, double scale, double temperature,
                           bool soft_ce, int64_t reduction, at::Tensor& losses, at::Tensor& cotangents,
                           at::Tensor& correct) {
+  const Arguments given =
+      check_linear_dual_loss(at::kCUDA, features, student_classes, teacher_classes,
+                             {labels, teacher_offset, task_weight, general_weight, temperature, reduction});
+  check_results(given, features.size(0), student_classes, reduction, losses, cotangents, correct);
   const Launch launch(features);
   const at::ScalarType dtype = common_dtype(features, student_classes, teacher_classes, cotangents);
   const Losses arguments(launch, labels, teacher_offset, task_weight, general_weight, temperature, soft_ce, reduction,

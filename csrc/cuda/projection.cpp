@@ -1,6 +1,7 @@
 // gram_out, project_, project_adamw_ and project_sgd_ on CUDA tensors.
 #include <vector>
 
+#include "../checks.h"
 #include "../operators.h"
 #include "launch.h"
 
@@ -123,6 +124,7 @@ struct Dtypes {
 }  // namespace
 
 void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Tensor& entries) {
+  check_gradients(at::kCUDA, task, general, scope, &entries, nullptr);
   const Launch launch(entries);
   const at::ScalarType dtype = common_dtype_of({task, general});
   const Written written(entries, accumulation_dtype(dtype));
@@ -134,6 +136,7 @@ void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Te
 }
 
 void project_(at::TensorList task, at::TensorList general, const at::Tensor& coefficients, int64_t scope) {
+  check_gradients(at::kCUDA, task, general, scope, nullptr, &coefficients, true);
   if (task.empty()) return;
   const Launch launch(task[0]);
   const at::ScalarType dtype = common_dtype_of({task, general});
@@ -152,6 +155,9 @@ void project_adamw_(at::TensorList params, at::TensorList task, at::TensorList g
                     const std::optional<at::Tensor>& lr_tensor, double lr, double beta1, double beta2, double eps,
                     double weight_decay, double lambda, int64_t scope, bool amsgrad, bool maximize,
                     const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+  const Arguments arguments = check_update(at::kCUDA, params, task, general, entries, coefficients, lr_tensor, lambda,
+                                           scope, grad_scale, found_inf);
+  check_adamw_states(arguments, params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, amsgrad);
   if (params.empty()) return;
   const Launch launch(params[0]);
   const Dtypes dtypes({params, task, general}, {exp_avgs, exp_avg_sqs});
@@ -176,6 +182,9 @@ void project_sgd_(at::TensorList params, at::TensorList task, at::TensorList gen
                   const std::optional<at::Tensor>& lr_tensor, double lr, double momentum, double dampening,
                   double weight_decay, double lambda, int64_t scope, bool nesterov, bool maximize, bool first,
                   const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+  const Arguments arguments = check_update(at::kCUDA, params, task, general, entries, coefficients, lr_tensor, lambda,
+                                           scope, grad_scale, found_inf);
+  check_sgd_states(arguments, params, momentum_buffers, momentum);
   if (params.empty()) return;
   const Launch launch(params[0]);
   const Dtypes dtypes({params, task, general}, {momentum_buffers});

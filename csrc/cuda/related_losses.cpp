@@ -1,4 +1,5 @@
 // linear_cross_entropy_out, sampled_cross_entropy_out, sampled_log_probs_out and difference_loss_out on CUDA tensors.
+#include "../checks.h"
 #include "../operators.h"
 #include "launch.h"
 
@@ -6,6 +7,7 @@ namespace prograd::cuda {
 
 void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& classes, const at::Tensor& labels,
                               double scale, at::Tensor& loss, at::Tensor& cotangents) {
+  check_linear_cross_entropy(at::kCUDA, features, classes, labels, loss, cotangents);
   const Launch launch(features);
   const at::ScalarType dtype = common_dtype(features, classes, cotangents);
   const at::Tensor x = launch.operand(features, dtype, "features"), w = launch.operand(classes, dtype, "classes");
@@ -24,6 +26,7 @@ void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& clas
 
 void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels, int64_t reduction,
                                at::Tensor& losses, at::Tensor& cotangents) {
+  check_sampled_cross_entropy(at::kCUDA, logits, labels, reduction, losses, cotangents);
   const Launch launch(logits);
   const at::ScalarType dtype = common_dtype(logits, cotangents);
   const at::Tensor z = launch.operand(logits, dtype, "logits"), y = launch.operand(labels, at::kLong, "labels");
@@ -37,6 +40,7 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
 }
 
 void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
+  check_sampled_log_probs(at::kCUDA, logits, log_probs);
   const Launch launch(logits);
   const at::ScalarType dtype = logits.scalar_type();
   const at::Tensor z = launch.operand(logits, dtype, "logits");
@@ -49,6 +53,7 @@ void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
 
 void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target, bool soft_wing, double omega1,
                          double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents) {
+  check_difference_loss(at::kCUDA, prediction, target, soft_wing, omega1, omega2, epsilon, loss, cotangents);
   const Launch launch(prediction);
   const at::ScalarType dtype = common_dtype(prediction, target, cotangents);
   const at::Tensor x = launch.operand(prediction, dtype, "prediction"), t = launch.operand(target, dtype, "target");

@@ -37,6 +37,7 @@ def register(dispatch_key: str = "CUDA") -> Callable[[], None]:
     from prograd_fast.backends.triton_kernels.projection import gram_out, project_
     from prograd_fast.backends.triton_kernels.samples import sampled_cross_entropy_out, sampled_log_probs_out
     from prograd_fast.backends.triton_kernels.sgd import project_sgd_
+    from prograd_fast.ops.registry import checked
 
     library = torch.library.Library("prograd_fast", "IMPL")
     for kernel in (
@@ -45,5 +46,5 @@ def register(dispatch_key: str = "CUDA") -> Callable[[], None]:
         gelu_out, gelu_backward_, linear_cross_entropy_out, sampled_cross_entropy_out, sampled_log_probs_out,
         difference_loss_out,
     ):  # fmt: skip
-        library.impl(kernel.__name__, kernel, dispatch_key)
+        library.impl(kernel.__name__, checked(kernel.__name__, kernel), dispatch_key)
     return library._destroy

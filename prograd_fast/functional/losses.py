@@ -67,8 +67,8 @@ def dual_loss(
         task, other, _, _ = torch.ops.prograd_fast.dual_loss(
             student_logits, teacher_logits, labels.long(), *tensors[3:], *options
         )
-    except (IndexError, RuntimeError) as error:
-        check_label_range(error, labels, student_logits.shape[1])
+    except (ValueError, IndexError, RuntimeError) as error:
+        check_label_range(error, labels, student_logits, 1)
         raise
     return task, other
 
@@ -116,8 +116,8 @@ def linear_dual_loss(
     options = (scale, temperature, general == "soft_ce", REDUCTIONS.index(reduction))
     try:
         task, other, _, _ = torch.ops.prograd_fast.linear_dual_loss(*tensors[:3], labels.long(), *tensors[4:], *options)
-    except (IndexError, RuntimeError) as error:
-        check_label_range(error, labels, student_classes.shape[0])
+    except (ValueError, IndexError, RuntimeError) as error:
+        check_label_range(error, labels, student_classes, 0)
         raise
     return task, other
 

@@ -28,8 +28,8 @@ def sampled_cross_entropy(logits: Tensor, labels: Tensor, reduction: Reduction =
     check_sampled_cross_entropy(logits, labels, reduction)
     try:
         losses, _ = torch.ops.prograd_fast.sampled_cross_entropy(logits, labels.long(), REDUCTIONS.index(reduction))
-    except (IndexError, RuntimeError) as error:
-        check_label_range(error, labels, logits.shape[2])
+    except (ValueError, IndexError, RuntimeError) as error:
+        check_label_range(error, labels, logits, 2)
         raise
     return losses
 

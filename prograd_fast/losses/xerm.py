@@ -117,8 +117,8 @@ class XERM(nn.Module):
     def _weights(self, factual: Tensor, counterfactual: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return xerm_weights(factual, counterfactual, labels, self.gamma, self.eps)
-        except (IndexError, RuntimeError) as error:
-            check_label_range(error, labels, factual.shape[1])
+        except (ValueError, IndexError, RuntimeError) as error:
+            check_label_range(error, labels, factual, 1)
             raise
 
     def _with_margins(self, student: Tensor, labels: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments, check_positive
 from prograd_fast.ops.gradients import register_losses
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import differences as reference
@@ -12,6 +13,27 @@ from prograd_fast.reference.losses import accumulation_dtype
 INPUTS = (
     "Tensor prediction, Tensor target, bool soft_wing, float omega1, float omega2, float epsilon, float factor"
 )  # fmt: skip
+
+
+def _check(
+    prediction: Tensor,
+    target: Tensor,
+    soft_wing: bool,
+    omega1: float,
+    omega2: float,
+    epsilon: float,
+    factor: float,
+    *,
+    loss: Tensor | None = None,
+    cotangents: Tensor | None = None,
+) -> None:
+    arguments, shape = Arguments(prediction), tuple(prediction.shape)
+    arguments.floating("prediction", prediction, shape)
+    arguments.floating("target", target, shape)
+    for name, value in (("omega1", omega1), ("omega2", omega2), ("epsilon", epsilon)) if soft_wing else ():
+        check_positive(name, value)
+    arguments.result("loss", loss, ())
+    arguments.result("cotangents", cotangents, shape)
 
 
 def _difference_loss_out(
@@ -50,8 +72,12 @@ def _difference_loss(prediction: Tensor, target: Tensor, *options: float) -> tup
 define(
     f"difference_loss_out({INPUTS}, *, Tensor(a!) loss, Tensor(b!) cotangents) -> ()",
     reference=_difference_loss_out,
+    check=_check,
 )
 define(
-    f"difference_loss({INPUTS}) -> (Tensor loss, Tensor cotangents)", reference=_difference_loss, fake=_empty_results
+    f"difference_loss({INPUTS}) -> (Tensor loss, Tensor cotangents)",
+    reference=_difference_loss,
+    fake=_empty_results,
+    check=_check,
 )
 register_losses("difference_loss", differentiable=0, per_row=False, losses=1)

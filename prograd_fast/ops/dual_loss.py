@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments, check_positive, check_reduction
 from prograd_fast.ops.gradients import register_losses
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import losses as reference
@@ -13,6 +14,54 @@ INPUTS = (
     "Tensor student, Tensor teacher, Tensor labels, Tensor? teacher_offset, Tensor? task_weight, "
     "Tensor? general_weight, float temperature, bool soft_ce, int reduction"
 )
+
+
+def check_rows(
+    arguments: Arguments,
+    rows: int,
+    classes: int,
+    labels: Tensor,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+    temperature: float,
+    reduction: int,
+    losses: Tensor | None,
+    correct: Tensor | None,
+) -> None:
+    """What both dual losses ask of what belongs to a row or a class, and of their losses."""
+    if rows and not classes:
+        raise ValueError("classes: expected at least one, got none.")
+    arguments.integers("labels", labels, (rows,))
+    arguments.floating("teacher_offset", teacher_offset, (classes,))
+    arguments.floating("task_weight", task_weight, (rows,))
+    arguments.floating("general_weight", general_weight, (rows,))
+    check_positive("temperature", temperature)
+    arguments.result("losses", losses, (2, rows) if check_reduction(reduction) == "none" else (2,))
+    arguments.count("correct", correct)
+
+
+def _check(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+    temperature: float,
+    soft_ce: bool,
+    reduction: int,
+    *,
+    losses: Tensor | None = None,
+    cotangents: Tensor | None = None,
+    correct: Tensor | None = None,
+) -> None:
+    arguments = Arguments(student)
+    rows, classes = arguments.sizes("student", student, "rows, classes")
+    arguments.floating("teacher", teacher, (rows, classes))
+    options = (labels, teacher_offset, task_weight, general_weight, temperature, reduction)
+    check_rows(arguments, rows, classes, *options, losses, correct)
+    arguments.result("cotangents", cotangents, (2, rows, classes))
 
 
 def _dual_loss_out(
@@ -60,10 +109,12 @@ def _dual_loss(student: Tensor, teacher: Tensor, *options: Any) -> tuple[Tensor,
 define(
     f"dual_loss_out({INPUTS}, *, Tensor(a!) losses, Tensor(b!) cotangents, Tensor(c!) correct) -> ()",
     reference=_dual_loss_out,
+    check=_check,
 )
 define(
     f"dual_loss({INPUTS}) -> (Tensor task, Tensor general, Tensor cotangents, Tensor correct)",
     reference=_dual_loss,
     fake=_empty_results,
+    check=_check,
 )
 register_losses("dual_loss", differentiable=0, per_row=True)

@@ -3,11 +3,32 @@
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments
 from prograd_fast.ops.gradients import register_losses
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import losses as reference
 
 INPUTS = "Tensor features, Tensor classes, Tensor labels, float scale"
+
+
+def _check(
+    features: Tensor,
+    classes: Tensor,
+    labels: Tensor,
+    scale: float,
+    *,
+    loss: Tensor | None = None,
+    cotangents: Tensor | None = None,
+) -> None:
+    arguments = Arguments(features)
+    rows, width = arguments.sizes("features", features, "rows, width")
+    n_classes, _ = arguments.sizes("classes", classes, "classes, width")
+    arguments.floating("classes", classes, (n_classes, width))
+    if rows and not n_classes:
+        raise ValueError("classes: expected at least one, got none.")
+    arguments.integers("labels", labels, (rows,))
+    arguments.result("loss", loss, ())
+    arguments.result("cotangents", cotangents, (n_classes, width))
 
 
 def _linear_cross_entropy_out(
@@ -33,10 +54,12 @@ def _linear_cross_entropy(features: Tensor, classes: Tensor, labels: Tensor, sca
 define(
     f"linear_cross_entropy_out({INPUTS}, *, Tensor(a!) loss, Tensor(b!) cotangents) -> ()",
     reference=_linear_cross_entropy_out,
+    check=_check,
 )
 define(
     f"linear_cross_entropy({INPUTS}) -> (Tensor loss, Tensor cotangents)",
     reference=_linear_cross_entropy,
     fake=_empty_results,
+    check=_check,
 )
 register_losses("linear_cross_entropy", differentiable=1, per_row=False, losses=1)

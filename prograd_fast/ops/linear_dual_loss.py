@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments
+from prograd_fast.ops.dual_loss import check_rows
 from prograd_fast.ops.gradients import register_losses
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import losses as reference
@@ -13,6 +15,33 @@ INPUTS = (
     "Tensor features, Tensor student_classes, Tensor teacher_classes, Tensor labels, Tensor? teacher_offset, "
     "Tensor? task_weight, Tensor? general_weight, float scale, float temperature, bool soft_ce, int reduction"
 )
+
+
+def _check(
+    features: Tensor,
+    student_classes: Tensor,
+    teacher_classes: Tensor,
+    labels: Tensor,
+    teacher_offset: Tensor | None,
+    task_weight: Tensor | None,
+    general_weight: Tensor | None,
+    scale: float,
+    temperature: float,
+    soft_ce: bool,
+    reduction: int,
+    *,
+    losses: Tensor | None = None,
+    cotangents: Tensor | None = None,
+    correct: Tensor | None = None,
+) -> None:
+    arguments = Arguments(features)
+    rows, width = arguments.sizes("features", features, "rows, width")
+    classes, _ = arguments.sizes("student_classes", student_classes, "classes, width")
+    arguments.floating("student_classes", student_classes, (classes, width))
+    arguments.floating("teacher_classes", teacher_classes, (classes, width))
+    options = (labels, teacher_offset, task_weight, general_weight, temperature, reduction)
+    check_rows(arguments, rows, classes, *options, losses, correct)
+    arguments.result("cotangents", cotangents, (2, classes, width))
 
 
 def _linear_dual_loss_out(
@@ -67,10 +96,12 @@ def _linear_dual_loss(features: Tensor, student_classes: Tensor, *others: Any) -
 define(
     f"linear_dual_loss_out({INPUTS}, *, Tensor(a!) losses, Tensor(b!) cotangents, Tensor(c!) correct) -> ()",
     reference=_linear_dual_loss_out,
+    check=_check,
 )
 define(
     f"linear_dual_loss({INPUTS}) -> (Tensor task, Tensor general, Tensor cotangents, Tensor correct)",
     reference=_linear_dual_loss,
     fake=_empty_results,
+    check=_check,
 )
 register_losses("linear_dual_loss", differentiable=1, per_row=False)

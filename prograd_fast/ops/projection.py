@@ -2,8 +2,17 @@
 
 from torch import Tensor
 
+from prograd_fast.ops.checks import check_gradients
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import projection as reference
+
+
+def _check_gram(task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:
+    check_gradients(task, general, scope, entries, None)
+
+
+def _check_project(task: list[Tensor], general: list[Tensor], coefficients: Tensor, scope: int) -> None:
+    check_gradients(task, general, scope, None, coefficients, written=True)
 
 
 def _gram_out(task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:
@@ -16,8 +25,13 @@ def _project_(task: list[Tensor], general: list[Tensor], coefficients: Tensor, s
         a.copy_(reference.combine(a, b, unit_coefficients))
 
 
-define("gram_out(Tensor[] task, Tensor[] general, int scope, *, Tensor(a!) entries) -> ()", reference=_gram_out)
+define(
+    "gram_out(Tensor[] task, Tensor[] general, int scope, *, Tensor(a!) entries) -> ()",
+    reference=_gram_out,
+    check=_check_gram,
+)
 define(
     "project_(Tensor(a!)[] task, Tensor[] general, Tensor coefficients, int scope) -> ()",
     reference=_project_,
+    check=_check_project,
 )

@@ -1,6 +1,7 @@
 """The operators' namespace `torch.ops.prograd_fast`: PyTorch's dispatcher is the only registry of kernels."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -8,8 +9,16 @@ from torch.autograd.graph import increment_version
 
 LIBRARY = torch.library.Library("prograd_fast", "DEF")
 
+_checks: dict[str, Callable[..., None]] = {}  # by operator
 
-def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any] | None = None) -> None:
+
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any] | None = None,
+    *,
+    check: Callable[..., None],
+) -> None:
     """Define an operator.
 
     Args:
@@ -17,13 +26,36 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any] 
         reference: its kernel wherever no backend has registered one, in plain PyTorch.
         fake: its results without their contents, for compilation. None for an operator that only writes into its
             arguments.
+        check: takes the arguments and raises ValueError or TypeError for those that the operator has no result for.
+            Kernels in C++ have a check of their own, csrc/checks.h.
     """
     name = schema.partition("(")[0]
+    _checks[name] = check
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"prograd_fast::{name}", fake or _writes_only, lib=LIBRARY)
+    LIBRARY.impl(name, checked(name, reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"prograd_fast::{name}", checked(name, fake or _writes_only), lib=LIBRARY)
     if fake is None:
         _count_writes(name)
+
+
+def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel in Python behind the operator's check of its arguments."""
+    check = _checks[name]
+    arguments = getattr(torch.ops.prograd_fast, name).default._schema.arguments
+    tensors = [(i, argument.name) for i, argument in enumerate(arguments) if str(argument.type) == "Tensor"]
+
+    @wraps(kernel)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        for i, argument in tensors:  # the dispatcher takes None for any tensor
+            if (args[i] if i < len(args) else kwargs[argument]) is None:
+                raise TypeError(f"{argument}: expected a tensor, got None.")
+        check(*args, **kwargs)
+        try:
+            return kernel(*args, **kwargs)
+        except IndexError as error:  # of a label, from PyTorch's own losses
+            raise ValueError(str(error)) from error
+
+    return checking
 
 
 def _writes_only(*args: Any, **kwargs: Any) -> None:
@@ -39,8 +71,8 @@ def _count_writes(name: str) -> None:
     keywords = [a.name for i, a in enumerate(arguments) if written[i] and a.kwarg_only]
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
+        operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
         for tensors in [args[i] for i in positions] + [kwargs[k] for k in keywords]:
             increment_version(tensors)
-        operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
 
     LIBRARY.impl(name, kernel, "ADInplaceOrView", with_keyset=True)

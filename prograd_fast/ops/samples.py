@@ -5,12 +5,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments, check_reduction
 from prograd_fast.ops.gradients import register_losses
 from prograd_fast.ops.registry import LIBRARY, define
 from prograd_fast.reference import samples as reference
 from prograd_fast.reference.losses import REDUCTIONS, Reduction, accumulation_dtype
 
+
+
+def _check_logits(logits: Tensor) -> tuple[Arguments, tuple[int, ...]]:
+    arguments = Arguments(logits)
+    samples, rows, classes = arguments.sizes("logits", logits, "samples, rows, classes")
+    if rows and not (samples and classes):
+        raise ValueError(f"logits: expected at least one sample and one class, got shape {tuple(logits.shape)}.")
+    return arguments, (rows, classes)
+
+
 # ---- the loss
+
+
+def _check_loss(
+    logits: Tensor, labels: Tensor, reduction: int, *, losses: Tensor | None = None, cotangents: Tensor | None = None
+) -> None:
+    arguments, (rows, _) = _check_logits(logits)
+    arguments.integers("labels", labels, (rows,))
+    arguments.result("losses", losses, (rows,) if check_reduction(reduction) == "none" else ())
+    arguments.result("cotangents", cotangents, tuple(logits.shape))
 
 
 def _sampled_cross_entropy_out(
@@ -36,15 +56,22 @@ INPUTS = "Tensor logits, Tensor labels, int reduction"
 define(
     f"sampled_cross_entropy_out({INPUTS}, *, Tensor(a!) losses, Tensor(b!) cotangents) -> ()",
     reference=_sampled_cross_entropy_out,
+    check=_check_loss,
 )
 define(
     f"sampled_cross_entropy({INPUTS}) -> (Tensor losses, Tensor cotangents)",
     reference=_sampled_cross_entropy,
     fake=_empty_losses,
+    check=_check_loss,
 )
 register_losses("sampled_cross_entropy", differentiable=0, per_row=True, losses=1)
 
 # ---- the prediction
+
+
+def _check_log_probs(logits: Tensor, *, log_probs: Tensor | None = None) -> None:
+    arguments, shape = _check_logits(logits)
+    arguments.result("log_probs", log_probs, shape)
 
 
 def _sampled_log_probs_out(logits: Tensor, *, log_probs: Tensor) -> None:
@@ -61,8 +88,17 @@ def _sampled_log_probs(logits: Tensor) -> Tensor:
     return log_probs
 
 
-define("sampled_log_probs_out(Tensor logits, *, Tensor(a!) log_probs) -> ()", reference=_sampled_log_probs_out)
-define("sampled_log_probs(Tensor logits) -> Tensor", reference=_sampled_log_probs, fake=_empty_log_probs)
+define(
+    "sampled_log_probs_out(Tensor logits, *, Tensor(a!) log_probs) -> ()",
+    reference=_sampled_log_probs_out,
+    check=_check_log_probs,
+)
+define(
+    "sampled_log_probs(Tensor logits) -> Tensor",
+    reference=_sampled_log_probs,
+    fake=_empty_log_probs,
+    check=_check_log_probs,
+)
 
 
 def _keep_logits(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -1,9 +1,145 @@
 """The operators of the prompt encoder between its matrix products: attention with a shared prefix, norm, GELU."""
 
+import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments, check_memory
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import transformer as reference
+
+
+class _OneDtype(Arguments):
+    """Arguments of one dtype, read in whole rows or from their first element to their last."""
+
+    def __init__(self, name: str, first: Tensor, what: str | None = None) -> None:
+        super().__init__(first)
+        self.dtype = first.dtype
+        self.shape = tuple(first.shape) if what is None else self.sizes(name, first, what)
+
+    def rows(self, name: str, tensor: Tensor, shape: tuple[int, ...], *, written: bool = False) -> None:
+        """Contiguous in the last dimension; any strides in the others."""
+        self._alike(name, tensor, shape, self.dtype)
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name}: expected contiguous rows, got strides {tensor.stride()}.")
+        if written:
+            check_memory(name, tensor)
+
+    def whole(self, name: str, tensor: Tensor, shape: tuple[int, ...], *, wide: bool = False) -> None:
+        """Contiguous; in the accumulation dtype if `wide`."""
+        self._alike(name, tensor, shape, torch.promote_types(self.dtype, torch.float32) if wide else self.dtype)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous memory, got strides {tensor.stride()}.")
+
+    def _alike(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.floating(name, tensor, shape)
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}.")
+
+
+def _check_attention(
+    query: Tensor,
+    key_value: Tensor,
+    prefix: Tensor,
+    offsets: Tensor,
+    heads: int,
+    scale: float,
+    last: bool,
+    *,
+    out: Tensor | None = None,
+) -> _OneDtype:
+    arguments = _OneDtype("query", query, "groups, rows, width")
+    groups, _, width = arguments.shape
+    _, rows, _ = arguments.sizes("key_value", key_value, "groups, rows, 2 width")
+    _, prefix_rows, _ = arguments.sizes("prefix", prefix, "groups, prefix rows, 2 width")
+    if offsets.dim() != 1 or not offsets.numel():
+        raise ValueError(f"offsets: expected shape (segments + 1,), got {tuple(offsets.shape)}.")
+    arguments.integers("offsets", offsets, tuple(offsets.shape))
+    if heads <= 0 or width % heads:
+        raise ValueError(f"heads: expected a divisor of {width}, got {heads}.")
+    arguments.rows("query", query, (groups, offsets.numel() - 1 if last else rows, width))
+    arguments.rows("key_value", key_value, (groups, rows, 2 * width))
+    arguments.rows("prefix", prefix, (groups, prefix_rows, 2 * width))
+    if out is not None:
+        arguments.rows("out", out, arguments.shape, written=True)
+    return arguments
+
+
+def _check_attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key_value: Tensor,
+    prefix: Tensor,
+    offsets: Tensor,
+    heads: int,
+    scale: float,
+    last: bool,
+    *,
+    d_query: Tensor,
+    d_key_value: Tensor,
+    d_prefix: Tensor,
+) -> None:
+    arguments = _check_attention(query, key_value, prefix, offsets, heads, scale, last)
+    count, *_ = arguments.sizes("gradient", gradient, "cotangents, groups, rows, width")
+    for name, tensor, like in (
+        ("gradient", gradient, query),
+        ("d_query", d_query, query),
+        ("d_key_value", d_key_value, key_value),
+        ("d_prefix", d_prefix, prefix),
+    ):
+        arguments.rows(name, tensor, (count, *like.shape), written=tensor is not gradient)
+
+
+def _check_add_layer_norm(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    total: Tensor,
+    normed: Tensor,
+    statistics: Tensor,
+) -> None:
+    arguments = _OneDtype("x", x, "rows, width")
+    rows, width = arguments.shape
+    for name, tensor in (("x", x), ("branch", branch), ("total", total), ("normed", normed)):
+        arguments.whole(name, tensor, (rows, width))
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        arguments.whole(name, tensor, (width,), wide=True)
+    arguments.whole("statistics", statistics, (rows, 2), wide=True)
+
+
+def _check_layer_norm_backward(
+    d_total: Tensor, d_normed: Tensor, total: Tensor, statistics: Tensor, weight: Tensor
+) -> None:
+    arguments = _OneDtype("d_total", d_total, "cotangents, rows, width")
+    _, rows, width = arguments.shape
+    arguments.whole("d_total", d_total, arguments.shape)
+    arguments.whole("d_normed", d_normed, arguments.shape)
+    arguments.whole("total", total, (rows, width))
+    arguments.whole("statistics", statistics, (rows, 2), wide=True)
+    arguments.whole("weight", weight, (width,), wide=True)
+
+
+def _check_gelu(x: Tensor, approximate: int, *, out: Tensor) -> None:
+    _check_approximate(approximate)
+    arguments, shape = _OneDtype("x", x), tuple(x.shape)
+    arguments.whole("x", x, shape)
+    arguments.whole("out", out, shape)
+
+
+def _check_gelu_backward(gradient: Tensor, x: Tensor, approximate: int) -> None:
+    _check_approximate(approximate)
+    arguments, shape = _OneDtype("x", x), tuple(x.shape)
+    arguments.whole("x", x, shape)
+    if gradient.dim() != x.dim() + 1:
+        raise ValueError(f"gradient: expected {x.dim() + 1} dimensions, got {gradient.dim()}.")
+    arguments.whole("gradient", gradient, (gradient.shape[0], *shape))
+
+
+def _check_approximate(approximate: int) -> None:
+    if not 0 <= approximate < len(reference.APPROXIMATIONS):
+        raise ValueError(f"approximate: expected 0, 1 or 2, got {approximate}.")
 
 
 def _shared_prefix_attention_out(
@@ -73,21 +209,29 @@ define(
     "shared_prefix_attention_out(Tensor query, Tensor key_value, Tensor prefix, Tensor offsets, int heads, "
     "float scale, bool last, *, Tensor(a!) out) -> ()",
     reference=_shared_prefix_attention_out,
+    check=_check_attention,
 )
 define(
     "shared_prefix_attention_backward_out(Tensor gradient, Tensor query, Tensor key_value, Tensor prefix, "
     "Tensor offsets, int heads, float scale, bool last, *, Tensor(a!) d_query, Tensor(b!) d_key_value, "
     "Tensor(c!) d_prefix) -> ()",
     reference=_shared_prefix_attention_backward_out,
+    check=_check_attention_backward,
 )
 define(
     "add_layer_norm_out(Tensor x, Tensor branch, Tensor weight, Tensor bias, float eps, *, Tensor(a!) total, "
     "Tensor(b!) normed, Tensor(c!) statistics) -> ()",
     reference=_add_layer_norm_out,
+    check=_check_add_layer_norm,
 )
 define(
     "layer_norm_backward_(Tensor(a!) d_total, Tensor d_normed, Tensor total, Tensor statistics, Tensor weight) -> ()",
     reference=_layer_norm_backward_,
+    check=_check_layer_norm_backward,
 )
-define("gelu_out(Tensor x, int approximate, *, Tensor(a!) out) -> ()", reference=_gelu_out)
-define("gelu_backward_(Tensor(a!) gradient, Tensor x, int approximate) -> ()", reference=_gelu_backward_)
+define("gelu_out(Tensor x, int approximate, *, Tensor(a!) out) -> ()", reference=_gelu_out, check=_check_gelu)
+define(
+    "gelu_backward_(Tensor(a!) gradient, Tensor x, int approximate) -> ()",
+    reference=_gelu_backward_,
+    check=_check_gelu_backward,
+)

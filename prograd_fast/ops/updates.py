@@ -1,11 +1,99 @@
 """`project_adamw_` and `project_sgd_`: conflict test, projection and update of lists of parameters, in one operator."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import Arguments, check_gradients
 from prograd_fast.ops.registry import define
 from prograd_fast.reference import projection, updates
 from prograd_fast.reference.losses import accumulation_dtype
+
+
+def _check_update(
+    params: list[Tensor],
+    task: list[Tensor],
+    general: list[Tensor],
+    entries: Tensor,
+    coefficients: Tensor | None,
+    lr_tensor: Tensor | None,
+    lambda_: float,
+    scope: int,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Arguments:
+    """What both updates ask of what they share."""
+    arguments = check_gradients(task, general, scope, entries, coefficients)
+    arguments.same("params", params, task, written=True)
+    arguments.number("lr_tensor", lr_tensor, or_on_the_cpu=True)
+    arguments.number("grad_scale", grad_scale)
+    arguments.number("found_inf", found_inf)
+    if not 0 <= lambda_ < inf:
+        raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}.")
+    return arguments
+
+
+def _check_adamw(
+    params: list[Tensor],
+    task: list[Tensor],
+    general: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    entries: Tensor,
+    coefficients: Tensor | None,
+    lr_tensor: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    lambda_: float,
+    scope: int,
+    amsgrad: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    shared = (entries, coefficients, lr_tensor, lambda_, scope, grad_scale, found_inf)
+    arguments = _check_update(params, task, general, *shared)
+    arguments.same("exp_avgs", exp_avgs, params, written=True)
+    arguments.same("exp_avg_sqs", exp_avg_sqs, params, written=True)
+    arguments.same("max_exp_avg_sqs", max_exp_avg_sqs, params if amsgrad else [], written=True)
+    if len(steps) != len(params):
+        raise ValueError(f"steps: expected {len(params)} tensors, got {len(steps)}.")
+    for i, step in enumerate(steps):
+        if step is None:
+            raise TypeError(f"steps[{i}]: expected a tensor, got None.")
+        arguments.number(f"steps[{i}]", step)
+
+
+def _check_sgd(
+    params: list[Tensor],
+    task: list[Tensor],
+    general: list[Tensor],
+    momentum_buffers: list[Tensor],
+    entries: Tensor,
+    coefficients: Tensor | None,
+    lr_tensor: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    lambda_: float,
+    scope: int,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    shared = (entries, coefficients, lr_tensor, lambda_, scope, grad_scale, found_inf)
+    arguments = _check_update(params, task, general, *shared)
+    needed = momentum != 0 or bool(momentum_buffers)
+    arguments.same("momentum_buffers", momentum_buffers, params if needed else [], written=True)
 
 
 def _project_adamw_(
@@ -123,6 +211,7 @@ define(
     "Tensor? coefficients, Tensor? lr_tensor, float lr, float beta1, float beta2, float eps, float weight_decay, "
     "float lambda_, int scope, bool amsgrad, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
     reference=_project_adamw_,
+    check=_check_adamw,
 )
 define(
     "project_sgd_(Tensor(a!)[] params, Tensor[] task, Tensor[] general, Tensor(b!)[] momentum_buffers, "
@@ -130,4 +219,5 @@ define(
     "float weight_decay, float lambda_, int scope, bool nesterov, bool maximize, bool first, "
     "Tensor? grad_scale, Tensor? found_inf) -> ()",
     reference=_project_sgd_,
+    check=_check_sgd,
 )

@@ -126,6 +126,11 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             found_inf,
         )
 
+    def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = self.state.get(p)
+        names = ["step", "exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
+        return {name: state.get(name) for name in names} if state else {}
+
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """As torch.optim.AdamW keeps it; on a GPU the step is always there, so that nothing waits for it."""
         state = self.state[p]

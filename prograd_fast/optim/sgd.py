@@ -1,5 +1,7 @@
 """ProGradSGD: torch.optim.SGD on the projected gradient."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -88,12 +90,10 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         group = bucket.group
         buffers, first = [], False
         if group["momentum"] != 0:
-            states = [self.state[p] for p in bucket.params]
-            first = states[0].get("momentum_buffer") is None
+            buffers = [self.state.get(p, {}).get("momentum_buffer") for p in bucket.params]
+            first = buffers[0] is None
             if first:
-                for p, state in zip(bucket.params, states, strict=True):
-                    state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            buffers = [state["momentum_buffer"] for state in states]
+                buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in bucket.params]
         update_operator("project_sgd_", bucket.params[0])(
             bucket.params,
             bucket.task,
@@ -113,6 +113,13 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             None,
             found_inf,
         )
+        if first:  # kept only now: a step that failed was none
+            for p, buffer in zip(bucket.params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        buffer = self.state.get(p, {}).get("momentum_buffer")
+        return {} if buffer is None or group["momentum"] == 0 else {"momentum_buffer": buffer}
 
     def _update(self, found_inf: Tensor | None) -> None:
         fused = all(group["fused"] for group in self.param_groups)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Bucket, Projector
+from prograd_fast.optim.states import check_parameter
 from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
 from prograd_fast.rules import Rule
 
@@ -250,6 +251,7 @@ class TwoGradients(Optimizer):
     def _projected_gradients(self, buckets: list[Bucket]) -> list[tuple[Tensor, Tensor]]:
         if not buckets:
             return []
+        self._check_states(buckets)
         _, coefficients = self._compare(buckets)
         return [
             pair
@@ -317,6 +319,16 @@ class TwoGradients(Optimizer):
 
     def _fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""
+        alone = len(buckets) == 1 and found_inf is None and self._projector.rule is None
+        if not alone:  # an operator looks at all of its own tensors before it writes, not at those of the next
+            self._check_states(buckets)
+        try:
+            self._fuse(buckets, found_inf)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+            self._check_states(buckets)
+            raise
+
+    def _fuse(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         projector = self._projector
         if found_inf is None and projector.rule is None and (projector.scope != "global" or len(buckets) == 1):
             params = self._parameters
@@ -327,6 +339,17 @@ class TwoGradients(Optimizer):
         else:  # what the update needs to know is known only after all gradients were compared
             for bucket, e, c in zip(buckets, *self._compare(buckets), strict=True):
                 self._fused_update(bucket, e, c, self._worst(found_inf))
+
+    def _check_states(self, buckets: list[Bucket]) -> None:
+        """Raise RuntimeError where gradients or state of a parameter do not fit it."""
+        for bucket in buckets:
+            for p, a, b in zip(bucket.params, bucket.task, bucket.general, strict=True):
+                gradients = {"task gradient": a, "general gradient": b}
+                check_parameter(self.param_groups, p, gradients, self._states_read(p, bucket.group))
+
+    def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """What the update will read of the state of a parameter, None for what is missing; empty for what it makes."""
+        return {}
 
     def _project_then_update(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         """The optimizer's own step, with the projected gradients in the place of the task gradients."""

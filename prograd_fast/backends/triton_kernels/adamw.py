@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import check_steps, contiguous, copy_back, on_device
+from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, learning_rate, on_device
 from prograd_fast.backends.triton_kernels.projection import (
     advance,
     chunk_arguments,
@@ -190,13 +190,14 @@ def project_adamw_(
     """The operator `project_adamw_` on Triton: one launch for small tensors, else two."""
     if not params:
         return
-    check_steps(params, steps)
     mutated = [params, exp_avgs, exp_avg_sqs] + ([max_exp_avg_sqs] if amsgrad else [])
     dense = [contiguous(tensors) for tensors in mutated]
     lists = [contiguous(task), contiguous(general), *dense]
     work = plan(lists, scope, steps)
     step_at = len(lists)
     is_global = scope == SCOPE_GLOBAL
+    lr_tensor, lr = learning_rate(lr_tensor, lr, params[0])
+    given_entries, entries = entries, entries.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
     scalars = (
@@ -230,6 +231,7 @@ def project_adamw_(
                     *chunk_arguments(work, group), work.n_chunks, partials, entries, coefficients,
                     lr_tensor, grad_scale, found_inf, *scalars, **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
+    copy_back([given_entries], [entries])
     for tensors, changed in zip(mutated, dense, strict=True):
         copy_back(tensors, changed)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import on_device
+from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
 from prograd_fast.backends.triton_kernels.sums import add_up
 
 BLOCK = 4096  # elements of a program, 16 for each of 256 threads
@@ -43,6 +43,7 @@ def differences(
     tl.store(cotangents + offsets, slope.to(cotangents.dtype.element_ty), mask=inside)
 
 
+@into_contiguous
 def difference_loss_out(
     prediction: Tensor,
     target: Tensor,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import on_device
+from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
 
 ONE_BLOCK = 8192  # the longest row that is kept in registers: 16 logits of each kind for each of 512 threads
 LONG_BLOCK = 2048  # longer rows go by in blocks of this many classes, 8 for each of 256 threads
@@ -171,6 +171,7 @@ def reduce(row_losses: Tensor, hits: Tensor, losses: Tensor, correct: Tensor, re
     )
 
 
+@into_contiguous
 def dual_loss_out(
     student: Tensor,
     teacher: Tensor,

@@ -1,7 +1,9 @@
 """What launches share: the device they run on, the precision of products, and tensors that are not contiguous."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +31,20 @@ def copy_back(tensors: Sequence[Tensor], changed: Sequence[Tensor]) -> None:
             tensor.copy_(copy)
 
 
-def check_steps(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
-    """Raise unless the step counters can be read where the kernels run."""
-    for i, (param, step) in enumerate(zip(params, steps, strict=True)):
-        if step.device != param.device:
-            raise ValueError(
-                f"steps[{i}]: expected the device of its parameter, {param.device}, got {step.device}. "
-                "Move the step counter there, as torch.optim does for fused=True."
-            )
+def into_contiguous(kernel: Callable[..., None]) -> Callable[..., None]:
+    """A kernel that writes contiguous results, for results of any strides."""
+
+    @wraps(kernel)
+    def write(*args: Any, **results: Tensor) -> None:
+        dense = {name: result.contiguous() for name, result in results.items()}
+        kernel(*args, **dense)
+        copy_back(list(results.values()), list(dense.values()))
+
+    return write
+
+
+def learning_rate(lr_tensor: Tensor | None, lr: float, param: Tensor) -> tuple[Tensor | None, float]:
+    """The learning rate as a number where its tensor is on the CPU and the kernels are not: they cannot read it there."""
+    if lr_tensor is not None and lr_tensor.is_cpu and not param.is_cpu:
+        return None, lr_tensor.item()
+    return lr_tensor, lr

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.dual_loss import _anchor, reduce, row_scale
-from prograd_fast.backends.triton_kernels.launch import on_device, product_precision
+from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device, product_precision
 
 INNER_BLOCK, FEATURE_BLOCK = 32, 64
 CLASS_BLOCKS = {"tf32": 64}  # of 16-bit features; the three products of float32 spill their registers above 32
@@ -232,6 +232,7 @@ def class_cotangents(
         tl.store(out, (b_general * tl.full([], scale * row_factor * temperature, acc)).to(dtype), mask=inside_w)
 
 
+@into_contiguous
 def linear_dual_loss_out(
     features: Tensor,
     student_classes: Tensor,
@@ -293,6 +294,7 @@ def linear_dual_loss_out(
         reduce(row_losses, hits, losses, correct, reduction)
 
 
+@into_contiguous
 def linear_cross_entropy_out(
     features: Tensor, classes: Tensor, labels: Tensor, scale: float, *, loss: Tensor, cotangents: Tensor
 ) -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, on_device
+from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, into_contiguous, on_device
 from prograd_fast.backends.triton_kernels.tensors import (
     FIRST_CHUNK,
     ROWS,
@@ -219,6 +219,7 @@ def chunk_arguments(work: Work, group: Group) -> tuple[Tensor, int, Tensor, int,
     return group.table, group.table.shape[1], group.owner, group.first_chunk, work.chunk // WIDE.value
 
 
+@into_contiguous
 def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, entries: Tensor) -> None:
     """The operator `gram_out` on Triton: one launch for small tensors, else one over chunks and one over units."""
     if not task:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.dual_loss import _anchor, row_scale
-from prograd_fast.backends.triton_kernels.launch import on_device
+from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
 from prograd_fast.backends.triton_kernels.sums import add_up
 
 BLOCK = 1024  # classes that a program has at a time
@@ -118,6 +118,7 @@ def _sums(logits: Tensor, labels: Tensor | None, accumulation: torch.dtype) -> t
     return statistics, sizes
 
 
+@into_contiguous
 def sampled_cross_entropy_out(
     logits: Tensor, labels: Tensor, reduction: int, *, losses: Tensor, cotangents: Tensor
 ) -> None:
@@ -136,6 +137,7 @@ def sampled_cross_entropy_out(
             add_up(row_losses, losses, row_scale(reduction, n_rows))
 
 
+@into_contiguous
 def sampled_log_probs_out(logits: Tensor, *, log_probs: Tensor) -> None:
     """The operator `sampled_log_probs_out` on Triton: two launches."""
     n_samples, n_rows, n_columns = logits.shape

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, on_device
+from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, learning_rate, on_device
 from prograd_fast.backends.triton_kernels.projection import (
     chunk_arguments,
     combine,
@@ -163,6 +163,8 @@ def project_sgd_(
     lists = [contiguous(task), contiguous(general), *dense]  # held until the launch: a plan has addresses only
     work = plan(lists, scope)
     is_global = scope == SCOPE_GLOBAL
+    lr_tensor, lr = learning_rate(lr_tensor, lr, params[0])
+    given_entries, entries = entries, entries.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
     scalars = (
@@ -189,5 +191,6 @@ def project_sgd_(
                     *chunk_arguments(work, group), work.n_chunks, partials, entries, coefficients,
                     lr_tensor, grad_scale, found_inf, *scalars, **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
+    copy_back([given_entries], [entries])
     for tensors, changed in zip(mutated, dense, strict=True):
         copy_back(tensors, changed)

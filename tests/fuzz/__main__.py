@@ -1,0 +1,36 @@
+"""`python -m tests.fuzz`: random cases for operators, files, pictures and options; exit code 1 if one goes wrong."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.fuzz import driver
+from tests.fuzz.registry import load_targets
+
+
+def main() -> None:
+    """Run all targets, some of them, or one case of one."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("targets", nargs="*", help="names (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="decides all cases (default: 0)")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for all targets together (default: 540)")
+    parser.add_argument("--cases", type=int, default=10_000, help="of each target, at most (default: 10000)")
+    parser.add_argument("--case", type=int, help="run this one case of one target in this process")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker is not None:
+        load_targets()
+        driver.work(given.targets[0], given.seed, given.case, given.cases, given.seconds, given.worker)
+    elif given.case is not None:
+        load_targets()
+        driver.run_case(given.targets[0], given.seed, given.case)
+        print("fine")
+    else:
+        results = driver.run(given.targets, given.seed, given.seconds, given.cases)
+        cases, findings = sum(r.cases for r in results), sum(len(r.findings) for r in results)
+        print(f"{cases} cases, {findings} findings, seed {given.seed}")
+        sys.exit(bool(findings))
+
+
+if __name__ == "__main__":
+    main()

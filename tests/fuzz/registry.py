@@ -1,0 +1,32 @@
+"""What can be fuzzed: functions of one random case, by name. A new module of targets joins by being in this folder."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+Case = Callable[[Random, Path], None]
+"""One random case: what it does depends on the random numbers alone; the folder is empty and its own. It returns where
+all is well. Whatever it raises, a crash, a hang and too much memory are findings."""
+
+TARGETS: dict[str, Case] = {}
+
+
+def target(name: str) -> Callable[[Case], Case]:
+    """Register a function under a name of its own."""
+
+    def register(case: Case) -> Case:
+        assert name not in TARGETS, name
+        TARGETS[name] = case
+        return case
+
+    return register
+
+
+def load_targets() -> None:
+    """Import all modules beside this one, which registers their targets."""
+    package = importlib.import_module("tests.fuzz")
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):  # __main__
+            importlib.import_module(f"tests.fuzz.{module.name}")
