@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint bench kernels native package docs study assets clean
+.PHONY: install demo test lint fuzz bench kernels native package docs study assets clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# random calls, files, pictures and options, for at most ten minutes; `make test` has a minute of the same
+fuzz: install
+	$(BIN)/python -m tests.fuzz
 
 # every operator and the step, side by side; then the table of targets, its sides in turn
 bench: install

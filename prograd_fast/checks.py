@@ -187,11 +187,13 @@ def check_states(params: Sequence[Tensor], **states: Sequence[Tensor]) -> None:
 def check_label_range(error: Exception, labels: Tensor, scores: Tensor, dim: int) -> None:
     """Raise ValueError that names the argument, if `error` is a kernel's complaint about a label.
 
-    The classes are a dimension of `scores`. The kernels look at the labels anyway; on a GPU nothing here does, since that would wait for the device.
+    The classes are a dimension of `scores`. The kernels look at the labels anyway; on a GPU nothing here does, since
+    that would wait for the device.
     """
     if "out of bounds" in str(error):
+        lowest, highest = int(labels.min()), int(labels.max())
         raise ValueError(
-            f"labels: expected class indices 0 ... {scores.shape[dim] - 1}, got {int(labels.min())} ... {int(labels.max())}. "
+            f"labels: expected class indices 0 ... {scores.shape[dim] - 1}, got {lowest} ... {highest}. "
             "Relabel the classes from 0 in the order of the logits."
         ) from None
 

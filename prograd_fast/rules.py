@@ -223,6 +223,11 @@ class Bloop(Rule):
         averages = []
         for a, state in zip(task, states, strict=True):
             m = state.get("task_average")
+            if m is not None and m.shape != a.shape:
+                raise RuntimeError(
+                    f"task_average: expected the gradient's shape {tuple(a.shape)}, got {tuple(m.shape)}. "
+                    "Load the state of the same parameters, or build a new optimizer after a parameter has changed."
+                )
             before, after = (torch.zeros_like(a), a) if m is None else (m, torch.lerp(a, m, self.decay))
             state["task_average"] = torch.where(a.isfinite().all(), after, before)
             averages.append(state["task_average"])

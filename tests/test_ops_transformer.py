@@ -1,6 +1,7 @@
 """The operators of the prompt encoder on every backend: against the float64 reference, PyTorch and naive loops."""
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -356,8 +357,6 @@ def test_norm_and_gelu_on_any_number_of_threads_give_the_same_bits() -> None:
 @pytest.mark.parametrize("back", [False, True])
 def test_offsets_that_lead_outside_are_refused(back: bool, lengths: list[int], message: str) -> None:
     given = case([2, 3], torch.float32, prefix=2, d=8, heads=2)._replace(offsets=torch.tensor(lengths))
+    call = partial(backward, normal(2, 1, 5, 8).float()) if back else forward
     with running_on("cpu"), pytest.raises(ValueError, match=message):
-        if back:
-            backward(normal(2, 1, 5, 8).float(), given)
-        else:
-            forward(given)
+        call(given)

@@ -12,7 +12,6 @@ from prograd_fast.reference import samples as reference
 from prograd_fast.reference.losses import REDUCTIONS, Reduction, accumulation_dtype
 
 
-
 def _check_logits(logits: Tensor) -> tuple[Arguments, tuple[int, ...]]:
     arguments = Arguments(logits)
     samples, rows, classes = arguments.sizes("logits", logits, "samples, rows, classes")

@@ -1,5 +1,7 @@
 """The operators of the prompt encoder between its matrix products: attention with a shared prefix, norm, GELU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,8 +46,6 @@ def _check_attention(
     heads: int,
     scale: float,
     last: bool,
-    *,
-    out: Tensor | None = None,
 ) -> _OneDtype:
     arguments = _OneDtype("query", query, "groups, rows, width")
     groups, _, width = arguments.shape
@@ -59,9 +59,11 @@ def _check_attention(
     arguments.rows("query", query, (groups, offsets.numel() - 1 if last else rows, width))
     arguments.rows("key_value", key_value, (groups, rows, 2 * width))
     arguments.rows("prefix", prefix, (groups, prefix_rows, 2 * width))
-    if out is not None:
-        arguments.rows("out", out, arguments.shape, written=True)
     return arguments
+
+
+def _check_attention_out(query: Tensor, *others: Any, out: Tensor) -> None:
+    _check_attention(query, *others).rows("out", out, tuple(query.shape), written=True)
 
 
 def _check_attention_backward(
@@ -209,7 +211,7 @@ define(
     "shared_prefix_attention_out(Tensor query, Tensor key_value, Tensor prefix, Tensor offsets, int heads, "
     "float scale, bool last, *, Tensor(a!) out) -> ()",
     reference=_shared_prefix_attention_out,
-    check=_check_attention,
+    check=_check_attention_out,
 )
 define(
     "shared_prefix_attention_backward_out(Tensor gradient, Tensor query, Tensor key_value, Tensor prefix, "

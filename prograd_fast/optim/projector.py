@@ -151,6 +151,19 @@ class Projector:
         states = {i: self._parameter_states[p] for i, p in enumerate(params) if self._parameter_states.get(p)}
         return {"units": dict(self._unit_state), "parameters": states} if self._unit_state or states else {}
 
+    def check_rule_state(self, state: dict[str, Any], params: list[Tensor]) -> None:
+        """RuntimeError if what `rule_state` gave is that of other parameters."""
+        units = all_units(params, self.scope)
+        for name, value in state.get("units", {}).items():
+            if len(value) != units:
+                raise RuntimeError(
+                    f"rule: {name}: expected {units} rows, one for each unit of the parameters, got {len(value)}. "
+                    "Load the state of the same parameters and scope."
+                )
+        for i in state.get("parameters", {}):
+            if not 0 <= i < len(params):
+                raise RuntimeError(f"rule: expected the states of {len(params)} parameters, got one of parameter {i}.")
+
     def load_rule_state(self, state: dict[str, Any], params: list[Tensor]) -> None:
         """Take up what `rule_state` gave."""
         self._unit_state = {name: value.to(params[0].device) for name, value in state.get("units", {}).items()}

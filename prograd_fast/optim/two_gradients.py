@@ -231,9 +231,7 @@ class TwoGradients(Optimizer):
                 bucket.params.append(p)
                 bucket.task.append(a)
                 bucket.general.append(torch.zeros_like(a) if b is None else b)
-        result = list(buckets.values())
-        self._projector.prepare(result)
-        return result
+        return list(buckets.values())
 
     def _kind(self, p: Tensor) -> Any:
         """What else, besides group, device and dtype, must be the same for all parameters of one call."""
@@ -242,6 +240,7 @@ class TwoGradients(Optimizer):
     def _compare(self, buckets: list[Bucket]) -> tuple[list[Tensor], list[Tensor]]:
         """Gram entries and coefficients of each bucket; counts the conflicts."""
         params = self._parameters
+        self._projector.prepare(buckets)
         entries = self._projector.entries(buckets)
         device = params[0].device
         self._non_finite = torch.stack([(~e[:, 1:].isfinite()).any().to(device) for e in entries]).any()
@@ -394,13 +393,21 @@ class TwoGradients(Optimizer):
         return self._with_rule_state(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this optimizer, or of the torch.optim optimizer that it stands on."""
+        """Load a state of this optimizer, or of the torch.optim optimizer that it stands on.
+
+        As in torch.optim, states are not compared with their parameters here, but at the next step, before anything
+        moves. RuntimeError if a rule's state is that of other parameters.
+        """
+        self._check_rule_state(state_dict)
         super().load_state_dict(state_dict)
         self._load_rule_state(state_dict)
 
     def _with_rule_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         rule = self._projector.rule_state(self._parameters)
         return state_dict | {"rule": rule} if rule else state_dict
+
+    def _check_rule_state(self, state_dict: dict[str, Any]) -> None:
+        self._projector.check_rule_state(state_dict.get("rule", {}), self._parameters)
 
     def _load_rule_state(self, state_dict: dict[str, Any]) -> None:
         self._projector.load_rule_state(state_dict.get("rule", {}), self._parameters)

@@ -78,6 +78,7 @@ class ProGrad(TwoGradients):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of the wrapped optimizer."""
+        self._check_rule_state(state_dict)
         before = self.param_groups
         self.optimizer.load_state_dict(state_dict)
         keep_lambdas(before, self.param_groups)

@@ -1,7 +1,7 @@
 """Runs random cases in processes of their own, goes on behind a crash, and tells which case found what.
 
-A worker process runs one case after the other and notes in a file which one it is at. When it dies, or stays at one case
-for too long, that case is a finding, and a new worker goes on with the next.
+A worker process runs one case after the other and notes in a file which one it is at. When it dies, or stays at one
+case for too long, that case is a finding, and a new worker goes on with the next.
 """
 
 import json
@@ -91,7 +91,17 @@ def _run_worker(name: str, seed: int, first: int, count: int, seconds: float) ->
     with TemporaryDirectory(prefix="prograd-fuzz-worker-") as folder:
         notes, errors = Path(folder) / "notes", Path(folder) / "stderr"
         notes.touch()
-        command = [sys.executable, "-m", "tests.fuzz", "--worker", str(notes), "--seed", str(seed), "--case", str(first)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--worker",
+            str(notes),
+            "--seed",
+            str(seed),
+            "--case",
+            str(first),
+        ]
         command += ["--cases", str(count), "--seconds", str(seconds), name]
         with errors.open("wb") as stderr:
             process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr)

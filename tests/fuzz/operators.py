@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast import backends
 from tests.fuzz.registry import target
 from tests.operator_calls import CALLS, Sizes
 from tests.operator_faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, Place, by_name, tensors, written
@@ -130,9 +131,7 @@ def _is_freed(x: Tensor) -> bool:
 def _run(random: Random, operator: str, call: Arguments) -> None:
     """By the dispatcher, or by the fast path of the optimizers."""
     function = getattr(torch.ops.prograd_fast, operator)
-    from prograd_fast.backends import active, cpu
-
-    direct = getattr(cpu, operator, None) if active()["cpu"] == "cpu" else None
+    direct = getattr(backends.cpu, operator, None) if backends.active()["cpu"] == "cpu" else None
     if direct is not None and random.random() < 0.5:
         direct(*call.values())
         return
@@ -141,7 +140,7 @@ def _run(random: Random, operator: str, call: Arguments) -> None:
         results = result if isinstance(result, tuple) else (result,)
         differentiable = [x for x in results or () if isinstance(x, Tensor) and x.requires_grad]
         if differentiable:
-            torch.autograd.grad(sum(x.sum() for x in differentiable), [p for p in _leaves(call)], allow_unused=True)
+            torch.autograd.grad(sum(x.sum() for x in differentiable), _leaves(call), allow_unused=True)
 
 
 def _leaves(call: Arguments) -> list[Tensor]:

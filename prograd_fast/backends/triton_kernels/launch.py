@@ -44,7 +44,7 @@ def into_contiguous(kernel: Callable[..., None]) -> Callable[..., None]:
 
 
 def learning_rate(lr_tensor: Tensor | None, lr: float, param: Tensor) -> tuple[Tensor | None, float]:
-    """The learning rate as a number where its tensor is on the CPU and the kernels are not: they cannot read it there."""
+    """The learning rate as a number where its tensor is on the CPU and the kernels, which cannot read it, are not."""
     if lr_tensor is not None and lr_tensor.is_cpu and not param.is_cpu:
         return None, lr_tensor.item()
     return lr_tensor, lr

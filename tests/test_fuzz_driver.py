@@ -1,0 +1,92 @@
+"""Guards the fuzz driver, which sees crashes, hangs and exceptions and goes on; and runs a minute of all its targets."""
+
+import ctypes
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.fuzz import driver
+from tests.fuzz.registry import TARGETS, load_targets
+
+load_targets()
+SECONDS = {"operators": 40.0}  # of a test; the others need less to see all of their kinds
+PLANTED = "planted faults"  # a target of this module alone
+
+
+def planted(random: Random, folder: Path) -> None:
+    match random.randrange(5):
+        case 0:
+            ctypes.string_at(0)
+        case 1:
+            raise ValueError("an exception")
+        case 2:
+            sys.exit(3)
+        case 3:
+            bytearray(driver.MEMORY)
+        case _:
+            (folder / "left behind").touch()
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_nothing_is_found(name: str) -> None:
+    """The 10,000 cases of `make fuzz` begin with these."""
+    result = driver.run_target(name, seed=0, seconds=SECONDS.get(name, 8.0), most_cases=1000)
+    assert not result.findings, "\n".join(map(str, result.findings))
+    assert result.cases > 0
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers of this test have the planted target."""
+    start = tmp_path / "start.py"
+    start.write_text(
+        "import tests.fuzz.registry, tests.test_fuzz_driver as t, tests.fuzz.__main__ as m\n"
+        f"tests.fuzz.registry.TARGETS[{PLANTED!r}] = t.planted\n"
+        "m.main()\n"
+    )
+    popen = subprocess.Popen
+
+    def with_it(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
+        assert command[1:3] == ["-m", "tests.fuzz"]
+        code = f"exec(open({str(start)!r}).read())"
+        return popen([command[0], "-c", code, *command[3:]], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", with_it)
+
+
+@pytest.mark.usefixtures("plant")
+def test_every_kind_of_fault_is_found_and_the_others_go_on() -> None:
+    result = driver.run_target(PLANTED, seed=1, seconds=60, most_cases=25, most_findings=25)
+    assert result.cases == 25
+    kinds = [Random(f"1 {PLANTED} {index}").randrange(5) for index in range(result.cases)]
+    assert {0, 1, 2, 3, 4} == set(kinds)
+    assert sorted(f.index for f in result.findings) == [index for index, kind in enumerate(kinds) if kind < 4]
+    told = {kinds[f.index]: f.what for f in result.findings}
+    assert "the process ended with -11" in told[0]
+    assert "ValueError: an exception" in told[1]
+    assert "SystemExit: 3" in told[2]
+    assert "MemoryError" in told[3]
+    assert re.search(r'python -m tests.fuzz --seed 1 --case \d+ "planted faults"', str(result.findings[0]))
+
+
+def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "PATIENCE", 0.5)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    notes = tmp_path / "notes"
+    notes.touch()
+    started = time.monotonic()
+    assert driver._wait(process, notes)
+    assert time.monotonic() - started < 10
+    assert process.returncode == -9
+
+
+def test_a_case_is_the_same_again() -> None:
+    for name in TARGETS:
+        first, again = (Random(f"7 {name} 3").random() for _ in range(2))
+        assert first == again
+    driver.run_case("operators", seed=0, index=0)
