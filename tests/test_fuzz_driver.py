@@ -1,4 +1,4 @@
-"""Guards the fuzz driver, which sees crashes, hangs and exceptions and goes on; and runs a minute of all its targets."""
+"""Guards the fuzz driver: it sees crashes, hangs and exceptions and goes on. Runs a minute of all its targets."""
 
 import ctypes
 import re
