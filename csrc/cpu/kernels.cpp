@@ -88,8 +88,11 @@ void any_sampled_log_probs_row(Storage storage, const Kernels::SampledRow& row, 
 
 void any_pack(Storage storage, std::int64_t depth, std::int64_t columns, const void* b, std::int64_t b_row,
               std::int64_t b_column, void* packed) {
-  const auto as = [&](auto* to) { pack(depth, columns, static_cast<decltype(to)>(const_cast<void*>(b)), b_row, b_column, to); };
-  storage == Storage::f64 ? as(static_cast<double*>(packed)) : as(static_cast<float*>(packed));
+  if (storage == Storage::f64) {
+    pack(depth, columns, static_cast<const double*>(b), b_row, b_column, static_cast<double*>(packed));
+  } else {
+    pack(depth, columns, static_cast<const float*>(b), b_row, b_column, static_cast<float*>(packed));
+  }
 }
 
 void any_product(Storage storage, const Kernels::Product& all) {

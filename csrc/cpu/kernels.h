@@ -27,7 +27,7 @@ constexpr std::int64_t panel_group = 2 * widest_register;
 constexpr std::int64_t packed_size(std::int64_t depth, std::int64_t columns) {  // elements
   return depth * ((columns + panel_group - 1) / panel_group * panel_group);
 }
-constexpr std::int64_t product_scratch = 24576;  // elements
+constexpr std::int64_t product_scratch = 49152;  // elements
 
 enum class Storage { f64, f32, bf16, f16 };
 

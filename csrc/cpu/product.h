@@ -83,9 +83,9 @@ __attribute__((noinline)) void product(std::int64_t rows, std::int64_t columns, 
 
 // ---- large products: B in panels, A in strips
 //
-//   for each block of the depth    (256)
+//   for each block of the depth    (512)
 //     for each block of A's rows   (96)  stays in the second-level cache
-//       for each panel of B              stays in the first-level cache
+//       for each panel of B              stays in the first-level cache, or near
 //         for each tile of C             stays in registers
 //
 // A is read where it lies if its rows are contiguous, so that a large A is not copied for the sake of a few columns of B.
@@ -94,7 +94,7 @@ template <typename T>
 constexpr std::int64_t panel_columns = 2 * lanes<T>;
 static_assert(panel_group % panel_columns<float> == 0 && panel_group % panel_columns<double> == 0);
 constexpr int tile_rows = vector_bytes == 64 ? 12 : 6;  // as many sums as there are registers for
-constexpr std::int64_t depth_block = 256, row_block = 96;
+constexpr std::int64_t depth_block = 512, row_block = 96;
 static_assert(row_block % tile_rows == 0 && row_block * depth_block == product_scratch);
 
 // B panel by panel: each has a row for each of B's, with zeros beyond the last column.
