@@ -143,7 +143,7 @@ def product_loss_product(rows: int, classes: int, width: int) -> Side:
 
 
 def products_alone(rows: int, classes: int, width: int) -> Side:
-    """The four matrix products of them by torch, into memory that is there, and nothing else: what bounds the others."""
+    """Their four matrix products by torch, into memory that is there, and nothing else: what bounds the others."""
     images, student, teacher, _ = features(rows, classes, width)
     logits, cotangents = images.new_empty(rows, classes), images.new_empty(classes, width)
 

@@ -63,7 +63,8 @@ def main() -> None:
     (DOCS / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-`make bench` measures on your machine. These were measured on {_places(report, prompt)}: `{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
+`make bench` measures on your machine. These were measured on {_places(report, prompt)}:
+`{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
 drawn by `python -m benchmarks.page`. Both sides of a row run in one process, in turn; figures are medians, noise is the
 interquartile range over the median. Memory is measured in a process for each side.
 
