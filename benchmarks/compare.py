@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
+from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone
 from benchmarks.measure import Side, interleaved, load, machine, streams
 from benchmarks.peak_memory import peak_memory
 from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
@@ -49,7 +49,7 @@ class Row:
         work: what is done.
         ours: the side of this library.
         theirs: the side it is compared with.
-        unit: of the two figures, "s", "GB/s" or "MB".
+        unit: of the two figures, "s", "GB/s", "GFLOP/s" or "MB".
         our_figure: median of ours.
         their_figure: median of theirs.
         ratio: how many times better ours is.
@@ -121,6 +121,11 @@ class Group:
         mine, other = moved / self.seconds(ours), their_moved / self.seconds(theirs)
         share = self.share(ours, moved)
         self._add(Row(self.work, ours, theirs, "GB/s", mine / 1e9, other / 1e9, mine / other, target, share), bound)
+
+    def more_arithmetic(self, ours: str, theirs: str, operations: int) -> None:
+        """A row: operations per second against those of another side that does the same ones."""
+        mine, other = (operations / self.seconds(side) / 1e9 for side in (ours, theirs))
+        self._add(Row(self.work, ours, theirs, "GFLOP/s", mine, other, mine / other, None), "")
 
     def of_bandwidth(self, ours: str, moved: int, target: float, bound: str) -> None:
         """A row: bytes per second against the bandwidth."""
@@ -219,9 +224,12 @@ def linear_dual_loss(sizes: Sizes) -> Group:
     rows, classes, width = sizes.linear
     ours, theirs = LINEAR_DUAL_LOSSES
     work = f"linear dual loss, B={rows} C={classes} D={width}"
-    group = Group(work, _built(LINEAR_DUAL_LOSSES, *sizes.linear), sizes, slow=True)
-    products = group.timings[theirs].median
-    group.faster(ours, theirs, 1 / 1.2, bound=f"the matrix products: the other side takes {_time(products)}")
+    alone = "the matrix products by torch"
+    sides = _built(LINEAR_DUAL_LOSSES, *sizes.linear) | {alone: products_alone(*sizes.linear)}
+    group = Group(work, sides, sizes, slow=True)
+    products = _time(group.seconds(alone))
+    group.faster(ours, theirs, 1 / 1.2, bound=f"the matrix products: torch's alone take {products}")
+    group.more_arithmetic(ours, alone, 8 * rows * classes * width)
     table = "benchmarks.losses:LINEAR_DUAL_LOSSES"
     mine, other = (peak_memory(f"{table}:{side}", (8, 64, width), sizes.linear) for side in (ours, theirs))
     results = 4 * 2 * classes * width  # both cotangents, which both sides return

@@ -142,6 +142,19 @@ def product_loss_product(rows: int, classes: int, width: int) -> Side:
     return both
 
 
+def products_alone(rows: int, classes: int, width: int) -> Side:
+    """Their four matrix products by torch, into memory that is there, and nothing else: what bounds the others."""
+    images, student, teacher, _ = features(rows, classes, width)
+    logits, cotangents = images.new_empty(rows, classes), images.new_empty(classes, width)
+
+    def all_four() -> None:
+        for weights in (student, teacher):
+            torch.mm(images, weights.T, out=logits)
+            torch.mm(logits.T, images, out=cotangents)
+
+    return all_four
+
+
 LINEAR_DUAL_LOSSES: dict[str, Callable[[int, int, int], Side]] = {
     "linear_dual_loss operator": linear_operator,
     "product + dual_loss + product": product_loss_product,

@@ -45,6 +45,11 @@ def _machine(report: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in report["machine"].items())
 
 
+def _places(*reports: dict[str, Any]) -> str:
+    """The processors, each once: a figure holds for the one that it was measured on."""
+    return " and ".join(dict.fromkeys(f"{one['machine']['cores']} cores of {one['machine']['cpu']}" for one in reports))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Write docs/benchmarks.md and its pictures from recorded runs.")
@@ -58,7 +63,8 @@ def main() -> None:
     (DOCS / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-`make bench` measures on your machine. These are `{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
+`make bench` measures on your machine. These were measured on {_places(report, prompt)}:
+`{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
 drawn by `python -m benchmarks.page`. Both sides of a row run in one process, in turn; figures are medians, noise is the
 interquartile range over the median. Memory is measured in a process for each side.
 

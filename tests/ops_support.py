@@ -1,6 +1,7 @@
 """What the tests of the operators share: the backends that run here, and inputs that are awkward on purpose."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -33,6 +34,20 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def assert_same_bits(call: Callable[[], Sequence[Tensor]]) -> None:
+    """Fail unless every number of threads gives the same bits, and so do threads of the caller's own."""
+    with threads(1):
+        expected = call()
+    results = []
+    for count in (2, 3, 5, 1):
+        with threads(count):
+            results.append(call())
+    with ThreadPoolExecutor(2) as pool:
+        results += pool.map(lambda _: call(), range(4))
+    for result in results:
+        assert all(torch.equal(got, want) for got, want in zip(result, expected, strict=True))
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

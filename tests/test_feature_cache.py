@@ -18,6 +18,7 @@ from prograd_fast.training import AugmentedFeatures, Clip, encode_pictures
 from prograd_fast.training import features as features_module
 from prograd_fast.training.views import View, random_crop
 from tests.conftest import draw
+from tests.tolerances import assert_close, relative_error
 
 KEYS = [bytes([i]) * 32 for i in range(5)]
 VALUES = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
@@ -66,10 +67,12 @@ def test_second_look_is_free_and_equal(clip, shapes, tmp_path, counted):
 def test_part_from_the_cache_and_part_new(clip, shapes, tmp_path, counted):
     # 5 cached first, in a batch of their own: the others are encoded in other batches than without a cache
     fresh = encode_pictures(clip, shapes, np.arange(len(shapes))).values
-    encode_pictures(clip, shapes, np.arange(20, 25), cache=tmp_path)
+    cached = encode_pictures(clip, shapes, np.arange(20, 25), cache=tmp_path).values
     before = counted.batches
     mixed = encode_pictures(clip, shapes, np.arange(len(shapes)), cache=tmp_path).values
-    assert torch.equal(mixed, fresh)
+    assert torch.equal(mixed[20:25], cached)
+    # the place in a batch may change the order of a matrix library's sums: MKL's on Intel's processors does
+    assert_close(mixed, fresh, "tower", torch.float32)
     assert counted.batches == before + 2  # 35 of 40 pictures
     assert len(shards(tmp_path)) == 2
 
@@ -243,9 +246,10 @@ def test_views_depend_on_picture_seed_and_number_alone(clip, shapes):
 
     both = encode(0, 0, [3, 8])
     torch.manual_seed(1)  # has no influence
-    assert torch.equal(encode(0, 0, [8]), both[1:])
-    assert not torch.equal(encode(0, 1, [8]), both[1:])
-    assert not torch.equal(encode(1, 0, [8]), both[1:])
+    # at another place in its batch: up to the order of a matrix library's sums
+    assert_close(encode(0, 0, [8]), both[1:], "tower", torch.float32)
+    assert relative_error(encode(0, 1, [8]), both[1:]) > 1e-3
+    assert relative_error(encode(1, 0, [8]), both[1:]) > 1e-3
 
 
 def test_stored_views_take_turns_and_are_encoded_once(clip, shapes, tmp_path, counted):

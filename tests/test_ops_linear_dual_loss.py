@@ -1,13 +1,16 @@
 """linear_dual_loss on every backend against the float64 reference, and against dual_loss of stored logits."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from prograd_fast import functional
-from tests.ops_support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
+from tests.ops_support import BACKENDS, DTYPES, accumulation, assert_same_bits, normal, running_on, threads
 from tests.tolerances import assert_close
 
 SCALE = 7.0
@@ -21,8 +24,11 @@ def inputs(rows: int, classes: int, width: int, dtype: torch.dtype) -> tuple[Ten
     return x, student, teacher, torch.randint(0, classes, (rows,), generator=torch.Generator().manual_seed(3))
 
 
-# rows, classes, width: one of each; less than a block of rows and of classes; several blocks of both and a rest
-@pytest.mark.parametrize(("rows", "classes", "width"), [(1, 1, 1), (3, 10, 16), (37, 700, 24)])
+# rows, classes, width: one of each; less than a tile; several blocks of rows and of classes and a rest of each; sums of
+# one term more than a block of the product has, and of several blocks
+@pytest.mark.parametrize(
+    ("rows", "classes", "width"), [(1, 1, 1), (3, 10, 16), (37, 700, 24), (5, 13, 513), (34, 97, 1031)]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parity(backend: str, dtype: torch.dtype, rows: int, classes: int, width: int) -> None:
@@ -81,20 +87,52 @@ def test_vmap(backend: str) -> None:
         assert (task[1], general[1]) == losses(-student)
 
 
-# classes: fewer than one block, where the matrix library could bring its own threads; several blocks
-@pytest.mark.parametrize("classes", [200, 1500])
-def test_any_number_of_threads_gives_the_same_bits(classes: int) -> None:
-    x, student, teacher, labels = inputs(300, classes, 96, torch.float32)
-    results = []
-    for count in (1, 2, 1, 3):
+# one class, whom nobody shares; a few, that threads share unevenly; many. One row; several blocks of rows
+@pytest.mark.parametrize("classes", [1, 200, 1500])
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, rows: int, classes: int) -> None:
+    arguments = inputs(rows, classes, 96, dtype)
+    operator = torch.ops.prograd_fast.linear_dual_loss
+    assert_same_bits(lambda: operator(*arguments, None, None, None, SCALE, 1.0, False, 1))
+
+
+def all_bits() -> bytes:
+    results: list[Tensor] = []
+    for classes, count in itertools.product((200, 1500), (1, 2, 3)):
+        x, student, teacher, labels = inputs(300, classes, 96, torch.float32)
         with threads(count):
-            results.append(
-                torch.ops.prograd_fast.linear_dual_loss(
-                    x, student, teacher, labels, None, None, None, SCALE, 1.0, False, 1
-                )
+            results += torch.ops.prograd_fast.linear_cross_entropy(x, student, labels, SCALE)
+            results += torch.ops.prograd_fast.linear_dual_loss(
+                x, student, teacher, labels, None, None, None, SCALE, 1.0, False, 1
             )
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    return b"".join(result.numpy().tobytes() for result in results)
+
+
+def test_the_bits_do_not_depend_on_the_matrix_library() -> None:
+    """In a process whose MKL takes another path, on which its products depend on the number of threads."""
+    script = f"import sys; from {__name__} import all_bits; sys.stdout.buffer.write(all_bits())"
+    environment = os.environ | {"MKL_CBWR": "COMPATIBLE"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr.decode()
+    assert run.stdout == all_bits()
+
+
+# infinite; not a number; subnormal
+@pytest.mark.parametrize("special", [float("inf"), float("nan"), 1e-42])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_special_feature_stays_in_its_row(backend: str, special: float) -> None:
+    """The losses of the other rows are what they are without it, whatever they share with it in the product."""
+    x, student, teacher, labels = inputs(40, 130, 50, torch.float32)
+    changed = x.clone()
+    changed[17, 3] = special
+    others = torch.arange(40) != 17
+    with running_on(backend):
+        before = functional.linear_dual_loss(x, student, teacher, labels, SCALE, reduction="none")
+        after = functional.linear_dual_loss(changed, student, teacher, labels, SCALE, reduction="none")
+    for got, want in zip(after, before, strict=True):
+        assert_close(got[others], want[others], "formula", torch.float32)
+        assert bool(got[17].isfinite()) == (special < 1)
 
 
 @pytest.mark.parametrize(

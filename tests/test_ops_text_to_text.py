@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prograd_fast import functional, reference
-from tests.ops_support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
+from tests.ops_support import BACKENDS, DTYPES, accumulation, assert_same_bits, normal, running_on
 from tests.tolerances import assert_close
 
 SCALE = 7.0
@@ -74,17 +74,12 @@ def test_no_templates(backend: str) -> None:
         assert functional.text_to_text_loss(torch.ones(3, 4), torch.ones(0, 3, 4), SCALE).isnan()
 
 
-# classes: fewer than one block of classes; several
-@pytest.mark.parametrize("classes", [100, 600])
-def test_any_number_of_threads_gives_the_same_bits(classes: int) -> None:
-    learned, written = inputs(3, classes, 96, torch.float32)
+@pytest.mark.parametrize("classes", [1, 100, 600])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, classes: int) -> None:
+    learned, written = inputs(3, classes, 96, dtype)
     rows, labels = written.flatten(0, 1), torch.arange(classes).repeat(3)
-    results = []
-    for count in (1, 2, 1, 3):
-        with threads(count):
-            results.append(torch.ops.prograd_fast.linear_cross_entropy(rows, learned, labels, SCALE))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_same_bits(lambda: torch.ops.prograd_fast.linear_cross_entropy(rows, learned, labels, SCALE))
 
 
 @pytest.mark.parametrize(

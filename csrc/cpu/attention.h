@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "product.h"
 #include "storage.h"
 #include "vector.h"
 

@@ -4,6 +4,7 @@
 #include "../differences.h"
 #include "kernels.h"
 #include "storage.h"
+#include "sums.h"
 
 namespace prograd {
 namespace {
@@ -14,14 +15,18 @@ double difference_loss(const S* __restrict x, const S* __restrict t, S* __restri
                        double factor_) {
   using T = Accumulation<S>;
   const T factor = T(factor_);
-  T sum = 0;
+  double total = 0;
+  each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
+    T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T difference = load(x[i]) - load(t[i]);
-    sum += f.value(difference);
-    store(cotangents[i], factor * f.slope(difference));
-  }
-  return sum;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T difference = load(x[i]) - load(t[i]);
+      sum += f.value(difference);
+      store(cotangents[i], factor * f.slope(difference));
+    }
+    total += sum;
+  });
+  return total;
 }
 
 template <typename S>

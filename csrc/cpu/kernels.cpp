@@ -7,6 +7,7 @@
 #include "gelu.h"
 #include "kernels.h"
 #include "layer_norm.h"
+#include "product.h"
 #include "samples.h"
 #include "storage.h"
 #include "update.h"
@@ -83,6 +84,19 @@ double any_sampled_cross_entropy_row(Storage storage, const Kernels::SampledRow&
 
 void any_sampled_log_probs_row(Storage storage, const Kernels::SampledRow& row, void* log_probs) {
   with_storage(storage, [&](auto* s) { sampled_log_probs_row<std::remove_pointer_t<decltype(s)>>(row, log_probs); });
+}
+
+void any_pack(Storage storage, std::int64_t depth, std::int64_t columns, const void* b, std::int64_t b_row,
+              std::int64_t b_column, void* packed) {
+  if (storage == Storage::f64) {
+    pack(depth, columns, static_cast<const double*>(b), b_row, b_column, static_cast<double*>(packed));
+  } else {
+    pack(depth, columns, static_cast<const float*>(b), b_row, b_column, static_cast<float*>(packed));
+  }
+}
+
+void any_product(Storage storage, const Kernels::Product& all) {
+  storage == Storage::f64 ? packed_product<double>(all) : packed_product<float>(all);
 }
 
 double any_difference_loss(Storage storage, const Kernels::Difference& difference, std::int64_t n) {
@@ -162,6 +176,8 @@ const Kernels PF_NAME(PF_ISA) = {
     any_dual_loss_rows,
     any_sampled_cross_entropy_row,
     any_sampled_log_probs_row,
+    any_pack,
+    any_product,
     any_difference_loss,
     any_gelu,
     any_gelu_backward,

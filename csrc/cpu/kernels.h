@@ -22,6 +22,13 @@ constexpr std::int64_t dual_loss_scratch(std::int64_t classes) {
   return 2 * ((exponentials + maxima) / widest_register + 2) * widest_register;
 }
 
+// Columns of B whose packed panels, of whatever instruction set, can be written apart from the others.
+constexpr std::int64_t panel_group = 2 * widest_register;
+constexpr std::int64_t packed_size(std::int64_t depth, std::int64_t columns) {  // elements
+  return depth * ((columns + panel_group - 1) / panel_group * panel_group);
+}
+constexpr std::int64_t product_scratch = 49152;  // elements
+
 enum class Storage { f64, f32, bf16, f16 };
 
 // Arithmetic is double for f64, else float.
@@ -82,6 +89,25 @@ struct Kernels {
   // The loss; the cotangents are multiplied by weight.
   double (*sampled_cross_entropy_row)(Storage, const SampledRow&, std::int64_t label, double weight);
   void (*sampled_log_probs_row)(Storage, const SampledRow&, void* log_probs);  // (classes,) in the accumulation dtype
+
+  // B (depth, columns) of a product in the order in which it is read; element (k, j) is at k b_row + j b_column. Column j
+  // starts at packed + j depth where j is a multiple of panel_group. Storage: f64 or f32, here and for the product.
+  void (*pack)(Storage, std::int64_t depth, std::int64_t columns, const void* b, std::int64_t b_row,
+               std::int64_t b_column, void* packed);
+
+  // C (+)= scale A B, with A (rows, depth) and C (rows, columns); element (i, k) of A is at i a_row + k a_column.
+  struct Product {
+    std::int64_t rows, columns, depth;
+    const void* a;
+    std::int64_t a_row, a_column;
+    const void* packed;  // B, packed_size(depth, columns) elements
+    double scale;
+    bool add;
+    void* c;
+    std::int64_t c_row, c_column;
+    void* scratch;  // product_scratch elements
+  };
+  void (*product)(Storage, const Product&);
 
   // Sum of f(prediction - target) over n elements, f the square or Soft Wing's function; cotangents = factor f'.
   struct Difference {

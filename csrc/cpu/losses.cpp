@@ -13,7 +13,7 @@ namespace prograd::cpu {
 namespace {
 
 constexpr int64_t grain_size = 16384;           // classes times rows for which a second thread pays
-constexpr int64_t class_block = 256;            // classes of one matrix product in linear_dual_loss
+constexpr int64_t product_grain = 1 << 20;      // products of two elements for which a second thread pays
 
 // What all rows of a call have in common.
 struct Options {
@@ -107,44 +107,68 @@ void rows_of_dual_loss(const Options& options, int64_t first, const at::Tensor& 
   });
 }
 
+// B of a product, packed on all threads.
+void pack(Storage storage, int64_t depth, int64_t columns, const at::Tensor& b, int64_t b_row, int64_t b_column,
+          const at::Tensor& packed) {
+  const int64_t groups = (columns + panel_group - 1) / panel_group, size = b.itemsize();
+  const char* from = static_cast<const char*>(data_of(b));
+  char* to = static_cast<char*>(packed.mutable_data_ptr());
+  at::parallel_for(0, groups, std::max<int64_t>(1, grain_size / (depth + 1)), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * panel_group, n = std::min(columns, end * panel_group) - first;
+    kernels().pack(storage, depth, n, from + first * b_column * size, b_row, b_column, to + first * depth * size);
+  });
+}
+
+// A product whose rows the threads share. That changes no sum, so no bit.
+void multiply(Storage storage, const Kernels::Product& all, const at::TensorOptions& options) {
+  const int64_t size = options.dtype().itemsize(), row_work = all.columns * all.depth;
+  at::parallel_for(0, all.rows, product_grain / (row_work + 1) + 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const at::Tensor scratch = at::empty({product_scratch}, options);
+    Kernels::Product part = all;
+    part.rows = end - begin;
+    part.a = static_cast<const char*>(all.a) + begin * all.a_row * size;
+    part.c = static_cast<char*>(all.c) + begin * all.c_row * size;
+    part.scratch = scratch.mutable_data_ptr();
+    kernels().product(storage, part);
+  });
+}
+
 // The logits exist for a few rows at a time: twice as many as fit the memory of one class matrix. So the extra memory
-// is that of one class matrix, whatever the batch; and the matrix products are those of the formula, none twice.
-// Without a teacher (undefined) the student is its own: nothing is multiplied for it, and nothing comes out.
+// is that of one class matrix and of a copy of these rows, whatever the batch; and the matrix products are those of the
+// formula, none twice. Without a teacher (undefined) the student is its own: nothing is multiplied for it, and nothing
+// comes out.
 std::vector<Kernels::DualLosses> rows_of_linear(const Options& options, const at::Tensor& x, const at::Tensor& student,
                                                 const at::Tensor& teacher, double scale, const at::Tensor& cotangents) {
   const int64_t rows = x.size(0), classes = student.size(0), width = x.size(1);
   const int64_t block = std::max<int64_t>(1, std::min(rows, width / 2));
+  const Storage storage = storage_of(x.scalar_type());
   const at::Tensor logits = at::empty({2, block, classes}, x.options());
+  const at::Tensor packed = at::empty({std::max(packed_size(width, block), packed_size(block, width))}, x.options());
   std::vector<Kernels::DualLosses> results(rows);
-  cotangents.zero_();
-
-  // The threads share the classes in blocks of one size and each product runs on one thread: the library's own
-  // threads would make the order of its sums depend on their number.
-  const auto each_class_block = [&](const auto& body) {
-    const int64_t blocks = (classes + class_block - 1) / class_block;
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowADInplaceOrView below_autograd;
-      for (int64_t i = begin; i < end; ++i) body(i * class_block, std::min((i + 1) * class_block, classes));
-    });
-  };
+  if (rows == 0) cotangents.zero_();
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t n = std::min(block, rows - first);
     const at::Tensor x_block = x.narrow(0, first, n), z = logits[0].narrow(0, 0, n), t = logits[1].narrow(0, 0, n);
-    each_class_block([&](int64_t begin, int64_t end) {
-      for (const auto& [to, weights] : {std::pair(z, student), std::pair(t, teacher)}) {
-        if (!weights.defined()) continue;
-        at::Tensor part = to.slice(1, begin, end);
-        at::addmm_out(part, part, x_block, weights.slice(0, begin, end).t(), 0, scale);
-      }
-    });
+    const std::pair<at::Tensor, at::Tensor> sides[] = {{z, student}, {t, teacher}};
+    // Both products have the classes as their rows: logits^T = scale classes x^T, then cotangents += scale logits^T x.
+    pack(storage, width, n, x_block, 1, width, packed);
+    for (const auto& [to, weights] : sides) {
+      if (!weights.defined()) continue;
+      multiply(storage,
+               {classes, n, width, data_of(weights), width, 1, data_of(packed), scale, false, to.mutable_data_ptr(), 1,
+                classes, nullptr},
+               x.options());
+    }
     rows_of_dual_loss(options, first, z, teacher.defined() ? t : z, static_cast<char*>(z.mutable_data_ptr()),
                       static_cast<char*>(t.mutable_data_ptr()), false, results.data() + first);
-    each_class_block([&](int64_t begin, int64_t end) {
-      for (int64_t k = 0; k < cotangents.size(0); ++k) {
-        const at::Tensor from = (k == 0 ? z : t).slice(1, begin, end).t();
-        cotangents[k].slice(0, begin, end).addmm_(from, x_block, 1, scale);
-      }
-    });
+    pack(storage, n, width, x_block, width, 1, packed);
+    for (int64_t k = 0; k < cotangents.size(0); ++k) {
+      multiply(storage,
+               {classes, width, n, data_of(sides[k].first), 1, classes, data_of(packed), scale, first > 0,
+                cotangents[k].mutable_data_ptr(), width, 1, nullptr},
+               x.options());
+    }
   }
   return results;
 }

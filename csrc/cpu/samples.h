@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "storage.h"
 #include "stream.h"
+#include "sums.h"
 
 namespace prograd {
 namespace {
@@ -15,15 +16,20 @@ struct SoftmaxSums {
 
   template <typename S>
   static SoftmaxSums of(const S* logits, std::int64_t classes) {
-    T max = std::numeric_limits<T>::lowest(), sum = 0;
+    T max = std::numeric_limits<T>::lowest();
 #pragma omp simd reduction(max : max)
     for (std::int64_t c = 0; c < classes; ++c) {
       const T x = load(logits[c]);
       max = x > max ? x : max;
     }
+    double total = 0;
+    each_run<T>(classes, [&](std::int64_t begin, std::int64_t end) {
+      T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (std::int64_t c = 0; c < classes; ++c) sum += exp(load(logits[c]) - max);
-    return {max, sum};
+      for (std::int64_t c = begin; c < end; ++c) sum += exp(load(logits[c]) - max);
+      total += sum;
+    });
+    return {max, T(total)};
   }
 
   T log_prob(T logit) const { return logit - max - log(sum); }

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "storage.h"
+#include "sums.h"
 
 namespace prograd {
 namespace {
@@ -13,17 +14,23 @@ template <typename S>
 void gram(const S* a, const S* b, std::int64_t n, double task_scale, double* sums) {
   using T = Accumulation<S>;
   const T scale = T(task_scale);
-  T aa = 0, ab = 0, bb = 0;
+  double all_aa = 0, all_ab = 0, all_bb = 0;
+  each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
+    T aa = 0, ab = 0, bb = 0;
 #pragma omp simd reduction(+ : aa, ab, bb)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T x = load(a[i]) * scale, y = load(b[i]);
-    aa = fused(x, x, aa);
-    ab = fused(x, y, ab);
-    bb = fused(y, y, bb);
-  }
-  sums[0] = aa;
-  sums[1] = ab;
-  sums[2] = bb;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T x = load(a[i]) * scale, y = load(b[i]);
+      aa = fused(x, x, aa);
+      ab = fused(x, y, ab);
+      bb = fused(y, y, bb);
+    }
+    all_aa += aa;
+    all_ab += ab;
+    all_bb += bb;
+  });
+  sums[0] = all_aa;
+  sums[1] = all_ab;
+  sums[2] = all_bb;
 }
 
 // Calls body(conflict) with std::true_type or std::false_type, so that what does not conflict does not read b.

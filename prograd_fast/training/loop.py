@@ -72,7 +72,8 @@ def tune(
     whose loss was finite. Otherwise nothing is read back from the device until the end, but for a look at the losses
     every `CHECK_EVERY` steps, and where `checkpoints` or `regime.patience` need it.
 
-    A run that goes on from a checkpoint gives the same numbers as one that was never stopped.
+    A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
+    same machine with the same number of threads. On others the matrix library may add in another order.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
