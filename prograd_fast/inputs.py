@@ -1,6 +1,5 @@
 """Reading files that anybody may have written or damaged: what is wrong with them is a ValueError, whatever it is."""
 
-import hashlib
 import json
 import stat
 from collections.abc import Mapping
@@ -26,23 +25,13 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
     return content
 
 
-def check_regular(path: Path, limit: int | None = None) -> None:
+def check_regular(path: Path, limit: int = MAX_TEXT) -> None:
     """Errors as `read_bytes`, before anything is opened: a pipe would block."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file")
-    if limit is not None and status.st_size > limit:
+    if status.st_size > limit:
         raise ValueError(f"{path} is too large: expected at most {limit} bytes, got {status.st_size}")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the content of a regular file of any size; errors as `read_bytes`."""
-    check_regular(path)
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            sha.update(part)
-    return sha.hexdigest()
 
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:

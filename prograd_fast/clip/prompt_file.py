@@ -173,7 +173,9 @@ def load_learned(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
                 raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers of 16 to 64 bits")
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} has NaN or infinite values")
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
         raise _not_whole(path, error) from error
     return learned, header
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from prograd_fast.clip import load_learned
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
-from prograd_fast.inputs import check_kinds, file_digest, read_json
+from prograd_fast.inputs import check_kinds, read_json
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, test_parts
-from prograd_fast.training.record import Record, run_record, seal, setup_record, unseal, write_json
+from prograd_fast.training.record import Record, record_digest, run_record, setup_record, write_json
 from prograd_fast.training.run import examine, run_method, tests_of
 
 RUN_FILES = ("record.json", "prompt.safetensors")
@@ -127,18 +127,18 @@ def _untouched(method: Method) -> ZeroShot:
 def save_run(folder: Path, record: Record, learner: Learner) -> None:
     """Write `RUN_FILES`, so that at any moment the folder holds this run or the one before, whole.
 
-    The record has the digest of the file of what was learned, which lies beside until the record is there.
+    The file of what was learned has the digest of its record, and lies beside until the record is there.
 
     Raises:
         OSError: the folder cannot be written; the run before is still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
     record_file, prompt_file = (folder / name for name in RUN_FILES)
+    told = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
     new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
-    learner.save(new, **told)
+    learner.save(new, **told, record=record_digest(record))
     try:
-        write_json(record_file, seal({**record, "prompt_sha256": file_digest(new)}))
+        write_json(record_file, record)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -157,12 +157,13 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
             run's than the record.
     """
     try:
-        value = _read_record(folder / RUN_FILES[0])
-        expected = value.pop("prompt_sha256")
-        for file in (folder / RUN_FILES[1], *sorted(folder.glob(_NEW))):
-            if file.exists() and file_digest(file) == expected:
-                return value, load_learned(file)[0]
-        raise ValueError(f"{RUN_FILES[1]} is missing, damaged, or of another run than record.json")
+        record = _read_record(folder / RUN_FILES[0])
+        files = [folder / RUN_FILES[1], *sorted(folder.glob(_NEW))]
+        for file in [file for file in files if file.exists()] or files:
+            learned, header = load_learned(file)
+            if header["metadata"].get("record") == record_digest(record):
+                return record, learned
+        raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the record has been changed or damaged")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}; train it again") from error
 
@@ -187,15 +188,15 @@ _KINDS = {
 
 
 def _read_record(file: Path) -> Record:
-    """A run's record; ValueError unless all is there that is read of it, and nothing has changed."""
+    """A run's record; ValueError unless all is there that is read of it."""
     try:
         value = read_json(file)
         check_kinds(value, _KINDS)
         method_named(value["method"], value["settings"])
         for names in (value["data"]["class_names"], value["trained_classes"]):
             readable_class_names(names)
-        check_kinds(value, {"facts": dict, "prompt_sha256": str})
-        return unseal(value)
+        check_kinds(value, {"facts": dict})
+        return value
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
 

@@ -55,15 +55,15 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         pretrained: For an open_clip architecture: a checkpoint file, or the tag of weights that open_clip downloads.
         device: A torch device; None takes the GPU if there is one.
 
-    Files of weights are read without running anything in them: safetensors, NumPy arrays, and, with torch 2.10 and newer,
-    pickles that hold tensors alone. TorchScript archives and other pickles are refused.
+    Files of weights are read without running anything in them: safetensors, NumPy arrays, and, with torch 2.10 and
+    newer, pickles that hold tensors alone. TorchScript archives and other pickles are refused.
 
     Returns:
         The model with tokenizer and preprocessing, float32.
 
     Raises:
-        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load, do not fit, or hold more
-            than numbers.
+        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load, do not fit, or hold
+            more than numbers.
     """
     where = _device(device)
     if name in NAMES:
@@ -108,7 +108,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
 def is_known_model(name: str, pretrained: str | None) -> bool:
     """Whether a model comes from where no stranger chooses: it is embedded, or of open_clip's own list of weights.
 
-    Others are files, folders or repositories: whoever wrote the run record that names one could have put anything there.
+    Others are files, folders and repositories, where whoever wrote a record that names one could have put anything.
     """
     if name in NAMES:
         return pretrained is None
@@ -138,21 +138,21 @@ def _numbers_only() -> Iterator[None]:
     def load_tensors(file: Any, *args: Any, **options: Any) -> Any:
         if _TORCH < (2, 10):
             raise ValueError(
-                f"{file} is not safetensors, and pickles are read with torch 2.10 and newer only (CVE-2026-24747: in older "
-                "ones tensors alone can corrupt memory); update torch, or save the weights with safetensors.torch.save_file"
+                f"{file} is not safetensors, and pickles are read with torch 2.10 and newer only (before, even tensors "
+                "could corrupt memory: CVE-2026-24747); update torch, or save the weights with safetensors"
             )
         try:
             return load(file, *args, **{**options, "weights_only": True})
         except Exception as error:
             raise ValueError(
-                f"{file} is no file of weights alone, and what else it holds is not run; save its state_dict() with "
-                "safetensors.torch.save_file"
+                f"{file} is damaged or holds more than weights, which is not run; save the model's state_dict() with "
+                "safetensors"
             ) from error
 
     def refuse(file: Any, *args: Any, **options: Any) -> Any:
-        raise ValueError(f"{file} is a TorchScript archive, which is a program and not run")
+        raise ValueError(f"{file} is a TorchScript archive, a program, which is not run")
 
-    torch.load, torch.jit.load = load_tensors, refuse
+    torch.load, torch.jit.load = load_tensors, refuse  # type: ignore[assignment]
     try:
         yield
     finally:

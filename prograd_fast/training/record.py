@@ -83,23 +83,24 @@ def write_json(path: Path, record: Record) -> None:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def record_digest(record: Record) -> str:
+    """SHA-256 of what a record says, however it is written."""
+    as_read = json.loads(json.dumps(record))  # with lists for tuples, and names that are strings
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
 def seal(record: Record) -> Record:
-    """A record with a digest of itself, so that damage to its file is noticed when it is read."""
-    return {**record, "digest": _digest(record)}
+    """A record with its digest, so that damage to its file is noticed when it is read."""
+    return {**record, "digest": record_digest(record)}
 
 
 def unseal(value: Any) -> Record:
     """The record that was sealed; ValueError if it has changed since."""
     check_kinds(value, {"digest": str})
     record = {name: entry for name, entry in value.items() if name != "digest"}
-    if value["digest"] != _digest(record):
-        raise ValueError("its digest differs: it has been changed or damaged since it was written")
+    if value["digest"] != record_digest(record):
+        raise ValueError("its digest differs")
     return record
-
-
-def _digest(record: Record) -> str:
-    as_read = json.loads(json.dumps(record))  # with lists for tuples, and names that are strings
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _number(value: float) -> float | None:
