@@ -78,7 +78,7 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if len(text) > 19 or not -(1 << 63) <= int(text) < 1 << 63:
+    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
         raise ValueError(f"the number {text[:30]} is beyond 64 bits")
     return int(text)
 

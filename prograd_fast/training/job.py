@@ -139,7 +139,7 @@ def save_run(folder: Path, record: Record, learner: Learner) -> None:
     learner.save(new, **told, record=record_digest(record))
     try:
         write_json(record_file, record)
-    except BaseException:
+    except Exception:  # not an interrupt, which may come when the record is already there
         new.unlink(missing_ok=True)
         raise
     os.replace(new, prompt_file)

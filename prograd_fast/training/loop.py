@@ -342,9 +342,10 @@ def _check_memory(found: dict[str, Any], own: dict[str, Tensor]) -> None:
 def _check_optimizer(found: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """ValueError unless a state is of this optimizer: torch takes states of any shape."""
     own = optimizer.state_dict()
-    check_alike(found, own | {"state": found["state"]}, "optimizer")
+    states = dict(found).pop("state")  # of any form yet
+    check_alike(found, own | {"state": states}, "optimizer")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, state in found["state"].items():
+    for i, state in states.items():
         for name, value in state.items():
             if value is not None and name != "step":
                 check_alike(value, parameters[i].detach().cpu(), f"optimizer.state[{i}].{name}")
