@@ -295,7 +295,7 @@ def changed(state: dict, path: str, value: object) -> dict:
         ("random/0", torch.zeros(10, dtype=torch.uint8)),
         ("random/0", None),
         ("epoch", -1),
-        ("epoch", 3),
+        ("epoch", 4),
         ("epoch", 0.5),
         ("epoch", 10**15),
         ("batch", -1),

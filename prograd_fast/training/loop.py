@@ -190,6 +190,7 @@ class _Training:
             self._go_on_from(checkpoints)
         for _ in range(len(self.measured)):
             on_step()
+        batches = None
         while self.epoch < self.stage_ends[-1]:
             batches = self._batches()
             while self.batch < len(batches):
@@ -204,6 +205,7 @@ class _Training:
             if self.validate is not None and self.epoch > self.last_stage and self._is_enough(self.validate()):
                 break
         with torch.no_grad():  # the last state has no loss yet
+            batches = batches or self._batches()  # all was done before
             healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
         if not healthy:
             return self._stopped()
@@ -305,9 +307,8 @@ class _Training:
         check_alike(columns, ["task"] * max(1, len(columns)), "columns")
         check_alike(measured, torch.empty(len(measured), len(columns)), "measured")
         check_alike(validation, [0.0] * len(validation), "validation")
-        if state["epoch"] not in range(self.stage_ends[-1]) or state["batch"] not in range(
-            len(self.learner.task.labels)
-        ):
+        epochs, most_batches = self.stage_ends[-1], len(self.learner.task.labels)
+        if state["epoch"] not in range(epochs + 1) or state["batch"] not in range(most_batches):
             raise ValueError(f"epoch {state['epoch']}, batch {state['batch']}")
         _check_memory(state["learner"], own["learner"])
 
