@@ -122,8 +122,11 @@ def test_model_folders_that_are_refused(tmp_path, config, message):
         load_model(f"local-dir:{tmp_path}", None, "cpu")
 
 
-def test_model_folder_with_a_pipe_does_not_wait(tmp_path):
-    os.mkfifo(tmp_path / "open_clip_config.json")
+@pytest.mark.parametrize("name", ["open_clip_config.json", "open_clip_model.safetensors", "model.pth", "a.bin"])
+def test_model_folder_with_a_pipe_does_not_wait(tmp_path, name):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="not a regular file"):
         load_model(f"local-dir:{tmp_path}", None, "cpu")
 

@@ -118,11 +118,15 @@ def is_known_model(name: str, pretrained: str | None) -> bool:
 
 
 def _check_config(name: str) -> None:
-    """ValueError if a model's configuration asks for code of its own (transformers' `trust_remote_code`)."""
+    """ValueError if a folder has pipes for weights, or a configuration asks for code (`trust_remote_code`)."""
     import open_clip
 
     if name.startswith("local-dir:"):
-        read_json(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")
+        folder = Path(name.removeprefix("local-dir:"))
+        read_json(folder / "open_clip_config.json")
+        for file in folder.iterdir():
+            if file.suffix in (".safetensors", ".bin", ".pth") and not file.is_file():
+                raise ValueError(f"{file} is not a regular file")
     elif not name.startswith("hf-hub:"):
         return
     text = open_clip.get_model_config(name).get("text_cfg", {})
