@@ -258,14 +258,19 @@ def test_a_run_that_cannot_be_saved_is_finished_by_resume(arguments, tmp_path, c
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        patch.setattr(Checkpoints, "due", True)
         line = fail(capfd, patch, "train", *arguments, "--out", out, *(["--force"] if earlier else []))
     assert re.search(rf"cannot write {out}/\S*{re.escape(name)}: No space left on device; free some space", line), line
     assert f"go on from {out}/checkpoint.safetensors with --resume" in line
     if earlier:
         assert load_run(out)[0] == before
+    assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "whole") == 0
+    monkeypatch.setattr("prograd_fast.training.loop.update", full)  # nothing is trained again
     assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
-    assert load_run(out)[0]["settings"]["lr"] == 0.03
+    whole, resumed = (load_run(folder) for folder in (tmp_path / "whole", out))
+    for record, _ in (whole, resumed):
+        del record["created"], record["seconds"]
+    assert resumed[0] == whole[0]
+    assert torch.equal(resumed[1]["ctx"], whole[1]["ctx"])
     assert sorted(os.listdir(out)) == ["prompt.safetensors", "record.json"]
 
 
@@ -314,7 +319,7 @@ def test_a_limit_of_file_sizes(arguments, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("prograd-fast: ")]
     assert len(lines) == 1, done.stderr
     assert "prompt.safetensors: File too large; raise the limit of file sizes" in lines[0]
-    assert not os.listdir(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == ["checkpoint.safetensors"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ log

@@ -25,10 +25,11 @@ class Checkpoints:
         path: of the file.
         run: what the state belongs to, JSON: only a run of the same goes on from it.
         every: seconds between two checkpoints; what a killed run loses at most.
+        last: whether the trained state is kept too, for what comes after training and can fail.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], every: float = 60.0) -> None:
-        self.path, self.run, self.every = path, run, every
+    def __init__(self, path: Path, run: Mapping[str, Any], every: float = 60.0, last: bool = False) -> None:
+        self.path, self.run, self.every, self.last = path, run, every, last
         self._last = time.monotonic()
 
     @property

@@ -78,7 +78,7 @@ def train_method(
     n_tested = sum(len(part.rows) for one in (method, untouched) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
     facts = run_facts(method, clip, pictures, plan, regime)
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts, last=True)
     tuned = run_method(
         method,
         clip,

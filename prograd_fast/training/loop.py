@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -209,6 +210,9 @@ class _Training:
             healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
         if not healthy:
             return self._stopped()
+        if checkpoints is not None and checkpoints.last and self.epoch == self.stage_ends[-1]:
+            with suppress(OSError):  # saving the run will tell
+                checkpoints.save(self._state())
         if self.validate is not None:
             self._set_back_to(self.best)
         return self.measured.history(True, self.validation)
