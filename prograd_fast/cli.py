@@ -22,11 +22,15 @@ from prograd_fast.cli_parts import (
     NoCache,
     Precision,
     Pretrained,
+    RunModel,
+    RunPretrained,
+    Trust,
     Views,
     cache_folder,
     check_writable,
     console,
     open_model,
+    open_model_of,
     progress,
 )
 
@@ -123,16 +127,27 @@ def train(
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import GradientMethod, method_named
     from prograd_fast.report import accuracy_table
-    from prograd_fast.training import CHECKPOINT, RUN_FILES, Regime, make_plan, save_run, tensorboard, train_method
+    from prograd_fast.training import (
+        CHECKPOINT,
+        RUN_FILES,
+        Regime,
+        difference_to,
+        is_known_model,
+        make_plan,
+        run_facts,
+        save_run,
+        tensorboard,
+        train_method,
+    )
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
     checkpoint = out / CHECKPOINT
     if resume and force:
         raise ValueError("--resume and --force exclude each other")
-    if resume and (out / RUN_FILES[0]).exists():
-        print(f"{out} is finished: nothing is left to do.")
-        return
+    for file in (out / name for name in (*RUN_FILES, CHECKPOINT)):
+        if file.is_dir():
+            raise ValueError(f"cannot write {file}: a folder of this name is there; choose another --out")
     if not (force or resume):
         if any((out / name).exists() for name in RUN_FILES):
             raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
@@ -151,6 +166,18 @@ def train(
         partition = partition or 0
     plan = make_plan(pictures, shots, seed, partition)
     clip = open_model(model, pretrained, device, max_memory)
+    if resume and (out / RUN_FILES[0]).exists():
+        facts = run_facts(tuning, clip, pictures, plan, regime)
+        try:
+            other = difference_to(out, facts)
+        except ValueError as error:
+            other = str(error)
+        if other is None:
+            checkpoint.unlink(missing_ok=True)
+            print(f"{out} is finished: nothing is left to do.")
+            return
+        if not checkpoint.exists():  # with one, this run was to replace the other
+            raise ValueError(f"{out} holds no run to resume: {other}; choose another --out, or --force to replace it")
     learned, found = len(plan.train.classes), len(plan.train.rows)
     print(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
     if found < learned * shots:
@@ -160,7 +187,11 @@ def train(
         checkpoint.unlink(missing_ok=True)
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
         record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
-    save_run(out, record, learner)
+    try:
+        save_run(out, record, learner)
+    except OSError as error:
+        again = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "run it again"
+        raise OSError(f"{error}; then {again}: the numbers will be the same") from error
     checkpoint.unlink(missing_ok=True)
     rows = [record]
     if method != "zero-shot":
@@ -174,7 +205,8 @@ def train(
         raise typer.Exit(1)
     if record.get("conflict_rate") is not None:
         print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps after the first.")
-    print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...")
+    trust = "" if is_known_model(clip.name, clip.pretrained) else " --trust"
+    print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...{trust}")
 
 
 @app.command()
@@ -203,7 +235,16 @@ def _settings(given: list[str]) -> dict[str, object]:
 
 
 @app.command()
-def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, no_cache: NoCache = False) -> None:
+def evaluate(
+    run: Run,
+    data: Data,
+    model: RunModel = None,
+    pretrained: RunPretrained = None,
+    trust: Trust = False,
+    device: Device = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+) -> None:
     """Test what train wrote on the test pictures of any set, among that set's classes.
 
     Example: [bold]prograd-fast evaluate runs/mine --data clipart[/bold]
@@ -215,7 +256,7 @@ def evaluate(run: Run, data: Data, device: Device = None, cache: Cache = None, n
     kept = cache_folder(cache, no_cache)
     record, learned = load_run(run)
     pictures = picture_sets.load(data)
-    clip = open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    clip = open_model_of(run, record, model, pretrained, trust, device)
     with progress() as track:
         accuracies = evaluate_run(record, learned, clip, pictures, track, kept)
     rows: list[dict[str, Any]] = [{"method": name, "accuracy": values} for name, values in accuracies.items()]
@@ -229,6 +270,9 @@ def predict(
     run: Run,
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 3,
+    model: RunModel = None,
+    pretrained: RunPretrained = None,
+    trust: Trust = False,
     device: Device = None,
 ) -> None:
     """Tell what is on pictures, with what train wrote, among all classes of the set that it was trained on.
@@ -238,7 +282,7 @@ def predict(
     from prograd_fast.training import load_run, predict_files
 
     record, learned = load_run(run)
-    clip = open_model(record["model"]["name"], record["model"]["pretrained"], device)
+    clip = open_model_of(run, record, model, pretrained, trust, device)
     with progress() as track:
         class_names, probabilities = predict_files(record, learned, clip, pictures, track)
     best = probabilities.topk(min(top, len(class_names)), dim=1)

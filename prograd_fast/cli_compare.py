@@ -1,6 +1,5 @@
 """The command `prograd-fast compare`: a grid of runs, its tables and its pictures."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from prograd_fast.cli_parts import (
     open_model,
     progress,
 )
+from prograd_fast.inputs import read_json
 
 if TYPE_CHECKING:
     from prograd_fast.methods import Method
@@ -102,7 +102,7 @@ def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"--settings {file} cannot be read as JSON: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(own, dict) for own in settings.values()):

@@ -1,11 +1,14 @@
 """What the commands have in common: their options, and what they do before and around the work."""
 
 import os
+import shlex
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from prograd_fast.training import Clip, Track
+
+ROOM = 1 << 20  # bytes that a run takes, at the least that is worth beginning
 
 console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
 
@@ -33,6 +38,19 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Encode every picture 
 Model = Annotated[str, typer.Option(metavar="NAME", help="emoji-lite, emoji-lite-named, or a model name of open_clip.")]
 Pretrained = Annotated[
     str | None, typer.Option(metavar="FILE|TAG", help="Weights of an open_clip model: a file, or a tag to download.")
+]
+RunModel = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Use this model instead of the one that the run names.")
+]
+RunPretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", metavar="FILE|TAG", help="Use these weights instead of those that the run names."),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Load the model that the run names even if it is a file, a folder or somebody's repository."
+    ),
 ]
 Precision = Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Autocast of the training step.")]
 Views = Annotated[
@@ -70,6 +88,32 @@ def open_model(name: str, pretrained: str | None, device: str | None, max_memory
     return clip if max_memory is None else replace(clip, max_memory=max_memory * 1e9)
 
 
+def open_model_of(
+    run: Path, record: dict[str, Any], model: str | None, pretrained: str | None, trust: bool, device: str | None
+) -> "Clip":
+    """The model to use a run with: what the command line names, or else what the record names and nobody can forge."""
+    from prograd_fast.training import is_known_model
+
+    named = record["model"]["name"], record["model"]["pretrained"]
+    given = model is not None or pretrained is not None
+    name, weights = (model or named[0], pretrained) if given else named
+    if not (given or trust or is_known_model(name, weights)):
+        command = shlex.join(["prograd-fast", *sys.argv[1:2], "--trust", *sys.argv[2:]])
+        raise ValueError(
+            f"{run} names {_model(*named)}, which is neither embedded nor on open_clip's list: whoever made the run "
+            f"may have put anything there. If you trust it, type: {command}. Or give --model and --pretrained"
+        )
+    clip = open_model(name, weights, device)
+    if (clip.name, clip.pretrained) != named:
+        used = _model(clip.name, clip.pretrained)
+        print(f"{run} was made with {_model(*named)}, and is used with {used} now.", file=sys.stderr)
+    return clip
+
+
+def _model(name: str, pretrained: str | None) -> str:
+    return f"the model {name!r}" + ("" if pretrained is None else f" with weights {pretrained!r}")
+
+
 def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
     """Where to keep image features, None for nowhere. A folder that was asked for must be writable."""
     from prograd_fast.clip.feature_cache import default_cache
@@ -83,12 +127,19 @@ def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:
-    """Before any work: the folder can be written to, or made."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    """Before any work: the folder can be written to, or made, and its disk has room for a run."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    remedy = f"choose another {option}"
+    if not existing.is_dir():
+        raise ValueError(f"cannot write to {folder}: {existing} is not a folder that you may write to; {remedy}")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:  # asks the system, which knows more than permissions
+            file.write(bytes(ROOM))
+    except OSError as error:
         raise ValueError(
-            f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another {option}"
-        )
+            f"cannot write to {folder}: {existing} has no room or is not a folder that you may write to "
+            f"({error.strerror}); free {ROOM >> 20} MiB there, or {remedy}"
+        ) from error
 
 
 @contextmanager

@@ -1,45 +1,71 @@
-"""Files that are there whole or not at all, and that run no code when they are read."""
+"""Files that are there whole or not at all."""
 
-import hashlib
+import errno
 import os
+import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 
-import torch
-from torch import Tensor
+_KEEP_TEMPORARIES = 3600.0  # seconds: writing takes far less, so that an older one belongs to a killed process
+_TEMPORARY = re.compile(r"\.pf-[0-9a-f]{16}\..")
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EFBIG: "raise the limit of file sizes, see ulimit -f",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it if all goes well, so that `path` never holds half of a file."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it tells writers the format
+    """A temporary file beside `path`, renamed to it if all goes well, so that `path` never holds half of a file.
+
+    The temporary's name is random and the file is made here, so that writers in other containers do not meet, and a
+    link that somebody put there is not followed. What killed processes left is removed after an hour.
+
+    Raises:
+        OSError: of the kind that came up; the message names `path`, the reason and the remedy.
+    """
+    temporary = path.with_name(
+        f".pf-{secrets.token_hex(8)}.{path.name}"
+    )  # the suffix stays: it tells writers the format
     try:
+        temporary.open("xb").close()  # fails where anything is, also a link
+        _remove_stale(temporary)
         yield temporary
         with temporary.open("rb+") as file:  # the name must not reach the disk before the content does
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        named = type(error)(f"cannot write {path}: {error.strerror or error}{remedy}")
+        named.errno = error.errno
+        raise named from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def safetensors_package() -> ModuleType:
-    """The package safetensors, or what to install."""
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'tensors on disk need safetensors, which is not installed: pip install "prograd-fast[clip]"',
-            name=error.name,
-        ) from error
-    return safetensors
+def _flush_folder(folder: Path) -> None:
+    """Have the new name on the disk too, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def digest(*tensors: Tensor) -> str:
-    """SHA-256 of dtypes, shapes and values."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+def _remove_stale(temporary: Path) -> None:
+    """Remove the temporaries that are an hour older than a new one, by the clock of their file system."""
+    now = temporary.stat().st_mtime
+    with suppress(OSError), os.scandir(temporary.parent) as entries:
+        for entry in entries:
+            if _TEMPORARY.match(entry.name) and entry.stat(follow_symlinks=False).st_mtime < now - _KEEP_TEMPORARIES:
+                with suppress(OSError):
+                    os.unlink(entry.path)

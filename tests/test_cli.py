@@ -293,7 +293,7 @@ def test_a_preset_and_settings_beside_it(shapes_dir, clip_dir, tmp_path, capfd, 
     assert (settings["lr"], settings["warmup_epochs"], settings["clip_grad_norm"]) == (0.032, 3, 1.0)  # the preset's
     assert (settings["epochs"], settings["lambda_"], settings["virtual_classes"]) == (3, 0.5, ["kite"])
     assert settings["batch_size"] is None
-    assert run_here(monkeypatch, "evaluate", tmp_path / "run", "--data", shapes_dir) == 0
+    assert run_here(monkeypatch, "evaluate", tmp_path / "run", "--data", shapes_dir, "--trust") == 0
     assert "LASP" in capfd.readouterr().out
 
 

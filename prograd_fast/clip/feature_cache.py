@@ -15,16 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.files import digest, replacing, safetensors_package
+from prograd_fast.files import replacing
+from prograd_fast.inputs import parse_json
+from prograd_fast.tensor_files import digest, open_tensors, safetensors_package
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
 _SUFFIX = ".safetensors"
 
 
-def default_cache() -> Path:
-    """`prograd-fast/features` in the user's folder for caches: $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prograd-fast" / "features"
+def default_cache() -> Path | None:
+    """`prograd-fast/features` in the user's folder for caches: $XDG_CACHE_HOME, or ~/.cache.
+
+    None, with a warning, for a user without a folder: HOME is not set, and the system has no entry for the user, as in
+    many containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prograd-fast" / "features"
+    except RuntimeError:
+        _LOG.warning("image features are not kept: this user has no home folder; set HOME, or give --cache DIR")
+        return None
 
 
 class FeatureCache:
@@ -34,15 +44,17 @@ class FeatureCache:
         folder: of the cache; made when something is stored.
         identity: everything that decides what the features of a picture are, but the picture: see `tower_identity`.
             Features of another identity are never returned.
+        width: D; None: that of the first features found.
 
     What cannot be read back whole (checksum, shape) is deleted, named in one warning of the logger "prograd_fast", and
     not returned, so that it is computed again. What cannot be stored (full disk, folder without permission) is named in
     one warning as well: a cache only saves time.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, str], width: int | None = None) -> None:
         self._identity = json.dumps(dict(identity), sort_keys=True)
         self.folder = folder / hashlib.sha256(self._identity.encode()).hexdigest()[:16]
+        self._width = width
         self._stores = True
 
     def get(self, keys: list[bytes]) -> dict[bytes, Tensor]:
@@ -50,8 +62,9 @@ class FeatureCache:
         wanted = set(keys)
         found: dict[bytes, Tensor] = {}
         for path, stored, values in self._shards(wanted):
-            if found and values.shape[1] != len(next(iter(found.values()))):
-                self._discard(path, f"features are {values.shape[1]} wide, others here are not")
+            self._width = self._width or values.shape[1]
+            if values.shape[1] != self._width:
+                self._discard(path, f"features are {values.shape[1]} wide, expected {self._width}")
                 continue
             found |= {key: value for key, value in zip(stored, values, strict=True) if key in wanted}
         return found
@@ -77,15 +90,19 @@ class FeatureCache:
                 temporary.write_bytes(content)
         except OSError as error:
             self._stores = False
-            _LOG.warning("image features are not kept: cannot write to %s: %s", self.folder, error)
+            _LOG.warning("image features are not kept: %s", error)
 
     def _shards(self, wanted: set[bytes]) -> Iterator[tuple[Path, list[bytes], Tensor]]:
         """Path, N keys and (N, D) features of every whole shard that holds a wanted key."""
-        files = sorted(self.folder.glob(f"[!.]*{_SUFFIX}")) if self.folder.is_dir() else []
+        try:
+            files = sorted(self.folder.glob(f"[!.]*{_SUFFIX}")) if self.folder.is_dir() else []
+        except OSError as error:  # a folder of somebody else's
+            _LOG.warning("image features in %s cannot be read: %s", self.folder, error)
+            files = []
         for path in files:
             try:
-                with safetensors_package().safe_open(path, framework="pt") as file:
-                    header = json.loads(file.metadata()[_HEADER])
+                with open_tensors(path, _HEADER) as (texts, file):
+                    header = parse_json(texts[_HEADER])
                     if header["identity"] != self._identity:
                         raise ValueError("made by another model or transform")
                     keys = _whole(file.get_tensor("keys"), header["keys"])
@@ -94,14 +111,14 @@ class FeatureCache:
                     if wanted.isdisjoint(stored):
                         continue
                     values = _whole(file.get_tensor("values"), header["values"])
-                if keys.shape != (len(values), 32) or values.ndim != 2 or values.dtype != torch.float32:
-                    raise ValueError(f"{len(stored)} keys for features {tuple(values.shape)}, {values.dtype}")
+                    if keys.shape != (len(values), 32) or values.ndim != 2 or values.dtype != torch.float32:
+                        raise ValueError(f"{len(stored)} keys for features {tuple(values.shape)}, {values.dtype}")
             except FileNotFoundError:  # another process found it damaged just now
                 continue
             except OSError as error:
                 _LOG.warning("image features in %s cannot be read (%s); they are computed again", path, error)
                 continue
-            except (safetensors_package().SafetensorError, ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 self._discard(path, str(error))
                 continue
             yield path, stored, values

@@ -6,16 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.prompted import PromptedCLIP
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
-from prograd_fast.files import replacing, safetensors_package
+from prograd_fast.inputs import check_kinds, parse_json
+from prograd_fast.tensor_files import read_sealed, write_sealed
 
 _HEADER = "prograd_fast"  # key of our JSON among the file's metadata; a safetensors header maps strings to strings
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KINDS = {
+    "class_names": list,
+    "class_specific": bool,
+    "class_token_position": str,
+    "n_ctx": int,
+    "text_width": int,
+    "library_version": str,
+    "metadata": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,7 @@ def save_learned(
             f"save_prompt: metadata must be what JSON can hold (numbers, strings, lists, dicts): {error}"
         ) from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
-    content = safetensors_package().torch.save(tensors, {_HEADER: text})
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(content)
+    write_sealed(Path(path), _HEADER, text, tensors)
 
 
 def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
@@ -119,11 +129,17 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt or something else.
+        ValueError: the file is damaged, too large, no regular file or something else, the context has NaN or infinite
+            values, or is not floating-point.
         ModuleNotFoundError: safetensors is not installed.
     """
     learned, header = load_learned(path)
     try:
+        check_kinds(header, _KINDS)
+        if header["class_token_position"] not in get_args(ClassTokenPosition):
+            raise ValueError(f"class_token_position is {header['class_token_position']!r}")
+        if "ctx" not in learned:
+            raise ValueError("it has no context")
         saved = SavedPrompt(
             ctx=learned["ctx"],
             class_names=readable_class_names(header["class_names"]),
@@ -137,7 +153,7 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
         expected = (*leading, header["n_ctx"], header["text_width"])
         if saved.ctx.shape != expected:
             raise ValueError(f"the context has shape {tuple(saved.ctx.shape)}, the header says {expected}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise _not_whole(path, error) from error
     return saved
 
@@ -148,17 +164,24 @@ def load_learned(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: as `load_prompt`.
     """
-    safetensors = safetensors_package()
     try:
-        with safetensors.safe_open(Path(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  it is no dict
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        text, learned = read_sealed(Path(path), _HEADER)
+        header = parse_json(text)
+        check_kinds(header, {"library_version": str, "metadata": dict})
+        for name, tensor in learned.items():
+            if tensor.dtype not in _FLOATS:
+                raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers of 16 to 64 bits")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} has NaN or infinite values")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
         raise _not_whole(path, error) from error
+    return learned, header
 
 
 def _not_whole(path: str | os.PathLike[str], error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is not a whole prompt file written by prograd_fast's save_prompt "
-        f"({type(error).__name__}: {error}); write it again with save_prompt(path, net)"
+        f"{path} is not a whole prompt file written by prograd_fast's save_prompt ({error}); write it again with "
+        "save_prompt(path, net)"
     )

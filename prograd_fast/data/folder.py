@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from prograd_fast.data.pictures import PictureSet
+from prograd_fast.inputs import read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}
@@ -113,11 +114,13 @@ def _pictures(folder: Path) -> list[Path]:
 def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:
     """Class folder -> readable name."""
     names = {folder: folder for folder in folders}
-    if file.is_file():
+    if file.exists():
         try:
-            text = file.read_text(encoding="utf-8-sig")  # with or without the mark that Windows editors put in front
+            text = read_text(file)
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from error
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         pairs = [line.split("\t" if "\t" in line else None, 1) for line in lines]
         listed = [pair[0].strip() for pair in pairs]

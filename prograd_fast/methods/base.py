@@ -148,7 +148,8 @@ class Method(ABC):
         try:
             learner.module.load_state_dict(learned)
         except RuntimeError as error:
-            raise ValueError(f"what was learned does not fit {self.name} on this model: {error}") from error
+            told = " ".join(str(error).split())
+            raise ValueError(f"what was learned does not fit {self.name} on this model: {told}") from error
         return learner
 
     @classmethod
@@ -165,7 +166,7 @@ class Method(ABC):
         Raises:
             ValueError: a setting or preset that the method does not have, or a value of another type.
         """
-        if preset is not None and preset not in cls.presets:
+        if preset is not None and preset not in list(cls.presets):
             raise ValueError(f"{cls.name} has no preset {preset!r}; it has {', '.join(cls.presets) or 'none'}")
         types = get_type_hints(cls)
         values = {**cls.presets.get(preset or "", {}), **settings}

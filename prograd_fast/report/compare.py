@@ -38,6 +38,15 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
         told = description({**results, "runs": runs})
         return f"{what}\nModel {results['model']['name']}, {told.data[0].lower()}{told.data[1:-1]}"
 
+    main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
+    console.print(" ".join(told), soft_wrap=True)
+    table = Table("method", "shots")
+    for part in main:
+        table.add_column(part, justify="right")
+    for row in table_rows(runs, main):
+        table.add_row(*row)
+    console.print(table)
+
     rows = table_rows(runs, parts)
     write_json(out / "results.json", results)
     header = ["method", "shots", *parts]
@@ -46,7 +55,6 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         temporary.write_text("\n\n".join([*told, text]) + "\n", encoding="utf-8")
     written = ["results.json", "tables.md"]
-    main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
     if len({run["shots"] for run in runs}) > 1:
         shots_figure(runs, main, out / "shots.png", title("Accuracy against shots; bars: 95 % intervals", runs))
         written.append("shots.png")
@@ -60,13 +68,6 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     cost_figure(at_most, out / "cost.png", title("Cost; bars: median, dots: the runs", at_most))
     written.append("cost.png")
 
-    console.print(" ".join(told), soft_wrap=True)
-    table = Table("method", "shots")
-    for part in main:
-        table.add_column(part, justify="right")
-    for row in table_rows(runs, main):
-        table.add_row(*row)
-    console.print(table)
     console.print(f"Wrote {', '.join(written)} in {out}", soft_wrap=True)
 
 

@@ -21,10 +21,18 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
     """
     runs = results["runs"]
     conclusions = sentences(runs)
-    write_json(out / "results.json", {**results, "conclusions": conclusions})
     shots, n_base = runs[0]["shots"], len(runs[0]["trained_classes"])
     n_new = len(results["data"]["class_names"]) - n_base
     n_runs = len({(run["partition"], run["seed"]) for run in runs})
+    console.print(
+        f"Test accuracy on emoji in %: {n_base} base, {n_new} new classes, ≤ {shots} shots, {n_runs} runs (± sd)"
+    )
+    unseen = [f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")]
+    console.print(accuracy_table(runs, ["base", "new", "harmonic mean", *unseen]))
+    console.print(f"{' and '.join(EMOJI_UNSEEN_STYLES)} are drawing styles that the model never saw.")
+    for sentence in conclusions:
+        console.print(sentence)
+    write_json(out / "results.json", {**results, "conclusions": conclusions})
     accuracy_figure(
         runs,
         out / "accuracy.png",
@@ -38,12 +46,4 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         title="Gradient of the labels' loss against that of the teacher's: ProGrad removes the conflict\n"
         f"Lines: median of {n_runs} runs; bands: the middle half of them",
     )
-    console.print(
-        f"Test accuracy on emoji in %: {n_base} base, {n_new} new classes, ≤ {shots} shots, {n_runs} runs (± sd)"
-    )
-    unseen = [f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")]
-    console.print(accuracy_table(runs, ["base", "new", "harmonic mean", *unseen]))
-    console.print(f"{' and '.join(EMOJI_UNSEEN_STYLES)} are drawing styles that the model never saw.")
-    for sentence in conclusions:
-        console.print(sentence)
     console.print(f"Wrote results.json, accuracy.png and conflict.png in {out}", soft_wrap=True)

@@ -9,15 +9,17 @@ from prograd_fast.training.job import (
     CHECKPOINT,
     RUN_FILES,
     Track,
+    difference_to,
     evaluate_run,
     load_run,
     predict_files,
+    run_facts,
     save_run,
     train_method,
 )
 from prograd_fast.training.log import tensorboard
 from prograd_fast.training.loop import Regime, tune
-from prograd_fast.training.model import Clip, load_model
+from prograd_fast.training.model import Clip, is_known_model, load_model
 from prograd_fast.training.protocol import Part, Plan, make_plan
 from prograd_fast.training.record import Record, run_record, setup_record, write_json
 from prograd_fast.training.run import Run, run_method
@@ -36,13 +38,16 @@ __all__ = [
     "Regime",
     "Run",
     "Track",
+    "difference_to",
     "encode_pictures",
     "evaluate_run",
+    "is_known_model",
     "load_model",
     "load_run",
     "make_plan",
     "predict_files",
     "run_benchmark",
+    "run_facts",
     "run_grid",
     "run_method",
     "run_record",

@@ -3,7 +3,6 @@
 A state is a tree of dicts, lists and tuples with tensors, numbers, strings, booleans and None in it.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.files import digest, replacing, safetensors_package
+from prograd_fast.inputs import check_kinds, parse_json, short
+from prograd_fast.tensor_files import read_sealed, write_sealed
 
 _HEADER = "prograd_fast_checkpoint"
 
@@ -25,10 +25,11 @@ class Checkpoints:
         path: of the file.
         run: what the state belongs to, JSON: only a run of the same goes on from it.
         every: seconds between two checkpoints; what a killed run loses at most.
+        last: whether the trained state is kept too, for what comes after training and can fail.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], every: float = 60.0) -> None:
-        self.path, self.run, self.every = path, run, every
+    def __init__(self, path: Path, run: Mapping[str, Any], every: float = 60.0, last: bool = False) -> None:
+        self.path, self.run, self.every, self.last = path, run, every, last
         self._last = time.monotonic()
 
     @property
@@ -61,10 +62,7 @@ def save_checkpoint(path: Path, state: Any, run: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     told = json.dumps({"state": _pack(state, tensors), "run": dict(run)})
-    header = {"told": told, "digest": _digest(told, tensors)}
-    content = safetensors_package().torch.save(tensors, {_HEADER: json.dumps(header)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_sealed(path, _HEADER, told, tensors)
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
@@ -75,29 +73,57 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
         run: what is about to go on from it.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it cannot be read.
         ValueError: the file is damaged or something else, or it belongs to another run: names what differs.
     """
-    package = safetensors_package()
     try:
-        with package.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-        if header["digest"] != _digest(header["told"], tensors):
-            raise ValueError("its checksum differs")
-        told = json.loads(header["told"])
-        state, saved = _unpack(told["state"], tensors), told["run"]
-    except (package.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+        told, tensors = read_sealed(path, _HEADER)
+        content = parse_json(told, finite=False)
+        check_kinds(content, {"run": dict})
+        state = _unpack(content["state"], tensors)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # what a file from anybody holds can fail in any way
         raise ValueError(
             f"{path} is not a whole checkpoint ({type(error).__name__}: {error}); delete it to begin anew"
         ) from error
-    for name, value in json.loads(json.dumps(dict(run))).items():
-        if saved.get(name) != value:
-            raise ValueError(
-                f"{path} belongs to another run: its {name} is {_short(saved.get(name))}, this one's {_short(value)}; "
-                "resume with the same options, or choose another folder"
-            )
+    difference = differing(content["run"], run)
+    if difference:
+        raise ValueError(
+            f"{path} belongs to another run: {difference}; resume with the same options, or choose another folder"
+        )
     return state
+
+
+def differing(found: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """What differs between a run's facts on disk and those of the run at hand, if anything does; for a message."""
+    for name, value in json.loads(json.dumps(dict(run))).items():
+        if found.get(name) != value:
+            return f"its {name} is {short(found.get(name))}, this one's {short(value)}"
+    return None
+
+
+def check_alike(found: Any, wanted: Any, where: str) -> None:
+    """ValueError unless a state has the form of another: names, lengths, types; shapes and dtypes of tensors."""
+    for kind in (Tensor, Mapping, list | tuple, bool, int | float, str, type(None)):
+        if isinstance(wanted, kind):
+            if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+                raise ValueError(f"{where} is {type(found).__name__}, expected {type(wanted).__name__}")
+            break
+    if isinstance(wanted, Tensor):
+        form, expected = (f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in (found, wanted))
+        if form != expected:
+            raise ValueError(f"{where} is {form}, expected {expected}")
+    elif isinstance(wanted, Mapping):
+        if found.keys() != wanted.keys():
+            raise ValueError(f"{where} has {short(list(found))}, expected {short(list(wanted))}")
+        for name, value in wanted.items():
+            check_alike(found[name], value, f"{where}.{name}")
+    elif isinstance(wanted, list | tuple):
+        if len(found) != len(wanted):
+            raise ValueError(f"{where} has {len(found)} entries, expected {len(wanted)}")
+        for i, value in enumerate(wanted):
+            check_alike(found[i], value, f"{where}[{i}]")
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -121,8 +147,8 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = value.items()
     match kind:
         case "tensor":
-            name, stride = content  # products with a matrix of another layout round otherwise
-            return torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
+            name, stride = content
+            return _laid_out(tensors[name], stride)
         case "dict":
             return {key: _unpack(item, tensors) for key, item in content}
         case "list":
@@ -132,10 +158,9 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256((told + digest(*(tensors[name] for name in sorted(tensors)))).encode()).hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _laid_out(tensor: Tensor, stride: list[int]) -> Tensor:
+    """A tensor with the strides that it had: products with a matrix of another layout round otherwise."""
+    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, stride, strict=True))
+    if any(step < 0 for step in stride) or (tensor.numel() and extent != tensor.numel()):
+        raise ValueError(f"strides {short(stride)} for shape {tuple(tensor.shape)}")
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)

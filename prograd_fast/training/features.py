@@ -90,7 +90,7 @@ def encode_pictures(
 
     with ThreadPoolExecutor() as pool:
         keys = list(pool.map(digest, rows.tolist()))
-        store = FeatureCache(cache, _identity(clip)) if cache else None
+        store = FeatureCache(cache, _identity(clip), _width(clip)) if cache else None
         known = store.get(keys) if store else {}
         new = [index for index, key in enumerate(keys) if key and key not in known]
         for _ in range(len(rows) - len(new)):
@@ -137,6 +137,12 @@ def _encode(clip: Clip, images: Sequence[Tensor | None]) -> Tensor:
     batch = torch.stack([image for image in images if image is not None])
     padded = torch.cat([batch, batch[:1].expand(BATCH - len(batch), -1, -1, -1)])
     return normalize(clip.model.encode_image(padded.to(clip.device)).float(), dim=-1)[: len(batch)].cpu()
+
+
+@torch.no_grad()
+def _width(clip: Clip) -> int:
+    """D: of texts as of pictures."""
+    return int(clip.model.encode_text(clip.tokenizer(["X"]).to(clip.device)).shape[-1])
 
 
 def _identity(clip: Clip) -> dict[str, str]:

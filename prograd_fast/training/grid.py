@@ -2,22 +2,25 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prograd_fast.data import PictureSet
+from prograd_fast.inputs import check_kinds, read_json
 from prograd_fast.methods import Method
-from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.job import Track, run_facts
 from prograd_fast.training.loop import AS_PUBLISHED, Regime
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
-from prograd_fast.training.record import Record, run_record, setup_record, write_json
+from prograd_fast.training.record import Record, run_record, seal, setup_record, unseal, write_json
 from prograd_fast.training.run import Elsewhere, run_method
 
 _LOG = logging.getLogger("prograd_fast")
@@ -95,9 +98,11 @@ def run_grid(
         Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run of the grid, with
         "memory": bytes held at most while training and testing, null where that cannot be told.
 
+    A run that cannot be written (full disk) is named in a warning, and is among the results all the same.
+
     Raises:
         ValueError: a picture cannot be read, or a run in `out` is of another model, data or settings.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be made.
     """
     folder = out / "runs"
     others = [other.name for other in elsewhere]
@@ -117,9 +122,12 @@ def run_grid(
             on_run()
         for name, method, plan, facts in missing:
             record = _run(grid, clip, pictures, features, exams, method, plan, folder / name, facts, cache)
-            write_json(folder / f"{name}.json", {"facts": facts, **record})
-            (folder / f"{name}.safetensors").unlink(missing_ok=True)
             records[name] = record
+            try:
+                write_json(folder / f"{name}.json", seal({"facts": facts, **record}))
+                (folder / f"{name}.safetensors").unlink(missing_ok=True)
+            except OSError as error:
+                _LOG.warning("the run %s is not kept, and is run again next time: %s", name, error)
             on_run()
     return {**setup_record(clip, pictures), "elsewhere": others, "runs": list(records.values())}
 
@@ -136,7 +144,7 @@ def _run(
     facts: Record,
     cache: Path | None,
 ) -> Record:
-    checkpoints = Checkpoints(path.with_name(f"{path.name}.safetensors"), facts)
+    checkpoints = _Checkpoints(path.with_name(f"{path.name}.safetensors"), facts)
     with PeakMemory(clip.device) as memory:
         run = run_method(
             method,
@@ -152,6 +160,18 @@ def _run(
     return {**run_record(run, pictures), "memory": memory.bytes}
 
 
+class _Checkpoints(Checkpoints):
+    """Those of one run of many, which goes on where a checkpoint cannot be written."""
+
+    def save(self, state: Any) -> None:
+        """See `Checkpoints`; a warning instead of an error."""
+        try:
+            super().save(state)
+        except OSError as error:
+            _LOG.warning("training goes on without checkpoints: %s", error)
+            self.every = math.inf
+
+
 def _exam(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> Elsewhere:
     part = test_parts(pictures, class_groups(pictures, None))["all"]
     bar = track(f"looking at {pictures.name}", len(part.rows))
@@ -161,17 +181,33 @@ def _exam(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) ->
 def _finished(path: Path, facts: Record) -> Record | None:
     """The record of a run, None if it is not there; ValueError if it is another run's."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = unseal(read_json(path))
+        check_kinds(record, {"facts": dict})
         found = record.pop("facts")
+        difference = differing(found, facts)
+        if difference is None:
+            _check_run(record, facts)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         _LOG.warning("%s is damaged (%s); it is run again", path, error)
         return None
-    for name, value in facts.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{path} is a run of another grid: its {name} is {found.get(name)!r}, this one's {value!r}; use the "
-                "same options, or choose another --out"
-            )
+    if difference:
+        raise ValueError(
+            f"{path} is a run of another grid: {difference}; use the same options, or choose another --out"
+        )
     return record
+
+
+def _check_run(record: Record, facts: Record) -> None:
+    """ValueError unless all is there that tables and pictures take from a run's record."""
+    names = ("method", "settings", "shots", "seed", "partition", "imbalance", "regime")
+    difference = differing(record, {name: facts[name] for name in names})
+    if difference:
+        raise ValueError(f"beside the facts {difference}")
+    check_kinds(record, {"accuracy": dict, "seconds.train": float, "memory": int | None})
+    check_kinds(record["accuracy"], dict.fromkeys(record["accuracy"], float))
+    if "steps" in record:
+        check_kinds(record, {"steps.cosine": list})
+        if not all(cosine is None or isinstance(cosine, float) for cosine in record["steps"]["cosine"]):
+            raise ValueError("steps.cosine has other entries than numbers")

@@ -1,30 +1,34 @@
 """The job: train a method, keep what it learned in a folder, use it again."""
 
 import hashlib
-import json
+import os
+import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prograd_fast.clip import load_learned
+from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
+from prograd_fast.inputs import check_kinds, read_json
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
-from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
 from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, test_parts
-from prograd_fast.training.record import Record, run_record, setup_record, write_json
+from prograd_fast.training.record import Record, record_digest, run_record, setup_record, write_json
 from prograd_fast.training.run import examine, run_method, tests_of
 
 RUN_FILES = ("record.json", "prompt.safetensors")
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
+_NEW = ".new-*.prompt.safetensors"  # what was learned, while the record is being written
 
 Learned = dict[str, Tensor]  # what a method learned, by name
 
@@ -57,7 +61,8 @@ def train_method(
         log: takes what is measured at each step, or None.
 
     Returns:
-        The run record (`setup_record`, `run_record` and "zero_shot_accuracy"), and the trained method.
+        The run record (`setup_record`, `run_record`, "zero_shot_accuracy" and under "facts" `run_facts`), and the
+        trained method.
 
     Raises:
         ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
@@ -73,7 +78,7 @@ def train_method(
     n_tested = sum(len(part.rows) for one in (method, untouched) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
     facts = run_facts(method, clip, pictures, plan, regime)
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts, last=True)
     tuned = run_method(
         method,
         clip,
@@ -90,6 +95,7 @@ def train_method(
     zero_shot = run_method(untouched, clip, pictures, features, plan, on_tested=on_tested)
     record = {**setup_record(clip, pictures), **run_record(tuned, pictures), "zero_shot_accuracy": zero_shot.accuracy}
     record["seconds"] = {"encode": encoded, **tuned.seconds}
+    record["facts"] = facts
     return record, tuned.learner
 
 
@@ -119,45 +125,98 @@ def _untouched(method: Method) -> ZeroShot:
 
 
 def save_run(folder: Path, record: Record, learner: Learner) -> None:
-    """Write `RUN_FILES`, the record last: where it is, the run is whole. OSError if the folder cannot be written."""
+    """Write `RUN_FILES`, so that at any moment the folder holds this run or the one before, whole.
+
+    The file of what was learned has the digest of its record, and lies beside until the record is there.
+
+    Raises:
+        OSError: the folder cannot be written; the run before is still there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    record_file, prompt_file = (folder / name for name in RUN_FILES)
     told = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
-    learner.save(folder / "prompt.safetensors", **told)
-    write_json(folder / "record.json", record)
+    new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
+    learner.save(new, **told, record=record_digest(record))
+    try:
+        write_json(record_file, record)
+    except Exception:  # not an interrupt, which may come when the record is already there
+        new.unlink(missing_ok=True)
+        raise
+    os.replace(new, prompt_file)
+    for left in folder.glob(_NEW):  # by a process that was killed
+        left.unlink(missing_ok=True)
 
 
 def load_run(folder: Path) -> tuple[Record, Learned]:
     """Read what `save_run` wrote: the record and what was learned.
 
+    The model that the record names is not loaded: before you load it for a stranger's run, ask `is_known_model`.
+
     Raises:
-        ValueError: the folder or a file in it is missing, or is not whole.
+        ValueError: the folder or a file in it is missing, damaged or of another form, or what was learned is another
+            run's than the record.
     """
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        _check_record(record)
-        return record, load_learned(folder / "prompt.safetensors")[0]
+        record = _read_record(folder / RUN_FILES[0])
+        files = [folder / RUN_FILES[1], *sorted(folder.glob(_NEW))]
+        for file in [file for file in files if file.exists()] or files:
+            learned, header = load_learned(file)
+            if header["metadata"].get("record") == record_digest(record):
+                return record, learned
+        raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the record has been changed or damaged")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}") from error
+        raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}; train it again") from error
 
 
-def _check_record(record: Any) -> None:
-    """ValueError unless all is there that is read of a run's record."""
-    kinds = {"method": str, "model.name": str, "model.pretrained": str | None, "settings": dict}
-    for key, kind in {**kinds, "data.class_names": list, "trained_classes": list}.items():
-        value = record
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
-            raise ValueError(f"record.json: {key} is {value!r}")
+def difference_to(folder: Path, facts: Record) -> str | None:
+    """What tells the finished run in a folder from the one of these facts, for a message; None if it is the same.
+
+    Raises:
+        ValueError: see `load_run`.
+    """
+    return differing(load_run(folder)[0]["facts"], facts)
+
+
+_KINDS = {
+    "method": str,
+    "model.name": str,
+    "model.pretrained": str | None,
+    "settings": dict,
+    "data.class_names": list,
+    "trained_classes": list,
+}
+
+
+def _read_record(file: Path) -> Record:
+    """A run's record; ValueError unless all is there that is read of it."""
     try:
-        method_named(record["method"], record["settings"])
-    except ValueError as error:
-        raise ValueError(f"record.json: {error}") from error
+        value = read_json(file)
+        check_kinds(value, _KINDS)
+        method_named(value["method"], value["settings"])
+        for names in (value["data"]["class_names"], value["trained_classes"]):
+            readable_class_names(names)
+        check_kinds(value, {"facts": dict})
+        return value
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+@contextmanager
+def _taking_up(record: Record) -> Iterator[None]:
+    """ValueError for whatever goes wrong with settings that come from a file."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {told}") from error
 
 
 def _restored(record: Record, learned: Learned, clip: Clip) -> tuple[Method, Learner]:
-    method = method_named(record["method"], record["settings"])
-    return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
+    with _taking_up(record):
+        method = method_named(record["method"], record["settings"])
+        return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
 
 
 def evaluate_run(
@@ -185,7 +244,8 @@ def evaluate_run(
     method, learner = _restored(record, learned, clip)
     nothing = Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names)
     learners = {"zero-shot": _untouched(method).start(nothing), method.name: learner}
-    learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
+    with _taking_up(record):
+        learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
     features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
     on_tested = track("testing", len(learners) * len(rows))
     return {name: examine(one, clip, pictures, features, tests, on_tested) for name, one in learners.items()}
@@ -211,6 +271,7 @@ def predict_files(
     pictures = PictureSet(
         "predict", class_names, np.zeros(n, np.int64), np.array(["test"] * n), np.array([""] * n), list(files)
     )
-    scores = learner.scores(class_names)
+    with _taking_up(record):
+        scores = learner.scores(class_names)
     features = encode_pictures(clip, pictures, np.arange(n), track("looking at the pictures", n))
     return class_names, scores(features.values).softmax(dim=1)

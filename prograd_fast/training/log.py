@@ -1,17 +1,21 @@
 """Logs of training for TensorBoard."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from prograd_fast.training.loop import Log
+
+_LOG = logging.getLogger("prograd_fast")
 
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Log]:
     """A log that writes losses, terms, cosine and rate of every step, to be looked at with `tensorboard --logdir`.
 
-    A run that goes on from a checkpoint replaces what was logged after that checkpoint.
+    A run that goes on from a checkpoint replaces what was logged after that checkpoint. Where the folder cannot be
+    written, a warning is logged once, and training goes on without.
 
     Args:
         folder: for the event files.
@@ -26,15 +30,29 @@ def tensorboard(folder: Path) -> Iterator[Log]:
             'logs need tensorboard, which is not installed: pip install "prograd-fast[log]"', name=error.name
         ) from error
     writer = None
+    broken = False
+
+    def tried(write: Callable[[], None]) -> None:
+        """A log is not worth a training: the first failure is told, and then nothing more is written."""
+        nonlocal broken
+        if not broken:
+            try:
+                write()
+            except Exception as error:  # tensorboard's writing thread hands on what it met
+                broken = True
+                _LOG.warning("training goes on without the log in %s: %s", folder, error)
 
     def log(step: int, values: dict[str, float]) -> None:
-        nonlocal writer
-        writer = writer or SummaryWriter(str(folder), purge_step=step or None)
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
+        def write() -> None:
+            nonlocal writer
+            writer = writer or SummaryWriter(str(folder), purge_step=step or None)
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        tried(write)
 
     try:
         yield log
     finally:
         if writer is not None:
-            writer.close()
+            tried(writer.close)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prograd_fast.inputs import short
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
-from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
@@ -187,9 +189,10 @@ class _Training:
     def run(self, on_step: Callable[[], None], checkpoints: Checkpoints | None) -> History:
         """See `tune`."""
         if checkpoints is not None:
-            self._go_on_from(checkpoints.load())
+            self._go_on_from(checkpoints)
         for _ in range(len(self.measured)):
             on_step()
+        batches = None
         while self.epoch < self.stage_ends[-1]:
             batches = self._batches()
             while self.batch < len(batches):
@@ -204,9 +207,13 @@ class _Training:
             if self.validate is not None and self.epoch > self.last_stage and self._is_enough(self.validate()):
                 break
         with torch.no_grad():  # the last state has no loss yet
+            batches = batches or self._batches()  # all was done before
             healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
         if not healthy:
             return self._stopped()
+        if checkpoints is not None and checkpoints.last and self.epoch == self.stage_ends[-1]:
+            with suppress(OSError):  # saving the run will tell
+                checkpoints.save(self._state())
         if self.validate is not None:
             self._set_back_to(self.best)
         return self.measured.history(True, self.validation)
@@ -282,23 +289,69 @@ class _Training:
             "validation": self.validation,
         }
 
-    def _go_on_from(self, state: dict[str, Any] | None) -> None:
+    def _go_on_from(self, checkpoints: Checkpoints) -> None:
+        state = checkpoints.load()
         if state is None:
             return
-        learner = self.learner
+        try:
+            self._restore(state)
+        except Exception as error:  # a file from anybody can be wrong in any way
+            told = " ".join(str(error).split())
+            raise ValueError(
+                f"{checkpoints.path} does not fit this run ({type(error).__name__}: {told}); delete it to begin anew"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        learner, own = self.learner, self._state()
+        # what grows is looked at below; and a schedule of another release of torch may have fewer entries
+        own["schedule"] = {name: value for name, value in own["schedule"].items() if name in state["schedule"]}
+        growing = ("learner", "optimizer", "random", "columns", "measured", "validation")
+        check_alike(state, own | {name: state[name] for name in growing}, "state")
+        cpu, cuda = state["random"]
+        columns, measured, validation = state["columns"], state["measured"], state["validation"]
+        check_alike(columns, ["task"] * max(1, len(columns)), "columns")
+        check_alike(measured, torch.empty(len(measured), len(columns)), "measured")
+        check_alike(validation, [0.0] * len(validation), "validation")
+        epochs, most_batches = self.stage_ends[-1], len(self.learner.task.labels)
+        if state["epoch"] not in range(epochs + 1) or state["batch"] not in range(most_batches):
+            raise ValueError(f"epoch {state['epoch']}, batch {state['batch']}")
+        _check_memory(state["learner"], own["learner"])
+
         learner.module.load_state_dict(state["module"])
         learner.load_state_dict(state["learner"])
         self.schedule = _schedule(learner)  # a later stage has an optimizer of its own
+        _check_optimizer(state["optimizer"], learner.optimizer)
         learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        cpu, cuda = state["random"]
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, self.device)
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.last_good = [tensor.to(self.device) for tensor in state["last_good"]]
         self.best = [tensor.to(self.device) for tensor in state["best"]]
-        self.measured = Measurements(state["columns"], state["measured"].to(self.device))
+        self.measured = Measurements(columns, measured.to(self.device))
         self.logged = len(self.measured)
-        self.validation = state["validation"]
+        self.validation = validation
+
+
+def _check_memory(found: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """ValueError unless a memory has the form of a learner's own: as many entries, some of which grow along an axis."""
+    if len(found) != len(own):
+        raise ValueError(f"learner has {short(list(found))}, expected {short(list(own))}")
+    for name, tensor in found.items():
+        like = own.get(name, tensor)  # a later stage remembers other things
+        grown = tensor.shape[:1] + like.shape[1:] if isinstance(tensor, Tensor) and like.ndim > 1 else like.shape
+        check_alike(tensor, like.new_empty(grown), f"learner.{name}")
+
+
+def _check_optimizer(found: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """ValueError unless a state is of this optimizer: torch takes states of any shape."""
+    own = optimizer.state_dict()
+    states = dict(found).pop("state")  # of any form yet
+    check_alike(found, own | {"state": states}, "optimizer")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, state in states.items():
+        for name, value in state.items():
+            if value is not None and name != "step":
+                check_alike(value, parameters[i].detach().cpu(), f"optimizer.state[{i}].{name}")

@@ -1,6 +1,7 @@
 """Load the model to adapt, by name: one that ships with the package, or any open_clip model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from prograd_fast.clip import Tokenizer, load_emoji_lite
 from prograd_fast.clip.emoji_lite import NAMES
+from prograd_fast.inputs import read_json
+
+_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,15 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         pretrained: For an open_clip architecture: a checkpoint file, or the tag of weights that open_clip downloads.
         device: A torch device; None takes the GPU if there is one.
 
+    Files of weights are read without running anything in them: safetensors, NumPy arrays, and, with torch 2.10 and
+    newer, pickles that hold tensors alone. TorchScript archives and other pickles are refused.
+
     Returns:
         The model with tokenizer and preprocessing, float32.
 
     Raises:
-        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load or do not fit.
+        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load, do not fit, or hold
+            more than numbers.
     """
     where = _device(device)
     if name in NAMES:
@@ -81,15 +89,78 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
     # Run records name the model: as absolute paths, so that they can be used from any folder.
     if name.startswith("local-dir:"):
         name = f"local-dir:{Path(name.removeprefix('local-dir:')).resolve()}"
-    if pretrained is not None and Path(pretrained).is_file():
-        pretrained = str(Path(pretrained).resolve())
+    elif pretrained is not None and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        pretrained = str(Path(pretrained).resolve()) if Path(pretrained).is_file() else pretrained
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=where)
-        tokenizer = open_clip.get_tokenizer(name)
+        _check_config(name)
+        with _numbers_only():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained, device=where, pretrained_text=False, require_pretrained=True
+            )
+            tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip, torch and the download each raise their own kinds
-        raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {error}") from error
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {told}") from error
     model.eval().requires_grad_(False)
     return Clip(name, pretrained, model, tokenizer, preprocess, where)
+
+
+def is_known_model(name: str, pretrained: str | None) -> bool:
+    """Whether a model comes from where no stranger chooses: it is embedded, or of open_clip's own list of weights.
+
+    Others are files, folders and repositories, where whoever wrote a record that names one could have put anything.
+    """
+    if name in NAMES:
+        return pretrained is None
+    import open_clip
+
+    return name in open_clip.list_models() and pretrained in open_clip.list_pretrained_tags_by_model(name)
+
+
+def _check_config(name: str) -> None:
+    """ValueError if a folder has pipes for weights, or a configuration asks for code (`trust_remote_code`)."""
+    import open_clip
+
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        read_json(folder / "open_clip_config.json")
+        for file in folder.iterdir():
+            if file.suffix in (".safetensors", ".bin", ".pth") and not file.is_file():
+                raise ValueError(f"{file} is not a regular file")
+    elif not name.startswith("hf-hub:"):
+        return
+    text = open_clip.get_model_config(name).get("text_cfg", {})
+    if "trust_remote_code" in text.get("tokenizer_kwargs", {}):
+        raise ValueError("its tokenizer is a program (trust_remote_code), which is not run")
+
+
+@contextmanager
+def _numbers_only() -> Iterator[None]:
+    """Whoever calls torch.load meanwhile gets tensors, or an error: no pickle and no TorchScript runs."""
+    load, load_script = torch.load, torch.jit.load
+
+    def load_tensors(file: Any, *args: Any, **options: Any) -> Any:
+        if _TORCH < (2, 10):
+            raise ValueError(
+                f"{file} is not safetensors, and pickles are read with torch 2.10 and newer only (before, even tensors "
+                "could corrupt memory: CVE-2026-24747); update torch, or save the weights with safetensors"
+            )
+        try:
+            return load(file, *args, **{**options, "weights_only": True})
+        except Exception as error:
+            raise ValueError(
+                f"{file} is damaged or holds more than weights, which is not run; save the model's state_dict() with "
+                "safetensors"
+            ) from error
+
+    def refuse(file: Any, *args: Any, **options: Any) -> Any:
+        raise ValueError(f"{file} is a TorchScript archive, a program, which is not run")
+
+    torch.load, torch.jit.load = load_tensors, refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.load, torch.jit.load = load, load_script
 
 
 def _device(name: str | None) -> torch.device:

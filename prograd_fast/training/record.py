@@ -1,5 +1,6 @@
 """Run records: what was done and what came out, as JSON that a reader or a plot needs nothing else beside."""
 
+import hashlib
 import json
 import math
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 
 from prograd_fast.data import PictureSet
 from prograd_fast.files import replacing
+from prograd_fast.inputs import check_kinds
 from prograd_fast.training.model import Clip
 from prograd_fast.training.run import Run
 
@@ -79,6 +81,26 @@ def write_json(path: Path, record: Record) -> None:
     """Write a record, all of it or nothing. OSError if the folder is missing or not writable."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def record_digest(record: Record) -> str:
+    """SHA-256 of what a record says, however it is written."""
+    as_read = json.loads(json.dumps(record))  # with lists for tuples, and names that are strings
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def seal(record: Record) -> Record:
+    """A record with its digest, so that damage to its file is noticed when it is read."""
+    return {**record, "digest": record_digest(record)}
+
+
+def unseal(value: Any) -> Record:
+    """The record that was sealed; ValueError if it has changed since."""
+    check_kinds(value, {"digest": str})
+    record = {name: entry for name, entry in value.items() if name != "digest"}
+    if value["digest"] != record_digest(record):
+        raise ValueError("its digest differs")
+    return record
 
 
 def _number(value: float) -> float | None:
