@@ -80,9 +80,14 @@ def read_sealed(path: Path, key: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _digest_of(told: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{told}\0{tensors_digest(tensors)}".encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: of names, dtypes, shapes and values."""
     names = sorted(tensors)
-    parts = (told, json.dumps(names), digest(*(tensors[name] for name in names)))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    text = f"{json.dumps(names)}\0{digest(*(tensors[name] for name in names))}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest(*tensors: Tensor) -> str:

@@ -1,6 +1,7 @@
 """The job: train a method, keep what it learned in a folder, use it again."""
 
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -18,6 +19,7 @@ from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.inputs import check_kinds, read_json
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
+from prograd_fast.tensor_files import tensors_digest
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
@@ -28,7 +30,10 @@ from prograd_fast.training.run import examine, run_method, tests_of
 
 RUN_FILES = ("record.json", "prompt.safetensors")
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
+_LEARNED = "learned"  # entry of a record: the digest of what was learned
 _NEW = ".new-*.prompt.safetensors"  # what was learned, while the record is being written
+
+_LOG = logging.getLogger("prograd_fast")
 
 Learned = dict[str, Tensor]  # what a method learned, by name
 
@@ -127,7 +132,8 @@ def _untouched(method: Method) -> ZeroShot:
 def save_run(folder: Path, record: Record, learner: Learner) -> None:
     """Write `RUN_FILES`, so that at any moment the folder holds this run or the one before, whole.
 
-    The file of what was learned has the digest of its record, and lies beside until the record is there.
+    The record has the digest of what was learned, whose file lies beside until the record is there. That file has the
+    digest of the record in its turn, so that a change of either is noticed.
 
     Raises:
         OSError: the folder cannot be written; the run before is still there.
@@ -138,7 +144,7 @@ def save_run(folder: Path, record: Record, learner: Learner) -> None:
     new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
     learner.save(new, **told, record=record_digest(record))
     try:
-        write_json(record_file, record)
+        write_json(record_file, {**record, _LEARNED: tensors_digest(load_learned(new)[0])})
     except Exception:  # not an interrupt, which may come when the record is already there
         new.unlink(missing_ok=True)
         raise
@@ -152,6 +158,8 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
 
     The model that the record names is not loaded: before you load it for a stranger's run, ask `is_known_model`.
 
+    A record that was edited by hand is taken, with a warning in the log.
+
     Raises:
         ValueError: the folder or a file in it is missing, damaged or of another form, or what was learned is another
             run's than the record.
@@ -161,9 +169,12 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
         files = [folder / RUN_FILES[1], *sorted(folder.glob(_NEW))]
         for file in [file for file in files if file.exists()] or files:
             learned, header = load_learned(file)
-            if header["metadata"].get("record") == record_digest(record):
-                return record, learned
-        raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the record has been changed or damaged")
+            if tensors_digest(learned) == record[_LEARNED]:
+                told = {name: value for name, value in record.items() if name != _LEARNED}
+                if header["metadata"].get("record") != record_digest(told):
+                    _LOG.warning("%s has been changed since the run was written", folder / RUN_FILES[0])
+                return told, learned
+        raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the digest in the record is damaged")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}; train it again") from error
 
@@ -174,7 +185,9 @@ def difference_to(folder: Path, facts: Record) -> str | None:
     Raises:
         ValueError: see `load_run`.
     """
-    return differing(load_run(folder)[0]["facts"], facts)
+    record, _ = load_run(folder)
+    check_kinds(record, {"facts": dict})
+    return differing(record["facts"], facts)
 
 
 _KINDS = {
@@ -184,6 +197,7 @@ _KINDS = {
     "settings": dict,
     "data.class_names": list,
     "trained_classes": list,
+    _LEARNED: str,
 }
 
 
@@ -195,7 +209,6 @@ def _read_record(file: Path) -> Record:
         method_named(value["method"], value["settings"])
         for names in (value["data"]["class_names"], value["trained_classes"]):
             readable_class_names(names)
-        check_kinds(value, {"facts": dict})
         return value
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
