@@ -99,7 +99,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, rows: int
 
 def all_bits() -> bytes:
     results: list[Tensor] = []
-    for classes, count in itertools.product((200, 1500), (1, 2, 3)):
+    for classes, count in itertools.product((200, 1500), (1, 2)):
         x, student, teacher, labels = inputs(300, classes, 96, torch.float32)
         with threads(count):
             results += torch.ops.prograd_fast.linear_cross_entropy(x, student, labels, SCALE)
