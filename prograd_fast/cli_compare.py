@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prograd_fast import interrupts
 from prograd_fast.cli_parts import (
     Cache,
     Data,
@@ -17,11 +18,12 @@ from prograd_fast.cli_parts import (
     Pretrained,
     Views,
     cache_folder,
+    check_text_tower,
     check_writable,
     console,
     open_model,
-    progress,
 )
+from prograd_fast.terminal import progress
 
 if TYPE_CHECKING:
     from prograd_fast.methods import Method
@@ -82,6 +84,8 @@ def compare(
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
+    check_text_tower(clip, grid.methods)
+    interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, kept, others)
     report_comparison(results, out, console)
@@ -103,7 +107,7 @@ def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--settings {file} cannot be read as JSON: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(own, dict) for own in settings.values()):
         raise ValueError(f'--settings {file}: expected {{"METHOD": {{"NAME": VALUE, ...}}, ...}}')

@@ -1,20 +1,22 @@
 """What the commands have in common: their options, and what they do before and around the work."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prograd_fast.printable import printable
 
 if TYPE_CHECKING:
-    from prograd_fast.training import Clip, Track
+    from prograd_fast.methods import Method
+    from prograd_fast.training import Clip
 
-console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
+console = Console(highlight=False)
+MOST_MEMORY = 1e6  # gigabytes: more is a slip of the pen
 
 Data = Annotated[
     str,
@@ -54,10 +56,15 @@ MaxMemory = Annotated[
 ]
 
 
+def say(text: str) -> None:
+    """Print one line, as long as it is."""
+    print(printable(text))
+
+
 def open_model(name: str, pretrained: str | None, device: str | None, max_memory: float | None = None) -> "Clip":
     """`load_model`, with the number of threads that suits it, and a limit in GB."""
-    if max_memory is not None and not max_memory > 0:
-        raise ValueError(f"--max-memory: expected gigabytes, more than 0, got {max_memory}")
+    if max_memory is not None and not 0 < max_memory <= MOST_MEMORY:
+        raise ValueError(f"--max-memory: expected gigabytes, more than 0 and at most {MOST_MEMORY:g}, got {max_memory}")
     import torch
 
     from prograd_fast.clip.emoji_lite import NAMES
@@ -68,6 +75,18 @@ def open_model(name: str, pretrained: str | None, device: str | None, max_memory
         torch.set_num_threads(1)
     clip = load_model(name, pretrained, device)
     return clip if max_memory is None else replace(clip, max_memory=max_memory * 1e9)
+
+
+def check_text_tower(clip: "Clip", methods: Sequence["Method"]) -> None:
+    """ValueError where a method would put context tokens into a text tower that cannot take them."""
+    from prograd_fast.clip import TextTower
+    from prograd_fast.methods import PromptTuning
+
+    if any(isinstance(method, PromptTuning) for method in methods):
+        try:
+            TextTower(clip.model)
+        except TypeError as error:
+            raise ValueError(f"{clip.name}: {error}") from error
 
 
 def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
@@ -84,21 +103,10 @@ def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
 
 def check_writable(folder: Path, option: str = "--out") -> None:
     """Before any work: the folder can be written to, or made."""
+    if "\0" in str(folder):
+        raise ValueError(f"cannot write to {folder}: no name on a disk holds a NUL character; choose another {option}")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(
             f"cannot write to {folder}: {existing} is not a folder that you may write to; choose another {option}"
         )
-
-
-@contextmanager
-def progress() -> "Iterator[Track]":
-    """Progress bars on stderr: stdout has the results alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def track(label: str, total: int) -> Callable[[], None]:
-            task = progress.add_task(label, total=total)
-            return lambda: progress.advance(task)
-
-        yield track

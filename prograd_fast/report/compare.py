@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from prograd_fast.files import replacing
 from prograd_fast.methods import METHODS
@@ -13,6 +12,7 @@ from prograd_fast.report.compare_figures import conflict_figure, cost_figure, pl
 from prograd_fast.report.statistics import Spread
 from prograd_fast.report.summary import accuracies
 from prograd_fast.report.table import TITLES
+from prograd_fast.terminal import Table, plain
 from prograd_fast.training import Record, write_json
 
 _MAIN = ("all", "base", "new", "harmonic mean", "balanced", "long-tail")  # shown first, and in the terminal
@@ -60,14 +60,14 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     cost_figure(at_most, out / "cost.png", title("Cost; bars: median, dots: the runs", at_most))
     written.append("cost.png")
 
-    console.print(" ".join(told), soft_wrap=True)
+    console.print(plain(" ".join(told)), soft_wrap=True)
     table = Table("method", "shots")
     for part in main:
         table.add_column(part, justify="right")
     for row in table_rows(runs, main):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Wrote {', '.join(written)} in {out}", soft_wrap=True)
+    console.print(plain(f"Wrote {', '.join(written)} in {out}"), soft_wrap=True)
 
 
 class Description(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prograd_fast.data import PictureSet
+from prograd_fast.interrupts import Held
 from prograd_fast.methods import Method
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.features import Features, encode_pictures
@@ -117,8 +118,9 @@ def run_grid(
             on_run()
         for name, method, plan, facts in missing:
             record = _run(grid, clip, pictures, features, exams, method, plan, folder / name, facts, cache)
-            write_json(folder / f"{name}.json", {"facts": facts, **record})
-            (folder / f"{name}.safetensors").unlink(missing_ok=True)
+            with Held():
+                write_json(folder / f"{name}.json", {"facts": facts, **record})
+                (folder / f"{name}.safetensors").unlink(missing_ok=True)
             records[name] = record
             on_run()
     return {**setup_record(clip, pictures), "elsewhere": others, "runs": list(records.values())}
