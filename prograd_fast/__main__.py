@@ -1,4 +1,4 @@
-"""The command `prograd-fast`, also as `python -m prograd_fast`: what belongs to its process, then `prograd_fast.cli`."""
+"""The command `prograd-fast`, also as `python -m prograd_fast`: what belongs to its process, then the `cli`."""
 
 import io
 import os

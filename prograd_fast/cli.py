@@ -214,7 +214,7 @@ def train(
 
     if force:
         checkpoint.unlink(missing_ok=True)
-    interrupts.hint = lambda: f"; --resume goes on from {checkpoint}" if checkpoint.exists() else ""
+    interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
         record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
     with interrupts.Held():

@@ -1,24 +1,25 @@
 """Ctrl-C and SIGTERM: the command ends with one line, at once, or, while it trains, when its state is saved.
 
-This module imports nothing that takes time: its handler is there before PyTorch is.
+What is imported here is imported before the handler is there, when nothing can end in a line: as little as possible.
 """
+
+from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType, TracebackType
-from typing import Any, NoReturn
 
-from prograd_fast.printable import message_line
+TYPE_CHECKING = False  # as type checkers understand it; `typing` takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
+    from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COMMAND = "prograd-fast"
 
 hint: Callable[[], str] = str
-"""What the command adds to the line: how to go on. Set by commands that can."""
+"""What the command adds to the line, printable: how to go on. Set by commands that can."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,7 +50,9 @@ class Held:
         self._before: dict[int, Any] = {}
         self._waiting = False
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> Held:
+        import threading
+
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
@@ -133,14 +136,16 @@ def end_in_one_line() -> None:
 
 def line() -> str:
     """The line of a command that was interrupted."""
-    return message_line(f"{_COMMAND}: interrupted{hint()}")
+    return f"{_COMMAND}: interrupted{hint()}"
 
 
 def leave(code: int) -> NoReturn:
     """End the process without waiting for threads."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # closed, full, or the signal came in the midst of a write
+        try:
             stream.flush()
+        except Exception:  # closed, full, or the signal came in the midst of a write
+            continue
     os._exit(code)
 
 
@@ -149,10 +154,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(other, signal.SIG_IGN)
     # a progress bar leaves the cursor hidden and in the midst of a line
     bar_ends = "\n\x1b[?25h" if os.isatty(2) else ""
-    try:
-        os.write(
-            2, f"{bar_ends}{line()}\n".encode(errors="backslashreplace")
-        )  # sys.stderr may be in the midst of a write
-    except OSError:  # closed
-        pass
-    leave(128 + number)
+    try:  # not through sys.stderr: the signal may have come in the midst of a write
+        os.write(2, f"{bar_ends}{line()}\n".encode(errors="backslashreplace"))
+    finally:  # even where stderr is closed
+        leave(128 + number)
