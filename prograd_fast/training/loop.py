@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prograd_fast.interrupts import Held
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
+from prograd_fast.methods.base import MOST
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.history import History, Measurements
 
@@ -51,8 +52,8 @@ class Regime:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name, least in (("accumulate", 1), ("patience", 1), ("views", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
+            if value is not None and not least <= value <= MOST:
+                raise ValueError(f"{name}: expected {least} or more, and {MOST} at most, got {value}")
 
 
 AS_PUBLISHED = Regime()
