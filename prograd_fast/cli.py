@@ -70,7 +70,13 @@ def run(arguments: list[str]) -> int:
     # a picture is read or refused; what Pillow thinks of it in between names no file
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        return app([*options, *arguments[end:]] or ["--help"], standalone_mode=False) or 0
+        # not app(...), which makes of KeyboardInterrupt an exit code
+        command = typer.main.get_command(app)
+        with command.make_context("prograd-fast", [*options, *arguments[end:]] or ["--help"]) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
         print(interrupts.line(), file=sys.stderr)
         return getattr(error, "code", 130)

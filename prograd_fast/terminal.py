@@ -40,4 +40,8 @@ def progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
             task = bars.add_task(printable(label), total=total)
             return lambda: bars.advance(task)
 
-        yield track
+        try:
+            yield track
+        except BaseException:
+            bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets the one line that tells what it was
+            raise
