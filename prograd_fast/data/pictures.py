@@ -1,17 +1,18 @@
 """A set of labelled pictures, wherever they come from. A file may be a stranger's: it is read with care."""
 
+import ctypes
 import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 # What pillow may take a file for, whatever its suffix. Pillow knows more formats, and starts other programs for some.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -31,6 +32,11 @@ _UPRIGHT = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 _pillow_limit = threading.Lock()
+
+# Libtiff writes to stderr what it dislikes in a file. Pillow raises an exception as well, which is told with the name.
+for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+    with suppress(OSError, AttributeError):  # a pillow without libtiff, or with one that is out of reach
+        getattr(ctypes.CDLL(_imaging.__file__), _handler)(None)
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,15 @@ def opened(file: Path) -> None:
     one = np.zeros(1, np.int64)
     pictures = PictureSet("mine", ("a",), one, np.array(["test"]), np.array([""]), [file])
     try:
-        picture = pictures.open(0)
+        picture, refusal = pictures.open(0), ""
     except ValueError as error:
-        assert str(file) in str(error), error
-        assert str(error).endswith("; replace or remove it"), error
-        return
-    assert picture.mode == "RGB"
-    picture.getpixel((picture.width - 1, picture.height - 1))
+        picture, refusal = None, str(error)
+    if picture is None:
+        assert str(file) in refusal, refusal
+        assert refusal.endswith("; replace or remove it"), refusal
+    else:
+        assert picture.mode == "RGB"
+        picture.getpixel((picture.width - 1, picture.height - 1))
 
 
 def damaged(random: Random, content: bytearray) -> bytes:
@@ -88,7 +90,7 @@ def damaged_picture(random: Random, folder: Path) -> None:
 
 def png(random: Random) -> bytes:
     """Chunks with right checksums: sizes, depths and colours that do not fit, texts that unpack to very much."""
-    size = random.choice([(1, 1), (7, 3), (2**31 - 1, 2**31 - 1), (30_000, 30_000), (0, 5), (9400, 9400)])
+    size = random.choice([(1, 1), (7, 3), (2**31 - 1, 2**31 - 1), (30_000, 30_000), (0, 5), (2000, 2000)])
     head = struct.pack(
         ">IIBBBBB", *size, *(random.choice(values) for values in ((1, 8, 16, 3), range(8), (0, 9), (0,), (0, 1)))
     )
