@@ -15,6 +15,7 @@ from prograd_fast.clip import Tokenizer, save_learned
 from prograd_fast.optim import ProGradSGD
 
 MOST = 1_000_000  # epochs, tokens, samples: no setting counts further, and whoever asks for more has mistyped
+MOST_FLOAT = 1e30  # of what a float32 tensor is multiplied by; a rate that is too high is told by the loss
 MOST_CHARACTERS = 10_000  # of words and names: no text tower reads as many, and a tokenizer takes long for them
 
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
@@ -268,6 +269,8 @@ def _check_size(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at most {MOST}, got {_short(value)}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+    elif isinstance(value, float) and abs(value) > MOST_FLOAT and not name.endswith("lr"):
+        raise ValueError(f"{name} must be at most {MOST_FLOAT:g}, got {value}")
     elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
         raise ValueError(f"{name} must have at most {MOST_CHARACTERS} characters, got {len(value)}: {_short(value)}")
 
