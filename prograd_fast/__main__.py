@@ -31,6 +31,7 @@ def _code() -> int:
 
 def _leave(code: int) -> None:
     if code > 128:  # interrupted: threads that look at pictures are not waited for
+        print(interrupts.line(), file=sys.stderr)
         interrupts.leave(code)
     try:
         sys.stdout.flush()

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
     Returns:
         The exit code: 0; 2 for wrong input and 1 for all else that fails, after one line on stderr; 130 or 143 after
-        SIGINT or SIGTERM.
+        SIGINT or SIGTERM, of which the process tells at its end.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != _DEBUG]
@@ -78,7 +78,6 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
-        print(interrupts.line(), file=sys.stderr)
         return getattr(error, "code", 130)
     except (_UsageError, ValueError, OSError, ImportError) as error:
         failure: Exception = error

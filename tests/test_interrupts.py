@@ -96,7 +96,7 @@ def test_what_was_trained_is_kept(arguments, tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("step", [1, 7, 16])  # the first, one in an epoch, the last
 @pytest.mark.parametrize("options", [[], ["--views", 0], ["--patience", 1, "--set", "batch_size=4"]], ids=str)
-def test_a_step_is_never_cut(arguments, tmp_path, monkeypatch, capfd, step, options):
+def test_a_step_is_never_cut(arguments, tmp_path, monkeypatch, step, options):
     options = [*arguments, "--set", "batch_size=2", "--epochs", 4, *options]
     assert run_here(monkeypatch, *options, "--out", tmp_path / "whole") == 0
     update, taken = loop.update, []
@@ -115,7 +115,6 @@ def test_a_step_is_never_cut(arguments, tmp_path, monkeypatch, capfd, step, opti
         assert code == 0
         return
     assert code == 130
-    assert "prograd-fast: interrupted; --resume" in capfd.readouterr().err
     assert run_here(monkeypatch, *options, "--out", tmp_path / "run", "--resume") == 0
     assert same_runs(tmp_path / "run", tmp_path / "whole")
 
