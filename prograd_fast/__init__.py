@@ -1,5 +1,10 @@
 """Prompt tuning of CLIP models that keeps what they knew: ProGrad optimizers, losses and a prompt-tuning engine."""
 
+from prograd_fast import interrupts
+
+if interrupts.is_command():  # before PyTorch is imported, which takes seconds
+    interrupts.end_in_one_line()
+
 import importlib
 from importlib.metadata import version
 from types import ModuleType

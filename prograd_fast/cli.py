@@ -4,14 +4,18 @@ open_clip, scikit-learn and matplotlib take seconds to import: only commands do,
 """
 
 import json
+import logging
+import reprlib
 import sys
+import traceback
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from prograd_fast import interrupts
 from prograd_fast.cli_compare import compare
 from prograd_fast.cli_parts import (
     Cache,
@@ -27,18 +31,17 @@ from prograd_fast.cli_parts import (
     Trust,
     Views,
     cache_folder,
+    check_text_tower,
     check_writable,
     console,
     open_model,
     open_model_of,
-    progress,
+    say,
 )
+from prograd_fast.printable import message_line, printable
+from prograd_fast.terminal import Table, progress
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    help="Adapt a CLIP model to a few pictures per class, and keep what it knew.",
-)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 # What typer raises for wrong usage. Newer typers carry a click of their own, so the class has no one address.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -46,17 +49,74 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by train.")]
 
 
+_DEBUG = "--debug"
+
+
 def main() -> None:
-    """Run the command. Wrong input ends with one line on stderr and exit code 2."""
+    """`run` with the arguments of this process, and its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command.
+
+    `--debug`, anywhere before a `--`, shows the traceback where it fails.
+
+    Returns:
+        The exit code: 0; 2 for wrong input and 1 for all else that fails, after one line on stderr; 130 or 143 after
+        SIGINT or SIGTERM, of which the process tells at its end.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != _DEBUG]
+    debug = len(options) < end
+    interrupts.hint = str
+    logging.lastResort = _Warnings(logging.WARNING)
+    # a picture is read or refused; what Pillow thinks of it in between names no file
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        # not app(...), which makes of KeyboardInterrupt an exit code
+        command = typer.main.get_command(app)
+        with command.make_context("prograd-fast", [*options, *arguments[end:]] or ["--help"]) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return getattr(error, "code", 130)
     except (_UsageError, ValueError, OSError, ImportError) as error:
-        message = getattr(error, "format_message", error.__str__)()
-        print("prograd-fast: " + " ".join(message.split()), file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        print("prograd-fast: interrupted", file=sys.stderr)
-        sys.exit(130)
+        failure: Exception = error
+        code, message = 2, getattr(error, "format_message", error.__str__)()
+    except Exception as error:
+        failure = error
+        code, message = 1, _last_resort(error, debug)
+    if debug:
+        for line in "".join(traceback.format_exception(failure)).splitlines():
+            print(printable(line), file=sys.stderr)
+    print(f"prograd-fast: {message_line(message)}", file=sys.stderr)
+    return code
+
+
+class _Warnings(logging.Handler):
+    """Warnings of the library as lines on stderr, where nobody has set up logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        print(message_line(record.getMessage()), file=sys.stderr)
+
+
+def _last_resort(error: Exception, debug: bool) -> str:
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, MemoryError) or "out of memory" in what or "allocate memory" in what:
+        return f"out of memory ({what}); train on fewer pictures or classes at once (--max-memory, --accumulate)"
+    shown = "" if debug else f"; {_DEBUG} shows where"
+    return f"{what}. This is a mistake in prograd-fast, or in a package that it uses{shown}. Please report it."
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback where a command fails.")] = False,
+) -> None:
+    """Adapt a CLIP model to a few pictures per class, and keep what it knew."""
 
 
 @app.command()
@@ -166,6 +226,7 @@ def train(
         partition = partition or 0
     plan = make_plan(pictures, shots, seed, partition)
     clip = open_model(model, pretrained, device, max_memory)
+    check_text_tower(clip, [tuning])
     if resume and (out / RUN_FILES[0]).exists():
         facts = run_facts(tuning, clip, pictures, plan, regime)
         try:
@@ -174,39 +235,41 @@ def train(
             other = str(error)
         if other is None:
             checkpoint.unlink(missing_ok=True)
-            print(f"{out} is finished: nothing is left to do.")
+            say(f"{out} is finished: nothing is left to do.")
             return
         if not checkpoint.exists():  # with one, this run was to replace the other
             raise ValueError(f"{out} holds no run to resume: {other}; choose another --out, or --force to replace it")
     learned, found = len(plan.train.classes), len(plan.train.rows)
-    print(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
+    say(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
     if found < learned * shots:
-        print(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
+        say(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
 
     if force:
         checkpoint.unlink(missing_ok=True)
+    interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
         record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
-    try:
-        save_run(out, record, learner)
-    except OSError as error:
-        again = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "run it again"
-        raise OSError(f"{error}; then {again}: the numbers will be the same") from error
-    checkpoint.unlink(missing_ok=True)
+    with interrupts.Held():
+        try:
+            save_run(out, record, learner)
+        except OSError as error:
+            again = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "run it again"
+            raise OSError(f"{error}; then {again}: the numbers will be the same") from error
+        checkpoint.unlink(missing_ok=True)
     rows = [record]
     if method != "zero-shot":
         rows.insert(0, {"method": "zero-shot", "accuracy": record["zero_shot_accuracy"]})
-    print(f"Accuracy in % ({100 / learned:.1f} by guessing):")
+    say(f"Accuracy in % ({100 / learned:.1f} by guessing):")
     console.print(accuracy_table(rows, list(record["accuracy"])))
     if isinstance(tuning, GradientMethod) and not record["completed"]:
         done = len(record["steps"]["task_loss"])
-        print(f"Training stopped after {done} steps: the loss was no longer finite. Try a lower --lr than {tuning.lr}.")
-        print(f"Wrote the last good state to {out}")
+        say(f"Training stopped after {done} steps: the loss was no longer finite. Try a lower --lr than {tuning.lr}.")
+        say(f"Wrote the last good state to {out}")
         raise typer.Exit(1)
     if record.get("conflict_rate") is not None:
-        print(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps after the first.")
+        say(f"The two gradients conflicted in {100 * record['conflict_rate']:.0f} % of the steps after the first.")
     trust = "" if is_known_model(clip.name, clip.pretrained) else " --trust"
-    print(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...{trust}")
+    say(f"Wrote {out}. Next: prograd-fast predict {out} PICTURE...{trust}")
 
 
 @app.command()
@@ -231,6 +294,8 @@ def _settings(given: list[str]) -> dict[str, object]:
             settings[name] = json.loads(value)
         except ValueError:
             settings[name] = value
+        except RecursionError:
+            raise ValueError(f"--set {name}: the JSON is nested too deeply, got {reprlib.repr(value)}") from None
     return settings
 
 
@@ -261,7 +326,7 @@ def evaluate(
         accuracies = evaluate_run(record, learned, clip, pictures, track, kept)
     rows: list[dict[str, Any]] = [{"method": name, "accuracy": values} for name, values in accuracies.items()]
     n = len(pictures.class_names)
-    print(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")
+    say(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")
     console.print(accuracy_table(rows, list(rows[0]["accuracy"])))
 
 
@@ -293,7 +358,7 @@ def predict(
     for file, labels, values in zip(pictures, best.indices.tolist(), best.values.tolist(), strict=True):
         cells = [f"{class_names[label]} {100 * value:.1f}" for label, value in zip(labels, values, strict=True)]
         table.add_row(str(file), *cells)
-    print(f"Most likely of {len(class_names)} classes, probability in %:")
+    say(f"Most likely of {len(class_names)} classes, probability in %:")
     console.print(table)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prograd_fast import interrupts
 from prograd_fast.cli_parts import (
     Cache,
     Data,
@@ -16,12 +17,13 @@ from prograd_fast.cli_parts import (
     Pretrained,
     Views,
     cache_folder,
+    check_text_tower,
     check_writable,
     console,
     open_model,
-    progress,
 )
 from prograd_fast.inputs import read_json
+from prograd_fast.terminal import progress
 
 if TYPE_CHECKING:
     from prograd_fast.methods import Method
@@ -82,6 +84,8 @@ def compare(
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
+    check_text_tower(clip, grid.methods)
+    interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, kept, others)
     report_comparison(results, out, console)

@@ -4,22 +4,24 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prograd_fast.printable import printable
 
 if TYPE_CHECKING:
-    from prograd_fast.training import Clip, Track
+    from prograd_fast.methods import Method
+    from prograd_fast.training import Clip
 
 ROOM = 1 << 20  # bytes that a run takes, at the least that is worth beginning
+MOST_MEMORY = 1e6  # gigabytes: more is a slip of the pen
 
-console = Console(highlight=False, markup=False)  # file and class names may have [brackets]
+console = Console(highlight=False)
 
 Data = Annotated[
     str,
@@ -72,10 +74,15 @@ MaxMemory = Annotated[
 ]
 
 
+def say(text: str) -> None:
+    """Print one line, as long as it is."""
+    print(printable(text))
+
+
 def open_model(name: str, pretrained: str | None, device: str | None, max_memory: float | None = None) -> "Clip":
     """`load_model`, with the number of threads that suits it, and a limit in GB."""
-    if max_memory is not None and not max_memory > 0:
-        raise ValueError(f"--max-memory: expected gigabytes, more than 0, got {max_memory}")
+    if max_memory is not None and not 0 < max_memory <= MOST_MEMORY:
+        raise ValueError(f"--max-memory: expected gigabytes, more than 0 and at most {MOST_MEMORY:g}, got {max_memory}")
     import torch
 
     from prograd_fast.clip.emoji_lite import NAMES
@@ -106,12 +113,24 @@ def open_model_of(
     clip = open_model(name, weights, device)
     if (clip.name, clip.pretrained) != named:
         used = _model(clip.name, clip.pretrained)
-        print(f"{run} was made with {_model(*named)}, and is used with {used} now.", file=sys.stderr)
+        print(printable(f"{run} was made with {_model(*named)}, and is used with {used} now."), file=sys.stderr)
     return clip
 
 
 def _model(name: str, pretrained: str | None) -> str:
     return f"the model {name!r}" + ("" if pretrained is None else f" with weights {pretrained!r}")
+
+
+def check_text_tower(clip: "Clip", methods: Sequence["Method"]) -> None:
+    """ValueError where a method would put context tokens into a text tower that cannot take them."""
+    from prograd_fast.clip import TextTower
+    from prograd_fast.methods import PromptTuning
+
+    if any(isinstance(method, PromptTuning) for method in methods):
+        try:
+            TextTower(clip.model)
+        except TypeError as error:
+            raise ValueError(f"{clip.name}: {error}") from error
 
 
 def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
@@ -128,8 +147,10 @@ def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:
 
 def check_writable(folder: Path, option: str = "--out") -> None:
     """Before any work: the folder can be written to, or made, and its disk has room for a run."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     remedy = f"choose another {option}"
+    if "\0" in str(folder):
+        raise ValueError(f"cannot write to {folder}: no name on a disk holds a NUL character; {remedy}")
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise ValueError(f"cannot write to {folder}: {existing} is not a folder that you may write to; {remedy}")
     try:
@@ -140,16 +161,3 @@ def check_writable(folder: Path, option: str = "--out") -> None:
             f"cannot write to {folder}: {existing} has no room or is not a folder that you may write to "
             f"({error.strerror}); free {ROOM >> 20} MiB there, or {remedy}"
         ) from error
-
-
-@contextmanager
-def progress() -> "Iterator[Track]":
-    """Progress bars on stderr: stdout has the results alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def track(label: str, total: int) -> Callable[[], None]:
-            task = progress.add_task(label, total=total)
-            return lambda: progress.advance(task)
-
-        yield track

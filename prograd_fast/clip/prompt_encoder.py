@@ -59,6 +59,8 @@ class PromptEncoder(nn.Module):
         max_memory: float | None = None,
     ) -> None:
         super().__init__()
+        if max_memory is not None and not 0 < max_memory < float("inf"):
+            raise ValueError(f"max_memory: expected bytes, more than 0 and finite, or None, got {max_memory}.")
         self.tower = tower
         self.class_specific = class_specific
         self.max_memory = max_memory

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prograd_fast.clip.text_tower import TextTower
 
+CHARACTERS_A_TOKEN = 100  # no vocabulary has words as long
 Tokenizer = Callable[[list[str]], Tensor]
 """Texts to token ids (N, context_length) int64, as `open_clip.get_tokenizer(name)` returns it."""
 
@@ -66,6 +67,10 @@ class TokenizedTexts:
         Raises:
             ValueError: a text has no tokens or too many, or the tokenizer is another model's.
         """
+        most = CHARACTERS_A_TOKEN * tower.context_length
+        for text in texts:
+            if len(text) > most:  # a tokenizer would take time that grows with the square of its length
+                raise ValueError(f"{text[:50]!r} ... is too long: {len(text)} characters. Shorten it.")
         ids = tokenizer(["", "X", *texts])
         _check_vocabulary(ids, tower, len(texts) + 2)
         empty, letter, ids = ids[0], ids[1], ids[2:]

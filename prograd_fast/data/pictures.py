@@ -1,13 +1,42 @@
-"""A set of labelled pictures, wherever they come from."""
+"""A set of labelled pictures, wherever they come from. A file may be a stranger's: it is read with care."""
 
-from collections.abc import Sequence
+import ctypes
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
+
+# What pillow may take a file for, whatever its suffix. Pillow knows more formats, and starts other programs for some.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MOST_BYTES = 256 * 2**20  # of a file
+# Pixels that are decoded, 356 MB: an A3 page at 600 dots per inch has 70 million. Of a JPEG twice as many can be read,
+# because it can be decoded smaller.
+MOST_PIXELS = 89_000_000
+STRIP = 2**22  # pixels that are put on white at once
+
+_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_pillow_limit = threading.Lock()
+
+# Libtiff writes to stderr what it dislikes in a file. Pillow raises an exception as well, which is told with the name.
+for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+    with suppress(OSError, AttributeError):  # a pillow without libtiff, or with one that is out of reach
+        getattr(ctypes.CDLL(_imaging.__file__), _handler)(None)
 
 
 @dataclass(frozen=True)
@@ -50,38 +79,94 @@ class PictureSet:
         """One picture as it is stored, not decoded.
 
         Raises:
-            ValueError: the file is missing or cannot be read.
+            ValueError: the file is missing, cannot be read, is no regular file, empty, or larger than `MOST_BYTES`.
         """
         source = self.source[index]
         try:
-            return source if isinstance(source, bytes) else source.read_bytes()
-        except OSError as error:
+            return source if isinstance(source, bytes) else _read(source)
+        except (OSError, ValueError) as error:
             raise self._unreadable(index, error) from error
 
     def open(self, index: int) -> Image.Image:
         """Decodes one picture: RGB, upright (EXIF orientation), on white where it is transparent.
 
+        Of several pictures in a file it is the first. A JPEG of more than `MOST_PIXELS` comes at half its size.
+
         Raises:
-            ValueError: the picture is missing, damaged or of an unknown format; names the set and the file or index.
+            ValueError: the picture is missing, damaged, too large, or not of one of the `FORMATS`; names the set and
+                the file or index.
         """
         content = self.content(index)
         try:
-            with Image.open(BytesIO(content)) as image:
-                return on_white(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return _decode(content)
+        except Exception as error:  # pillow's decoders raise whatever comes up in them
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> ValueError:
         source = self.source[index]
         which = f"picture {index}" if isinstance(source, bytes) else str(source)
-        reason = "not a known picture format" if isinstance(error, UnidentifiedImageError) else error
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not a picture in one of the formats {', '.join(FORMATS)}"
+        elif isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return ValueError(f"{self.name}: cannot read {which}: {reason}; replace or remove it")
+
+
+def _read(file: Path) -> bytes:
+    """The content of a regular file, which is looked at before anything is read from it: a pipe would never end."""
+    # a pipe without a writer must not be waited for
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as opened:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a regular file")
+        if not found.st_size:  # so are the files of /proc, which can have no end
+            raise ValueError("the file is empty")
+        content = opened.read(MOST_BYTES + 1) if found.st_size <= MOST_BYTES else b""
+    if not 0 < len(content) <= MOST_BYTES:
+        raise ValueError(f"{found.st_size} bytes; expected {MOST_BYTES} at most")
+    return content
+
+
+def _decode(content: bytes) -> Image.Image:
+    with _any_size():
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    with image:
+        pixels = image.width * image.height
+        if MOST_PIXELS < pixels <= 2 * MOST_PIXELS and image.format == "JPEG" and "progressive" not in image.info:
+            image.draft(None, (image.width // 2, image.height // 2))  # a progressive one is decoded whole even so
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels; expected {MOST_PIXELS} at most; make it smaller")
+        image.load()
+        way = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # not ImageOps.exif_transpose, which writes the EXIF data anew and stumbles over what is odd in them
+        return on_white(image if way is None else image.transpose(way))
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow's own limit, of which it warns on stderr and only then refuses, gives way to ours."""
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def on_white(image: Image.Image) -> Image.Image:
     """A picture of any mode in RGB, white where it is transparent; 16-bit grey is scaled to 8 bits."""
-    if image.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    ground = Image.new("RGBA", image.size, "white")
-    ground.alpha_composite(image.convert("RGBA"))
-    return ground.convert("RGB")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size)
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):  # a large picture has no room for four copies of it
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        if strip.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
+            strip = Image.fromarray((np.asarray(strip).clip(0, 65535) // 257).astype(np.uint8))
+        ground = Image.new("RGBA", strip.size, "white")
+        ground.alpha_composite(strip.convert("RGBA"))
+        white.paste(ground.convert("RGB"), (0, top))
+    return white

@@ -13,6 +13,7 @@ from prograd_fast.data.pictures import PictureSet
 Rows = npt.NDArray[np.int64]
 
 MAX_SEED = 2**32 - 1  # RandomState takes no more
+MOST_SHOTS = 1_000_000_000  # pictures per class
 FIRST_PARTITION_SEED = 100  # keeps the partitions' streams apart from those of the shots' seeds
 MAX_PARTITION = MAX_SEED - FIRST_PARTITION_SEED
 
@@ -85,7 +86,7 @@ def few_shot(
     Args:
         pictures: The set.
         classes: Indices of the classes to draw for.
-        shots: Pictures per class, at least 1; one number, or one for each class.
+        shots: Pictures per class, from 1 to `MOST_SHOTS`; one number, or one for each class.
         seed: Which random draw, 0, 1, ...
         styles: Styles to draw from; None means any.
         split: What to draw from instead of the pool.
@@ -94,11 +95,13 @@ def few_shot(
         Indices into the set, class by class, int64.
 
     Raises:
-        ValueError: `shots` < 1, `seed` is negative or above `MAX_SEED`, or a class has no picture in the pool.
+        ValueError: `shots` or `seed` is out of range, or a class has no picture in the pool.
     """
-    counts = np.broadcast_to(shots, len(classes))
-    if counts.min(initial=1) < 1:
+    if not np.all(np.greater_equal(shots, 1)):
         raise ValueError(f"shots must be 1 or more, got {shots}")
+    if not np.all(np.less_equal(shots, MOST_SHOTS)):
+        raise ValueError(f"shots must be at most {MOST_SHOTS}, got {shots}")
+    counts = np.broadcast_to(shots, len(classes))
     random = _random(seed)
     drawn = []
     for label, count in zip(classes, counts, strict=True):

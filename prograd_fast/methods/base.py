@@ -1,5 +1,7 @@
 """What the methods share: the task they are given, what becomes of it, and how one is trained by gradients."""
 
+import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +13,10 @@ from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
 from prograd_fast.optim import ProGradSGD
+
+MOST = 1_000_000  # epochs, tokens, samples: no setting counts further, and whoever asks for more has mistyped
+MOST_FLOAT = 1e30  # of what a float32 tensor is multiplied by; a rate that is too high is told by the loss
+MOST_CHARACTERS = 10_000  # of words and names: no text tower reads as many, and a tokenizer takes long for them
 
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
 
@@ -127,12 +133,24 @@ class Method(ABC):
 
     `name` is what it is called on the command line and in run records, `title` in tables and plots. A method that does
     not name new classes knows only those that it was trained on. `presets` are published settings by name.
+
+    Raises:
+        ValueError: a setting is of another type than its field, not finite, or beyond all reason (`MOST`).
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     names_new_classes: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for setting in fields(self):
+            value, kind = getattr(self, setting.name), types[setting.name]
+            if not _is(value, kind):
+                told = kind if get_origin(kind) else kind.__name__
+                raise ValueError(f"settings.{setting.name}: expected {told}, got {_short(value)}")
+            _check_size(setting.name, value)
 
     @abstractmethod
     def start(self, task: Task) -> Learner:
@@ -167,17 +185,13 @@ class Method(ABC):
             ValueError: a setting or preset that the method does not have, or a value of another type.
         """
         if preset is not None and preset not in list(cls.presets):
-            raise ValueError(f"{cls.name} has no preset {preset!r}; it has {', '.join(cls.presets) or 'none'}")
-        types = get_type_hints(cls)
+            raise ValueError(f"{cls.name} has no preset {_short(preset)}; it has {', '.join(cls.presets) or 'none'}")
         values = {**cls.presets.get(preset or "", {}), **settings}
         for name, value in values.items():
             if name not in {f.name for f in fields(cls)}:
                 own = ", ".join(f.name for f in fields(cls))
                 raise ValueError(f"{cls.name} has no setting {name}; it has {own}")
-            values[name] = value = tuple(value) if isinstance(value, list) else value
-            if not _is(value, types[name]):
-                kind = types[name] if get_origin(types[name]) else types[name].__name__
-                raise ValueError(f"settings.{name}: expected {kind}, got {value!r}")
+            values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
 
@@ -210,6 +224,7 @@ class GradientMethod(Method):
     clip_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lr", "warmup_lr", "clip_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -244,3 +259,26 @@ def _is(value: object, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check_size(name: str, value: object) -> None:
+    """ValueError for a number or a text that no method has a use for."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_size(name, item)
+    elif isinstance(value, int) and not -MOST <= value <= MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {_short(value)}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    elif isinstance(value, float) and abs(value) > MOST_FLOAT and not name.endswith("lr"):
+        raise ValueError(f"{name} must be at most {MOST_FLOAT:g}, got {value}")
+    elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
+        raise ValueError(f"{name} must have at most {MOST_CHARACTERS} characters, got {len(value)}: {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """A value in a message, however long or deep it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of very many digits"

@@ -19,6 +19,9 @@ class LinearProbe(Method):
         C: Inverse strength of the L2 penalty. The default was chosen on validation pictures of emoji's
             base classes, for emoji-lite: `docs/settings.md` has the scan.
         max_iter: Limit of L-BFGS iterations.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     C: float = 1.0
@@ -27,6 +30,13 @@ class LinearProbe(Method):
     name: ClassVar[str] = "linear-probe"
     title: ClassVar[str] = "linear probe"
     names_new_classes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.C > 0:
+            raise ValueError(f"C must be above 0 and finite, got {self.C}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be 1 or more, got {self.max_iter}")
 
     def start(self, task: Task) -> "LinearLearner":
         """Fit the regression."""

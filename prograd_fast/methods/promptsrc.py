@@ -14,6 +14,7 @@ from prograd_fast.methods.context import Context, Deep
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
 
+MOST_BLOCKS = 100  # no text tower has more
 RELEASED: Mapping[str, Any] = {
     **COOP, "ctx_init": "a photo of a", "n_ctx": 4, "lr": 0.0025, "batch_size": 4, "epochs": 20, "depth": 9
 }  # fmt: skip
@@ -57,9 +58,10 @@ class PromptSRC(PromptTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("depth", 1), ("gpa_std", 1e-6)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not 1 <= self.depth <= MOST_BLOCKS:
+            raise ValueError(f"depth must be between 1 and {MOST_BLOCKS}, got {self.depth}")
+        if self.gpa_std < 1e-6:
+            raise ValueError(f"gpa_std must be {1e-6} or more, got {self.gpa_std}")
 
     def context(self, learner: PromptTuningLearner) -> Context:
         """The context and the deeper ones."""

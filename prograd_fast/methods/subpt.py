@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from prograd_fast.methods.base import MOST_FLOAT
 from prograd_fast.methods.nfl import NFL
 from prograd_fast.methods.presets import COOP, FEW_SHOT_EPOCHS
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
@@ -52,6 +53,9 @@ class SubPT(PromptTuning):
         super().__post_init__()
         if not 1 <= self.rank < self.early_epochs:
             raise ValueError(f"rank must be between 1 and early_epochs - 1, {self.early_epochs - 1}, got {self.rank}")
+        for name in ("lr", "warmup_lr"):  # the update under a rule multiplies tensors by them
+            if getattr(self, name) > MOST_FLOAT:
+                raise ValueError(f"{name} must be at most {MOST_FLOAT:g}, got {getattr(self, name)}")
         if self.lambda_ is not None:
             raise ValueError(f"lambda_ must be None, since the subspace is the gradient's rule, got {self.lambda_}")
 

@@ -11,6 +11,7 @@ from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
 
 RELEASED: Mapping[str, Any] = {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 1, "conditional": False}
+MOST_SAMPLES = 10_000  # each has class features of its own; the authors take 40 at most
 _SAMPLES_AND_EPOCHS = {  # VPT.md
     "caltech": (20, 20), "pets": (40, 20), "cars": (20, 40), "flowers": (10, 40), "food": (20, 20),
     "aircraft": (10, 10), "sun": (20, 10), "dtd": (40, 10), "eurosat": (20, 60), "ucf": (5, 20), "imagenet": (10, 10),
@@ -47,8 +48,8 @@ class Variational(PromptTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise ValueError(f"samples must be 1 or more, got {self.samples}")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise ValueError(f"samples must be between 1 and {MOST_SAMPLES}, got {self.samples}")
 
     def context(self, learner: PromptTuningLearner) -> Context:
         """The context and its distribution."""

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from prograd_fast.files import replacing
 from prograd_fast.methods import METHODS
+from prograd_fast.printable import printable
 from prograd_fast.report.compare_figures import conflict_figure, cost_figure, plane_figure, shots_figure
 from prograd_fast.report.statistics import Spread
 from prograd_fast.report.summary import accuracies
 from prograd_fast.report.table import TITLES
+from prograd_fast.terminal import Table, plain
 from prograd_fast.training import Record, write_json
 
 _MAIN = ("all", "base", "new", "harmonic mean", "balanced", "long-tail")  # shown first, and in the terminal
@@ -36,10 +37,10 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
 
     def title(what: str, runs: Sequence[Record]) -> str:
         told = description({**results, "runs": runs})
-        return f"{what}\nModel {results['model']['name']}, {told.data[0].lower()}{told.data[1:-1]}"
+        return f"{what}\n" + printable(f"Model {results['model']['name']}, {told.data[0].lower()}{told.data[1:-1]}")
 
     main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
-    console.print(" ".join(told), soft_wrap=True)
+    console.print(plain(" ".join(told)), soft_wrap=True)
     table = Table("method", "shots")
     for part in main:
         table.add_column(part, justify="right")
@@ -52,8 +53,8 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     header = ["method", "shots", *parts]
     lines = [header, ["---"] * len(header), *rows]
     with replacing(out / "tables.md") as temporary:
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        temporary.write_text("\n\n".join([*told, text]) + "\n", encoding="utf-8")
+        text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+        temporary.write_text("\n\n".join([*map(printable, told), text]) + "\n", encoding="utf-8")
     written = ["results.json", "tables.md"]
     if len({run["shots"] for run in runs}) > 1:
         shots_figure(runs, main, out / "shots.png", title("Accuracy against shots; bars: 95 % intervals", runs))
@@ -67,8 +68,12 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
         written.append("conflict.png")
     cost_figure(at_most, out / "cost.png", title("Cost; bars: median, dots: the runs", at_most))
     written.append("cost.png")
+    console.print(plain(f"Wrote {', '.join(written)} in {out}"), soft_wrap=True)
 
-    console.print(f"Wrote {', '.join(written)} in {out}", soft_wrap=True)
+
+def _cell(text: str) -> str:
+    """A name in a Markdown table."""
+    return printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 class Description(NamedTuple):

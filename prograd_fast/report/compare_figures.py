@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from prograd_fast.methods import METHODS
+from prograd_fast.printable import printable
 from prograd_fast.report.figures import save
 from prograd_fast.report.statistics import Spread
 from prograd_fast.report.summary import accuracies
@@ -71,7 +72,7 @@ def shots_figure(runs: Sequence[Record], parts: Sequence[str], path: Path, title
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("pictures per class")
-        axes.set_title(part, fontsize=10)
+        axes.set_title(printable(part), fontsize=10, parse_math=False)  # may be the name of a user's folder
         axes.grid(axis="y", color="0.9")
     # the interval of two or three runs can reach beyond what an accuracy can be
     figure.axes[0].set_ylim(*np.clip(figure.axes[0].get_ylim(), 0, 100))
@@ -204,7 +205,7 @@ def _methods(runs: Sequence[Record]) -> list[str]:
 
 def _figure(title: str, panels: int, height: float = 4.6) -> Figure:
     figure = Figure(figsize=(max(7.2, 3.6 * panels), height), dpi=150, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
     return figure
 
 

@@ -8,6 +8,7 @@ from prograd_fast.data import EMOJI_UNSEEN_STYLES
 from prograd_fast.report.figures import accuracy_figure, conflict_figure
 from prograd_fast.report.summary import sentences
 from prograd_fast.report.table import accuracy_table
+from prograd_fast.terminal import plain
 from prograd_fast.training import Record, write_json
 
 
@@ -46,4 +47,4 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         title="Gradient of the labels' loss against that of the teacher's: ProGrad removes the conflict\n"
         f"Lines: median of {n_runs} runs; bands: the middle half of them",
     )
-    console.print(f"Wrote results.json, accuracy.png and conflict.png in {out}", soft_wrap=True)
+    console.print(plain(f"Wrote results.json, accuracy.png and conflict.png in {out}"), soft_wrap=True)

@@ -1,5 +1,6 @@
 """The demo's two pictures, drawn from run records."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -89,6 +90,7 @@ def _axes(title: str) -> tuple[Figure, Axes]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, all of it or nothing."""
-    with replacing(path) as temporary:
+    """Write a PNG, all of it or nothing. A letter that the font lacks is drawn as a box."""
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(temporary)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from prograd_fast.methods import METHODS
 from prograd_fast.report.summary import accuracies, mean_and_sd
+from prograd_fast.terminal import Table
 from prograd_fast.training import Record
 
 TITLES = {method.name: method.title for method in METHODS}

@@ -60,7 +60,7 @@ class AugmentedFeatures:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._worker.shutdown(cancel_futures=True)
+        self._worker.shutdown(wait=kind is None, cancel_futures=True)  # who is interrupted does not wait for pictures
 
     def of_epoch(self, epoch: int) -> Tensor:
         """(N, D) features for epoch 0, 1, ..., on the model's device; begins with those of the epoch after it.

@@ -12,6 +12,7 @@ import numpy as np
 
 from prograd_fast.data import PictureSet
 from prograd_fast.inputs import check_kinds, read_json
+from prograd_fast.interrupts import Held
 from prograd_fast.methods import Method
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import Features, encode_pictures
@@ -23,6 +24,7 @@ from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_p
 from prograd_fast.training.record import Record, run_record, seal, setup_record, unseal, write_json
 from prograd_fast.training.run import Elsewhere, run_method
 
+MOST_RUNS = 100_000  # of a grid: more would take years
 _LOG = logging.getLogger("prograd_fast")
 
 
@@ -57,6 +59,11 @@ class Grid:
         for name, least in (("seeds", 1), ("partitions", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
+            raise ValueError(f"imbalance: expected 1 or more and finite, got {self.imbalance}")
+        runs = len(self.methods) * len(self.shots) * self.seeds * max(1, self.partitions)
+        if runs > MOST_RUNS:
+            raise ValueError(f"a grid of {runs} runs: expected {MOST_RUNS} at most; take fewer seeds or partitions")
         if self.partitions and self.imbalance is not None:
             raise ValueError("imbalance: a long-tailed grid learns all classes; expected no partitions beside it")
 
@@ -107,9 +114,14 @@ def run_grid(
     folder = out / "runs"
     others = [other.name for other in elsewhere]
     cells = []
+    taken = ["validation", "harmonic mean"]  # an accuracy has one name
     for name, method, plan in grid.cells(pictures):
         facts = run_facts(method, clip, pictures, plan, grid.regime) | {"elsewhere": others}
         cells.append((name, method, plan, json.loads(json.dumps(facts))))
+        taken += plan.tests
+    for other in others:
+        if other in taken or others.count(other) > 1:
+            raise ValueError(f"another set to test on is called {other!r}, as another test is: rename its folder")
     records = {name: _finished(folder / f"{name}.json", facts) for name, _, _, facts in cells}
     missing = [cell for cell in cells if records[cell[0]] is None]
     if missing:
@@ -124,8 +136,9 @@ def run_grid(
             record = _run(grid, clip, pictures, features, exams, method, plan, folder / name, facts, cache)
             records[name] = record
             try:
-                write_json(folder / f"{name}.json", seal({"facts": facts, **record}))
-                (folder / f"{name}.safetensors").unlink(missing_ok=True)
+                with Held():
+                    write_json(folder / f"{name}.json", seal({"facts": facts, **record}))
+                    (folder / f"{name}.safetensors").unlink(missing_ok=True)
             except OSError as error:
                 _LOG.warning("the run %s is not kept, and is run again next time: %s", name, error)
             on_run()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from prograd_fast.inputs import short
+from prograd_fast.interrupts import Held
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
+from prograd_fast.methods.base import MOST
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
 
@@ -51,8 +53,8 @@ class Regime:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name, least in (("accumulate", 1), ("patience", 1), ("views", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
+            if value is not None and not least <= value <= MOST:
+                raise ValueError(f"{name}: expected {least} or more, and {MOST} at most, got {value}")
 
 
 AS_PUBLISHED = Regime()
@@ -75,7 +77,8 @@ def tune(
     every `CHECK_EVERY` steps, and where `checkpoints` or `regime.patience` need it.
 
     A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
-    same machine with the same number of threads. On others the matrix library may add in another order.
+    same machine with the same number of threads. On others the matrix library may add in another order. With
+    `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
@@ -192,26 +195,31 @@ class _Training:
             self._go_on_from(checkpoints)
         for _ in range(len(self.measured)):
             on_step()
-        batches = None
-        while self.epoch < self.stage_ends[-1]:
-            batches = self._batches()
-            while self.batch < len(batches):
-                if checkpoints is not None and checkpoints.due and self._look():
-                    checkpoints.save(self._state())
-                self._step(batches[self.batch])
-                self.batch += 1
-                on_step()
-                if len(self.measured) % CHECK_EVERY == 0 and not self._look():
-                    return self._stopped()
-            self._end_epoch()
-            if self.validate is not None and self.epoch > self.last_stage and self._is_enough(self.validate()):
-                break
+        signals, batches = Held(), None
+        with nullcontext() if checkpoints is None else signals:
+            while not self._is_done():
+                batches = signals.wait(self._batches)
+                if batches is None:  # stopped while it waited for pictures
+                    self._keep(checkpoints, signals)
+                    continue
+                while self.batch < len(batches):
+                    self._keep(checkpoints, signals)
+                    self._step(batches[self.batch])
+                    self.batch += 1
+                    on_step()
+                    if len(self.measured) % CHECK_EVERY == 0 and not self._look():
+                        return self._stopped()
+                self._end_epoch()
+                if self.validate is not None and self.epoch > self.last_stage:
+                    self._end_validation(self.validate())
+            if signals.came:
+                self._keep(checkpoints, signals)
         with torch.no_grad():  # the last state has no loss yet
-            batches = batches or self._batches()  # all was done before
+            batches = batches or self._batches()
             healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
         if not healthy:
             return self._stopped()
-        if checkpoints is not None and checkpoints.last and self.epoch == self.stage_ends[-1]:
+        if checkpoints is not None and checkpoints.last:
             with suppress(OSError):  # saving the run will tell
                 checkpoints.save(self._state())
         if self.validate is not None:
@@ -252,13 +260,18 @@ class _Training:
         if self.epoch in self.stage_ends[:-1]:
             self.schedule = _schedule(self.learner)
 
-    def _is_enough(self, accuracy: float) -> bool:
-        """Whether the accuracy on validation pictures has not risen for `patience` epochs; keeps the best state."""
+    def _end_validation(self, accuracy: float) -> None:
+        """Note an accuracy on the validation pictures, and keep the best state."""
         if accuracy > max(self.validation, default=-1.0):
             self.best = [tensor.clone() for tensor in self.state]
         self.validation.append(accuracy)
+
+    def _is_done(self) -> bool:
+        """Whether all epochs are over, or the validation accuracy has not risen for `patience` of them."""
+        if self.regime.patience is None or not self.validation:
+            return self.epoch >= self.stage_ends[-1]
         epochs_since = len(self.validation) - 1 - self.validation.index(max(self.validation))
-        return self.regime.patience is not None and epochs_since >= self.regime.patience
+        return self.epoch >= self.stage_ends[-1] or epochs_since >= self.regime.patience
 
     def _stopped(self) -> History:
         self._set_back_to(self.last_good)
@@ -269,6 +282,12 @@ class _Training:
             tensor.copy_(value)
 
     # ---- checkpoints
+
+    def _keep(self, checkpoints: Checkpoints | None, signals: Held) -> None:
+        """Between two steps: keep the state if it is time or if the run is interrupted, and then end."""
+        if checkpoints is not None and (checkpoints.due or signals.came) and self._look():
+            checkpoints.save(self._state())
+        signals.deliver()
 
     def _state(self) -> dict[str, Any]:
         learner = self.learner
