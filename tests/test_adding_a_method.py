@@ -40,4 +40,4 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["method"] == "anchored"
     assert record["settings"]["weight"] == 10
-    assert "anchored" in command("evaluate", "run", "--data", shapes_dir)
+    assert "anchored" in command("evaluate", "run", "--data", shapes_dir, "--trust")

@@ -370,7 +370,7 @@ def test_a_comparison_on_a_full_disk_prints_its_table(clip, shapes, tmp_path, mo
     stream = io.StringIO()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        patch.setattr(Checkpoints.__init__, "__defaults__", (0.0,))  # seconds between two
+        patch.setattr(Checkpoints.__init__, "__defaults__", (0.0, False))  # seconds between two
         results = run_grid(grid, clip, shapes, tmp_path / "out", no_bars)
         assert accuracies(results) == expected
         with pytest.raises(OSError, match=f"cannot write {tmp_path}/out/results.json: No space left"):

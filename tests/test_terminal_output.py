@@ -113,7 +113,12 @@ def test_the_whole_way_of_a_set(evil_data, clip_dir, tmp_path, monkeypatch, capf
         "--out",
         tmp_path / "grid",
     ]
-    for command in (train, ["evaluate", out, "--data", evil_data], ["predict", out, file], [*grid, *model]):
+    for command in (
+        train,
+        ["evaluate", out, "--data", evil_data, "--trust"],
+        ["predict", out, file, "--trust"],
+        [*grid, *model],
+    ):
         assert run_here(monkeypatch, *command) == 0
         said = capfd.readouterr()
         assert is_clean(said.out + said.err), command[0]

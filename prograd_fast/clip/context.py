@@ -29,7 +29,10 @@ def initial_context(
     if n_ctx is not None and (not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or n_ctx < 1):
         raise ValueError(f"n_ctx: expected a number of context tokens, 1 or more, or None, got {n_ctx!r}.")
     if n_ctx is not None and n_ctx >= tower.context_length:  # before there is memory for them
-        raise ValueError(f"n_ctx: expected fewer than the text tower's {tower.context_length} positions, got {n_ctx}.")
+        raise ValueError(
+            f"n_ctx: {n_ctx} context tokens and a class name do not fit in the text tower's {tower.context_length} "
+            "positions; lower n_ctx."
+        )
     filler, words = _word_ids(tokenizer, tower, "X")[:1], torch.empty(0, dtype=torch.int64)
     if isinstance(ctx_init, Tensor):
         given = _checked(ctx_init, n_ctx, n_classes, tower.width)

@@ -106,7 +106,7 @@ class PictureSet:
         source = self.source[index]
         which = f"picture {index}" if isinstance(source, bytes) else str(source)
         if isinstance(error, UnidentifiedImageError):
-            reason = f"not a picture in one of the formats {', '.join(FORMATS)}"
+            reason = f"not a known picture format ({', '.join(FORMATS)})"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error)
         else:

@@ -59,7 +59,7 @@ class PromptSRC(PromptTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.depth <= MOST_BLOCKS:
-            raise ValueError(f"depth must be between 1 and {MOST_BLOCKS}, got {self.depth}")
+            raise ValueError(f"depth must be 1 or more, and {MOST_BLOCKS} at most, got {self.depth}")
         if self.gpa_std < 1e-6:
             raise ValueError(f"gpa_std must be {1e-6} or more, got {self.gpa_std}")
 

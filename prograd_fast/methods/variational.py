@@ -49,7 +49,7 @@ class Variational(PromptTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.samples <= MOST_SAMPLES:
-            raise ValueError(f"samples must be between 1 and {MOST_SAMPLES}, got {self.samples}")
+            raise ValueError(f"samples must be 1 or more, and {MOST_SAMPLES} at most, got {self.samples}")
 
     def context(self, learner: PromptTuningLearner) -> Context:
         """The context and its distribution."""

@@ -44,10 +44,12 @@ class XERM(GradientMethod):
     }
 
     def __post_init__(self) -> None:
+        if self.gamma == float("inf"):  # no size, but no meaning either
+            raise ValueError(f"gamma must be above 0 and finite, got {self.gamma}")
         super().__post_init__()
         if self.variant not in ("pc", "tde"):
             raise ValueError(f"variant must be 'pc' or 'tde', got {self.variant!r}")
-        if not 0 < self.gamma < float("inf"):
+        if not self.gamma > 0:
             raise ValueError(f"gamma must be above 0 and finite, got {self.gamma}")
 
     def stages(self) -> tuple[int, ...]:

@@ -1,7 +1,12 @@
 """The operators `torch.ops.prograd_fast.*`: schemas, fakes, derivatives and reference kernels.
 
 Importing this package defines them. Backends register faster kernels for the operators that write into their arguments
-(`*_out`, `*_`); the others allocate and call these. `prograd_fast.functional` checks arguments and is what users call.
+(`*_out`, `*_`); the others allocate and call these. `prograd_fast.functional` is what users call.
+
+A wrong call is refused before anything is read or written, with a ValueError or TypeError that names the argument, what
+was expected and what came (`checks.py`; csrc/checks.h for kernels in C++). All tensors of a call are on one device, but
+for `lr_tensor`, which may be on the CPU. What a kernel writes has a place of its own for each element; strides are free
+unless said otherwise.
 
 Common to all: float32 arithmetic straight after the load (float64 for float64 tensors), one rounding at the store;
 reductions in an order that depends on the sizes alone; hyper-parameters are run-time values; no value is read back to

@@ -197,7 +197,6 @@ _KINDS = {
     "settings": dict,
     "data.class_names": list,
     "trained_classes": list,
-    _LEARNED: str,
 }
 
 
@@ -209,6 +208,7 @@ def _read_record(file: Path) -> Record:
         method_named(value["method"], value["settings"])
         for names in (value["data"]["class_names"], value["trained_classes"]):
             readable_class_names(names)
+        check_kinds(value, {_LEARNED: str})
         return value
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error

@@ -53,8 +53,10 @@ class Regime:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name, least in (("accumulate", 1), ("patience", 1), ("views", 0)):
             value = getattr(self, name)
-            if value is not None and not least <= value <= MOST:
-                raise ValueError(f"{name}: expected {least} or more, and {MOST} at most, got {value}")
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
+            if value is not None and value > MOST:
+                raise ValueError(f"{name}: expected {MOST} at most, got {value}")
 
 
 AS_PUBLISHED = Regime()
@@ -328,7 +330,9 @@ class _Training:
         check_alike(state, own | {name: state[name] for name in growing}, "state")
         cpu, cuda = state["random"]
         columns, measured, validation = state["columns"], state["measured"], state["validation"]
-        check_alike(columns, ["task"] * max(1, len(columns)), "columns")
+        check_alike(columns, ["task"] * len(columns), "columns")
+        if len(measured) and not columns:
+            raise ValueError(f"{len(measured)} steps of nothing")
         check_alike(measured, torch.empty(len(measured), len(columns)), "measured")
         check_alike(validation, [0.0] * len(validation), "validation")
         epochs, most_batches = self.stage_ends[-1], len(self.learner.task.labels)

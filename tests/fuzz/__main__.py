@@ -1,11 +1,12 @@
 """`python -m tests.fuzz`: random cases for operators, files, pictures and options; exit code 1 if one goes wrong."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from tests.fuzz import driver
-from tests.fuzz.registry import load_targets
+from tests.fuzz.registry import TARGETS, load_targets
 
 
 def main() -> None:
@@ -17,19 +18,17 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000, help="of each target, at most (default: 10000)")
     parser.add_argument("--case", type=int, help="run this one case of one target in this process")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plan", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    load_targets()
     if given.worker is not None:
-        load_targets()
-        driver.work(given.targets[0], given.seed, given.case, given.cases, given.seconds, given.worker)
+        driver.work(given.plan, given.seed, given.seconds, given.cases, given.worker)
     elif given.case is not None:
-        load_targets()
         driver.run_case(given.targets[0], given.seed, given.case)
         print("fine")
     else:
-        results = driver.run(given.targets, given.seed, given.seconds, given.cases)
-        cases, findings = sum(r.cases for r in results), sum(len(r.findings) for r in results)
-        print(f"{cases} cases, {findings} findings, seed {given.seed}")
-        sys.exit(bool(findings))
+        results = driver.run(given.targets or sorted(TARGETS), given.seed, given.seconds, given.cases)
+        sys.exit(driver.report(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs random cases in processes of their own, goes on behind a crash, and tells which case found what.
+"""Runs random cases in a process of their own, goes on behind a crash, and tells which case found what.
 
 A worker process runs one case after the other and notes in a file which one it is at. When it dies, or stays at one
 case for too long, that case is a finding, and a new worker goes on with the next.
@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from tests.fuzz.registry import TARGETS, load_targets
+from tests.fuzz.registry import TARGETS, WEIGHTS
 
 PATIENCE = 60.0  # seconds for one case, and for the start of a worker
 MEMORY = 12 * 2**30  # bytes of addresses that a worker may take
@@ -53,7 +54,8 @@ class Result:
     name: str
     cases: int = 0
     seconds: float = 0.0
-    findings: tuple[Finding, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    done: bool = False
 
 
 def run_case(name: str, seed: int, index: int) -> None:
@@ -62,60 +64,55 @@ def run_case(name: str, seed: int, index: int) -> None:
         TARGETS[name](Random(f"{seed} {name} {index}"), Path(folder))
 
 
-def run_target(name: str, seed: int, seconds: float, most_cases: int, most_findings: int = 20) -> Result:
-    """Run cases of one target until the time or the number is up, or too many went wrong.
+def run(names: Sequence[str], seed: int, seconds: float, most_cases: int, most_findings: int = 20) -> list[Result]:
+    """Run random cases of targets, each with its share of the time.
 
     Args:
-        name: the target.
+        names: the targets.
         seed: decides all cases.
-        seconds: for how long to begin new ones.
-        most_cases: how many.
-        most_findings: after how many findings to give up.
-
-    Returns:
-        The number of cases and the findings.
+        seconds: for all targets together; a case is not cut short.
+        most_cases: of each target.
+        most_findings: of each target, after which it is left.
     """
-    result, end = Result(name), time.monotonic() + seconds
-    started = time.monotonic()
-    while result.cases < most_cases and time.monotonic() < end and len(result.findings) < most_findings:
-        count = most_cases - result.cases
-        done, findings = _run_worker(name, seed, result.cases, count, end - time.monotonic())
-        result.cases += done
-        result.findings += tuple(findings)
-    result.seconds = time.monotonic() - started
-    return result
+    results = [Result(name) for name in names]
+    left = list(results)
+    end = time.monotonic() + seconds
+    while left:
+        _run_worker(left, seed, max(0.0, end - time.monotonic()), most_cases)
+        left = left[next((i for i, result in enumerate(left) if not result.done), len(left)) :]
+        while left and (len(left[0].findings) >= most_findings or time.monotonic() > end):
+            left.pop(0)
+    return results
 
 
-def _run_worker(name: str, seed: int, first: int, count: int, seconds: float) -> tuple[int, list[Finding]]:
-    """How many cases one worker got through, and what it found."""
+def _run_worker(results: list[Result], seed: int, seconds: float, most_cases: int) -> None:
+    """Run the cases of targets that are left in one process, until it is done or dies, and note what came out."""
+    by_name = {result.name: result for result in results}
     with TemporaryDirectory(prefix="prograd-fuzz-worker-") as folder:
         notes, errors = Path(folder) / "notes", Path(folder) / "stderr"
         notes.touch()
-        command = [
-            sys.executable,
-            "-m",
-            "tests.fuzz",
-            "--worker",
-            str(notes),
-            "--seed",
-            str(seed),
-            "--case",
-            str(first),
-        ]
-        command += ["--cases", str(count), "--seconds", str(seconds), name]
+        plan = json.dumps([[result.name, result.cases] for result in results])
+        command = [sys.executable, "-m", "tests.fuzz", "--worker", str(notes), "--plan", plan, "--seed", str(seed)]
+        command += ["--cases", str(most_cases), "--seconds", str(seconds)]
         with errors.open("wb") as stderr:
             process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr)
             hung = _wait(process, notes)
-        events = list(_events(notes))
-        findings = [Finding(name, seed, e["case"], e["finding"]) for e in events if "finding" in e]
-        begun = [e["case"] for e in events if "finding" not in e]
+        last = None
+        for event in _events(notes):
+            result = by_name[event["name"]]
+            if "done" in event:
+                result.done = True
+                result.seconds += event["done"]
+            elif "finding" in event:
+                result.findings.append(Finding(result.name, seed, event["case"], event["finding"]))
+            else:
+                last, result.cases = result, event["case"] + 1
         if process.returncode:
             tail = errors.read_text(errors="replace")[-2000:]
-            if not begun:
-                raise RuntimeError(f"the worker for {name!r} did not begin (exit code {process.returncode}):\n{tail}")
+            if last is None:
+                raise RuntimeError(f"the worker did not begin (exit code {process.returncode}):\n{tail}")
             how = f"no end after {PATIENCE:.0f} s" if hung else f"the process ended with {process.returncode}"
-            findings.append(Finding(name, seed, begun[-1], f"{how}\n{tail}"))
-        return len(begun), findings
+            last.findings.append(Finding(last.name, seed, last.cases - 1, f"{how}\n{tail}"))
 
 
 def _wait(process: "subprocess.Popen[bytes]", notes: Path) -> bool:
@@ -135,7 +132,7 @@ def _wait(process: "subprocess.Popen[bytes]", notes: Path) -> bool:
                 return True
 
 
-def _events(notes: Path) -> Iterator[dict[str, object]]:
+def _events(notes: Path) -> Iterator[dict[str, Any]]:
     for line in notes.read_text(errors="replace").splitlines():
         try:
             yield json.loads(line)
@@ -143,39 +140,45 @@ def _events(notes: Path) -> Iterator[dict[str, object]]:
             continue
 
 
-def work(name: str, seed: int, first: int, count: int, seconds: float, notes: Path) -> None:
-    """What a worker process does: run cases, and note each before it begins and whatever it raised."""
+def work(plan: Sequence[tuple[str, int]], seed: int, seconds: float, most_cases: int, notes: Path) -> None:
+    """What a worker process does: run cases, and note each before it begins and whatever it raised.
+
+    Args:
+        plan: the targets, and the first case of each.
+        seed: decides all cases.
+        seconds: for all of them.
+        most_cases: of each target.
+        notes: the file to note in.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     tempfile.tempdir = str(notes.parent)  # what a killed case leaves goes with the worker's folder
     end = time.monotonic() + seconds
     with notes.open("a", buffering=1) as file:
-        for index in range(first, first + count):
-            if time.monotonic() > end and index > first:
-                return
-            file.write(json.dumps({"case": index}) + "\n")
-            try:
-                run_case(name, seed, index)
-            except BaseException:  # SystemExit and KeyboardInterrupt too
-                file.write(json.dumps({"case": index, "finding": traceback.format_exc(limit=-6)}) + "\n")
+
+        def note(**event: object) -> None:
+            file.write(json.dumps(event) + "\n")
+
+        for position, (name, first) in enumerate(plan):
+            started = time.monotonic()
+            weights = [WEIGHTS[name] for name, _ in plan[position:]]
+            until = started + (end - started) * weights[0] / sum(weights)  # what one leaves over, the next ones have
+            for index in range(first, most_cases):
+                if index > first and time.monotonic() > until:
+                    break
+                note(name=name, case=index)
+                try:
+                    run_case(name, seed, index)
+                except BaseException:  # SystemExit and KeyboardInterrupt too
+                    note(name=name, case=index, finding=traceback.format_exc(limit=-6))
+            note(name=name, done=time.monotonic() - started)
 
 
-def run(names: list[str], seed: int, seconds: float, most_cases: int) -> list[Result]:
-    """Run targets one after the other, each with its share of the time, and print a line for each.
-
-    Args:
-        names: the targets; none for all.
-        seed: decides all cases.
-        seconds: for all targets together.
-        most_cases: of each.
-    """
-    load_targets()
-    names = names or sorted(TARGETS)
-    results, end = [], time.monotonic() + seconds
-    for i, name in enumerate(names):
-        share = (end - time.monotonic()) / (len(names) - i)  # what one leaves over, the next ones have
-        result = run_target(name, seed, share, most_cases)
-        print(f"{name}: {result.cases} cases in {result.seconds:.0f} s, {len(result.findings)} findings", flush=True)
+def report(results: Sequence[Result]) -> bool:
+    """Print a line for each target, and its findings; whether there are any."""
+    for result in results:
+        print(f"{result.name}: {result.cases} cases in {result.seconds:.0f} s, {len(result.findings)} findings")
         for finding in result.findings:
-            print(finding, flush=True)
-        results.append(result)
-    return results
+            print(finding)
+    cases, findings = sum(r.cases for r in results), sum(len(r.findings) for r in results)
+    print(f"{cases} cases, {findings} findings")
+    return findings > 0

@@ -66,7 +66,7 @@ def guard(x: Tensor) -> tuple[Tensor, Tensor]:
     return view.copy_(x.detach()), memory
 
 
-@target("operators")
+@target("operators", weight=8)
 def wrong_call(random: Random, folder: Path) -> None:
     """One call with up to three faults and oddities; results lie in guarded memory."""
     operator = random.choice(sorted(CALLS))

@@ -147,7 +147,6 @@ COMPARE = {
 @functools.cache
 def places() -> tuple[str, str]:
     """A folder of pictures and a model, tiny both."""
-    logging.getLogger().setLevel(logging.ERROR)
     root = Path(tempfile.mkdtemp())
     for name in ("red", "blue"):
         (root / "data" / name).mkdir(parents=True)
@@ -168,8 +167,13 @@ def ends_well(arguments: list[str], folder: Path) -> None:
     """The command in this process: exit code 0, or one line."""
     out, err = io.StringIO(), io.StringIO()
     os.chdir(folder)  # where relative paths lead
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(arguments)
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run(arguments)
+    finally:
+        logging.root.setLevel(level)
     told = [line for line in err.getvalue().splitlines() if line.startswith("prograd-fast: ")]
     assert code in (0, 1, 2), (code, arguments)
     assert len(told) == (code == 2), (code, err.getvalue())  # 1: training diverged, which is told on stdout

@@ -11,14 +11,15 @@ Case = Callable[[Random, Path], None]
 all is well. Whatever it raises, a crash, a hang and too much memory are findings."""
 
 TARGETS: dict[str, Case] = {}
+WEIGHTS: dict[str, float] = {}  # shares of the time
 
 
-def target(name: str) -> Callable[[Case], Case]:
+def target(name: str, weight: float = 1.0) -> Callable[[Case], Case]:
     """Register a function under a name of its own."""
 
     def register(case: Case) -> Case:
         assert name not in TARGETS, name
-        TARGETS[name] = case
+        TARGETS[name], WEIGHTS[name] = case, weight
         return case
 
     return register
