@@ -180,3 +180,11 @@ def test_odd_options(one, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for i in range(20):
         one(Random(f"test {i}"), tmp_path)
+
+
+def test_a_rate_beyond_float32_is_told(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
+    """Without a general gradient torch.optim makes the step, which refuses such a factor."""
+    arguments = ["train", "--data", shapes_dir, "--shots", 1, "--epochs", 1, "--method", "promptsrc", "--lr", 1e300]
+    code = run_here(monkeypatch, *arguments, "--model", f"local-dir:{clip_dir}", "--out", tmp_path / "run")
+    assert code == 2
+    assert "prograd-fast: lr: expected a rate that float32 holds, got 1e+300; lower lr" in capfd.readouterr().err

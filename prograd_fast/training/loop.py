@@ -130,6 +130,9 @@ def update(
 
     Returns:
         What was measured before it, 0-d: "task", "general" and "cosine" where there are two losses, and the terms.
+
+    Raises:
+        ValueError: the learning rate is beyond float32.
     """
     scaler = scaler or torch.amp.GradScaler(batch[0].device.type, enabled=False)
     optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
@@ -150,7 +153,13 @@ def update(
         scaler.unscale_(optimizer)
         optimizer.project()
         torch.nn.utils.clip_grad_norm_(learner.module.parameters(), limit)
-    scaler.step(optimizer)
+    try:
+        scaler.step(optimizer)
+    except RuntimeError as error:
+        if "without overflow" in str(error):  # torch.optim's, of a factor that no float32 holds
+            rate = optimizer.param_groups[0]["lr"]
+            raise ValueError(f"lr: expected a rate that float32 holds, got {rate:g}; lower lr") from error
+        raise
     scaler.update()
     if "general" in values:
         values["cosine"] = optimizer.conflict.cosine[0]
