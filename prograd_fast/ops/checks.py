@@ -6,6 +6,7 @@ expected and what came. No kernel reads or writes outside of a tensor, whatever 
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,35 +105,24 @@ def check_reduction(reduction: int) -> str:
     return REDUCTIONS[reduction]
 
 
-def check_scope(scope: int) -> None:
-    """ValueError unless a scope has this number."""
-    if not 0 <= scope < len(SCOPES):
-        raise ValueError(f"scope: expected 0 (tensor), 1 (row) or 2 (global), got {scope}.")
-
-
 def check_positive(name: str, value: float) -> None:
     """ValueError unless a number is above 0 and finite."""
     if not 0 < value < inf:
         raise ValueError(f"{name}: expected a number above 0, got {value}.")
 
 
-def check_gradients(
-    task: Sequence[Tensor],
-    general: Sequence[Tensor],
-    scope: int,
-    entries: Tensor | None,
-    coefficients: Tensor | None,
-    *,
-    written: bool = False,
-) -> Arguments:
-    """The two gradients of some tensors, and what belongs to their units."""
-    check_scope(scope)
+def check_gradients(call: dict[str, Any], *, written: bool = False) -> Arguments:
+    """The two gradients of some tensors, and what belongs to their units; `written`: the task gradients are."""
+    task, scope = call["task"], call["scope"]
+    entries, coefficients = call.get("entries"), call.get("coefficients")
+    if not 0 <= scope < len(SCOPES):
+        raise ValueError(f"scope: expected 0 (tensor), 1 (row) or 2 (global), got {scope}.")
     first = task[0] if task else entries if entries is not None else coefficients
     if first is None:
         raise TypeError("task[0]: expected a tensor, got None.")
     arguments = Arguments(first)
     arguments.same("task", task, task, written=written)
-    arguments.same("general", general, task)
+    arguments.same("general", call["general"], task)
     units = all_units(task, SCOPES[scope])
     arguments.result("entries", entries, (units, 3))
     arguments.floating("coefficients", coefficients, (units, 2))

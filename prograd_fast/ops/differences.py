@@ -1,5 +1,7 @@
 """`difference_loss`: a sum over elements of a function of prediction minus target, and its gradient."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,25 +17,14 @@ INPUTS = (
 )  # fmt: skip
 
 
-def _check(
-    prediction: Tensor,
-    target: Tensor,
-    soft_wing: bool,
-    omega1: float,
-    omega2: float,
-    epsilon: float,
-    factor: float,
-    *,
-    loss: Tensor | None = None,
-    cotangents: Tensor | None = None,
-) -> None:
-    arguments, shape = Arguments(prediction), tuple(prediction.shape)
-    arguments.floating("prediction", prediction, shape)
-    arguments.floating("target", target, shape)
-    for name, value in (("omega1", omega1), ("omega2", omega2), ("epsilon", epsilon)) if soft_wing else ():
-        check_positive(name, value)
-    arguments.result("loss", loss, ())
-    arguments.result("cotangents", cotangents, shape)
+def _check(call: dict[str, Any]) -> None:
+    arguments, shape = Arguments(call["prediction"]), tuple(call["prediction"].shape)
+    arguments.floating("prediction", call["prediction"], shape)
+    arguments.floating("target", call["target"], shape)
+    for name in ("omega1", "omega2", "epsilon") if call["soft_wing"] else ():
+        check_positive(name, call[name])
+    arguments.result("loss", call.get("loss"), ())
+    arguments.result("cotangents", call.get("cotangents"), shape)
 
 
 def _difference_loss_out(

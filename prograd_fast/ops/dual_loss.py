@@ -16,52 +16,26 @@ INPUTS = (
 )
 
 
-def check_rows(
-    arguments: Arguments,
-    rows: int,
-    classes: int,
-    labels: Tensor,
-    teacher_offset: Tensor | None,
-    task_weight: Tensor | None,
-    general_weight: Tensor | None,
-    temperature: float,
-    reduction: int,
-    losses: Tensor | None,
-    correct: Tensor | None,
-) -> None:
+def check_rows(arguments: Arguments, call: dict[str, Any], rows: int, classes: int) -> None:
     """What both dual losses ask of what belongs to a row or a class, and of their losses."""
     if rows and not classes:
         raise ValueError("classes: expected at least one, got none.")
-    arguments.integers("labels", labels, (rows,))
-    arguments.floating("teacher_offset", teacher_offset, (classes,))
-    arguments.floating("task_weight", task_weight, (rows,))
-    arguments.floating("general_weight", general_weight, (rows,))
-    check_positive("temperature", temperature)
-    arguments.result("losses", losses, (2, rows) if check_reduction(reduction) == "none" else (2,))
-    arguments.count("correct", correct)
+    arguments.integers("labels", call["labels"], (rows,))
+    arguments.floating("teacher_offset", call["teacher_offset"], (classes,))
+    arguments.floating("task_weight", call["task_weight"], (rows,))
+    arguments.floating("general_weight", call["general_weight"], (rows,))
+    check_positive("temperature", call["temperature"])
+    reduction = check_reduction(call["reduction"])
+    arguments.result("losses", call.get("losses"), (2, rows) if reduction == "none" else (2,))
+    arguments.count("correct", call.get("correct"))
 
 
-def _check(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    teacher_offset: Tensor | None,
-    task_weight: Tensor | None,
-    general_weight: Tensor | None,
-    temperature: float,
-    soft_ce: bool,
-    reduction: int,
-    *,
-    losses: Tensor | None = None,
-    cotangents: Tensor | None = None,
-    correct: Tensor | None = None,
-) -> None:
-    arguments = Arguments(student)
-    rows, classes = arguments.sizes("student", student, "rows, classes")
-    arguments.floating("teacher", teacher, (rows, classes))
-    options = (labels, teacher_offset, task_weight, general_weight, temperature, reduction)
-    check_rows(arguments, rows, classes, *options, losses, correct)
-    arguments.result("cotangents", cotangents, (2, rows, classes))
+def _check(call: dict[str, Any]) -> None:
+    arguments = Arguments(call["student"])
+    rows, classes = arguments.sizes("student", call["student"], "rows, classes")
+    arguments.floating("teacher", call["teacher"], (rows, classes))
+    check_rows(arguments, call, rows, classes)
+    arguments.result("cotangents", call.get("cotangents"), (2, rows, classes))
 
 
 def _dual_loss_out(

@@ -1,5 +1,7 @@
 """`linear_cross_entropy`: the task half of `linear_dual_loss`, mean over the rows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,24 +13,16 @@ from prograd_fast.reference import losses as reference
 INPUTS = "Tensor features, Tensor classes, Tensor labels, float scale"
 
 
-def _check(
-    features: Tensor,
-    classes: Tensor,
-    labels: Tensor,
-    scale: float,
-    *,
-    loss: Tensor | None = None,
-    cotangents: Tensor | None = None,
-) -> None:
-    arguments = Arguments(features)
-    rows, width = arguments.sizes("features", features, "rows, width")
-    n_classes, _ = arguments.sizes("classes", classes, "classes, width")
-    arguments.floating("classes", classes, (n_classes, width))
-    if rows and not n_classes:
+def _check(call: dict[str, Any]) -> None:
+    arguments = Arguments(call["features"])
+    rows, width = arguments.sizes("features", call["features"], "rows, width")
+    classes, _ = arguments.sizes("classes", call["classes"], "classes, width")
+    arguments.floating("classes", call["classes"], (classes, width))
+    if rows and not classes:
         raise ValueError("classes: expected at least one, got none.")
-    arguments.integers("labels", labels, (rows,))
-    arguments.result("loss", loss, ())
-    arguments.result("cotangents", cotangents, (n_classes, width))
+    arguments.integers("labels", call["labels"], (rows,))
+    arguments.result("loss", call.get("loss"), ())
+    arguments.result("cotangents", call.get("cotangents"), (classes, width))
 
 
 def _linear_cross_entropy_out(

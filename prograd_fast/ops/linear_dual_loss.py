@@ -17,31 +17,14 @@ INPUTS = (
 )
 
 
-def _check(
-    features: Tensor,
-    student_classes: Tensor,
-    teacher_classes: Tensor,
-    labels: Tensor,
-    teacher_offset: Tensor | None,
-    task_weight: Tensor | None,
-    general_weight: Tensor | None,
-    scale: float,
-    temperature: float,
-    soft_ce: bool,
-    reduction: int,
-    *,
-    losses: Tensor | None = None,
-    cotangents: Tensor | None = None,
-    correct: Tensor | None = None,
-) -> None:
-    arguments = Arguments(features)
-    rows, width = arguments.sizes("features", features, "rows, width")
-    classes, _ = arguments.sizes("student_classes", student_classes, "classes, width")
-    arguments.floating("student_classes", student_classes, (classes, width))
-    arguments.floating("teacher_classes", teacher_classes, (classes, width))
-    options = (labels, teacher_offset, task_weight, general_weight, temperature, reduction)
-    check_rows(arguments, rows, classes, *options, losses, correct)
-    arguments.result("cotangents", cotangents, (2, classes, width))
+def _check(call: dict[str, Any]) -> None:
+    arguments = Arguments(call["features"])
+    rows, width = arguments.sizes("features", call["features"], "rows, width")
+    classes, _ = arguments.sizes("student_classes", call["student_classes"], "classes, width")
+    arguments.floating("student_classes", call["student_classes"], (classes, width))
+    arguments.floating("teacher_classes", call["teacher_classes"], (classes, width))
+    check_rows(arguments, call, rows, classes)
+    arguments.result("cotangents", call.get("cotangents"), (2, classes, width))
 
 
 def _linear_dual_loss_out(

@@ -1,5 +1,7 @@
 """`gram_out` and `project_`: the conflict test of two lists of gradients, and the projection."""
 
+from typing import Any
+
 from torch import Tensor
 
 from prograd_fast.ops.checks import check_gradients
@@ -7,12 +9,12 @@ from prograd_fast.ops.registry import define
 from prograd_fast.reference import projection as reference
 
 
-def _check_gram(task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:
-    check_gradients(task, general, scope, entries, None)
+def _check_gram(call: dict[str, Any]) -> None:
+    check_gradients(call)
 
 
-def _check_project(task: list[Tensor], general: list[Tensor], coefficients: Tensor, scope: int) -> None:
-    check_gradients(task, general, scope, None, coefficients, written=True)
+def _check_project(call: dict[str, Any]) -> None:
+    check_gradients(call, written=True)
 
 
 def _gram_out(task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch.autograd.graph import increment_version
 
 LIBRARY = torch.library.Library("prograd_fast", "DEF")
 
-_checks: dict[str, Callable[..., None]] = {}  # by operator
+_checks: dict[str, Callable[[dict[str, Any]], None]] = {}  # by operator
 
 
 def define(
@@ -17,7 +17,7 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any] | None = None,
     *,
-    check: Callable[..., None],
+    check: Callable[[dict[str, Any]], None],
 ) -> None:
     """Define an operator.
 
@@ -26,7 +26,7 @@ def define(
         reference: its kernel wherever no backend has registered one, in plain PyTorch.
         fake: its results without their contents, for compilation. None for an operator that only writes into its
             arguments.
-        check: takes the arguments and raises ValueError or TypeError for those that the operator has no result for.
+        check: takes the arguments by name and raises ValueError or TypeError where the operator has no result for them.
             Kernels in C++ have a check of their own, csrc/checks.h.
     """
     name = schema.partition("(")[0]
@@ -42,14 +42,16 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel in Python behind the operator's check of its arguments."""
     check = _checks[name]
     arguments = getattr(torch.ops.prograd_fast, name).default._schema.arguments
-    tensors = [(i, argument.name) for i, argument in enumerate(arguments) if str(argument.type) == "Tensor"]
+    names = [argument.name for argument in arguments]
+    tensors = [argument.name for argument in arguments if str(argument.type) == "Tensor"]
 
     @wraps(kernel)
     def checking(*args: Any, **kwargs: Any) -> Any:
-        for i, argument in tensors:  # the dispatcher takes None for any tensor
-            if (args[i] if i < len(args) else kwargs[argument]) is None:
+        call = dict(zip(names, args, strict=False), **kwargs)
+        for argument in tensors:  # the dispatcher takes None for any tensor
+            if call[argument] is None:
                 raise TypeError(f"{argument}: expected a tensor, got None.")
-        check(*args, **kwargs)
+        check(call)
         try:
             return kernel(*args, **kwargs)
         except IndexError as error:  # of a label, from PyTorch's own losses

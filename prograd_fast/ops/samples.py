@@ -23,13 +23,12 @@ def _check_logits(logits: Tensor) -> tuple[Arguments, tuple[int, ...]]:
 # ---- the loss
 
 
-def _check_loss(
-    logits: Tensor, labels: Tensor, reduction: int, *, losses: Tensor | None = None, cotangents: Tensor | None = None
-) -> None:
-    arguments, (rows, _) = _check_logits(logits)
-    arguments.integers("labels", labels, (rows,))
-    arguments.result("losses", losses, (rows,) if check_reduction(reduction) == "none" else ())
-    arguments.result("cotangents", cotangents, tuple(logits.shape))
+def _check_loss(call: dict[str, Any]) -> None:
+    arguments, (rows, _) = _check_logits(call["logits"])
+    arguments.integers("labels", call["labels"], (rows,))
+    reduction = check_reduction(call["reduction"])
+    arguments.result("losses", call.get("losses"), (rows,) if reduction == "none" else ())
+    arguments.result("cotangents", call.get("cotangents"), tuple(call["logits"].shape))
 
 
 def _sampled_cross_entropy_out(
@@ -68,9 +67,9 @@ register_losses("sampled_cross_entropy", differentiable=0, per_row=True, losses=
 # ---- the prediction
 
 
-def _check_log_probs(logits: Tensor, *, log_probs: Tensor | None = None) -> None:
-    arguments, shape = _check_logits(logits)
-    arguments.result("log_probs", log_probs, shape)
+def _check_log_probs(call: dict[str, Any]) -> None:
+    arguments, shape = _check_logits(call["logits"])
+    arguments.result("log_probs", call.get("log_probs"), shape)
 
 
 def _sampled_log_probs_out(logits: Tensor, *, log_probs: Tensor) -> None:

@@ -38,15 +38,8 @@ class _OneDtype(Arguments):
             raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}.")
 
 
-def _check_attention(
-    query: Tensor,
-    key_value: Tensor,
-    prefix: Tensor,
-    offsets: Tensor,
-    heads: int,
-    scale: float,
-    last: bool,
-) -> _OneDtype:
+def _check_attention(call: dict[str, Any]) -> _OneDtype:
+    query, key_value, prefix, offsets = (call[name] for name in ("query", "key_value", "prefix", "offsets"))
     arguments = _OneDtype("query", query, "groups, rows, width")
     groups, _, width = arguments.shape
     _, rows, _ = arguments.sizes("key_value", key_value, "groups, rows, 2 width")
@@ -54,94 +47,65 @@ def _check_attention(
     if offsets.dim() != 1 or not offsets.numel():
         raise ValueError(f"offsets: expected shape (segments + 1,), got {tuple(offsets.shape)}.")
     arguments.integers("offsets", offsets, tuple(offsets.shape))
-    if heads <= 0 or width % heads:
-        raise ValueError(f"heads: expected a divisor of {width}, got {heads}.")
-    arguments.rows("query", query, (groups, offsets.numel() - 1 if last else rows, width))
+    if call["heads"] <= 0 or width % call["heads"]:
+        raise ValueError(f"heads: expected a divisor of {width}, got {call['heads']}.")
+    arguments.rows("query", query, (groups, offsets.numel() - 1 if call["last"] else rows, width))
     arguments.rows("key_value", key_value, (groups, rows, 2 * width))
     arguments.rows("prefix", prefix, (groups, prefix_rows, 2 * width))
     return arguments
 
 
-def _check_attention_out(query: Tensor, *others: Any, out: Tensor) -> None:
-    _check_attention(query, *others).rows("out", out, tuple(query.shape), written=True)
+def _check_attention_out(call: dict[str, Any]) -> None:
+    arguments = _check_attention(call)
+    arguments.rows("out", call["out"], arguments.shape, written=True)
 
 
-def _check_attention_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key_value: Tensor,
-    prefix: Tensor,
-    offsets: Tensor,
-    heads: int,
-    scale: float,
-    last: bool,
-    *,
-    d_query: Tensor,
-    d_key_value: Tensor,
-    d_prefix: Tensor,
-) -> None:
-    arguments = _check_attention(query, key_value, prefix, offsets, heads, scale, last)
-    count, *_ = arguments.sizes("gradient", gradient, "cotangents, groups, rows, width")
-    for name, tensor, like in (
-        ("gradient", gradient, query),
-        ("d_query", d_query, query),
-        ("d_key_value", d_key_value, key_value),
-        ("d_prefix", d_prefix, prefix),
-    ):
-        arguments.rows(name, tensor, (count, *like.shape), written=tensor is not gradient)
+def _check_attention_backward(call: dict[str, Any]) -> None:
+    arguments = _check_attention(call)
+    count, *_ = arguments.sizes("gradient", call["gradient"], "cotangents, groups, rows, width")
+    arguments.rows("gradient", call["gradient"], (count, *call["query"].shape))
+    for name in ("query", "key_value", "prefix"):
+        arguments.rows(f"d_{name}", call[f"d_{name}"], (count, *call[name].shape), written=True)
 
 
-def _check_add_layer_norm(
-    x: Tensor,
-    branch: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    *,
-    total: Tensor,
-    normed: Tensor,
-    statistics: Tensor,
-) -> None:
-    arguments = _OneDtype("x", x, "rows, width")
+def _check_add_layer_norm(call: dict[str, Any]) -> None:
+    arguments = _OneDtype("x", call["x"], "rows, width")
     rows, width = arguments.shape
-    for name, tensor in (("x", x), ("branch", branch), ("total", total), ("normed", normed)):
-        arguments.whole(name, tensor, (rows, width))
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        arguments.whole(name, tensor, (width,), wide=True)
-    arguments.whole("statistics", statistics, (rows, 2), wide=True)
+    for name in ("x", "branch", "total", "normed"):
+        arguments.whole(name, call[name], (rows, width))
+    for name in ("weight", "bias"):
+        arguments.whole(name, call[name], (width,), wide=True)
+    arguments.whole("statistics", call["statistics"], (rows, 2), wide=True)
 
 
-def _check_layer_norm_backward(
-    d_total: Tensor, d_normed: Tensor, total: Tensor, statistics: Tensor, weight: Tensor
-) -> None:
-    arguments = _OneDtype("d_total", d_total, "cotangents, rows, width")
+def _check_layer_norm_backward(call: dict[str, Any]) -> None:
+    arguments = _OneDtype("d_total", call["d_total"], "cotangents, rows, width")
     _, rows, width = arguments.shape
-    arguments.whole("d_total", d_total, arguments.shape)
-    arguments.whole("d_normed", d_normed, arguments.shape)
-    arguments.whole("total", total, (rows, width))
-    arguments.whole("statistics", statistics, (rows, 2), wide=True)
-    arguments.whole("weight", weight, (width,), wide=True)
+    arguments.whole("d_total", call["d_total"], arguments.shape)
+    arguments.whole("d_normed", call["d_normed"], arguments.shape)
+    arguments.whole("total", call["total"], (rows, width))
+    arguments.whole("statistics", call["statistics"], (rows, 2), wide=True)
+    arguments.whole("weight", call["weight"], (width,), wide=True)
 
 
-def _check_gelu(x: Tensor, approximate: int, *, out: Tensor) -> None:
-    _check_approximate(approximate)
-    arguments, shape = _OneDtype("x", x), tuple(x.shape)
-    arguments.whole("x", x, shape)
-    arguments.whole("out", out, shape)
+def _check_gelu_input(call: dict[str, Any]) -> _OneDtype:
+    if not 0 <= call["approximate"] < len(reference.APPROXIMATIONS):
+        raise ValueError(f"approximate: expected 0, 1 or 2, got {call['approximate']}.")
+    arguments = _OneDtype("x", call["x"])
+    arguments.whole("x", call["x"], arguments.shape)
+    return arguments
 
 
-def _check_gelu_backward(gradient: Tensor, x: Tensor, approximate: int) -> None:
-    _check_approximate(approximate)
-    arguments, shape = _OneDtype("x", x), tuple(x.shape)
-    arguments.whole("x", x, shape)
-    if gradient.dim() != x.dim() + 1:
-        raise ValueError(f"gradient: expected {x.dim() + 1} dimensions, got {gradient.dim()}.")
-    arguments.whole("gradient", gradient, (gradient.shape[0], *shape))
+def _check_gelu(call: dict[str, Any]) -> None:
+    arguments = _check_gelu_input(call)
+    arguments.whole("out", call["out"], arguments.shape)
 
 
-def _check_approximate(approximate: int) -> None:
-    if not 0 <= approximate < len(reference.APPROXIMATIONS):
-        raise ValueError(f"approximate: expected 0, 1 or 2, got {approximate}.")
+def _check_gelu_backward(call: dict[str, Any]) -> None:
+    arguments, gradient = _check_gelu_input(call), call["gradient"]
+    if gradient.dim() != len(arguments.shape) + 1:
+        raise ValueError(f"gradient: expected {len(arguments.shape) + 1} dimensions, got {gradient.dim()}.")
+    arguments.whole("gradient", gradient, (gradient.shape[0], *arguments.shape))
 
 
 def _shared_prefix_attention_out(

@@ -1,6 +1,7 @@
 """`project_adamw_` and `project_sgd_`: conflict test, projection and update of lists of parameters, in one operator."""
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,57 +12,23 @@ from prograd_fast.reference import projection, updates
 from prograd_fast.reference.losses import accumulation_dtype
 
 
-def _check_update(
-    params: list[Tensor],
-    task: list[Tensor],
-    general: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lambda_: float,
-    scope: int,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> Arguments:
-    """What both updates ask of what they share."""
-    arguments = check_gradients(task, general, scope, entries, coefficients)
-    arguments.same("params", params, task, written=True)
-    arguments.number("lr_tensor", lr_tensor, or_on_the_cpu=True)
-    arguments.number("grad_scale", grad_scale)
-    arguments.number("found_inf", found_inf)
-    if not 0 <= lambda_ < inf:
-        raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}.")
+def _check_update(call: dict[str, Any]) -> Arguments:
+    """What both updates share."""
+    arguments = check_gradients(call)
+    arguments.same("params", call["params"], call["task"], written=True)
+    arguments.number("lr_tensor", call["lr_tensor"], or_on_the_cpu=True)
+    arguments.number("grad_scale", call["grad_scale"])
+    arguments.number("found_inf", call["found_inf"])
+    if not 0 <= call["lambda_"] < inf:
+        raise ValueError(f"lambda_: expected a number of at least 0, got {call['lambda_']}.")
     return arguments
 
 
-def _check_adamw(
-    params: list[Tensor],
-    task: list[Tensor],
-    general: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    amsgrad: bool,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    shared = (entries, coefficients, lr_tensor, lambda_, scope, grad_scale, found_inf)
-    arguments = _check_update(params, task, general, *shared)
-    arguments.same("exp_avgs", exp_avgs, params, written=True)
-    arguments.same("exp_avg_sqs", exp_avg_sqs, params, written=True)
-    arguments.same("max_exp_avg_sqs", max_exp_avg_sqs, params if amsgrad else [], written=True)
+def _check_adamw(call: dict[str, Any]) -> None:
+    arguments, params, steps = _check_update(call), call["params"], call["steps"]
+    for name in ("exp_avgs", "exp_avg_sqs"):
+        arguments.same(name, call[name], params, written=True)
+    arguments.same("max_exp_avg_sqs", call["max_exp_avg_sqs"], params if call["amsgrad"] else [], written=True)
     if len(steps) != len(params):
         raise ValueError(f"steps: expected {len(params)} tensors, got {len(steps)}.")
     for i, step in enumerate(steps):
@@ -70,30 +37,10 @@ def _check_adamw(
         arguments.number(f"steps[{i}]", step)
 
 
-def _check_sgd(
-    params: list[Tensor],
-    task: list[Tensor],
-    general: list[Tensor],
-    momentum_buffers: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    nesterov: bool,
-    maximize: bool,
-    first: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    shared = (entries, coefficients, lr_tensor, lambda_, scope, grad_scale, found_inf)
-    arguments = _check_update(params, task, general, *shared)
-    needed = momentum != 0 or bool(momentum_buffers)
-    arguments.same("momentum_buffers", momentum_buffers, params if needed else [], written=True)
+def _check_sgd(call: dict[str, Any]) -> None:
+    arguments, buffers = _check_update(call), call["momentum_buffers"]
+    needed = call["momentum"] != 0 or bool(buffers)
+    arguments.same("momentum_buffers", buffers, call["params"] if needed else [], written=True)
 
 
 def _project_adamw_(
