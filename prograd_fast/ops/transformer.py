@@ -1,5 +1,6 @@
 """The operators of the prompt encoder between its matrix products: attention with a shared prefix, norm, GELU."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +54,14 @@ def _check_attention(call: dict[str, Any]) -> _OneDtype:
     arguments.rows("key_value", key_value, (groups, rows, 2 * width))
     arguments.rows("prefix", prefix, (groups, prefix_rows, 2 * width))
     return arguments
+
+
+def _check_offsets(offsets: Tensor, rows: int) -> None:
+    """On a CPU; a GPU would have to be waited for."""
+    if offsets.is_cpu:
+        bounds = offsets.tolist()
+        if bounds[0] != 0 or bounds[-1] != rows or any(a >= b for a, b in pairwise(bounds)):
+            raise ValueError(f"offsets: expected 0 ... {rows} and no empty segment, got {bounds}.")
 
 
 def _check_attention_out(call: dict[str, Any]) -> None:
@@ -119,6 +128,7 @@ def _shared_prefix_attention_out(
     *,
     out: Tensor,
 ) -> None:
+    _check_offsets(offsets, key_value.shape[1])
     out.copy_(reference.shared_prefix_attention(query, key_value, prefix, offsets, heads, scale, last))
 
 
@@ -136,6 +146,7 @@ def _shared_prefix_attention_backward_out(
     d_key_value: Tensor,
     d_prefix: Tensor,
 ) -> None:
+    _check_offsets(offsets, key_value.shape[1])
     results = reference.shared_prefix_attention_backward(
         gradient, query, key_value, prefix, offsets, heads, scale, last
     )

@@ -97,7 +97,7 @@ def _run_worker(results: list[Result], seed: int, seconds: float, most_cases: in
         with errors.open("wb") as stderr:
             process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr)
             hung = _wait(process, notes)
-        last = None
+        last, at = None, 0.0
         for event in _events(notes):
             result = by_name[event["name"]]
             if "done" in event:
@@ -106,11 +106,12 @@ def _run_worker(results: list[Result], seed: int, seconds: float, most_cases: in
             elif "finding" in event:
                 result.findings.append(Finding(result.name, seed, event["case"], event["finding"]))
             else:
-                last, result.cases = result, event["case"] + 1
+                last, at, result.cases = result, event["at"], event["case"] + 1
         if process.returncode:
             tail = errors.read_text(errors="replace")[-2000:]
             if last is None:
                 raise RuntimeError(f"the worker did not begin (exit code {process.returncode}):\n{tail}")
+            last.seconds += at
             how = f"no end after {PATIENCE:.0f} s" if hung else f"the process ended with {process.returncode}"
             last.findings.append(Finding(last.name, seed, last.cases - 1, f"{how}\n{tail}"))
 
@@ -165,7 +166,7 @@ def work(plan: Sequence[tuple[str, int]], seed: int, seconds: float, most_cases:
             for index in range(first, most_cases):
                 if index > first and time.monotonic() > until:
                     break
-                note(name=name, case=index)
+                note(name=name, case=index, at=time.monotonic() - started)
                 try:
                     run_case(name, seed, index)
                 except BaseException:  # SystemExit and KeyboardInterrupt too
