@@ -37,7 +37,7 @@ def _leave(code: int) -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again, and tells with a traceback
-        print(f"prograd-fast: cannot write to stdout: {error.strerror}", file=sys.stderr)
+        print(f"prograd-fast: {error}", file=sys.stderr)
         code = code or 2
     sys.exit(code)
 
@@ -54,7 +54,7 @@ class _Pipe(io.FileIO):
             return super().write(data) or 0
         except OSError as error:
             if self.fileno() != 2 and not isinstance(error, BrokenPipeError):
-                raise
+                raise OSError(f"cannot write to stdout: {error.strerror}") from error
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(data)
 

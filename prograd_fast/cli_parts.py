@@ -103,9 +103,10 @@ def open_model_of(
 
     named = record["model"]["name"], record["model"]["pretrained"]
     given = model is not None or pretrained is not None
-    name, weights = (model or named[0], pretrained) if given else named
+    name, weights = (named[0] if model is None else model, pretrained) if given else named
     if not (given or trust or is_known_model(name, weights)):
-        command = shlex.join(["prograd-fast", *sys.argv[1:2], "--trust", *sys.argv[2:]])
+        typed = [argument for argument in sys.argv[1:] if argument != "--debug"]  # which may stand before the command
+        command = shlex.join(["prograd-fast", *typed[:1], "--trust", *typed[1:]])
         raise ValueError(
             f"{run} names {_model(*named)}, which is neither embedded nor on open_clip's list: whoever made the run "
             f"may have put anything there. If you trust it, type: {command}. Or give --model and --pretrained"

@@ -398,3 +398,18 @@ def test_compare_on_a_full_disk(small_disk, shapes_dir, clip_dir, capfd, monkeyp
     (small_disk / "filler").unlink()
     assert "zero-shot │ 1" in said.out
     assert f"cannot write {small_disk}/grid/results.json: No space left on device; free some space" in said.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+def test_a_full_stdout_is_named():
+    """What was to be printed is lost, which no file can show."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prograd_fast", "methods"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "prograd-fast: cannot write to stdout: No space left on device\n"

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from prograd_fast import cli
+from prograd_fast.clip.prompt_file import load_learned, save_learned
 from prograd_fast.training import is_known_model, job, load_model, load_run, model, save_run
 from tests.conftest import draw
 from tests.fuzz.files import refused_in_one_line
@@ -210,6 +212,14 @@ def test_foreign_models_of_a_record_are_not_opened(name, pretrained, run_of, tmp
     assert "--trust" in fail(capfd, monkeypatch, "evaluate", run, "--data", "emoji")
 
 
+def test_an_empty_name_of_a_model_is_no_trust(run_of, clip_dir, tmp_path, capfd):
+    """As a script gives it whose variable is not set."""
+    run = run_of(f"local-dir:{clip_dir}", None)
+    draw("red_circle", 0).save(tmp_path / "a.png")
+    assert cli.run(["predict", str(run), str(tmp_path / "a.png"), "--model", ""]) == 2
+    assert "unknown model ''" in capfd.readouterr().err
+
+
 def test_known_models():
     assert is_known_model("emoji-lite", None)
     assert is_known_model("ViT-B-32", "openai")
@@ -262,3 +272,11 @@ def test_settings_of_a_record_that_cannot_be(clip, shapes, tmp_path, settings):
     with refused_in_one_line():
         read, learned = load_run(tmp_path)
         job.predict_files(read, learned, clip, [Path(shapes.source[0])], lambda label, total: lambda: None)
+
+
+def test_a_context_beyond_float32_is_refused(tmp_path):
+    """A float64 that is finite becomes infinite in the model, and every probability NaN."""
+    file = tmp_path / "prompt.safetensors"
+    save_learned(file, {"ctx": torch.full((2, 4), 1e300, dtype=torch.float64)}, {})
+    with pytest.raises(ValueError, match="ctx has NaN or infinite values"):
+        load_learned(file)

@@ -171,7 +171,7 @@ def load_learned(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         for name, tensor in learned.items():
             if tensor.dtype not in _FLOATS:
                 raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers of 16 to 64 bits")
-            if not tensor.isfinite().all():
+            if not tensor.float().isfinite().all():  # as the model takes them: a float64 can be beyond that
                 raise ValueError(f"{name} has NaN or infinite values")
     except FileNotFoundError:
         raise
