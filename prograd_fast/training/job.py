@@ -276,7 +276,7 @@ def predict_files(
         The C class names, and (len(files), C) probabilities.
 
     Raises:
-        ValueError: files that are not readable pictures.
+        ValueError: files that are not readable pictures; or what was learned gives no finite values.
     """
     method, learner = _restored(record, learned, clip)
     class_names = tuple(record["data"]["class_names"] if method.names_new_classes else record["trained_classes"])
@@ -287,4 +287,7 @@ def predict_files(
     with _taking_up(record):
         scores = learner.scores(class_names)
     features = encode_pictures(clip, pictures, np.arange(n), track("looking at the pictures", n))
-    return class_names, scores(features.values).softmax(dim=1)
+    probabilities = scores(features.values).softmax(dim=1)
+    if not probabilities.isfinite().all():
+        raise ValueError(f"this run of {method.name} gives values that are not finite; train it again")
+    return class_names, probabilities
