@@ -87,7 +87,7 @@ def _refuse_negated_results(name: str) -> None:
     It reads beyond the end of its stack where there is none, as for these operators, and the process dies later.
     """
     operator = getattr(torch.ops.prograd_fast, name).default
-    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)  # type: ignore[attr-defined]
+    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
     arguments = {a.name: a.alias_info is not None and a.alias_info.is_write for a in operator._schema.arguments}
 
     def resolved(argument: str, value: Any) -> Any:
