@@ -46,7 +46,8 @@ def step(opt: Optimizer) -> None:
 def moved(opt: Optimizer) -> list[Tensor]:
     """All that a step changes."""
     states = [value for p in parameters(opt) for value in opt.state[p].values() if not value.is_meta]
-    return [x.detach().clone() for x in [*parameters(opt), *states]]
+    states = [value for value in states if value.untyped_storage().nbytes()]
+    return [x.detach().double() if x.dtype.itemsize == 1 else x.detach().clone() for x in [*parameters(opt), *states]]
 
 
 def another_shape(opt: Optimizer) -> None:
@@ -92,7 +93,39 @@ def integer_state(opt: Optimizer) -> None:
     state[state_name(opt)] = state[state_name(opt)].long()
 
 
+def damaged(change: Callable[[Tensor], Tensor], name: str | None = None) -> Callable[[Optimizer], None]:
+    """A state of the last parameter, changed."""
+
+    def damage(opt: Optimizer) -> None:
+        state = opt.state[parameters(opt)[-1]]
+        which = name if name in state else state_name(opt)
+        state[which] = change(state[which])
+
+    return damage
+
+
+def freed(x: Tensor) -> Tensor:
+    copy = x.clone()
+    copy.untyped_storage().resize_(0)
+    return copy
+
+
+def expanded_data(opt: Optimizer) -> None:
+    p = parameters(opt)[-1]
+    p.data = p.data[:1].expand(p.shape)
+
+
 DAMAGES = {f.__name__: f for f in (another_shape, larger_data, empty_state, state_elsewhere, integer_state)}
+# what only the operator of the second group would find, after that of the first has moved
+DAMAGES |= {
+    "freed state": damaged(freed),
+    "expanded state": damaged(lambda x: x[:1].expand(x.shape)),
+    "negated state": damaged(torch._neg_view),
+    "state of eight bits": damaged(lambda x: x.to(torch.float8_e4m3fn)),
+    "step elsewhere": damaged(lambda x: x.to("meta"), "step"),
+    "step of another dtype": damaged(lambda x: x.half() if x.dim() == 0 else x.long(), "step"),
+    "expanded_data": expanded_data,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -120,6 +153,22 @@ def test_a_parameter_that_grew_after_backward(kind: str) -> None:
     before = moved(opt)
     with pytest.raises(RuntimeError, match=r"task gradient of parameter 0 of group 1.*\(8, 5\).*got \(4, 5\)"):
         opt.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, moved(opt), strict=True))
+
+
+@pytest.mark.parametrize(
+    "lr",
+    [torch.tensor(0.1, device="meta"), torch.tensor([0.1, 0.2]), torch.tensor(1), torch.tensor(1j)],
+    ids=["elsewhere", "two", "an integer", "complex"],
+)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_learning_rate_that_the_second_group_cannot_read(kind: str, lr: Tensor) -> None:
+    opt = OPTIMIZERS[kind](groups((3, 2), (4, 5)))
+    step(opt)
+    opt.param_groups[1]["lr"] = lr
+    before = moved(opt)
+    with pytest.raises(RuntimeError, match="lr of a parameter group: expected"):
+        step(opt)
     assert all(torch.equal(a, b) for a, b in zip(before, moved(opt), strict=True))
 
 

@@ -36,6 +36,7 @@ def define(
     torch.library.register_fake(f"prograd_fast::{name}", checked(name, fake or _writes_only), lib=LIBRARY)
     if fake is None:
         _count_writes(name)
+        _refuse_negated_results(name)
 
 
 def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,3 +79,28 @@ def _count_writes(name: str) -> None:
             increment_version(tensors)
 
     LIBRARY.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
+
+
+def _refuse_negated_results(name: str) -> None:
+    """TypeError for a result that is a negated view; PyTorch's own fallback looks for a result that is returned.
+
+    It reads beyond the end of its stack where there is none, as for these operators, and the process dies later.
+    """
+    operator = getattr(torch.ops.prograd_fast, name).default
+    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
+    arguments = {a.name: a.alias_info is not None and a.alias_info.is_write for a in operator._schema.arguments}
+
+    def resolved(argument: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [resolved(argument, x) for x in value]
+        if not isinstance(value, torch.Tensor) or not value.is_neg():
+            return value
+        if arguments[argument]:
+            raise TypeError(f"{argument}: expected a tensor to write to, got a negated view: call .clone() first.")
+        return value.resolve_neg()
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
+        given = [resolved(argument, x) for argument, x in zip(arguments, args, strict=False)]
+        operator.redispatch(keyset & below, *given, **{k: resolved(k, x) for k, x in kwargs.items()})
+
+    LIBRARY.impl(name, kernel, "Negative", with_keyset=True)

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.checks import FLOATING, check_memory
+
 
 def check_parameter(
     groups: list[dict[str, Any]], param: Tensor, gradients: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Raise RuntimeError unless all that belongs to a parameter has its shape and device.
+    """Raise RuntimeError unless a parameter can be written to, and all that belongs to it has its shape and device.
 
     A state of another shape comes with `load_state_dict` from another model, and with `param.data = ...`. The kernels
     check what they are given too, list by list; they do not know whose state it is.
@@ -24,8 +26,8 @@ def check_parameter(
     Raises:
         RuntimeError: names the parameter, what was expected and what came.
     """
-    for name, value in {**gradients, **state}.items():
-        problem = _problem(param, name, value)
+    for name, value in {"values": param, **gradients, **state}.items():
+        problem = _problem(param, name, value, written=name not in gradients)
         if problem is not None:
             raise RuntimeError(
                 f"step: {name} of {_which(groups, param)}: {problem}. "
@@ -33,17 +35,49 @@ def check_parameter(
             )
 
 
-def _problem(param: Tensor, name: str, value: Any) -> str | None:
+def check_learning_rate(lr: Any, param: Tensor) -> None:
+    """Raise RuntimeError for the learning rate of a group that no update of its parameters could read."""
+    if isinstance(lr, Tensor):
+        problem = None
+        if lr.numel() != 1 or lr.layout != torch.strided or lr.dtype not in FLOATING:
+            problem = f"one number of floating point, got shape {tuple(lr.shape)}, {lr.layout}, {lr.dtype}"
+        elif lr.device != param.device and lr.device.type != "cpu":
+            problem = f"a tensor on {param.device} as the parameters, or on the cpu, got {lr.device}"
+        if problem is not None:
+            raise RuntimeError(f"step: lr of a parameter group: expected {problem}. Set group['lr'] anew.")
+
+
+def _problem(param: Tensor, name: str, value: Any, *, written: bool) -> str | None:
     if not isinstance(value, Tensor):
         return f"expected a tensor, got {'none' if value is None else type(value).__name__}"
-    if value.layout != torch.strided or not value.is_floating_point():
-        return f"expected a dense tensor of floating point, got {value.layout}, {value.dtype}"
-    if name == "step":  # goes to the parameter's device by itself
-        return None if value.numel() == 1 else f"expected one number, got shape {tuple(value.shape)}"
-    if value.shape != param.shape:
+    counter = name == "step"
+    if value.layout != torch.strided or value.dtype not in (FLOATING[:2] if counter else FLOATING):
+        kinds = "float64 or float32" if counter else "floating point"
+        return f"expected a dense tensor of {kinds}, got {value.layout}, {value.dtype}"
+    if counter:  # goes to the parameter's device by itself
+        if value.numel() != 1:
+            return f"expected one number, got shape {tuple(value.shape)}"
+        if value.is_meta and not param.is_meta:
+            return f"expected device {param.device}, got {value.device}"
+    elif value.shape != param.shape:
         return f"expected shape {tuple(param.shape)}, got {tuple(value.shape)}"
-    if value.device != param.device:
+    elif value.device != param.device:
         return f"expected device {param.device}, got {value.device}"
+    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):
+        return None  # its memory is not its own
+    return _problem_of_memory(value, written=written)
+
+
+def _problem_of_memory(value: Tensor, *, written: bool) -> str | None:
+    if not value.data_ptr() and value.numel() and not value.is_meta and (written or not value._is_zerotensor()):
+        return f"expected {value.nbytes} bytes of memory, got none: it was freed"
+    if written and value.is_neg():
+        return "expected a tensor that can be written to, got a negated view: call .clone() first"
+    if written and not value.is_contiguous():
+        try:
+            check_memory("memory", value)
+        except ValueError as error:
+            return str(error).removeprefix("memory: ").rstrip(".")
     return None
 
 

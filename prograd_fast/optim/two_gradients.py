@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Bucket, Projector
-from prograd_fast.optim.states import check_parameter
+from prograd_fast.optim.states import check_learning_rate, check_parameter
 from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
 from prograd_fast.rules import Rule
 
@@ -342,6 +342,8 @@ class TwoGradients(Optimizer):
     def _check_states(self, buckets: list[Bucket]) -> None:
         """Raise RuntimeError where gradients or state of a parameter do not fit it."""
         for bucket in buckets:
+            if self._fuses:
+                check_learning_rate(bucket.group["lr"], bucket.params[0])
             for p, a, b in zip(bucket.params, bucket.task, bucket.general, strict=True):
                 gradients = {"task gradient": a, "general gradient": b}
                 check_parameter(self.param_groups, p, gradients, self._states_read(p, bucket.group))
