@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 #include "eager_loss.h"
 #include "library.h"
@@ -104,6 +105,31 @@ void project_sgd_(const Tensors& params, const Tensors& task, const Tensors& gen
   count_writes({params, momentum_buffers, entries});
 }
 
+// Whether the tensors that belong to each parameter have its shape, device and memory of their own, and each of the
+// numbers is one. False also where only a closer look can tell: the message is Python's, prograd_fast/optim/states.py.
+bool fit(const Tensors& params, const std::vector<Tensors>& belongings, const Tensors& numbers) {
+  const auto is_plain = [](const at::Tensor& tensor) { return tensor.defined() && plain(tensor); };
+  try {
+    for (size_t i = 0; i < params.size(); ++i) {
+      if (!is_plain(params[i])) return false;
+      const Arguments arguments("param", params[i], params[i].device().type());
+      arguments.result("param", params[i], params[i].sizes());
+      for (const at::Tensor& tensor : belongings.at(i)) {
+        if (!is_plain(tensor)) return false;
+        arguments.result("tensor", tensor, params[i].sizes());
+      }
+    }
+    for (const at::Tensor& number : numbers) {
+      const at::ScalarType dtype = number.defined() ? number.scalar_type() : at::kByte;
+      if (!(dtype == at::kFloat || dtype == at::kDouble) || !plain(number) || number.numel() != 1) return false;
+      Arguments("number", number, number.device().type()).number("number", number);
+    }
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
 // (task, general), or None where the way through torch.library must be taken; see eager_dual_loss.
 py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, py::handle teacher_offset,
                      py::handle task_weight, py::handle general_weight, double temperature, bool soft_ce,
@@ -137,6 +163,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("project_adamw_", &project_adamw_, "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
   m.def("project_sgd_", &project_sgd_, "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
+  m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.", no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
   m.def("register_cuda", &register_cuda, "Put the CUDA kernels into the dispatcher.");

@@ -275,3 +275,17 @@ def test_bad_arguments_change_nothing(change: dict[str, object], error: type[Exc
     with pytest.raises(error, match=message):
         functional.project_adamw_(**(arguments | change), lr=LR)
     assert all(torch.equal(p, torch.ones(2)) for p in arguments["params"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_step_counters_below_zero(backend: str) -> None:
+    """The formula of a parameter is that of the one before it only where there is one."""
+    states = []
+    for name in (backend, "reference"):
+        p, a, b, m, v = ([torch.full((3,), value)] for value in (1.0, 2.0, 3.0, 0.5, 0.25))
+        rest = (torch.zeros(1, 3), None, None, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 0, False, False, None, None)
+        with running_on(name):
+            torch.ops.prograd_fast.project_adamw_(p, a, b, m, v, [], [torch.tensor(-2.0)], *rest)
+        states.append((m[0], v[0]))
+    for got, want in zip(*states, strict=True):
+        assert_close(got, want, "formula", torch.float32)

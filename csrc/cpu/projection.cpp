@@ -229,7 +229,7 @@ void project_adamw_(at::TensorList params, at::TensorList task, at::TensorList g
     const double next = get(steps[i], 0) + 1;
     if (!skip) set(steps[i], 0, next);
     // pow is slow, and the parameters of a group are mostly of one age
-    formulas.push_back(next == step ? formulas[i - 1] : AdamW<double>::at(next, lr, beta1, beta2, eps, weight_decay));
+    formulas.push_back(i > 0 && next == step ? formulas[i - 1] : AdamW<double>::at(next, lr, beta1, beta2, eps, weight_decay));
     step = next;
   }
   const Kernels& table = kernels();

@@ -13,6 +13,8 @@ from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
 from prograd_fast.rules import Rule
 
+_STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
+
 
 class ProGradAdamW(TwoGradients, torch.optim.AdamW):
     """AdamW that does not work against what the teacher knows.
@@ -128,8 +130,10 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
 
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = self.state.get(p)
-        names = ["step", "exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
-        return {name: state.get(name) for name in names} if state else {}
+        names = _STATES[group["amsgrad"]]
+        if not state or state.keys() == names:
+            return state or {}
+        return {name: state.get(name) for name in names}
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """As torch.optim.AdamW keeps it; on a GPU the step is always there, so that nothing waits for it."""

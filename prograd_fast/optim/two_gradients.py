@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Bucket, Projector
-from prograd_fast.optim.states import check_learning_rate, check_parameter
+from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
 from prograd_fast.rules import Rule
 
@@ -344,9 +344,12 @@ class TwoGradients(Optimizer):
         for bucket in buckets:
             if self._fuses:
                 check_learning_rate(bucket.group["lr"], bucket.params[0])
-            for p, a, b in zip(bucket.params, bucket.task, bucket.general, strict=True):
-                gradients = {"task gradient": a, "general gradient": b}
-                check_parameter(self.param_groups, p, gradients, self._states_read(p, bucket.group))
+            states = [self._states_read(p, bucket.group) for p in bucket.params]
+            pairs = list(zip(bucket.task, bucket.general, strict=True))
+            if all_fit(bucket.params, pairs, states):
+                continue
+            for p, (a, b), state in zip(bucket.params, pairs, states, strict=True):
+                check_parameter(self.param_groups, p, {"task gradient": a, "general gradient": b}, state)
 
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """What the update will read of the state of a parameter, None for what is missing; empty for what it makes."""

@@ -16,7 +16,8 @@ class ProGrad(TwoGradients):
     """Any optimizer on the projected gradient: g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b goes where a would have gone.
 
     Parameter groups, state and `state_dict` are those of the wrapped optimizer, so that schedulers, checkpoints and
-    `GradScaler` work on the wrapper as on the optimizer itself.
+    `GradScaler` work on the wrapper as on the optimizer itself. The wrapped optimizer alone knows what its state must
+    look like: a state that does not fit raises the wrapped optimizer's own error.
 
     Source: Zhu et al., Prompt-aligned Gradient for Prompt Tuning, arXiv:2205.14865.
 

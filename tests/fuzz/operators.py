@@ -37,6 +37,8 @@ ODDITIES = {
     "half": lambda x: x.half() if x.is_floating_point() else x,
     "double": lambda x: x.double() if x.is_floating_point() else x,
     "requires grad": lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x,
+    "negated": lambda x: torch._neg_view(x) if x.is_floating_point() else x,
+    "zero": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
     "in inference mode": lambda x: _inference(x),
     "another's": lambda x: torch.zeros(3, 5),
 }
