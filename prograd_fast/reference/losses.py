@@ -67,7 +67,7 @@ def dual_loss(
     q = log_q.exp()
     pointwise = q * (log_q - log_p) if general == "kl" else -q * log_p
     # 0 · log 0 = 0: an excluded class would otherwise make 0 · (-inf) = NaN
-    distance = temperature**2 * pointwise.where(q != 0, 0.0).sum(dim=1)
+    distance = temperature * temperature * pointwise.where(q != 0, 0.0).sum(dim=1)
     return reduced(task, task_weight, reduction), reduced(distance, general_weight, reduction)
 
 
