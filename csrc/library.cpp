@@ -36,6 +36,7 @@ using Maybe = const std::optional<at::Tensor>&;
 template <auto* out>
 Results dual_loss(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels, Maybe offset,
                   Maybe task_weight, Maybe general_weight, double temperature, bool soft_ce, int64_t reduction) {
+  Arguments::defined("student", student);
   check_dual_loss(student.device().type(), student, teacher,
                   {labels, offset, task_weight, general_weight, temperature, reduction});
   return results(student, teacher, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {
@@ -48,6 +49,7 @@ template <auto* out>
 Results linear_dual_loss(const at::Tensor& features, const at::Tensor& student, const at::Tensor& teacher,
                          const at::Tensor& labels, Maybe offset, Maybe task_weight, Maybe general_weight,
                          double scale, double temperature, bool soft_ce, int64_t reduction) {
+  Arguments::defined("features", features);
   check_linear_dual_loss(features.device().type(), features, student, teacher,
                          {labels, offset, task_weight, general_weight, temperature, reduction});
   return results(features, student, reduction, student, [&](auto& losses, auto& cotangents, auto& correct) {

@@ -115,6 +115,9 @@ def faults(operator: str, call: Arguments, compiled: bool) -> Iterator[tuple[str
                 wrong = dict(call)
                 place.put(wrong, value)
                 yield f"{place.name} {place.index}: {kind}", wrong
+    for argument in schema(operator).arguments:
+        if str(argument.type) == "Tensor":  # for which the dispatcher takes None
+            yield f"{argument.name}: None", call | {argument.name: None}
     for name, value in call.items():
         if isinstance(value, list):
             yield f"{name}: one more", call | {name: [*value, value[-1] if value else torch.zeros(4, 3)]}

@@ -11,8 +11,8 @@ from tests.ops_support import BACKENDS, running_on
 operators = torch.ops.prograd_fast
 
 
-def has_memory(x: Tensor) -> bool:
-    return x.is_cpu and not x.is_sparse and x.untyped_storage().nbytes() > 0
+def has_memory(x: Tensor | None) -> bool:
+    return x is not None and x.is_cpu and not x.is_sparse and x.untyped_storage().nbytes() > 0
 
 
 def content(x: Tensor) -> bytes:
