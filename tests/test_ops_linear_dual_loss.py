@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +114,8 @@ def test_the_bits_do_not_depend_on_the_matrix_library() -> None:
     """In a process whose MKL takes another path, on which its products depend on the number of threads."""
     script = f"import sys; from {__name__} import all_bits; sys.stdout.buffer.write(all_bits())"
     environment = os.environ | {"MKL_CBWR": "COMPATIBLE"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, timeout=300)
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, env=environment, timeout=300)
     assert run.returncode == 0, run.stderr.decode()
     assert run.stdout == all_bits()
 

@@ -166,6 +166,7 @@ def places() -> tuple[str, str]:
 def ends_well(arguments: list[str], folder: Path) -> None:
     """The command in this process: exit code 0, or one line."""
     out, err = io.StringIO(), io.StringIO()
+    before = os.getcwd()
     os.chdir(folder)  # where relative paths lead
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
@@ -174,6 +175,7 @@ def ends_well(arguments: list[str], folder: Path) -> None:
             code = cli.run(arguments)
     finally:
         logging.root.setLevel(level)
+        os.chdir(before)
     told = [line for line in err.getvalue().splitlines() if line.startswith("prograd-fast: ")]
     assert code in (0, 1, 2), (code, arguments)
     assert len(told) == (code == 2), (code, err.getvalue())  # 1: training diverged, which is told on stdout
