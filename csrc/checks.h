@@ -14,6 +14,8 @@
 
 namespace prograd {
 
+inline at::ScalarType accumulation_dtype(at::ScalarType a) { return a == at::kDouble ? at::kDouble : at::kFloat; }
+
 // The tensors of one call, all on one device of the type that the kernels are for.
 class Arguments {
  public:
@@ -356,10 +358,6 @@ inline void check_attention_backward(const Arguments& arguments, const at::Tenso
   check_each("d_prefix", d_prefix, prefix);
 }
 
-inline at::ScalarType wide(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 inline void check_add_layer_norm(c10::DeviceType type, const at::Tensor& x, const at::Tensor& branch,
                                  const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& total,
                                  const at::Tensor& normed, const at::Tensor& statistics) {
@@ -370,9 +368,9 @@ inline void check_add_layer_norm(c10::DeviceType type, const at::Tensor& x, cons
   arguments.whole("branch", branch, dtype, x.sizes());
   arguments.whole("total", total, dtype, x.sizes());
   arguments.whole("normed", normed, dtype, x.sizes());
-  arguments.whole("weight", weight, wide(x), {x.size(1)});
-  arguments.whole("bias", bias, wide(x), {x.size(1)});
-  arguments.whole("statistics", statistics, wide(x), {x.size(0), 2});
+  arguments.whole("weight", weight, accumulation_dtype(dtype), {x.size(1)});
+  arguments.whole("bias", bias, accumulation_dtype(dtype), {x.size(1)});
+  arguments.whole("statistics", statistics, accumulation_dtype(dtype), {x.size(0), 2});
 }
 
 inline void check_layer_norm_backward(c10::DeviceType type, const at::Tensor& d_total, const at::Tensor& d_normed,
@@ -385,8 +383,8 @@ inline void check_layer_norm_backward(c10::DeviceType type, const at::Tensor& d_
   arguments.whole("d_total", d_total, dtype, d_total.sizes());
   arguments.whole("d_normed", d_normed, dtype, d_total.sizes());
   arguments.whole("total", total, dtype, {rows, width});
-  arguments.whole("statistics", statistics, wide(d_total), {rows, 2});
-  arguments.whole("weight", weight, wide(d_total), {width});
+  arguments.whole("statistics", statistics, accumulation_dtype(dtype), {rows, 2});
+  arguments.whole("weight", weight, accumulation_dtype(dtype), {width});
 }
 
 inline void check_approximate(int64_t approximate) {

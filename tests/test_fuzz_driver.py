@@ -34,7 +34,7 @@ def test_nothing_is_found_in_a_minute() -> None:
     load_targets()
     results = driver.run(sorted(TARGETS), seed=0, seconds=60, most_cases=1000)
     assert not driver.report(results)
-    assert all(result.cases for result in results)
+    assert all(result.cases >= driver.LEAST for result in results)
 
 
 @pytest.fixture

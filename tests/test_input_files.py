@@ -24,7 +24,6 @@ from prograd_fast.training import encode_pictures, load_run, tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import odd_file
-from tests.fuzz.registry import TARGETS
 from tests.test_checkpoint import RUN, STATE, Killed, interrupted, make_learner
 from tests.test_cli import REPOSITORY, fail
 from tests.test_feature_cache import KEYS, VALUES, shards
@@ -488,14 +487,3 @@ def test_a_pipe_for_class_names_does_not_wait(tmp_path):
     os.mkfifo(tmp_path / "classes.txt")
     with pytest.raises(ValueError, match=r"classes\.txt is not a regular file"):
         load_folder(tmp_path)
-
-
-# ---------------------------------------------------------------------------------------------------------------- fuzz
-
-
-@pytest.mark.parametrize("name", sorted(TARGETS))
-def test_a_few_cases_of_each_fuzz_target(name, tmp_path):
-    for i in range(12):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        TARGETS[name](Random(f"test {name} {i}"), folder)

@@ -10,7 +10,6 @@ from prograd_fast import cli_parts
 from prograd_fast.clip import PromptedCLIP
 from prograd_fast.methods import LinearProbe, ProGrad, PromptSRC, SubPT, Variational, method_named
 from prograd_fast.training import Grid, Regime, job, make_plan
-from tests.fuzz import options
 from tests.test_cli import fail, run_here
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
@@ -169,17 +168,6 @@ def test_text_towers_out_of_reach_are_refused_before_pictures_are_looked_at(
     monkeypatch.setattr("prograd_fast.cli.open_model", other)
     arguments = ["--data", shapes_dir, "--out", tmp_path / "run", "--model", f"local-dir:{clip_dir}"]
     assert "context tokens cannot be put" in fail(capfd, monkeypatch, "train", *arguments)
-
-
-@pytest.mark.parametrize("one", [options.train, options.settings, options.compare, options.words])
-def test_odd_options(one, tmp_path, monkeypatch):
-    """A few cases of what `make fuzz` tries by the thousand."""
-    from random import Random
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for i in range(20):
-        one(Random(f"test {i}"), tmp_path)
 
 
 def test_a_rate_beyond_float32_is_told(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):

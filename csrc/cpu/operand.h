@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "../checks.h"
 #include "kernels.h"
 
 namespace prograd::cpu {
@@ -16,8 +17,6 @@ inline Storage storage_of(at::ScalarType dtype) {
     default: TORCH_CHECK_TYPE(false, "expected float64, float32, bfloat16 or float16, got ", dtype, ".");
   }
 }
-
-inline at::ScalarType accumulation_dtype(at::ScalarType a) { return a == at::kDouble ? at::kDouble : at::kFloat; }
 
 // dtype if the tensors share it, else the accumulation dtype of the widest: mixed operands are copied, and rounded once
 // when they are written back.

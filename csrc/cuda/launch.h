@@ -10,7 +10,6 @@
 
 namespace prograd::cuda {
 
-using cpu::accumulation_dtype;
 using cpu::common_dtype;
 using cpu::contiguous;
 using cpu::Written;

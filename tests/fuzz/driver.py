@@ -5,6 +5,7 @@ case for too long, that case is a finding, and a new worker goes on with the nex
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from tests.fuzz.registry import TARGETS, WEIGHTS
 
 PATIENCE = 60.0  # seconds for one case, and for the start of a worker
+LEAST = 20  # cases of each target, however little time there is
 MEMORY = 12 * 2**30  # bytes of addresses that a worker may take
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -70,7 +72,7 @@ def run(names: Sequence[str], seed: int, seconds: float, most_cases: int, most_f
     Args:
         names: the targets.
         seed: decides all cases.
-        seconds: for all targets together; a case is not cut short.
+        seconds: for all targets together; each has `LEAST` cases, and a case is not cut short.
         most_cases: of each target.
         most_findings: of each target, after which it is left.
     """
@@ -95,7 +97,8 @@ def _run_worker(results: list[Result], seed: int, seconds: float, most_cases: in
         command = [sys.executable, "-m", "tests.fuzz", "--worker", str(notes), "--plan", plan, "--seed", str(seed)]
         command += ["--cases", str(most_cases), "--seconds", str(seconds)]
         with errors.open("wb") as stderr:
-            process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr)
+            offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # names that are tried by chance are looked up nowhere
+            process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr, env=offline)
             hung = _wait(process, notes)
         last, at = None, 0.0
         for event in _events(notes):
@@ -164,7 +167,7 @@ def work(plan: Sequence[tuple[str, int]], seed: int, seconds: float, most_cases:
             weights = [WEIGHTS[name] for name, _ in plan[position:]]
             until = started + (end - started) * weights[0] / sum(weights)  # what one leaves over, the next ones have
             for index in range(first, most_cases):
-                if index > first and time.monotonic() > until:
+                if index >= LEAST and time.monotonic() > until:
                     break
                 note(name=name, case=index, at=time.monotonic() - started)
                 try:
