@@ -60,7 +60,7 @@ native: install
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
 	build/native/native_tests
 
-# sdist -> wheel -> installation, compiled on the way; tests/test_build.py does the same in pure Python
+# sdist -> wheel -> installation, compiled on the way; tests/project/test_build.py does the same in pure Python
 package: install
 	rm -rf build/package
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"

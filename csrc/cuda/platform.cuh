@@ -1,4 +1,4 @@
-// The few words that the kernels need beyond C++: from CUDA on a GPU, from tests/simt/simt.h where the tests run the same
+// The few words that the kernels need beyond C++: from CUDA on a GPU, from tests/gpu/simt/simt.h where the tests run the same
 // source on a CPU. No torch header here.
 #pragma once
 

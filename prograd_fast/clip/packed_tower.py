@@ -13,7 +13,7 @@ but the order of sums.
 Everything is computed in the tower's dtype, or in autocast's; norms, GELU, scores, softmax and all sums in float32
 (float64 in float64). On the 12 blocks of CLIP's tower with random weights, 20 ImageNet classes, features and gradients
 differ from float64, over their largest magnitude, by 2e-6 in float32, 2e-2 in bfloat16 and under bfloat16 autocast, and
-2e-3 in float16; `tests/test_clip_packed.py` holds a smaller tower to the bounds of `tests/tolerances.py`.
+2e-3 in float16; `tests/clip/test_packed.py` holds a smaller tower to the bounds of `tests/tolerances.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

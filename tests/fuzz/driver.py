@@ -20,11 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.fuzz.registry import TARGETS, WEIGHTS
+from tests.paths import REPOSITORY
 
 PATIENCE = 60.0  # seconds for one case, and for the start of a worker
 LEAST = 20  # cases of each target, however little time there is
 MEMORY = 12 * 2**30  # bytes of addresses that a worker may take
-_REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _run_worker(results: list[Result], seed: int, seconds: float, most_cases: in
         command += ["--cases", str(most_cases), "--seconds", str(seconds)]
         with errors.open("wb") as stderr:
             offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # names that are tried by chance are looked up nowhere
-            process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=stderr, stderr=stderr, env=offline)
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=stderr, stderr=stderr, env=offline)
             hung = _wait(process, notes)
         last, at = None, 0.0
         for event in _events(notes):

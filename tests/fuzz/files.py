@@ -354,7 +354,7 @@ def crafted_prompt(random: Random, folder: Path) -> None:
 @functools.cache
 def _checkpoint() -> tuple[dict[str, Any], bytes]:
     """A state in the middle of training, and its file."""
-    from tests.test_checkpoint import make_learner
+    from tests.training.test_checkpoint import make_learner
 
     states: list[dict[str, Any]] = []
 
@@ -372,7 +372,7 @@ def _checkpoint() -> tuple[dict[str, Any], bytes]:
 
 
 def _resume(file: Path) -> None:
-    from tests.test_checkpoint import make_learner
+    from tests.training.test_checkpoint import make_learner
 
     tune(make_learner(ProGrad(epochs=2, batch_size=10)), checkpoints=Checkpoints(file, RUN, every=3600.0))
 

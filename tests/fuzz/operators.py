@@ -9,9 +9,9 @@ from torch import Tensor
 
 from prograd_fast import backends
 from tests.fuzz.registry import target
-from tests.operator_calls import CALLS, Sizes
-from tests.operator_faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, by_name, tensors, written
-from tests.ops_support import BACKENDS, DTYPES, running_on
+from tests.ops.calls import CALLS, Sizes
+from tests.ops.faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, by_name, tensors, written
+from tests.ops.support import BACKENDS, DTYPES, running_on
 
 MARGIN, CANARY = 64, 0xA5  # bytes before and behind what an operator may write to
 

@@ -2,7 +2,7 @@
 
 Nothing here is imported before `prograd_fast.backends.triton.register` is called, so Triton may be missing.
 
-What all kernels keep to, and `tests/test_triton_source.py` checks:
+What all kernels keep to, and `tests/gpu/triton/test_source.py` checks:
 * every value is cast to the accumulation dtype in the expression that loads it, and to its storage dtype in the one
   that stores it: float32 arithmetic for 16-bit storage, float64 for float64 tensors;
 * reductions have a fixed order (no float atomics, no order of arrival), so results are the same from run to run;

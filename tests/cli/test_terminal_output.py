@@ -1,0 +1,190 @@
+"""Names with control characters, markup or formulas in them: shown on terminals, in tables and figures, and no more."""
+
+import io
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from prograd_fast.printable import message_line, printable
+from prograd_fast.report import accuracy_table
+from prograd_fast.terminal import progress
+from prograd_fast.training import Grid, run_grid
+from tests.cli.test_cli import run_here
+from tests.conftest import draw_shapes
+from tests.paths import REPOSITORY
+
+EVIL = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07",
+    "a\rb",
+    "a\nb",
+    "bell\a",
+    "\x9b2J",
+    "\u202egnp.exe",
+    "\u2066x\u2069",
+    "\ud800",
+    "\udcff",
+]
+MARKUP = [
+    "[red]x",
+    "[/]",
+    "[link=file:///]x[/link]",
+    ":dog:",
+    "{task.id}",
+    "%s",
+    "$x^$",
+    r"\frac",
+    r"$\frac$",
+    "_",
+    "^_",
+    "#",
+    "&",
+    "~",
+]
+GLYPHS = ["\U0001f600", "\u4e2d\u6587", "\u0627\u0644", "\uffff"]
+
+
+def is_clean(text: str) -> bool:
+    return not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_what_commands_a_terminal_is_escaped(name):
+    assert is_clean(printable(name))
+    assert "\n" not in printable(name)
+    assert printable(name).encode("ascii").decode("unicode_escape") == name  # nothing is lost
+    assert is_clean(message_line(f"cannot read {name}"))
+
+
+@pytest.mark.parametrize("name", [*MARKUP, *GLYPHS, "\U0001f468\u200d\U0001f469", "B\u00e4r", "caf\u0065\u0301"])
+def test_everything_else_stays(name):
+    assert printable(name) == name
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("name", [*EVIL, *MARKUP])
+def test_progress_and_tables_show_names(monkeypatch, name, terminal):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1") if terminal else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with progress() as track:
+        track(name, 1)()
+    assert printable(name) in stream.getvalue()
+    run = {"method": "coop", "accuracy": {name: 0.5}}
+    table = io.StringIO()
+    Console(file=table, width=100, force_terminal=False).print(
+        accuracy_table([run], [name])
+    )  # a console that would read markup
+    assert f" {printable(name)} " in table.getvalue()
+    assert is_clean(table.getvalue())
+
+
+@pytest.fixture(scope="module")
+def evil_data(tmp_path_factory) -> Path:
+    """A set whose name, class folders and files are full of control characters."""
+    root = tmp_path_factory.mktemp("evil")
+    data = draw_shapes(root / "set\x1b[2J|[red]$x^$", per_class=4)
+    for i, folder in enumerate(sorted(data.iterdir())):
+        for file in folder.iterdir():
+            file.rename(file.with_name(f"\x1b]0;x\x07{file.name}"))
+        folder.rename(data / ("\x1b[31m" + ["[red]x", "$x^$", "\u202egnp", r"\frac_|"][i]))
+    return data
+
+
+def test_the_whole_way_of_a_set(evil_data, clip_dir, tmp_path, monkeypatch, capfd):
+    model, out = ["--model", f"local-dir:{clip_dir}"], tmp_path / "run\x1b[2J"
+    train = ["train", "--data", evil_data, "--shots", 1, "--epochs", 2, "--out", out, *model]
+    file = next(evil_data.rglob("*.png"))
+    grid = [
+        "compare",
+        "--data",
+        evil_data,
+        "--shots",
+        "1,2",
+        "--seeds",
+        1,
+        "--methods",
+        "coop,zero-shot",
+        "--out",
+        tmp_path / "grid",
+    ]
+    for command in (
+        train,
+        ["evaluate", out, "--data", evil_data, "--trust"],
+        ["predict", out, file, "--trust"],
+        [*grid, *model],
+    ):
+        assert run_here(monkeypatch, *command) == 0
+        said = capfd.readouterr()
+        assert is_clean(said.out + said.err), command[0]
+    assert {path.name for path in (tmp_path / "grid").glob("*.png")} == {"shots.png", "conflict.png", "cost.png"}
+    file.write_bytes(b"no picture")
+    for command in ([*train, "--force", "--no-cache", "--shots", 4], ["predict", out, file], ["predict", file, file]):
+        assert run_here(monkeypatch, *command) == 2
+        said = capfd.readouterr()
+        assert is_clean(said.out + said.err), command[0]
+        assert len(said.err.splitlines()) == 1, said.err
+
+
+@pytest.mark.parametrize("name", [*EVIL[:8], *MARKUP, *GLYPHS, "a|b", "<script>"])
+def test_a_comparison_is_written_whatever_a_set_is_called(shapes, clip, tmp_path, monkeypatch, name):
+    from dataclasses import replace
+
+    from prograd_fast.methods import ZeroShot
+    from prograd_fast.report import report_comparison
+
+    grid = Grid([ZeroShot()], [1, 2], 1)
+    named = [replace(shapes, name=name), replace(shapes, name=f"{name} too")]
+    results = run_grid(grid, clip, named[0], tmp_path, lambda label, total: lambda: None, elsewhere=named[1:])
+    stream = io.StringIO()
+    report_comparison(results, tmp_path, Console(file=stream, width=200))
+    assert printable(name) in stream.getvalue()
+    assert is_clean(stream.getvalue())
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert is_clean(text)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}  # method, shots, all, the other set
+    with Image.open(tmp_path / "shots.png") as figure:
+        assert figure.width > 500
+
+
+def test_names_of_sets_that_would_mix_results(shapes, clip, tmp_path):
+    from dataclasses import replace
+
+    from prograd_fast.methods import ZeroShot
+
+    def run(*names: str) -> None:
+        others = [replace(shapes, name=name) for name in names]
+        run_grid(Grid([ZeroShot()], [1], 1), clip, shapes, tmp_path, lambda *_: lambda: None, elsewhere=others)
+
+    for names in (["all"], ["validation"], ["harmonic mean"], ["x", "x"]):
+        with pytest.raises(ValueError, match="another set to test on is called"):
+            run(*names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_are_lines_without_commands(tmp_path):
+    """In a process of its own, as a user sees them."""
+    code = "import logging, sys, warnings, prograd_fast.__main__ as m; from prograd_fast import cli\n"
+    code += "def run(arguments):\n logging.lastResort = cli._Warnings(); warnings.warn('w\\x1b[2J')\n"
+    code += " logging.getLogger('prograd_fast').warning('l\\x1b[2J\\nx'); return 0\n"
+    code += "cli.run = run; m.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert is_clean(done.stderr)
+    assert "l\\x1b[2J x\n" in done.stderr
+    assert "w\\x1b[2J" in done.stderr
+
+
+def test_an_encoding_that_lacks_letters(evil_data, tmp_path):
+    command = [sys.executable, "-m", "prograd_fast", "methods"]
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""

@@ -1,0 +1,245 @@
+"""Files that call themselves pictures: read, or refused with one line; no other program, no endless read, no bomb."""
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from prograd_fast.data import PictureSet, load_folder, pictures
+from tests.cli.test_cli import fail
+from tests.conftest import draw_shapes
+from tests.fuzz.pictures import FORMATS
+from tests.paths import REPOSITORY
+
+
+def set_of(*files: Path) -> PictureSet:
+    n = len(files)
+    return PictureSet("mine", ("a",), np.zeros(n, np.int64), np.array(["test"] * n), np.array([""] * n), list(files))
+
+
+def refusal(file: Path) -> str:
+    """Why a file is not read; the line names it."""
+    with pytest.raises(ValueError, match="cannot read") as refused:
+        set_of(file).open(0)
+    line = str(refused.value)
+    assert str(file) in line
+    assert line.endswith("replace or remove it")
+    return line
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".eps"])
+def test_no_other_program_is_started(tmp_path, monkeypatch, suffix):
+    ghost = tmp_path / "bin" / "gs"
+    ghost.parent.mkdir()
+    ghost.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghost.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghost.parent}:{os.environ['PATH']}")
+    file = tmp_path / f"x{suffix}"
+    Image.new("RGB", (4, 4)).save(file, "EPS")
+    assert "not a known picture format (JPEG, PNG" in refusal(file)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["ICO", "DDS", "TGA", "PCX", "SGI", "JPEG2000", "AVIF"])
+def test_other_formats_are_refused(tmp_path, kind):
+    file = tmp_path / "x.png"
+    try:
+        Image.new("RGB", (16, 16)).save(file, kind)
+    except (KeyError, OSError, ValueError):  # this pillow was built without it: what it starts with is enough
+        file.write_bytes({"AVIF": b"\0\0\0\x20ftypavif", "JPEG2000": b"\xff\x4f\xff\x51"}[kind] + bytes(99))
+    refusal(file)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "device", "folder", "socket", "proc", "link to a device", "dangling", "empty"]
+)
+def test_only_regular_files_are_read(tmp_path, kind):
+    file = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(file))
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "empty":
+        file.touch()
+    elif kind == "device":
+        file = Path("/dev/zero")
+    else:
+        file.symlink_to({"proc": "/proc/self/mem", "link to a device": "/dev/zero", "dangling": tmp_path / "no"}[kind])
+    refusal(file)
+
+
+def test_a_pipe_in_a_class_is_not_passed_over(tmp_path, clip_dir, capfd, monkeypatch):
+    data = draw_shapes(tmp_path / "shapes", per_class=2)
+    os.mkfifo(data / "red_circle" / "pipe.png")
+    arguments = ["--data", data, "--out", tmp_path / "run", "--model", f"local-dir:{clip_dir}"]
+    assert "pipe.png: not a regular file" in fail(capfd, monkeypatch, "train", *arguments)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    file = tmp_path / "x.png"
+    file.touch()
+    os.truncate(file, pictures.MOST_BYTES + 1)  # takes no room on the disk
+    assert "expected 268435456 at most" in refusal(file)
+
+
+def bomb(kind: str, side: int) -> bytes:
+    """A small file of very many pixels."""
+    stream = BytesIO()
+    if kind == "PNG":
+        head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(side * 100), 9)), (b"IEND", b"")]
+        packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    if kind == "PPM":
+        return b"P4 %d %d\n" % (side, side)
+    Image.new("RGB", (8, 8)).save(stream, kind)
+    content = stream.getvalue()
+    return {
+        "GIF": lambda: content[:6] + struct.pack("<HH", side, side) + content[10:],
+        "BMP": lambda: content[:18] + struct.pack("<ii", side, side) + content[26:],
+        "JPEG": lambda: content.replace(b"\x08\0\x08\0\x08\x03", b"\x08" + struct.pack(">HH", side, side) + b"\x03"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("side", [13_400, 30_000, 65_000])  # a JPEG of 13 300 is decoded at half its size
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "PPM", "JPEG"])
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, kind, side, recwarn):
+    file = tmp_path / "x.png"
+    file.write_bytes(bomb(kind, side))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert f"{side} x {side} pixels; expected 89000000 at most" in refusal(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+    assert not recwarn.list
+    assert Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_a_text_that_unpacks_to_very_much(tmp_path):
+    text = b"x\0\0" + zlib.compress(bytes(2**27), 9)
+    content = bomb("PNG", 4)
+    at = content.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    (tmp_path / "x.png").write_bytes(content[:at] + chunk + content[at:])
+    refusal(tmp_path / "x.png")
+
+
+def test_large_photos_and_scans_are_read(tmp_path):
+    Image.new("L", (12_000, 9000), 7).save(tmp_path / "photo.jpg")  # 108 million pixels
+    Image.new("1", (7016, 9921)).save(tmp_path / "scan.png")  # A3 at 600 dots per inch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photo, scan = (set_of(tmp_path / name).open(0) for name in ("photo.jpg", "scan.png"))
+    assert (photo.size, photo.getpixel((0, 0))) == ((6000, 4500), (7, 7, 7))
+    assert scan.size == (7016, 9921)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I", "I;16"])
+@pytest.mark.parametrize("strip", [500, 2**22])
+def test_on_white_is_what_it_was(monkeypatch, mode, strip):
+    monkeypatch.setattr(pictures, "STRIP", strip)
+    base = Image.fromarray(np.random.RandomState(0).randint(0, 256, (67, 45, 4), np.uint8))
+    image = base.convert("L").convert(mode) if mode.startswith("I") else base.convert(mode)
+    whole = image
+    if mode.startswith("I"):
+        whole = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(whole.convert("RGBA"))
+    assert pictures.on_white(image).tobytes() == ground.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_upright_as_pillow_does_it(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "x.png"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (5, 9, 3), np.uint8)).save(file, kind, exif=exif)
+    with Image.open(file) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert set_of(file).open(0).tobytes() == expected.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    "entry", [b"\x1a\x01\x02\0\x05\0\0\0", b"\x0f\x01\x05\0\x01\0\0\0", b"\x12\x01\x0c\0\xff\xff\0\0"]
+)
+def test_odd_exif_data(tmp_path, entry):
+    """A resolution in letters, a maker who is a number: beside them the orientation that is looked for."""
+    upright = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    data = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entry + b"\x26\0\0\0" + upright + bytes(4) + b"72/1\0\0\0\0\x02\0\0\0"
+    stream = BytesIO()
+    Image.new("RGB", (6, 4)).save(stream, "JPEG")
+    content = stream.getvalue()
+    file = tmp_path / "x.jpg"
+    file.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + content[2:])
+    try:
+        assert set_of(file).open(0).mode == "RGB"
+    except ValueError:
+        refusal(file)
+
+
+def test_only_the_first_of_several_pictures_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "TIFF", "WEBP", "PNG"):
+        frames[0].save(tmp_path / "x.gif", kind, save_all=True, append_images=frames[1:])
+        red, _, blue = set_of(tmp_path / "x.gif").open(0).getpixel((4, 4))
+        assert red > 200 > 50 > blue, kind
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_cut_off_anywhere(tmp_path, kind, capfd):
+    stream = BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (19, 23, 3), np.uint8)).save(stream, kind)
+    content = stream.getvalue()
+    for i, end in enumerate(np.linspace(0, 0.9 * len(content), 40).astype(int)):
+        file = tmp_path / f"{i}.png"
+        file.write_bytes(content[:end])
+        if kind != "TIFF" or end < 8:  # a TIFF's directory may be in front, and its last strip missing in part
+            refusal(file)
+    assert capfd.readouterr() == ("", "")  # libtiff has things to say
+
+
+@pytest.mark.parametrize("error", [SyntaxError, MemoryError, OverflowError, RecursionError, AttributeError, zlib.error])
+def test_whatever_a_decoder_raises(tmp_path, monkeypatch, error):
+    file = tmp_path / "x.png"
+    Image.new("RGB", (4, 4)).save(file)
+
+    def fails(self):
+        raise error("odd")
+
+    monkeypatch.setattr(Image.Image, "getexif", fails)
+    assert f"{error.__name__}: odd" in refusal(file)
+
+
+def test_libtiff_is_silent(tmp_path):
+    """In a process of its own: what C code writes to stderr, no Python stream sees."""
+    stream = BytesIO()
+    Image.new("L", (64, 64)).save(stream, "TIFF", compression="tiff_deflate")
+    content = bytearray(stream.getvalue())
+    at = content.index(b"\x78\x9c") if b"\x78\x9c" in content else 12
+    content[at + 2 : at + 6] = b"\xff" * 4
+    (tmp_path / "x.tif").write_bytes(content)
+    code = "import sys; from tests.data.test_picture_files import *; refusal(Path(sys.argv[1]))"
+    command = [sys.executable, "-W", "ignore", "-c", code, tmp_path / "x.tif"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_with_every_format(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for kind, suffix in FORMATS.items():
+            Image.new("RGB", (4, 4), "red").save(tmp_path / label / f"x.{suffix}", kind)
+    found = load_folder(tmp_path)
+    assert [found.open(i).size for i in range(len(found))] == [(4, 4)] * 14

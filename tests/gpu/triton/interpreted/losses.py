@@ -1,0 +1,172 @@
+"""Dual loss and linear dual loss on Triton."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.tolerances import assert_close
+
+# ---- dual loss
+
+
+def dual_loss(student, teacher, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
+    dtype = accumulation(student.dtype)
+    offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
+    losses = torch.full((2, len(student)) if reduction == 0 else (2,), 7.0, dtype=dtype)
+    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
+    correct = torch.full((), 7)
+    ops.dual_loss_out(
+        student, teacher, labels, offset, *weights, temperature, soft_ce, reduction,
+        losses=losses, cotangents=cotangents, correct=correct,
+    )  # fmt: skip
+    return losses, cotangents, correct
+
+
+def expected_losses(z, t, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
+    """From torch's float64 losses; 0 · log 0 = 0."""
+    t = t if offset is None else t + offset.double()
+    task = F.cross_entropy(z, labels, reduction="none")
+    log_p, log_q = (z / temperature).log_softmax(1), (t / temperature).log_softmax(1)
+    q = log_q.exp()
+    seen = q > 0
+    terms = torch.where(seen, q, 0) * ((0 if soft_ce else log_q.where(seen, 0)) - log_p.where(seen, 0))
+    losses = torch.stack([task, temperature**2 * terms.sum(1)])
+    losses = torch.stack([x if w is None else x * w.double() for x, w in zip(losses, weights, strict=True)])
+    return (losses, losses.mean(1), losses.sum(1))[reduction]
+
+
+def check_dual_loss(student, teacher, labels, **options):
+    losses, cotangents, correct = dual_loss(student, teacher, labels, **options)
+    z = student.double().requires_grad_()
+    expected = expected_losses(z, teacher.double(), labels, **options)
+    assert_close(
+        losses, expected.detach(), "formula", accumulation(student.dtype), scale=expected.detach().abs().clamp(min=1)
+    )
+    for actual, loss in zip(cotangents, expected, strict=True):
+        (gradient,) = torch.autograd.grad(loss.sum(), z, retain_graph=True)
+        # an excluded class has no gradient: torch's own is NaN where it computes 0 · inf
+        assert_close(
+            actual, gradient.nan_to_num(0), "formula", student.dtype, scale=gradient.nan_to_num(0).abs().clamp(min=1e-3)
+        )
+    assert int(correct) == int((student.double().argmax(1) == labels).sum())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# one class; odd; one block of the kernel's registers; a multiple of the widest load; several blocks, odd and even
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 1001), (33, 1000), (2, 8201), (2, 10240)])
+def test_dual_loss(shape, dtype):
+    student, teacher = draw(*shape, dtype=dtype, scale=3), draw(*shape, dtype=dtype, scale=3, seed=1)
+    labels = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(2))
+    check_dual_loss(student, teacher, labels)
+
+
+@pytest.mark.parametrize("classes", [37, 8200])  # one block and several
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize("soft_ce", [False, True])
+def test_dual_loss_options(classes, reduction, soft_ce):
+    weights = (torch.tensor([0.5, 0.0, 2.0]), torch.tensor([1.0, 3.0, 0.25]))
+    check_dual_loss(
+        draw(3, classes, dtype=torch.float32), draw(3, classes, dtype=torch.float32, seed=1), torch.tensor([1, 5, 36]),
+        offset=draw(classes, seed=2), weights=weights, temperature=0.6, soft_ce=soft_ce, reduction=reduction,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("soft_ce", [False, True])
+@pytest.mark.parametrize("classes", [4, 8200])
+def test_dual_loss_extreme_logits(dtype, soft_ce, classes):
+    """±1e4 saturates the softmax; -inf excludes a class for both, and in the long rows a whole block of classes."""
+    student, teacher = torch.full((2, 2, classes), -math.inf).to(dtype)
+    student[:, -4:] = torch.tensor([[1e4, -1e4, 0.0, -math.inf], [-1e4, 1e4, 3.0, -math.inf]])
+    teacher[:, -4:] = torch.tensor([[1e4, 0.0, -1e4, -math.inf], [0.0, 1e4, -1e4, -math.inf]])
+    labels = torch.tensor([classes - 4, classes - 2])
+    losses, cotangents, correct = dual_loss(student, teacher, labels, soft_ce=soft_ce)
+    assert losses.isfinite().all()
+    assert cotangents.isfinite().all()
+    assert int(correct) == 1
+    expected = expected_losses(student.double(), teacher.double(), labels, soft_ce=soft_ce)
+    assert_close(losses, expected, "formula", torch.float32)
+
+
+def test_dual_loss_layouts():
+    """A slice of a wider matrix, one teacher row for all (stride 0), a transposed matrix: as contiguous copies."""
+    labels = torch.tensor([0, 4, 2])
+    student = draw(3, 40, dtype=torch.float32)[:, 3:12]
+    for teacher in (draw(1, 9, dtype=torch.float32).expand(3, 9), draw(9, 3, dtype=torch.float32).t()):
+        expected = dual_loss(student.contiguous(), teacher.contiguous(), labels)
+        for actual, copy in zip(dual_loss(student, teacher, labels), expected, strict=True):
+            assert torch.equal(actual, copy)
+
+
+def test_dual_loss_corners():
+    """No rows: the mean of nothing. Ties go to the lowest class. A label out of range is NaN, not somebody's memory."""
+    losses, _, correct = dual_loss(torch.zeros(0, 5), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+    assert losses.isnan().all()
+    assert int(correct) == 0
+    for classes in (6, 8200):
+        ties = torch.ones(2, classes)
+        assert int(dual_loss(ties, ties, torch.tensor([0, 3]))[2]) == 1
+        assert dual_loss(ties, ties, torch.tensor([0, classes]), reduction=0)[0].isnan().tolist() == [
+            [False, True],
+            [False, False],
+        ]
+
+
+# ---- linear dual loss
+
+
+def linear(features, student, teacher, labels, offset=None, weights=(None, None), soft_ce=False, reduction=1):
+    dtype = accumulation(features.dtype)
+    losses = torch.full((2, len(features)) if reduction == 0 else (2,), 7.0, dtype=dtype)
+    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
+    correct = torch.full((), 7)
+    offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
+    ops.linear_dual_loss_out(
+        features, student, teacher, labels, offset, *weights, 20.0, 1.7, soft_ce, reduction,
+        losses=losses, cotangents=cotangents, correct=correct,
+    )  # fmt: skip
+    return losses, cotangents, correct
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# one of everything; partial tiles; several row blocks; several tiles in a span of classes; features in several blocks
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 70, 33), (67, 65, 40), (3, 2100, 8), (2, 20, 136)])
+def test_linear_dual_loss(shape, dtype):
+    check_linear(*shape, dtype)
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize("soft_ce", [False, True])
+def test_linear_dual_loss_options(reduction, soft_ce):
+    weights = (draw(5, seed=3).abs(), draw(5, seed=4).abs())
+    offset = draw(70, seed=5)
+    offset[:66] = -math.inf  # the whole first tile and part of the second
+    check_linear(5, 70, 16, torch.float32, offset=offset, weights=weights, soft_ce=soft_ce, reduction=reduction)
+
+
+def check_linear(n_rows, n_classes, n_features, dtype, **options):
+    features, student, teacher = (
+        F.normalize(draw(n, n_features, seed=i), dim=1).to(dtype) for i, n in enumerate((n_rows, n_classes, n_classes))
+    )
+    labels = torch.arange(n_rows) * 7 % n_classes
+    losses, cotangents, correct = linear(features, student, teacher, labels, **options)
+    w = student.double().requires_grad_()
+    z, t = 20 * features.double() @ w.mT, 20 * features.double() @ teacher.double().mT
+    expected = expected_losses(z, t, labels, **options)
+    assert_close(losses, expected.detach(), "formula", accumulation(dtype), scale=expected.detach().abs().clamp(min=1))
+    for actual, loss in zip(cotangents, expected, strict=True):
+        (gradient,) = torch.autograd.grad(loss.sum(), w, retain_graph=True)
+        assert_close(actual, gradient, "formula", dtype, scale=gradient.abs().clamp(min=1e-3))
+    assert int(correct) == int((z.argmax(1) == labels).sum())
+
+
+def test_linear_dual_loss_of_no_rows():
+    losses, cotangents, correct = linear(
+        torch.zeros(0, 8), torch.ones(3, 8), torch.ones(3, 8), torch.zeros(0, dtype=torch.int64)
+    )
+    assert losses.isnan().all()
+    assert torch.equal(cotangents, torch.zeros(2, 3, 8))
+    assert int(correct) == 0

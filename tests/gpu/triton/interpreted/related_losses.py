@@ -1,0 +1,138 @@
+"""Samples, differences and the linear cross-entropy on Triton, against PyTorch's own losses in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prograd_fast import functional
+from prograd_fast.reference import soft_wing, text_to_text_loss
+from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.tolerances import assert_close
+
+# ---- samples
+
+
+def labels_of(shape):
+    return torch.randint(shape[2], shape[1:2], generator=torch.Generator().manual_seed(2))
+
+
+def mean_probability(z):
+    return z.double().log_softmax(2).logsumexp(0) - math.log(len(z))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# samples, rows, classes: one of each; odd; a number of samples that is no power of 2; a multiple of the widest load;
+# several blocks of classes, odd and even
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (5, 2, 100), (3, 4, 128), (2, 2, 1025), (2, 1, 2048)])
+def test_samples(shape, dtype):
+    z, labels = draw(*shape, dtype=dtype, scale=4), labels_of(shape)
+    wide = z.double().requires_grad_()
+    rows = F.nll_loss(mean_probability(wide), labels, reduction="none")
+    for reduction, expected in enumerate((rows, rows.mean(), rows.sum())):
+        losses, cotangents = ops.sampled_cross_entropy(z, labels, reduction)
+        (gradient,) = torch.autograd.grad(expected.sum(), wide, retain_graph=True)
+        assert_close(losses, expected.detach(), "formula", accumulation(dtype), scale=wide.detach())
+        assert_close(cotangents, gradient, "formula", dtype, scale=gradient.abs().clamp(min=0.1 / shape[1]))
+    log_probs = functional.sampled_log_probs(z)
+    assert_close(log_probs, mean_probability(z), "formula", accumulation(dtype), scale=wide.detach())
+
+
+@pytest.mark.parametrize("classes", [40, 1500])  # one block and several
+def test_samples_extreme_logits(classes):
+    """±1e4; a class excluded in one sample, in all; a block of classes; the label in one sample, in all."""
+    z, labels = draw(3, 5, classes, dtype=torch.float32, scale=4), torch.arange(5)
+    z[0, 0, 0], z[1, 0, 7] = 1e4, -1e4
+    z[1, 1, 9] = z[:, 2, 11] = -math.inf
+    z[0, 2, 5:] = -math.inf
+    z[2, 3, 3] = z[:, 4, 4] = -math.inf
+    losses, cotangents = ops.sampled_cross_entropy(z, labels, 0)
+    expected = mean_probability(z)
+    assert losses.isinf().tolist() == [False] * 4 + [True]
+    assert cotangents.isfinite().all()
+    assert_close(losses[:4], -expected[range(4), range(4)], "formula", torch.float32)
+    log_probs = functional.sampled_log_probs(z)
+    assert torch.equal(log_probs.isinf(), expected.isinf())
+    finite = expected.isfinite()
+    assert_close(log_probs[finite], expected[finite], "formula", torch.float32)
+
+
+def test_samples_not_a_number():
+    z = draw(2, 3, 50, dtype=torch.float32)
+    z[1, 1, 49] = math.nan
+    losses, cotangents = ops.sampled_cross_entropy(z, torch.tensor([0, 1, 2]), 0)
+    assert (
+        losses.isnan().tolist() == functional.sampled_log_probs(z).isnan().all(dim=1).tolist() == [False, True, False]
+    )
+    assert cotangents[:, 1].isnan().all()
+    assert cotangents[:, ::2].isfinite().all()
+
+
+def test_samples_corners():
+    """No rows: the mean of nothing. A label out of range is NaN, not somebody's memory. A stack with strides."""
+    z = draw(2, 0, 5, dtype=torch.float32)
+    losses, _ = ops.sampled_cross_entropy(z, torch.zeros(0, dtype=torch.int64), 1)
+    assert losses.isnan()
+    assert functional.sampled_log_probs(z).shape == (0, 5)
+    z = draw(2, 3, 8, dtype=torch.float32)
+    assert ops.sampled_cross_entropy(z, torch.tensor([0, 8, -1]), 0)[0].isnan().tolist() == [False, True, True]
+    strided = z.transpose(0, 1).contiguous().transpose(0, 1)
+    for a, b in zip(
+        ops.sampled_cross_entropy(strided, torch.arange(3), 1),
+        ops.sampled_cross_entropy(z, torch.arange(3), 1),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+# ---- differences
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# one element; odd; landmarks; several blocks, odd and a multiple of the widest load
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 68, 2), (5001,), (3, 4096)])
+def test_differences(shape, dtype):
+    x, t = draw(*shape, dtype=dtype, scale=4).requires_grad_(), draw(*shape, dtype=dtype, scale=4, seed=1)
+    wide = x.detach().double().requires_grad_()
+    for ours, theirs in (
+        (functional.squared_error, F.mse_loss),
+        (functional.soft_wing, soft_wing),
+        (lambda a, b: functional.soft_wing(a, b, 0.7, 3.0, 0.1), lambda a, b: soft_wing(a, b, 0.7, 3.0, 0.1)),
+    ):
+        loss, expected = ours(x, t), theirs(wide, t.double())
+        assert_close(loss, expected, "formula", accumulation(dtype))
+        gradients = torch.autograd.grad(loss, x)[0], torch.autograd.grad(expected, wide)[0]
+        assert_close(*gradients, "formula", dtype)
+
+
+def test_differences_corners():
+    """Nothing at all; no slope at 0; infinity and NaN only where they were; a prediction with strides."""
+    assert functional.squared_error(torch.zeros(0), torch.zeros(0)).isnan()
+    assert functional.squared_error(torch.zeros(0), torch.zeros(0), "sum") == 0
+    x = torch.tensor([[0.0, math.nan, math.inf, -math.inf, 1e-30, 1.0, -1.0]])
+    _, cotangents = ops.difference_loss(x, torch.zeros(1, 7), True, 2.0, 20.0, 0.5, 1.0)
+    assert cotangents.isnan().tolist() == [[False, True] + [False] * 5]
+    assert cotangents[0, [0, 4, 5, 6]].tolist() == [0, 1, 1, -1]
+    y = draw(6, 5, dtype=torch.float32)
+    strided, copy = (
+        ops.difference_loss(a, torch.zeros(5, 6), False, 1, 1, 1, 1.0) for a in (y.t(), y.t().contiguous())
+    )
+    assert all(torch.equal(a, b) for a, b in zip(strided, copy, strict=True))
+
+
+# ---- linear cross-entropy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# templates, classes, width: one of everything; partial tiles; several blocks of rows and tiles of classes
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 33), (2, 70, 40)])
+def test_text_to_text(shape, dtype):
+    learned = F.normalize(draw(*shape[1:]), dim=1).to(dtype).requires_grad_()
+    written = F.normalize(draw(*shape, seed=1), dim=2).to(dtype)
+    loss = functional.text_to_text_loss(learned, written, 20.0)
+    wide = learned.detach().double().requires_grad_()
+    expected = text_to_text_loss(wide, written.double(), 20.0)
+    assert_close(loss, expected, "formula", accumulation(dtype), scale=expected.detach().clamp(min=1))
+    (gradient,), (by_formula,) = torch.autograd.grad(loss, learned), torch.autograd.grad(expected, wide)
+    assert_close(gradient, by_formula, "formula", dtype, scale=by_formula.abs().clamp(min=1e-3))

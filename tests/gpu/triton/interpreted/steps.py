@@ -1,0 +1,277 @@
+"""Gram entries, projection and the fused steps on Triton, over lists of tensors."""
+
+import math
+
+import pytest
+import torch
+
+from prograd_fast.backends.triton_kernels import tensors as lists
+from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.tolerances import assert_close
+
+# 0-d, one element, odd, a context, class-specific contexts, empty ones; all in one launch
+SMALL = [(), (1,), (7, 3, 5), (16, 512), (10, 4, 32), (0,), (3, 0), (0, 5)]
+# several chunks in a tensor, and in a row, of odd length; one that has room to spare; one that starts unaligned
+LARGE = [(2, lists.CHUNK + 905), (3, 16), (5,)]
+SCOPES = {"tensor": 0, "row": 1, "global": 2}
+
+
+@pytest.fixture(params=["one launch", "two launches"])
+def shapes(request, monkeypatch):
+    """Shapes that one launch covers, and shapes for which the limit is lowered: the interpreter is slow."""
+    lists._plan.cache_clear()
+    if request.param == "one launch":
+        return SMALL
+    monkeypatch.setattr(lists, "ONE_LAUNCH", lists.CHUNK)
+    return LARGE
+
+
+def tensors(shapes, dtype=torch.float64, seed=0):
+    """Random lists; `dtype` "mixed" alternates."""
+    kinds = [torch.float32, torch.bfloat16] if dtype == "mixed" else [dtype]
+    return [draw(*shape, seed=seed + 10 * i).reshape(shape).to(kinds[i % len(kinds)]) for i, shape in enumerate(shapes)]
+
+
+def units(a, scope):
+    """The tensors of every unit, as flat float64 pieces."""
+    if scope == "global":
+        return [torch.cat([x.double().flatten() for x in a])]
+    if scope == "tensor":
+        return [x.double().flatten() for x in a]
+    return [row.flatten() for x in a for row in (x.double() if x.dim() else x.double().reshape(1, 1))]
+
+
+def expected_entries(a, b, scope):
+    return torch.stack(
+        [torch.stack([u @ u, u @ v, v @ v]) for u, v in zip(units(a, scope), units(b, scope), strict=True)]
+    )
+
+
+def expected_projection(a, b, scope, coefficients):
+    """Alpha·a + beta·b per unit, cut back into the tensors."""
+    pieces = [
+        u if (alpha, beta) == (1, 0) else alpha * u + (beta * v if beta else 0)
+        for u, v, (alpha, beta) in zip(units(a, scope), units(b, scope), coefficients.double().tolist(), strict=True)
+    ]
+    flat = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
+    return [x.reshape(t.shape) for x, t in zip(flat.split([t.numel() for t in a]), a, strict=True)]
+
+
+def prograd(entries, lambda_):
+    """(alpha, beta) of every unit in plain Python."""
+    rows = []
+    for _, dot, norm in entries.tolist():
+        usable = math.isfinite(dot) and math.isfinite(norm) and norm > 0
+        rows.append([1.0, -lambda_ * min(0.0, dot) / norm if usable else 0.0])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def gram(a, b, scope, dtype=torch.float32):
+    entries = torch.full((len(units(a, scope)), 3), 7.0, dtype=dtype)
+    ops.gram_out(a, b, SCOPES[scope], entries=entries)
+    return entries
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "mixed"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_gram_and_project(shapes, dtype, scope):
+    a, b = tensors(shapes, dtype), tensors(shapes, dtype, seed=1)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    entries = gram(a, b, scope, accumulated)
+    assert_close(entries, expected_entries(a, b, scope), "formula", accumulated)
+    assert torch.equal(entries, gram(a, b, scope, accumulated))
+
+    coefficients = draw(len(entries), 2, dtype=accumulated)
+    coefficients[::3] = torch.tensor([1.0, 0.0])
+    projected = [x.clone() for x in a]
+    ops.project_(projected, b, coefficients, SCOPES[scope])
+    for actual, e in zip(projected, expected_projection(a, b, scope, coefficients), strict=True):
+        assert_close(actual, e, "formula", actual.dtype)
+
+
+def test_views():
+    """Transposed, expanded and unaligned views of bigger buffers give the numbers of contiguous copies."""
+    big = draw(12, 30, dtype=torch.float32)
+    a = [big.t()[3:9], big[::3, 1::2], big.flatten()[1:300].reshape(13, 23), big[:1]]
+    b = [draw(*x.shape, dtype=torch.float32, seed=1) for x in a[:-1]] + [torch.ones(1).expand(1, 30)]
+    for scope in SCOPES:
+        entries = gram([x.contiguous() for x in a], [x.contiguous() for x in b], scope)
+        assert_close(gram(a, b, scope), entries, "formula", torch.float32)
+        coefficients = torch.tensor([[2.0, -0.5]]).repeat(len(entries), 1)
+        buffer = big.clone()
+        view = buffer[::3, 1::2]
+        ops.project_([view], [b[1]], coefficients[: len(a[1]) if scope == "row" else 1], SCOPES[scope])
+        assert_close(view, 2 * a[1] - 0.5 * b[1], "formula", torch.float32)
+        assert torch.equal(buffer[1::3], big[1::3])
+        assert torch.equal(buffer[::3, ::2], big[::3, ::2])
+
+
+def test_project_leaves_what_is_not_projected():
+    """(1, 0) keeps every bit, NaN and infinities in either gradient included."""
+    a, b = torch.tensor([1.0, math.nan, -0.0, math.inf]), torch.tensor([math.nan, math.inf, 1.0, 1.0])
+    before = a.view(torch.int32).clone()
+    ops.project_([a], [b], torch.tensor([[1.0, 0.0]]), 0)
+    assert torch.equal(a.view(torch.int32), before)
+    ops.project_([a[2:3]], [b[:1]], torch.tensor([[3.0, 0.0]]), 0)
+    assert a[2] == 0
+
+
+# what is not the default in any step, so that nothing is tested only where it vanishes
+ADAMW = {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+SGD = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1}
+LAMBDA = 0.7
+
+
+def adamw(params, a, b, state, scope, entries, coefficients=None, lr_tensor=None, maximize=False, scale=None, inf=None):
+    ops.project_adamw_(
+        params, a, b, *state, entries, coefficients, lr_tensor, math.nan if lr_tensor is not None else ADAMW["lr"],
+        *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"], LAMBDA, SCOPES[scope], bool(state[2]), maximize,
+        scale, inf,
+    )  # fmt: skip
+
+
+def adamw_state(params, moments, amsgrad):
+    zeros = [[torch.zeros_like(p, dtype=moments) for p in params] for _ in range(3)]
+    return [*zeros[:2], zeros[2] if amsgrad else [], [torch.zeros(()) for _ in params]]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("dtype", "moments", "amsgrad", "maximize"),
+    [
+        (torch.float64, torch.float64, True, True),
+        (torch.float32, torch.float32, False, False),
+        (torch.bfloat16, torch.float32, True, False),
+    ],
+)
+def test_adamw(shapes, scope, dtype, moments, amsgrad, maximize):
+    """Two steps against torch.optim.AdamW in float64 on the projected gradient; the same lr as number and as tensor."""
+    params = tensors(shapes, dtype, seed=5)
+    state = adamw_state(params, moments, amsgrad)
+    twins = [p.double().clone().requires_grad_() for p in params]
+    optimizer = torch.optim.AdamW(twins, **ADAMW, amsgrad=amsgrad, maximize=maximize)
+    accumulated = accumulation(dtype)
+    for step in range(2):
+        a, b = tensors(shapes, dtype, seed=20 + step), tensors(shapes, dtype, seed=30 + step)
+        expected = expected_entries(a, b, scope)
+        entries = torch.full(expected.shape, 7.0, dtype=accumulated)
+        lr_tensor = torch.tensor(ADAMW["lr"], dtype=torch.float64) if step else None
+        scaled, factor = ([2 * x for x in a], torch.tensor(2.0)) if step else (a, None)
+        adamw(params, scaled, b, state, scope, entries, lr_tensor=lr_tensor, maximize=maximize, scale=factor)
+        assert_close(entries, expected, "formula", accumulated)
+        for p, g in zip(twins, expected_projection(a, b, scope, prograd(expected, LAMBDA)), strict=True):
+            p.grad = g
+        optimizer.step()
+        assert [float(s) for s in state[3]] == [step + 1] * len(params)
+    for i, (p, twin) in enumerate(zip(params, twins, strict=True)):
+        assert_close(p, twin, "formula", dtype, scale=twin.detach().abs().clamp(min=1))
+        for actual, name in zip(state[: 2 + amsgrad], ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), strict=False):
+            assert_close(actual[i], optimizer.state[twin][name], "formula", moments)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("dtype", "momentum", "nesterov", "maximize"),
+    [
+        (torch.float64, True, True, True),
+        (torch.float32, True, False, False),
+        (torch.bfloat16, False, False, False),
+    ],
+)
+def test_sgd(shapes, scope, dtype, momentum, nesterov, maximize):
+    """Two steps against torch.optim.SGD in float64, the first of which starts the momentum."""
+    params = tensors(shapes, dtype, seed=5)
+    buffers = [torch.full_like(p, math.nan) for p in params] if momentum else []  # not read at the first step
+    twins = [p.double().clone().requires_grad_() for p in params]
+    options = SGD | {"momentum": SGD["momentum"] if momentum else 0.0}
+    dampening = 0.3 if momentum and not nesterov else 0.0
+    optimizer = torch.optim.SGD(twins, **options, dampening=dampening, nesterov=nesterov, maximize=maximize)
+    accumulated = accumulation(dtype)
+    for step in range(2):
+        a, b = tensors(shapes, dtype, seed=20 + step), tensors(shapes, dtype, seed=30 + step)
+        expected = expected_entries(a, b, scope)
+        entries = torch.full(expected.shape, 7.0, dtype=accumulated)
+        ops.project_sgd_(
+            params, a, b, buffers, entries, None, None, options["lr"], options["momentum"], dampening,
+            options["weight_decay"], LAMBDA, SCOPES[scope], nesterov, maximize, step == 0, None, None,
+        )  # fmt: skip
+        assert_close(entries, expected, "formula", accumulated)
+        for p, g in zip(twins, expected_projection(a, b, scope, prograd(expected, LAMBDA)), strict=True):
+            p.grad = g
+        optimizer.step()
+    for i, (p, twin) in enumerate(zip(params, twins, strict=True)):
+        assert_close(p, twin, "formula", dtype, scale=twin.detach().abs().clamp(min=1))
+        if momentum:
+            assert_close(buffers[i], optimizer.state[twin]["momentum_buffer"], "formula", dtype)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_rules_coefficients(shapes, scope):
+    """With coefficients the entries are left alone, steps are counted, and g = alpha·a + beta·b goes to the update."""
+    params, a, b = (tensors(shapes, torch.float32, seed=s) for s in (5, 6, 7))
+    state = adamw_state(params, torch.float32, amsgrad=False)
+    buffers = [torch.zeros_like(p) for p in params]
+    sgd_params = [p.clone() for p in params]
+    before = [p.double() for p in params]
+    n_units = len(units(a, scope))
+    coefficients, entries = draw(n_units, 2, dtype=torch.float32), torch.full((n_units, 3), 7.0)
+    adamw(params, a, b, state, scope, entries, coefficients)
+    ops.project_sgd_(
+        sgd_params, a, b, buffers, entries, coefficients, None, 0.5, 0.9, 0.0, 0.0, LAMBDA, SCOPES[scope], False, False,
+        True, None, None,
+    )  # fmt: skip
+    assert (entries == 7).all()
+    assert all(s == 1 for s in state[3])
+    for i, g in enumerate(expected_projection(a, b, scope, coefficients)):
+        assert_close(state[0][i], (1 - ADAMW["betas"][0]) * g, "formula", torch.float32)
+        assert_close(buffers[i], g, "formula", torch.float32)
+        assert_close(sgd_params[i], before[i] - 0.5 * g, "formula", torch.float32)
+
+
+def test_found_inf(shapes):
+    """Above 0, nothing changes but the entries."""
+    params, a, b = (tensors(shapes, torch.float32, seed=s) for s in (5, 6, 7))
+    state = adamw_state(params, torch.float32, amsgrad=True)
+    buffers = [torch.ones_like(p) for p in params]
+    kept = [[t.clone() for t in group] for group in (params, *state, buffers)]
+    entries = torch.full((len(params), 3), 7.0)
+    adamw(params, a, b, state, "tensor", entries, inf=torch.ones(()))
+    assert_close(entries, expected_entries(a, b, "tensor"), "formula", torch.float32)
+    ops.project_sgd_(
+        params, a, b, buffers, entries, None, None, 0.5, 0.9, 0.0, 0.1, LAMBDA, 0, False, False, False,
+        None, torch.ones(()),
+    )  # fmt: skip
+    for group, copies in zip((params, *state, buffers), kept, strict=True):
+        assert all(torch.equal(t, c) for t, c in zip(group, copies, strict=True))
+
+
+@pytest.mark.parametrize("bad", [0.0, 1e-30, math.nan, math.inf])  # 1e-30: ‖b‖² vanishes in float32
+def test_unusable_general_gradient(bad):
+    """A zero, vanishing or non-finite general gradient leaves the plain task gradient."""
+    a = draw(9, dtype=torch.float32)
+    b = torch.zeros(9)
+    b[4] = -bad if a[4] > 0 else bad
+    buffers, entries = [torch.zeros(9)], torch.empty(1, 3)
+    ops.project_sgd_(
+        [torch.zeros(9)], [a], [b], buffers, entries, None, None, 1.0, 0.9, 0.0, 0.0, 1.0, 0, False, False, True,
+        None, None,
+    )  # fmt: skip
+    assert torch.equal(buffers[0], a)
+
+
+def test_steps_on_another_device_are_refused():
+    """They would be read as addresses of this one."""
+    zeros = [torch.zeros(3)]
+    with pytest.raises(ValueError, match=r"steps\[0\]: expected device cpu as for the others, got meta"):
+        ops.project_adamw_(
+            zeros, zeros, zeros, zeros, zeros, [], [torch.zeros((), device="meta")], torch.empty(1, 3), None, None,
+            0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 0, False, False, None, None,
+        )  # fmt: skip
+
+
+def test_no_tensors():
+    entries = torch.full((1, 3), 7.0)
+    ops.gram_out([], [], 2, entries=entries)
+    assert torch.equal(entries, torch.zeros(1, 3))
+    ops.project_([], [], torch.zeros(0, 2), 0)
+    adamw([], [], [], [[], [], [], []], "tensor", torch.zeros(0, 3))

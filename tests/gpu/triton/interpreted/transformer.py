@@ -1,0 +1,197 @@
+"""Attention with a shared prefix, norm and GELU on Triton, forward and backward, against the formulas in float64."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import pytest
+import torch
+
+from prograd_fast.backends.triton_kernels import attention as kernels
+from prograd_fast.reference import transformer as formulas
+from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.tolerances import assert_close
+
+
+@dataclass(frozen=True)
+class Shape:
+    lengths: tuple[int, ...]  # of the segments
+    n_prefix: int
+    heads: int
+    width: int
+    n_groups: int = 1
+    n_cotangents: int = 2
+
+
+SHAPES = {
+    # segments that end within tiles, several programs, the last of them with fewer segments; a prefix of one tile
+    "typical": Shape((5, 2, 14, 1, 7, 3, 9), 17, 2, 32),
+    # groups, more than two cotangents, heads that are not a power of two wide
+    "groups": Shape((3, 1, 6), 5, 2, 24, n_groups=2, n_cotangents=3),
+    # a segment over several tiles of queries and of keys, beside short ones; a prefix of two tiles
+    "long": Shape((2, 45, 3), 40, 1, 16, n_cotangents=1),
+    # nothing but the rows; a head below the least width of a product
+    "no prefix": Shape((4, 1, 2), 0, 1, 8),
+    # one query, which sees itself alone
+    "one row": Shape((1,), 0, 1, 1, n_cotangents=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def several_programs(monkeypatch):
+    """The interpreter is slow: several programs from few rows."""
+    monkeypatch.setattr(kernels, "PROGRAM_ROWS", 16)
+
+
+def inputs(shape, last, dtype):
+    """(gradient, query, key_value, prefix, offsets, heads, scale, last)."""
+    offsets = torch.tensor([0, *accumulate(shape.lengths)])
+    d, n_rows = shape.heads * shape.width, int(offsets[-1])
+    n_queries = len(shape.lengths) if last else n_rows
+    return (
+        draw(shape.n_cotangents, shape.n_groups, n_queries, d, dtype=dtype),
+        draw(shape.n_groups, n_queries, d, dtype=dtype, seed=1),
+        draw(shape.n_groups, n_rows, 2 * d, dtype=dtype, seed=2),
+        draw(shape.n_groups, shape.n_prefix, 2 * d, dtype=dtype, seed=3),
+        offsets, shape.heads, shape.width**-0.5, last,
+    )  # fmt: skip
+
+
+def run(gradient, query, key_value, prefix, *options):
+    """The result, and the gradients of query, key_value and prefix; all written over NaN."""
+    out = torch.full_like(query, torch.nan)
+    gradients = [x.new_full((len(gradient), *x.shape), torch.nan) for x in (query, key_value, prefix)]
+    ops.shared_prefix_attention_out(query, key_value, prefix, *options, out=out)
+    names = ("d_query", "d_key_value", "d_prefix")
+    ops.shared_prefix_attention_backward_out(
+        gradient, query, key_value, prefix, *options, **dict(zip(names, gradients, strict=True))
+    )
+    return [out, *gradients]
+
+
+def check(results, gradient, query, key_value, prefix, *options, terms=1e-2):
+    """Compare with the formulas; ds is a difference, and may be 0 where its terms are of magnitude `terms`."""
+    dtype = query.dtype
+    exact = [x.double() for x in (gradient, query, key_value, prefix)]
+    assert_close(results[0], formulas.shared_prefix_attention(*exact[1:], *options), "formula", dtype)
+    for actual, expected in zip(results[1:], formulas.shared_prefix_attention_backward(*exact, *options), strict=True):
+        assert_close(actual, expected, "formula", dtype, scale=expected.abs().clamp(min=terms))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [("groups", dtype) for dtype in DTYPES] + [(s, torch.float32) for s in SHAPES if s != "groups"]
+)
+def test_attention(shape, dtype, last):
+    arguments = inputs(SHAPES[shape], last, dtype)
+    check(run(*arguments), *arguments)
+
+
+def test_columns_of_one_product():
+    """Queries, keys and values side by side in one matrix, a prefix that all groups share, and gradients likewise."""
+    shape = SHAPES["groups"]
+    gradient, _, key_value, _, *options = inputs(shape, False, torch.float32)
+    d, n_rows = shape.heads * shape.width, key_value.shape[1]
+    product = draw(shape.n_groups, n_rows + 2, 3 * d, dtype=torch.float32)
+    query, key_value = product[:, 1:-1].split([d, 2 * d], -1)
+    prefix = draw(shape.n_prefix, 3 * d, dtype=torch.float32)[None, :, d:].expand(shape.n_groups, -1, -1)
+    d_product = torch.full((shape.n_groups, shape.n_cotangents, n_rows + 2, 3 * d), 7.0)
+    d_query, d_key_value = d_product.transpose(0, 1)[:, :, 1:-1].split([d, 2 * d], -1)
+    d_all_prefix = torch.full((shape.n_cotangents, shape.n_groups, shape.n_prefix, 3 * d), 7.0)
+    all_out = torch.full((shape.n_groups, n_rows, 2 * d), 7.0)
+
+    ops.shared_prefix_attention_out(query, key_value, prefix, *options, out=all_out[..., d:])
+    ops.shared_prefix_attention_backward_out(
+        gradient.transpose(0, 1).contiguous().transpose(0, 1), query, key_value, prefix, *options,
+        d_query=d_query, d_key_value=d_key_value, d_prefix=d_all_prefix[..., d:],
+    )  # fmt: skip
+    check([all_out[..., d:], d_query, d_key_value, d_all_prefix[..., d:]], gradient, query, key_value, prefix, *options)
+    for untouched in (all_out[..., :d], d_all_prefix[..., :d], d_product[:, :, :1], d_product[:, :, -1:]):
+        assert (untouched == 7).all()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_scores_beyond_the_range_of_exp(last):
+    """Whole numbers, so that float32 holds the scores exactly: up to thousands, where exp is 0 or infinite."""
+    gradient, *matrices, offsets, heads, _, _ = inputs(SHAPES["groups"], last, torch.float32)
+    arguments = (gradient, *((8 * x).round() for x in matrices), offsets, heads, 1.0, last)
+    results = run(*arguments)
+    check(results, *arguments, terms=8 * 8 * SHAPES["groups"].width ** 0.5)  # of e, times a key
+
+
+def test_attention_of_no_segments():
+    """The prefix has a gradient of zero."""
+    gradient, query, key_value, prefix, *options = inputs(SHAPES["groups"], False, torch.float32)
+    options[0] = torch.zeros(1, dtype=torch.int64)
+    *_, d_prefix = run(gradient[:, :, :0], query[:, :0], key_value[:, :0], prefix, *options)
+    assert torch.equal(d_prefix, torch.zeros_like(d_prefix))
+
+
+# one element; rows that are no power of two, in one program and in several; a row over many threads
+ROWS = [(1, 1), (3, 100), (70, 40), (2, 3000)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS)
+def test_layer_norm(shape, dtype):
+    width, acc = shape[1], accumulation(dtype)
+    x, branch = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
+    weight, bias = draw(width, dtype=acc, seed=2), draw(width, dtype=acc, seed=3)
+    total, normed = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    statistics = torch.full((shape[0], 2), torch.nan, dtype=acc)
+    ops.add_layer_norm_out(x, branch, weight, bias, 1e-5, total=total, normed=normed, statistics=statistics)
+    assert_close(total, x.double() + branch.double(), "formula", dtype)
+    # from the total as it is stored: a norm enlarges what was rounded away
+    exact = total.double()
+    expected = formulas.add_layer_norm(exact, torch.zeros_like(exact), weight.double(), bias.double(), 1e-5)
+    assert_close(normed, expected[1], "formula", dtype)
+    assert_close(statistics, expected[2], "formula", acc)
+
+    d_total, d_normed = draw(3, *shape, dtype=dtype, seed=4), draw(3, *shape, dtype=dtype, seed=5)
+    exact = [t.double() for t in (d_total, d_normed, total, statistics, weight)]
+    expected = formulas.layer_norm_backward(*exact)
+    ops.layer_norm_backward_(d_total, d_normed, total, statistics, weight)
+    assert_close(d_total, expected, "formula", dtype)
+
+
+def test_layer_norm_far_from_zero():
+    """A spread of 1 around 1e4, which E[t²] - E[t]² would lose in float32; and rows of one value."""
+    x = torch.cat([draw(2, 64) + 1e4, torch.full((1, 64), 3e18)]).float()
+    ones, zeros = torch.ones(64), torch.zeros(64)
+    total, normed, statistics = torch.empty_like(x), torch.empty_like(x), torch.empty(3, 2)
+    ops.add_layer_norm_out(x, torch.zeros_like(x), ones, zeros, 1e-5, total=total, normed=normed, statistics=statistics)
+    exact = x.double() - x.double().mean(1, keepdim=True)
+    expected = exact / (exact.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    # what is off is one float32 rounding of the mean
+    assert_close(normed[:2], expected[:2], "formula", torch.float32, scale=x[:2])
+    assert torch.equal(normed[2], zeros)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", range(3))
+def test_gelu(kind, dtype):
+    """Two programs (of 2048 elements), the second with a few elements."""
+    name = formulas.APPROXIMATIONS[kind]
+    x, out = draw(2, 5, 207, dtype=dtype, scale=2), torch.full((2, 5, 207), torch.nan, dtype=dtype)
+    ops.gelu_out(x, kind, out=out)
+    assert_close(out, formulas.gelu(x.double(), name), "formula", dtype)
+    gradient = draw(3, 2, 5, 207, dtype=dtype, seed=1)
+    expected = formulas.gelu_backward(gradient.double(), x.double(), name)
+    ops.gelu_backward_(gradient, x, kind)
+    assert_close(gradient, expected, "formula", dtype)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_gelu_of_extreme_values(kind):
+    """Where exp is 0 or infinite, and where x² and x³ overflow float32: gate and slope are 0 or 1, never NaN."""
+    name = formulas.APPROXIMATIONS[kind]
+    x = torch.tensor([-3e38, -1e20, -1e13, -200.0, -20.0, -1e-30, 0.0, 1e-30, 20.0, 200.0, 1e13, 1e20, 3e38])
+    out, slope = torch.empty_like(x), torch.ones(1, len(x))
+    ops.gelu_out(x, kind, out=out)
+    ops.gelu_backward_(slope, x, kind)
+    expected = formulas.gelu(x.double(), name)
+    some = x != 0
+    assert_close(out[some] / x[some], expected[some] / x.double()[some], "formula", torch.float32)
+    assert out[~some] == 0
+    exact = x.double().requires_grad_()
+    (derivative,) = torch.autograd.grad(formulas.gelu(exact, name).sum(), exact)
+    assert_close(slope[0], derivative, "formula", torch.float32)

@@ -1,0 +1,192 @@
+"""What is each method's own, against a few lines that say it another way; float64 on a tiny CLIP."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import prograd_fast as pf
+from prograd_fast.methods import LASP, NFL, CoCoOp, KgCoOp, PromptSRC, SubPT, Variational
+from prograd_fast.training.loop import tune, update
+from tests.methods.test_every_method import make_task
+from tests.tiny_clip import CLASS_NAMES, TOKENIZER
+from tests.tolerances import assert_close
+
+SENTENCES = ("a photo of a {}.", "itap of a {}.", "a photo of a {}.")  # one of them twice, as in LASP's list
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task()
+
+
+def close(actual, expected):
+    assert_close(actual, expected, "formula", torch.float64)
+
+
+def features_of(net, context):
+    """One context's class features, (C, D)."""
+    return net.class_features(context)
+
+
+def test_cocoop_adds_to_every_token_what_it_makes_of_the_picture(task):
+    learner = CoCoOp().start(task)
+    w1, b1, w2, b2 = (p.detach() for p in learner.context.meta_net.parameters())
+    scale = task.model.logit_scale.exp()
+    for x in (task.image_features[:1], task.image_features[3:7]):  # B = 1; B = 4, as many as tokens
+        logits = []
+        for picture in x:
+            shift = w2 @ torch.relu(w1 @ picture + b1) + b2
+            features = features_of(learner.net, torch.stack([row + shift for row in learner.context.ctx.detach()]))
+            logits.append(scale * features @ picture)
+        close(learner.scores(CLASS_NAMES)(x), torch.stack(logits))
+    assert w1.shape == (24 // 16, 24)
+
+
+def test_cocoop_with_prograd_projects_each_tensor_on_its_own(task):
+    learner = CoCoOp(lambda_=1.0, n_ctx=6, lr=0.1, momentum=0.0).start(task)
+    parameters = dict(learner.module.named_parameters())
+    with torch.no_grad():
+        parameters["meta_net.0.bias"].fill_(0.5)  # its one ReLU is open
+    conflicts = []
+    for _ in range(12):
+        losses = learner.losses(task.image_features, task.labels)
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        a = torch.autograd.grad(losses.task, list(parameters.values()), retain_graph=True)
+        b = torch.autograd.grad(losses.general, list(parameters.values()))
+        update(learner, (task.image_features, task.labels))
+        for name, x, y in zip(parameters, a, b, strict=True):
+            dot = float((x * y).sum())
+            conflicts.append(dot < 0)
+            close(parameters[name], before[name] - 0.1 * (x if dot >= 0 else x - dot / y.square().sum() * y))
+    steps = torch.tensor(conflicts).view(12, 5)
+    assert (steps.any(1) & ~steps.all(1)).any()  # in one step some tensors conflict and others do not
+
+
+def test_variational_prediction_is_the_mean_of_the_samples_probabilities(task):
+    for conditional in (False, True):
+        learner = Variational(samples=4, conditional=conditional).start(task)
+        x, y = task.image_features[:3], task.labels[:3]
+        noise = learner.context.noise(3, torch.Generator().manual_seed(5))
+        assert noise.shape == (4, 3 if conditional else 1, 32)
+        learner.context.noise = lambda n, generator, noise=noise: noise
+        mean, log_variance = (z.detach().expand(3, -1) for z in learner.context.posterior(x))
+        expected = torch.zeros(3, len(CLASS_NAMES), dtype=torch.float64)
+        for s in range(4):
+            for i in range(3):
+                shift = mean[i] + noise[s, i if conditional else 0] * log_variance[i].exp().sqrt()
+                features = features_of(learner.net, learner.context.ctx.detach() + shift)
+                expected[i] += (task.model.logit_scale.exp() * features @ x[i]).softmax(0) / 4
+        losses = learner.losses(x, y)
+        close(losses.terms["cross_entropy"], -expected[range(3), y].log().mean())
+        prior = torch.distributions.Normal(torch.zeros(32).double(), 1.0)
+        posterior = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+        kl = torch.distributions.kl_divergence(posterior, prior).mean()
+        close(losses.terms["prior"], 0.001 * kl)
+
+
+def test_samples_of_pictures_are_their_own(task):
+    """In training each picture of a batch has noise of its own; unconditional samples are shared."""
+    for conditional in (False, True):
+        context = Variational(samples=2, conditional=conditional).start(task).context
+        noise = context.noise(5, torch.Generator().manual_seed(0))
+        assert noise.unique().numel() == noise.numel() == 2 * (5 if conditional else 1) * 32
+
+
+def test_kgcoop(task):
+    learner = KgCoOp(weight=3.0, n_ctx=6).start(task)
+    teacher = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, CLASS_NAMES, "a picture of a {}.")
+    features = learner.net.class_features().detach()
+    expected = 3.0 * (1 - sum(float(u @ v) for u, v in zip(features, teacher.class_features, strict=True)) / 5)
+    terms = learner.losses(task.image_features, task.labels).terms
+    assert float(terms["knowledge"]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lasp_asks_each_sentence_for_its_prompt(task, monkeypatch):
+    learner = LASP(alpha=2.0, sentences=SENTENCES, virtual_classes=("kite", "tabby_cat")).start(task)
+    monkeypatch.setattr(LASP, "draw", lambda self, generator, like: 0.0)
+    with torch.no_grad():
+        learner.context.correction.normal_(generator=torch.Generator().manual_seed(1))
+    names = [*CLASS_NAMES, "kite"]  # "tabby_cat" is a class already
+    net = learner.net.with_classes(names)
+    raw = net.encoder(learner.context.ctx[None])[0]
+    prompts = F.normalize(raw + learner.context.correction, dim=1)
+    losses = []
+    for sentence in SENTENCES:
+        written = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, names, sentence).class_features
+        logits = task.model.logit_scale.exp() * written @ prompts.T  # a row for each sentence, a column for each prompt
+        losses.append(F.cross_entropy(logits, torch.arange(len(names))))
+    terms = learner.losses(task.image_features, task.labels).terms
+    close(terms["text_to_text"], 2.0 * torch.stack(losses).mean())
+    logits = task.model.logit_scale.exp() * task.image_features @ prompts[:5].T
+    close(terms["cross_entropy"], F.cross_entropy(logits, task.labels))
+
+
+def test_lasp_virtual_classes_as_wrong_answers(task):
+    settings = {"sentences": SENTENCES, "virtual_classes": ("kite", "sea animal"), "lambda_": 1.0, "n_ctx": 6}
+    learner = LASP(**settings, virtual_in_logits=True).start(task)
+    logits = learner.net.with_classes([*CLASS_NAMES, "kite", "sea animal"]).logits(task.image_features)
+    losses = learner.losses(task.image_features, task.labels)
+    close(losses.terms["cross_entropy"], F.cross_entropy(logits, task.labels))
+    teacher = pf.clip.ZeroShotTeacher(
+        task.model, TOKENIZER, [*CLASS_NAMES, "kite", "sea animal"], "a picture of a {}."
+    ).logits(task.image_features)
+    close(losses.general, F.kl_div(logits.log_softmax(1), teacher.softmax(1), reduction="batchmean"))
+
+
+def test_lasp_noise_is_there_in_half_of_the_steps():
+    generator = torch.Generator().manual_seed(0)
+    like = torch.zeros(3, 4, 5, dtype=torch.float64)
+    draws = [LASP(noise=0.1).draw(generator, like) for _ in range(400)]
+    drawn = [draw for draw in draws if draw.any()]
+    assert 160 < len(drawn) < 240  # four standard deviations
+    assert float(torch.stack(drawn).std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_nfl(task):
+    learner = NFL(weight=2.0, novel_names=("kite", "sea animal")).start(task)
+    novel = learner.net.with_classes(["kite", "sea animal"]).class_features()
+    prompts = [*pf.methods.templates.IMAGENET, "a picture of a {}."]
+    fixed = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, ["kite", "sea animal"], prompts).class_features
+    actual = learner.losses(task.image_features, task.labels).terms["novel"]
+    expected = 2.0 * (1 - (novel * fixed).sum(1)).mean()
+    assert_close(actual, expected, "trajectory", torch.float64)  # their 1e-12 is beside the squared norms, 1
+
+
+def test_subpt_moves_in_the_span_of_its_early_epochs(task):
+    method = SubPT(epochs=4, early_epochs=5, rank=3, lr=0.3)
+    learner = method.start(task)
+    start = learner.context.ctx.detach().clone().flatten()
+    contexts = []
+    ended = learner.epoch_ended
+
+    def remember(epoch):
+        contexts.append(learner.context.ctx.detach().clone().flatten())
+        ended(epoch)
+
+    learner.epoch_ended = remember
+    assert len(tune(learner).task_loss) == 9
+    early = torch.stack(contexts[:5])
+    _, _, v = torch.pca_lowrank(early, q=5, center=True, niter=8)
+    moved = learner.context.ctx.detach().flatten() - start
+    assert moved.norm() > 1e-3
+    residual = moved - v[:, :3] @ (v[:, :3].T @ moved)
+    assert float(residual.norm() / moved.norm()) < 1e-6
+    assert float((contexts[4] - start - v[:, :3] @ (v[:, :3].T @ (contexts[4] - start))).norm()) > 1e-3
+
+
+def test_promptsrc_ends_with_the_weighted_mean_of_its_epochs(task):
+    method = PromptSRC(epochs=4, gpa_mean=3.0, gpa_std=0.8, sentences=SENTENCES, lr=0.3)
+    learner = method.start(task)
+    seen, ended = [], learner.epoch_ended
+
+    def remember(epoch):
+        seen.append([p.detach().clone() for p in learner.module.parameters()])
+        ended(epoch)
+
+    learner.epoch_ended = remember
+    tune(learner)
+    weights = [math.exp(-((e - 3.0) ** 2) / (2 * 0.8**2)) for e in range(1, 5)]
+    for i, p in enumerate(learner.module.parameters()):
+        close(p, sum(w * values[i] for w, values in zip(weights, seen, strict=True)) / sum(weights))

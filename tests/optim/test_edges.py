@@ -1,0 +1,253 @@
+"""Gradients that are missing, gone, shared or not finite; values that are never read back; and what is refused."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import prograd_fast as pf
+from tests.optim.test_drop_in import ADAMW, parameters, same
+
+# ---- gradients that are gone
+
+
+def zero(how, opt, p):
+    if how == "None":
+        p.grad = None
+    elif how == "zeros":
+        p.grad.zero_()
+    else:
+        opt.zero_grad()
+
+
+ZEROS = ["None", "zeros", "opt.zero_grad"]  # what model.zero_grad() does, with and without set_to_none; the right way
+
+
+@pytest.mark.parametrize("how", ZEROS)
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_plain_step_after_a_projected_one(how, projected):
+    """`model.zero_grad()` knows nothing of the general gradient; a plain backward afterwards must be plain."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward((p * torch.tensor([1.0, -1.0])).sum(), p[1])
+    if projected:
+        opt.project()
+    opt.step()
+    assert p.tolist() == [-1.0, 0.0]
+    zero(how, opt, p)
+    (p * torch.tensor([1.0, -1.0])).sum().backward()
+    opt.step()
+    assert p.tolist() == [-2.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ZEROS)
+def test_a_general_gradient_is_forgotten_with_its_task_gradient(how):
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward(p.sum(), 5 * p[1])
+    opt.step()
+    zero(how, opt, p)
+    opt.backward((p * torch.tensor([1.0, -1.0])).sum(), p[0])  # b = (1, 0) alone does not conflict
+    opt.step()
+    assert p.tolist() == [-2.0, 0.0]
+    assert opt.conflict.conflicts.tolist() == [0]
+
+
+def test_a_general_gradient_is_forgotten_with_the_task_gradients_of_others():
+    """Losses that reach different tensors: neither has both gradients, and all of them are gone together."""
+    p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    opt = pf.ProGradSGD([p, q], lr=1.0)
+    opt.backward(p.sum(), -q.sum())
+    opt.step()
+    p.grad = q.grad = None
+    (p.sum() + q.sum()).backward()
+    opt.step()
+    assert q.tolist() == [-1.0, -1.0]
+
+
+def test_a_replaced_gradient_is_not_guessed_about():
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1.0)
+    opt.backward(p.sum(), -p.sum())
+    p.grad = p.grad * 2
+    with pytest.raises(RuntimeError, match=r"Change \.grad in place"):
+        opt.step()
+
+
+# ---- gradients that are missing, shared or not finite
+
+
+def test_missing_and_unused_gradients():
+    """A tensor that the general loss does not reach is updated plainly and counted; one that neither reaches stays."""
+    p = parameters([(3,), (3,), (3,)])
+    before = [x.detach().clone() for x in p]
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward(p[0].sum() + p[1].sum(), -p[0].sum())
+    opt.step()
+    assert not torch.equal(p[1], before[1])
+    assert torch.equal(p[1], before[1] - 0.1)
+    assert torch.equal(p[0], before[0])  # straight conflict: nothing is left
+    assert torch.equal(p[2], before[2])
+    assert opt.conflict.steps.tolist() == [1, 1, 0]
+    assert opt.conflict.absent.tolist() == [0, 1, 0]
+    assert opt.conflict.conflicts.tolist() == [1, 0, 0]
+
+
+def test_non_finite_general_gradient_is_counted_and_ignored():
+    p, q = parameters([(3,), (2,)]), parameters([(3,), (2,)])
+    opt, plain = pf.ProGradAdamW(p, **ADAMW), torch.optim.AdamW(q, **ADAMW)
+    opt.backward(p[0].square().sum() + p[1].sum(), (p[0] * math.inf).sum() + p[1].sum())
+    (q[0].square().sum() + q[1].sum()).backward()
+    opt.step()
+    plain.step()
+    assert same(p, q)
+    assert opt.conflict.non_finite.tolist() == [1, 0]
+    assert opt.conflict.cosine.isnan().tolist() == [True, False]
+
+
+def test_conflict_numbers():
+    p = parameters([(2,)])
+    opt = pf.ProGradSGD(p, lr=0.0)
+    for general in ([0.0, 1.0], [1.0, 0.0], [1.0, -1.0]):
+        opt.zero_grad()
+        opt.backward((p[0] * torch.tensor([1.0, -1.0])).sum(), (p[0] * torch.tensor(general)).sum())
+        opt.step()
+    assert opt.conflict.conflicts.tolist() == [1]
+    assert opt.conflict.rate.tolist() == pytest.approx([1 / 3])
+    assert opt.conflict.cosine.tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("rows", [1, 30_000])  # of one parameter: entries of many steps are kept, or of two
+def test_conflicts_are_counted_over_more_steps_than_are_kept(rows):
+    p = [torch.nn.Parameter(torch.zeros(rows, 2))]
+    opt = pf.ProGradSGD(p, lr=0.0, scope="row")
+    task = torch.tensor([1.0, -1.0])
+    steps = 2500 if rows == 1 else 5
+    for step in range(steps):
+        opt.zero_grad()
+        opt.backward((p[0] * task).sum(), (p[0] * (task if step % 5 else -task)).sum())
+        opt.step()
+    conflict = opt.conflict
+    assert (conflict.steps == steps).all()
+    assert (conflict.conflicts == steps // 5).all()
+    assert conflict.cosine.tolist() == pytest.approx([1.0] * rows)
+    again = torch.nn.Parameter(torch.zeros(1, 2))
+    opt.add_param_group({"params": [again]})
+    opt.zero_grad()
+    opt.backward((p[0] * task).sum() + again.sum(), -(p[0] * task).sum())
+    opt.step()
+    assert opt.conflict.steps.tolist() == [steps + 1] * rows + [1]
+    assert opt.conflict.conflicts.tolist() == [steps // 5 + 1] * rows + [0]
+
+
+def test_counts_have_no_graph():
+    """One parameter of two has gradients, and those are differentiable: what is counted must not keep their graph."""
+    p = parameters([(3,), (2,)])
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward(p[0].square().sum(), -p[0].exp().sum(), create_graph=True)
+    opt.project()
+    assert not opt.conflict.cosine.requires_grad
+    copy.deepcopy(opt)
+
+
+def test_a_first_parameter_elsewhere():
+    """Counts are kept where the first parameter is, gradients compared where they are."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = pf.ProGradSGD([torch.nn.Parameter(torch.zeros(2, device="meta")), p], lr=0.1, scope="global")
+    opt.backward((p * torch.tensor([1.0, -1.0, 0.0])).sum(), p[1])
+    opt.step()
+    assert p.tolist() == pytest.approx([0.9, 1.0, 1.0])
+
+
+def test_expanded_and_shared_gradients_are_owned():
+    """The gradient of a sum is one number expanded, and may be shared between tensors; ours can be changed in place."""
+    p = parameters([(3,), (3,)])
+    opt = pf.ProGradSGD(p, lr=0.1)
+    opt.backward((p[0] + p[1]).sum(), p[0].sum() - p[1].sum())
+    p[0].grad.mul_(2)
+    assert torch.equal(p[0].grad, torch.full((3,), 2.0))
+    assert torch.equal(p[1].grad, torch.ones(3))
+
+
+def test_gradient_views_stay_views():
+    """Gradients that live in one flat buffer are added to and projected in place."""
+    p = torch.nn.Parameter(torch.zeros(4))
+    flat = torch.zeros(6)
+    p.grad = flat[1:5]
+    opt = pf.ProGradSGD([p], lr=0.1)
+    opt.backward(p[0] - p[1], p[1])
+    assert torch.equal(flat, torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0, 0.0]))
+    opt.project()
+    assert torch.equal(flat, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+
+
+class _NoSync(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails when a tensor's value is read into Python."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read back to the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+def test_no_host_sync(scope):
+    """Loss, backward and step never wait for the device (fused: torch's other updates read their CPU step count)."""
+    ctx = torch.nn.Parameter(torch.randn(4, 6))
+    weight, teacher, labels = torch.randn(6, 5), torch.randn(4, 5), torch.tensor([0, 1, 4, 2])
+    opt = pf.ProGradAdamW([ctx], **ADAMW, fused=True, scope=scope)
+    for _ in range(3):
+        opt.zero_grad()
+        with _NoSync():
+            opt.backward(*pf.DualLoss()(ctx @ weight, teacher, labels))
+            opt.step()
+            opt.conflict.rate  # noqa: B018
+    with pytest.raises(AssertionError, match="read back"), _NoSync():
+        float(opt.conflict.rate[0])
+
+
+# ---- errors: parameters untouched, one message that says what to do
+
+
+def test_bad_losses_change_nothing():
+    p = parameters([(3,)])
+    before = p[0].detach().clone()
+    opt = pf.ProGradAdamW(p)
+    good = p[0].sum()
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    sparse = pf.ProGradAdamW(embedding.parameters())
+    row = embedding(torch.tensor([1])).sum()
+    frozen = pf.ProGradAdamW(parameters([(3,)])[0].requires_grad_(False).split(3))
+    cases = [
+        (frozen, good, good, ValueError, "backward: expected parameters that require grad"),
+        (opt, 1.0, good, TypeError, "task: expected a loss tensor, got float"),
+        (opt, p[0] * 2, good, ValueError, r"task: expected a loss of one element, got shape \(3,\)"),
+        (opt, good, good.detach(), ValueError, "general: expected a loss with a graph"),
+        (opt, good, torch.ones(1, requires_grad=True).sum(), ValueError, "general: expected a loss that depends on"),
+        (sparse, row, row, TypeError, "expected a dense gradient"),
+    ]
+    for optimizer, task, general, error, message in cases:
+        with pytest.raises(error, match=message):
+            optimizer.backward(task, general)
+        assert torch.equal(p[0], before)
+        assert p[0].grad is None
+
+
+@pytest.mark.parametrize(
+    "make_opt", [pf.ProGradAdamW, pf.ProGradSGD, lambda p, **k: pf.ProGrad(torch.optim.Adam(p), **k)]
+)
+def test_bad_options(make_opt):
+    with pytest.raises(ValueError, match=r"lambda_: expected a number of at least 0, got -0\.5"):
+        make_opt(parameters(), lambda_=-0.5)
+    with pytest.raises(ValueError, match="lambda_: expected a number of at least 0, got nan"):
+        make_opt(parameters(), lambda_=math.nan)
+    with pytest.raises(TypeError, match="lambda_: expected a number, got str"):
+        make_opt(parameters(), lambda_="1")
+    with pytest.raises(ValueError, match="scope: expected one of tensor, row, global, got 'layer'"):
+        make_opt(parameters(), scope="layer")
+
+
+def test_wrapper_refuses_what_it_cannot_wrap():
+    for bad in (parameters(), torch.optim.LBFGS(parameters()), pf.ProGradSGD(parameters(), lr=0.1)):
+        with pytest.raises(TypeError, match=r"optimizer: expected a torch.optim.Optimizer"):
+            pf.ProGrad(bad)

@@ -1,0 +1,43 @@
+"""docs/adding-a-method.md, carried out on a copy of the package: the method trains by its name."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+from tests.paths import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+
+
+def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (old, line) = re.findall(r"```diff\n (.*\n)\+(.*\n)```", PAGE)[0]
+    assert len(source.splitlines()) <= 40
+    package = tmp_path / "prograd_fast"
+    package.mkdir()
+    for part in (REPOSITORY / "prograd_fast").iterdir():
+        if part.name != "methods":
+            (package / part.name).symlink_to(part)
+    shutil.copytree(REPOSITORY / "prograd_fast" / "methods", package / "methods")
+    (package / "methods" / "anchored.py").write_text(source, encoding="utf-8")
+    listed = package / "methods" / "__init__.py"
+    text = listed.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    listed.write_text(text.replace(old, old + line), encoding="utf-8")
+
+    def command(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        arguments = [sys.executable, "-m", "prograd_fast", *map(str, arguments)]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    trained = ["--data", shapes_dir, "--shots", 2, "--epochs", 3, "--model", f"local-dir:{clip_dir}"]
+    command("train", "--method", "anchored", "--set", "weight=10", *trained, "--out", "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["method"] == "anchored"
+    assert record["settings"]["weight"] == 10
+    assert "anchored" in command("evaluate", "run", "--data", shapes_dir, "--trust")
