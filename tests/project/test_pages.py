@@ -8,8 +8,8 @@ from tests.paths import REPOSITORY
 
 # the changelog names files that are gone
 PAGES = sorted({*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")} - {REPOSITORY / "CHANGELOG.md"})
-# A path from the repository's root, such as `tests/ops/`; of a pattern such as `csrc/cuda/projection.*` some file exists.
-# A colon follows the name of a file that the reader is to write.
+# A path from the repository's root, such as `tests/ops/`; of `csrc/cuda/projection.*` some file exists. A colon follows
+# the name of a file that the reader is to write.
 PATH = re.compile(r"`((?:benchmarks|csrc|docs|prograd_fast|tests|tools)/[\w./*-]*)`(?!:)")
 EXAMPLES = [
     pytest.param(code, id=f"{page}-{number}")
