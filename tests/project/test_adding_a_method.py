@@ -2,31 +2,25 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 
 from tests.paths import REPOSITORY
+from tests.project.pages import carry_out
 
 PAGE = (REPOSITORY / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 
 
 def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    (old, line) = re.findall(r"```diff\n (.*\n)\+(.*\n)```", PAGE)[0]
-    assert len(source.splitlines()) <= 40
     package = tmp_path / "prograd_fast"
     package.mkdir()
     for part in (REPOSITORY / "prograd_fast").iterdir():
         if part.name != "methods":
             (package / part.name).symlink_to(part)
     shutil.copytree(REPOSITORY / "prograd_fast" / "methods", package / "methods")
-    (package / "methods" / "anchored.py").write_text(source, encoding="utf-8")
-    listed = package / "methods" / "__init__.py"
-    text = listed.read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    listed.write_text(text.replace(old, old + line), encoding="utf-8")
+    (source,) = carry_out(PAGE, tmp_path)
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= 40
 
     def command(*arguments):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -1,7 +1,6 @@
 """docs/adding-an-operator.md, carried out on a copy of the package: the operator is right, in PyTorch and in Triton."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.paths import REPOSITORY
+from tests.project.pages import carry_out
 
 PAGE = (REPOSITORY / "docs" / "adding-an-operator.md").read_text(encoding="utf-8")
-FILES = re.findall(r"^`(\S+)`:\n\n```(python|diff)\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +20,7 @@ def copy(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("copy")
     for folder in ("prograd_fast", "tests"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "assets"))
-    for name, kind, text in FILES:
-        file = root / name
-        if kind == "python":
-            assert not file.exists()
-            file.write_text(text, encoding="utf-8")
-            continue
-        for hunk in text.split("@@\n"):
-            lines = hunk.splitlines(keepends=True)
-            before = "".join(line[1:] for line in lines if line[0] != "+")
-            after = "".join(line[1:] for line in lines)
-            source = file.read_text(encoding="utf-8")
-            assert source.count(before) == 1, f"{name}: {before}"
-            file.write_text(source.replace(before, after), encoding="utf-8")
+    carry_out(PAGE, root)
     return root
 
 
