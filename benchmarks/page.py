@@ -83,21 +83,22 @@ Both sides of a row run in one process, in turn; memory is measured in a process
 
 {table(report["rows"])}
 
-Bytes per second count the bytes that must move where nothing fits into the caches: 28 per element for AdamW, 40 for projection
-and AdamW, 16 for the dual loss with both cotangents. The load average was {loads[0][0]} before and {loads[0][1]} after.
+Bytes per second count the bytes that must move where nothing fits into the caches: 28 per element for AdamW, 40 for
+projection and AdamW, 16 for the dual loss with both cotangents. The load average was {loads[0][0]} before and
+{loads[0][1]} after.
 
 ## The prompt step
 
-Measured with the text tower of CLIP RN50 and ViT-B/16 (512 wide, 12 blocks) with random weights, ImageNet's class names, 16
-context tokens and 32 pictures. [prompt-step.md](prompt-step.md) explains what is saved.
+The step has the text tower of CLIP RN50 and ViT-B/16 (512 wide, 12 blocks) with random weights, ImageNet's class names,
+16 context tokens and 32 pictures. [prompt-step.md](prompt-step.md) explains what is saved.
 
 ![How many times better each row is]({PROMPT_PICTURE.as_posix()})
 
 {table(prompt["rows"], "of floor")}
 
-The floor is the time of the matrix products that a step cannot do without, each measured alone on its own shapes. One floor takes
-the product that the encoder uses (oneDNN's, with packed weights), the other `torch.nn.functional.linear` (MKL's). The load average
-was {loads[1][0]} before and {loads[1][1]} after.
+The floor is the time of the matrix products that a step cannot do without, each measured alone on its own shapes. One
+floor takes the product that the encoder uses (oneDNN's, with packed weights), the other `torch.nn.functional.linear`
+(MKL's). The load average was {loads[1][0]} before and {loads[1][1]} after.
 
 ## The machine
 

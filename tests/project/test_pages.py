@@ -25,7 +25,7 @@ def test_example(code):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_files_exist(page):
-    text = page.read_text("utf-8")
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = [link for link in re.findall(r"\]\(([^)#]+)[)#]", text) if not link.startswith("http")]
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [path for path in PATH.findall(text) if not any(REPOSITORY.glob(path.rstrip("/")))] == []
