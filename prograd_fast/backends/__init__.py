@@ -1,4 +1,4 @@
-"""Which kernels run the operators of `prograd_fast.ops`, for each type of device.
+"""The choice of the kernels that run the operators of `prograd_fast.ops`, for each type of device.
 
 A backend is a module of this package with three functions:
 
@@ -27,7 +27,7 @@ def _module(name: str) -> Any:
 
 
 def missing(name: str) -> str | None:
-    """Why a backend cannot run here.
+    """Say why a backend cannot run here.
 
     Args:
         name: "reference", "cpu", "triton" or "cuda".

@@ -8,7 +8,7 @@ from prograd_fast.backends import extension
 
 
 def missing() -> str | None:
-    """Why the kernels cannot run here; None where they can."""
+    """Say why the kernels cannot run here; None where they can."""
     reason = extension.missing()
     if reason is not None:
         return reason

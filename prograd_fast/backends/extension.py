@@ -17,7 +17,7 @@ else:
 
 
 def missing() -> str | None:
-    """Why the module is not there; None where it is."""
+    """Say why the module is not there; None where it is."""
     if EXTENSION is None:
         return (
             f"the C++ kernels are not built for this PyTorch ({_ERROR}). "
@@ -28,6 +28,6 @@ def missing() -> str | None:
 
 
 def build_facts() -> dict[str, Any]:
-    """How it was compiled: "compiler", "flags", "torch", "instruction_sets", and the "instruction_set" in use."""
+    """Tell how it was compiled: "compiler", "flags", "torch", "instruction_sets", and the "instruction_set" in use."""
     facts: dict[str, Any] = EXTENSION.build_facts()
     return facts

@@ -6,8 +6,6 @@ from prograd_fast.ops.common import REDUCTIONS
 from prograd_fast.ops.dual_loss import General, check_loss_options, dual_loss_and_count
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss_and_count
 
-_MEAN = REDUCTIONS.index("mean")
-
 
 class DualLoss(nn.Module):
     """Cross-entropy to the labels and distance to the zero-shot teacher: the two losses of ProGrad, in one pass.
@@ -64,8 +62,7 @@ class DualLoss(nn.Module):
             ValueError: shapes or devices do not fit, the teacher requires grad, or (on a CPU) a label is out of range.
         """
         rows = (labels, None, None, None)
-        options = (self.temperature, self.general == "soft_ce", _MEAN)
-        task, general, self.correct = dual_loss_and_count(student_logits, teacher_logits, rows, options)
+        task, general, self.correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
         return task, general
 
     def from_features(
@@ -86,12 +83,15 @@ class DualLoss(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`, named after the arguments here.
         """
-        rows = (labels, None, None, None)
-        options = (scale, self.temperature, self.general == "soft_ce", _MEAN)
+        rows, options = (labels, None, None, None), (scale, *self._options())
         task, general, self.correct = linear_dual_loss_and_count(
             features, student_classes, teacher_classes, rows, options
         )
         return task, general
+
+    def _options(self) -> tuple[float, bool, int]:
+        check_loss_options(self.temperature, self.general, "mean")  # they may have been set since
+        return self.temperature, self.general == "soft_ce", REDUCTIONS.index("mean")
 
     def extra_repr(self) -> str:
         """The settings, for repr()."""

@@ -135,7 +135,7 @@ class XERM(nn.Module):
 
 
 def prior_offset(train_prior: Tensor, test_prior: Tensor, train_power: float = 1.0) -> Tensor:
-    """What turns factual logits into counterfactual ones: log π_test - train_power · log π_train.
+    """The offset that turns factual logits into counterfactual ones: log π_test - train_power · log π_train.
 
     Args:
         train_prior: π_train, (C,) shares of the classes in the training set, all above 0.

@@ -119,7 +119,7 @@ class _Padded:
         return x[..., self.n_prefix :, :].transpose(-3, -2).flatten(-2)[:, self.valid]
 
     def prefix_rows(self, x: Tensor) -> Tensor:
-        """Those of the prefix, (G, P, d)."""
+        """The same gradients of the prefix, (G, P, d)."""
         return x[..., : self.n_prefix, :].sum(1).transpose(-3, -2).flatten(-2)
 
 

@@ -94,7 +94,7 @@ def dual_loss_cotangents(
 
 
 def count_correct(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """How many rows have their largest logit at the label, 0-d int64; the lowest class wins a tie."""
+    """Count the rows whose largest logit is at the label, 0-d int64; the lowest class wins a tie."""
     classes = torch.arange(student_logits.shape[1], device=student_logits.device)
     largest = student_logits == student_logits.amax(dim=1, keepdim=True)
     # argmax does not promise which of several maxima it names
@@ -138,7 +138,7 @@ def formula_options(
 
 
 def check_rows(arguments: Arguments, call: dict[str, Any], rows: int, classes: int) -> None:
-    """What both dual losses ask of what belongs to a row or a class, and of their losses."""
+    """Refuse tensors that do not belong to the rows and classes, for both dual losses."""
     if rows and not classes:
         raise ValueError("classes: expected at least one, got none.")
     arguments.integers("labels", call["labels"], (rows,))
@@ -268,7 +268,7 @@ def dual_loss_and_count(
     rows: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     options: tuple[float, bool, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of `dual_loss`, and how many rows have their largest logit at the label: 0-d int64, on the device.
+    """The losses of `dual_loss`, and the number of rows whose largest logit is at the label: 0-d int64, on the device.
 
     Args:
         student_logits: see `dual_loss`.

@@ -241,7 +241,7 @@ def linear_dual_loss_and_count(
     rows: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     options: tuple[float, float, bool, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of `linear_dual_loss`, and how many rows have their largest logit at the label: 0-d int64.
+    """The losses of `linear_dual_loss`, and the number of rows whose largest logit is at the label: 0-d int64.
 
     Args:
         features: see `linear_dual_loss`.

@@ -1,6 +1,6 @@
-"""What the loss operators share: an operator that returns around one that writes, its derivative, and its vmap rule.
+"""The common part of the loss operators: one that returns, around one that writes, its derivatives and its vmap rule.
 
-Their gradient is in their results already: the cotangents. A second derivative is autograd's, through the formula.
+Their results hold their gradient already: the cotangents. Autograd takes further derivatives through the formula.
 """
 
 from collections.abc import Callable, Sequence

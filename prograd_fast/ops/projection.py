@@ -16,12 +16,12 @@ _CHUNK = 4096  # elements that PyTorch sums on one thread
 
 
 def n_units(tensor: Tensor, scope: Scope) -> int:
-    """How many conflict tests `tensor` takes part in: its rows for "row" (a 0-d tensor is one row), else one."""
+    """Count the conflict tests that `tensor` takes part in: its rows for "row" (a 0-d tensor is one row), else one."""
     return tensor.shape[0] if scope == "row" and tensor.dim() > 0 else 1
 
 
 def all_units(tensors: Sequence[Tensor], scope: Scope) -> int:
-    """How many conflict tests a list of tensors takes."""
+    """Count the conflict tests that a list of tensors takes."""
     if scope == "row":
         return sum(n_units(tensor, scope) for tensor in tensors)
     return 1 if scope == "global" else len(tensors)

@@ -174,7 +174,7 @@ def project_sgd_formula(
 
 
 def _check_update(call: dict[str, Any]) -> Arguments:
-    """What both updates share."""
+    """Refuse arguments that neither update can take."""
     arguments = check_gradients(call)
     arguments.same("params", call["params"], call["task"], written=True)
     arguments.number("lr_tensor", call["lr_tensor"], or_on_the_cpu=True)
