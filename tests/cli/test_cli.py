@@ -1,40 +1,15 @@
 """The command as a person runs it."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from prograd_fast import cli
+from prograd_fast.training.checkpoint import Checkpoints
+from tests.cli.support import fail, run, run_here, stopped_run
 from tests.conftest import SHAPES, draw, draw_shapes
-from tests.paths import REPOSITORY
-
-
-def run(*arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "prograd_fast", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-
-
-def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """The command in this process, which is quicker; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["prograd-fast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code or 0
-
-
-def fail(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
-    """The line with which a command in this process ends; there is only one, and the exit code is 2."""
-    assert run_here(monkeypatch, *arguments) == 2
-    said = capfd.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("prograd-fast: ")]
-    assert len(lines) == 1, said.err
-    assert "Traceback" not in said.err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -138,26 +113,6 @@ def test_a_memory_limit_is_kept_to(tmp_path, shapes_dir, clip_dir, monkeypatch, 
     assert run_here(monkeypatch, "train", *arguments, 0.01) == 0
 
 
-def stopped_run(monkeypatch: pytest.MonkeyPatch, out: Path, arguments: list) -> None:
-    """A run that vanishes after some steps, and leaves a checkpoint."""
-    from prograd_fast.training import loop
-    from prograd_fast.training.checkpoint import Checkpoints
-
-    step, taken = loop.update, []
-
-    def vanish(*args):
-        taken.append(1)
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "due", True)
-        patch.setattr(loop, "update", vanish)
-        assert run_here(patch, "train", *arguments, "--out", out) == 130
-    assert [file.name for file in out.iterdir()] == ["checkpoint.safetensors"]
-
-
 def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
     arguments = ["--data", shapes_dir, "--shots", 2, "--epochs", 3, "--set", "batch_size=3", "--views", 2]
     arguments += ["--model", f"local-dir:{clip_dir}"]
@@ -199,10 +154,6 @@ def test_a_damaged_checkpoint_gets_one_line(shapes_dir, clip_dir, tmp_path, capf
 
 @pytest.mark.parametrize("when", ["checkpoint.safetensors", "prompt.safetensors", "record.json"])
 def test_full_disk_gets_one_line_and_leaves_no_half_files(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch, when):
-    import os
-
-    from prograd_fast.training.checkpoint import Checkpoints
-
     monkeypatch.setattr(Checkpoints, "due", True)
     real = os.fsync
 

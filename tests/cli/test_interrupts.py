@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prograd_fast.interrupts import Held
+from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training import loop
 from prograd_fast.training.checkpoint import Checkpoints
-from tests.cli.test_cli import run_here
+from tests.cli.support import run_here
 from tests.paths import REPOSITORY
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}

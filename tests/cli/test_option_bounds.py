@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from prograd_fast import cli_parts
+from prograd_fast.cli import models
 from prograd_fast.clip import PromptedCLIP
 from prograd_fast.methods import LinearProbe, ProGrad, PromptSRC, SubPT, Variational, method_named
 from prograd_fast.training import Grid, Regime, job, make_plan
-from tests.cli.test_cli import fail, run_here
+from tests.cli.support import fail, run_here
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 TRAIN = [
@@ -158,14 +158,14 @@ def test_text_towers_out_of_reach_are_refused_before_pictures_are_looked_at(
     shapes_dir, clip_dir, tmp_path, capfd, monkeypatch
 ):
     """Hugging Face's towers, which need a package that is not installed here."""
-    load = cli_parts.open_model
+    load = models.open_model
 
     def other(*arguments):
         clip = load(*arguments)
         del clip.model.token_embedding
         return clip
 
-    monkeypatch.setattr("prograd_fast.cli.open_model", other)
+    monkeypatch.setattr("prograd_fast.cli.train.open_model", other)
     arguments = ["--data", shapes_dir, "--out", tmp_path / "run", "--model", f"local-dir:{clip_dir}"]
     assert "context tokens cannot be put" in fail(capfd, monkeypatch, "train", *arguments)
 

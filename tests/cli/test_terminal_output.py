@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from prograd_fast.printable import message_line, printable
 from prograd_fast.report import accuracy_table
-from prograd_fast.terminal import progress
+from prograd_fast.terminal.output import progress
+from prograd_fast.terminal.printable import message_line, printable
 from prograd_fast.training import Grid, run_grid
-from tests.cli.test_cli import run_here
+from tests.cli.support import run_here
 from tests.conftest import draw_shapes
 from tests.paths import REPOSITORY
 
@@ -169,13 +169,26 @@ def test_names_of_sets_that_would_mix_results(shapes, clip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_warnings_are_lines_without_commands(tmp_path):
+WARNS = r"""
+import logging, sys, warnings
+import prograd_fast.__main__ as command
+from prograd_fast import cli
+from prograd_fast.terminal.streams import LogLines
+
+def run(arguments):
+    logging.lastResort = LogLines()
+    warnings.warn("w\x1b[2J")
+    logging.getLogger("prograd_fast").warning("l\x1b[2J\nx")
+    return 0
+
+cli.run = run
+command.main()
+"""
+
+
+def test_warnings_are_lines_without_commands():
     """In a process of its own, as a user sees them."""
-    code = "import logging, sys, warnings, prograd_fast.__main__ as m; from prograd_fast import cli\n"
-    code += "def run(arguments):\n logging.lastResort = cli._Warnings(); warnings.warn('w\\x1b[2J')\n"
-    code += " logging.getLogger('prograd_fast').warning('l\\x1b[2J\\nx'); return 0\n"
-    code += "cli.run = run; m.main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", WARNS], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert is_clean(done.stderr)
     assert "l\\x1b[2J x\n" in done.stderr

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from prograd_fast.data import PictureSet, load_folder, pictures
-from tests.cli.test_cli import fail
+from tests.cli.support import fail
 from tests.conftest import draw_shapes
 from tests.fuzz.pictures import FORMATS
 from tests.paths import REPOSITORY
