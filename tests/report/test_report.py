@@ -1,3 +1,5 @@
+"""Tables, sentences and pictures say what the run records say."""
+
 import io
 import json
 import re
