@@ -68,7 +68,7 @@ def _cell(text: str) -> str:
 
 
 class Description(NamedTuple):
-    """What stands with every table and picture, a sentence each."""
+    """The sentences that stand with every table and picture."""
 
     model: str
     data: str
