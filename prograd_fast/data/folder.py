@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from prograd_fast.data.pictures import PictureSet
-from prograd_fast.inputs import read_text
+from prograd_fast.files.reading import read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}
@@ -103,7 +103,7 @@ def _pictures(folder: Path) -> list[Path]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES
-        and not file.is_dir()  # a pipe or a dangling link is not passed over in silence: it is refused when it is read
+        and not file.is_dir()  # a pipe or a dangling link stays, and is refused when it is read
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not found:

@@ -17,9 +17,9 @@ from torch import Tensor
 from prograd_fast.clip import load_learned
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
-from prograd_fast.inputs import check_kinds, read_json
+from prograd_fast.files.reading import check_kinds, read_json
+from prograd_fast.files.tensors import tensors_digest
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
-from prograd_fast.tensor_files import tensors_digest
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps

@@ -19,15 +19,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from prograd_fast import cli_parts
-from prograd_fast.cli_parts import check_writable
+from prograd_fast.cli import folders
+from prograd_fast.cli.folders import check_writable
 from prograd_fast.clip.feature_cache import FeatureCache
-from prograd_fast.files import replacing
+from prograd_fast.files.writing import replacing
 from prograd_fast.methods import CoOp, ZeroShot
 from prograd_fast.report import report_comparison
 from prograd_fast.training import Grid, load_run, run_grid, tensorboard, tune
 from prograd_fast.training.checkpoint import Checkpoints
-from tests.cli.test_cli import fail, run_here
+from tests.cli.support import fail, run_here
 from tests.clip.test_feature_cache import KEYS, VALUES
 from tests.paths import REPOSITORY
 from tests.training.test_checkpoint import make_learner
@@ -43,7 +43,8 @@ def full(*args: object, **options: object) -> None:
 
 def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "victim").write_text("precious")
-    monkeypatch.setattr("prograd_fast.files.secrets.token_hex", lambda n: "0" * 2 * n)  # as if it could be guessed
+    # as if the name could be guessed
+    monkeypatch.setattr("prograd_fast.files.writing.secrets.token_hex", lambda n: "0" * 2 * n)
     (tmp_path / f".pf-{'0' * 16}.file").symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError, match=f"cannot write {tmp_path}/file"), replacing(tmp_path / "file") as new:
         new.write_text("mine")
@@ -103,7 +104,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from prograd_fast.files import replacing
+from prograd_fast.files.writing import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), 9)
@@ -221,7 +222,7 @@ def test_a_folder_in_place_of_a_file_is_told_before_the_work(tmp_path, shapes_di
 def test_a_folder_without_room_is_told_before_the_work(tmp_path, monkeypatch):
     check_writable(tmp_path / "a" / "b")
     assert not os.listdir(tmp_path)
-    monkeypatch.setattr(cli_parts.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", full)
     with pytest.raises(ValueError, match=r"has no room .*No space left on device.*free 1 MiB there"):
         check_writable(tmp_path)
 
@@ -309,7 +310,7 @@ def save_run(*args):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
     real(*args)
 job.save_run = __import__("prograd_fast.training", fromlist=["save_run"]).save_run = save_run
-cli.main()
+sys.exit(cli.run(sys.argv[1:]))
 """
 
 

@@ -21,7 +21,7 @@ from prograd_fast.training import Grid, Regime, encode_pictures, make_plan, run_
 from prograd_fast.training import grid as grid_module
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.run import Elsewhere
-from tests.cli.test_cli import fail, run_here
+from tests.cli.support import fail, run_here
 
 METHODS = (ZeroShot(), LinearProbe(), CoOp(epochs=3), ProGrad(epochs=4))
 

@@ -17,12 +17,12 @@ import torch
 import prograd_fast as pf
 from prograd_fast.clip.feature_cache import FeatureCache, default_cache
 from prograd_fast.data import load_folder
-from prograd_fast.inputs import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
+from prograd_fast.files.reading import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
+from prograd_fast.files.tensors import write_sealed
 from prograd_fast.methods import ProGrad
-from prograd_fast.tensor_files import write_sealed
 from prograd_fast.training import encode_pictures, load_run, tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
-from tests.cli.test_cli import fail
+from tests.cli.support import fail
 from tests.clip.test_feature_cache import KEYS, VALUES, shards
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import odd_file
@@ -419,11 +419,7 @@ from prograd_fast import cli
 arguments, home, out = json.loads(sys.argv[1])
 
 def train(folder):
-    sys.argv[1:] = [*arguments, "--out", folder]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        return ended.code or 0
+    return cli.run([*arguments, "--out", folder])
 
 assert train(out + "/first") == 0
 os.environ.pop("XDG_CACHE_HOME", None)

@@ -16,7 +16,7 @@ from prograd_fast.methods import CoOp, LinearProbe, ProGrad
 from prograd_fast.training import RUN_FILES, Grid, load_run, run_grid, save_run
 from prograd_fast.training import grid as grids
 from prograd_fast.training.record import seal, unseal
-from tests.cli.test_cli import fail, run_here, stopped_run
+from tests.cli.support import fail, run_here, stopped_run
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import damaged, refused_in_one_line
 from tests.paths import REPOSITORY

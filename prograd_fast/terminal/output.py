@@ -1,4 +1,4 @@
-"""Tables, sentences and progress bars on a terminal: whatever is in a name, it is shown and does nothing else."""
+"""Tables, sentences and progress bars on a terminal. They show every name as text, whatever is in it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from prograd_fast.printable import printable
+from prograd_fast.terminal.printable import printable
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one line, however long."""
+    print(printable(text))
 
 
 def plain(text: object) -> Text:
@@ -31,7 +38,7 @@ class Table(rich.table.Table):
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Progress bars on stderr: stdout has the results alone."""
+    """Progress bars on stderr, so that stdout has the results alone."""
     described = TextColumn("{task.description}", markup=False)
     columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
@@ -43,5 +50,5 @@ def progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         try:
             yield track
         except BaseException:
-            bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets the one line that tells what it was
+            bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets only the line of the error
             raise
