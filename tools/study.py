@@ -29,7 +29,7 @@ from rich.progress import track
 from prograd_fast.data import load
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import METHODS, GradientMethod, LinearProbe, Method
-from prograd_fast.report.statistics import Spread
+from prograd_fast.report.statistics import accuracies, paired
 from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
 
 REPOSITORY = Path(__file__).parents[1]
@@ -121,24 +121,14 @@ def read_accuracies(path: Path) -> list[dict[str, Any]]:
 def differences(runs: Sequence[dict[str, Any]]) -> str:
     """Each method minus zero-shot at the most shots, paired by partition and draw, as a table: mean ± 95 % interval."""
     parts = ("base", "new", "harmonic mean", "openmoji/base", "openmoji/new")
-    by_method: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
-    for run in runs:
-        if run["shots"] == max(SHOTS):
-            by_method.setdefault(run["method"], {})[run["partition"], run["seed"]] = run["accuracy"]
-    zero_shot = by_method.pop("zero-shot")
+    runs = [run for run in runs if run["shots"] == max(SHOTS)]
     lines = [f"| against zero-shot, {max(SHOTS)} shots | {' | '.join(parts)} |", "|" + " --- |" * (1 + len(parts))]
-    for kind in METHODS:
+    for kind in METHODS[1:]:
         cells = []
-        for part in parts if kind.name in by_method else ():
-            paired = [
-                100 * (accuracy[part] - zero_shot[draw][part])
-                for draw, accuracy in by_method[kind.name].items()
-                if part in accuracy
-            ]
-            spread = Spread.of(paired) if paired else None
+        for part in parts:
+            spread = paired(runs, kind.name, "zero-shot", part) if accuracies(runs, kind.name, part) else None
             cells.append("-" if spread is None else f"{spread.mean:+.1f} ± {spread.half_width:.1f}".replace("-", "−"))
-        if cells:
-            lines.append(f"| {kind.title} | {' | '.join(cells)} |")
+        lines.append(f"| {kind.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 """The tables of docs/study/ are those of the committed accuracies."""
 
-from prograd_fast.report.compare import table_rows
+from prograd_fast.report.tables import shots_rows
 from tests.paths import REPOSITORY
 from tools.study import differences, read_accuracies, write_accuracies
 
@@ -15,7 +15,7 @@ def test_table_of_differences():
 def test_table_of_accuracies():
     lines = [line for line in (STUDY / "tables.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     header, _, *rows = [line.strip("| ").split(" | ") for line in lines]
-    assert rows == table_rows(RUNS, header[2:])
+    assert rows == shots_rows(RUNS, header[2:])
 
 
 def test_accuracies_are_read_as_they_were_written(tmp_path):
