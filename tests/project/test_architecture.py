@@ -110,9 +110,8 @@ def test_includes_are_those_of_the_page():
 
 def test_a_family_has_its_stem_everywhere():
     assert set(STEMS) == {other.split(".")[-1] for other in imports_of("prograd_fast.ops")}
-    places = [
-        folder for folder, _ in PLACES if folder not in ("csrc/formulas/", "tests/gpu/simt/")
-    ]  # not of every family
-    patterns = [f"{folder}{'test_' * (folder == 'tests/ops/')}{stem}.*" for folder in places for stem in STEMS]
+    places = [folder for folder, _ in PLACES if folder != "csrc/formulas/"]  # not every family has its own
+    prefix = {"tests/ops/": "test_", "tests/gpu/simt/": "test_"}
+    patterns = [f"{folder}{prefix.get(folder, '')}{stem}.*" for folder in places for stem in STEMS]
     assert [pattern for pattern in patterns if not any(REPOSITORY.glob(pattern))] == []
     assert [example for folder, example in PLACES if not example.startswith(folder)] == []
