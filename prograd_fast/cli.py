@@ -11,6 +11,7 @@ import traceback
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -190,7 +191,7 @@ def train(
     from prograd_fast.training import (
         CHECKPOINT,
         RUN_FILES,
-        Regime,
+        TrainOptions,
         difference_to,
         is_known_model,
         make_plan,
@@ -215,7 +216,7 @@ def train(
             raise ValueError(f"{out} holds an unfinished run; --resume to go on with it, --force to begin anew")
     if log is not None:
         check_writable(log, "--log")
-    regime = Regime(precision, accumulate, patience, views)
+    training = TrainOptions(precision, accumulate, patience, views)
     if partition is not None and all_classes:
         raise ValueError("--partition and --all-classes exclude each other")
     options = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
@@ -228,7 +229,7 @@ def train(
     clip = open_model(model, pretrained, device, max_memory)
     check_text_tower(clip, [tuning])
     if resume and (out / RUN_FILES[0]).exists():
-        facts = run_facts(tuning, clip, pictures, plan, regime)
+        facts = run_facts(tuning, clip, pictures, plan, training)
         try:
             other = difference_to(out, facts)
         except ValueError as error:
@@ -248,7 +249,7 @@ def train(
         checkpoint.unlink(missing_ok=True)
     interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
-        record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
+        record, learner = train_method(tuning, clip, pictures, plan, track, kept, training, checkpoint, write)
     with interrupts.Held():
         try:
             save_run(out, record, learner)
@@ -377,17 +378,17 @@ def demo(
     Example: [bold]prograd-fast demo --out demo[/bold]
     """
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
+    from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
     from prograd_fast.report import report_demo
-    from prograd_fast.training import run_benchmark
+    from prograd_fast.training import Grid, run_grid
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = open_model("emoji-lite", None, device)
-    methods = [ZeroShot(), LinearProbe(), CoOp(), ProGrad()]
-    with progress() as track:
-        results = run_benchmark(clip, pictures, methods, shots=16, partitions=3, seeds=3, track=track, cache=kept)
+    grid = Grid([ZeroShot(), LinearProbe(), CoOp(), ProGradCoOp()], shots=[16], seeds=3, partitions=3)
+    with progress() as track, TemporaryDirectory() as runs:
+        results = run_grid(grid, clip, pictures, Path(runs), track, kept)
     out.mkdir(parents=True, exist_ok=True)
     report_demo(results, out, console)
 

@@ -69,7 +69,7 @@ def compare(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.report import report_comparison
-    from prograd_fast.training import Grid, Regime, run_grid
+    from prograd_fast.training import Grid, TrainOptions, run_grid
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
@@ -79,7 +79,7 @@ def compare(
         seeds,
         partitions,
         imbalance,
-        Regime(precision, views=views),
+        TrainOptions(precision, views=views),
     )
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]

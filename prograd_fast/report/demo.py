@@ -16,7 +16,7 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
     """Print what the benchmark on emoji gave, and write `results.json`, `accuracy.png` and `conflict.png`.
 
     Args:
-        results: from `run_benchmark`, with runs of all four methods.
+        results: from `run_grid`, with runs of all four methods.
         out: existing folder; older files of these names are replaced.
         console: where table and conclusions go.
     """

@@ -7,9 +7,9 @@ from PIL import Image
 from rich.console import Console
 
 from prograd_fast.data import EMOJI_UNSEEN_STYLES, load
-from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
+from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
 from prograd_fast.report import accuracy_table, paired, report_demo, sentences
-from prograd_fast.training import load_model, run_benchmark
+from prograd_fast.training import Grid, load_model, run_grid
 
 METHODS = ("zero-shot", "linear-probe", "coop", "prograd")
 
@@ -136,16 +136,10 @@ def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
 
 def test_demo_on_a_slice_of_emoji(tmp_path):
     # one run of each method, 5 steps: what the real demo prints and draws, from the real pictures and model
-    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=5), ProGrad(epochs=5)]
-    results = run_benchmark(
-        load_model("emoji-lite", device="cpu"),
-        load("emoji"),
-        methods,
-        shots=2,
-        partitions=1,
-        seeds=1,
-        track=lambda label, total: lambda: None,
-    )
+    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=5), ProGradCoOp(epochs=5)]
+    grid = Grid(methods, [2], seeds=1, partitions=1)
+    clip, pictures = load_model("emoji-lite", device="cpu"), load("emoji")
+    results = run_grid(grid, clip, pictures, tmp_path / "grid", lambda label, total: lambda: None)
     zero_shot = results["runs"][0]["accuracy"]
     assert zero_shot.keys() == {"validation", "base", "new", "harmonic mean"} | {
         f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")
@@ -155,4 +149,4 @@ def test_demo_on_a_slice_of_emoji(tmp_path):
     stream = io.StringIO()
     report_demo(results, tmp_path, Console(file=stream, width=100))
     assert "fluent-hc/new" in stream.getvalue()
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*.*"))) == 3

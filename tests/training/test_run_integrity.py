@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import prograd_fast as pf
-from prograd_fast.methods import CoOp, LinearProbe, ProGrad
+from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp
 from prograd_fast.training import RUN_FILES, Grid, load_run, run_grid, save_run
 from prograd_fast.training import grid as grids
 from prograd_fast.training.record import seal, unseal
@@ -20,8 +20,7 @@ from tests.cli.test_cli import fail, run_here, stopped_run
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import damaged, refused_in_one_line
 from tests.paths import REPOSITORY
-from tests.training.test_grid import accuracies, no_bars
-from tests.training.test_training import train_once
+from tests.training.support import accuracies, no_bars, train_once
 
 RECORD, PROMPT = RUN_FILES
 
@@ -29,7 +28,7 @@ RECORD, PROMPT = RUN_FILES
 @pytest.fixture(scope="module")
 def runs(clip, shapes) -> list:
     """Two runs of the same form: record and learner of each."""
-    return [train_once(clip, shapes, ProGrad(epochs=4, lr=lr)) for lr in (0.03, 0.3)]
+    return [train_once(clip, shapes, ProGradCoOp(epochs=4, lr=lr)) for lr in (0.03, 0.3)]
 
 
 def settings(folder: Path) -> float:
