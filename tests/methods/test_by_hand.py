@@ -192,12 +192,10 @@ def test_promptsrc_ends_with_the_weighted_mean_of_its_epochs(task):
         close(p, sum(w * values[i] for w, values in zip(weights, seen, strict=True)) / sum(weights))
 
 
-@pytest.mark.parametrize(
-    "method", [KgCoOp(lambda_=1.0), LASP(lambda_=1.0, sentences=SENTENCES), PromptSRC(lambda_=0.5)]
-)
-def test_losses_from_features_are_those_of_logits(task, monkeypatch, method):
-    """What large batches take, for methods whose terms need logits (PromptSRC) and for others."""
-    learner = method.start(task)
+@pytest.mark.parametrize(("method", "settings"), [(KgCoOp, {}), (LASP, {"sentences": SENTENCES}), (PromptSRC, {})])
+def test_losses_from_features_are_those_of_logits(task, monkeypatch, method, settings):
+    """Large batches take the first way, with terms that need logits (PromptSRC) and with others."""
+    learner = method(lambda_=1.0, n_ctx=6, **settings).start(task)
     state = learner.generator.get_state()
     results = []
     for worth_saving in (1e9, -1e9):

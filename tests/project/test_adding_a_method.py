@@ -14,7 +14,7 @@ PAGE = (REPOSITORY / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 
 def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    (old, line) = re.findall(r"```diff\n (.*\n)\+(.*\n)```", PAGE)[0]
+    diffs = [block.splitlines(keepends=True) for block in re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)]
     assert len(source.splitlines()) <= 40
     package = tmp_path / "prograd_fast"
     package.mkdir()
@@ -25,8 +25,12 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     (package / "methods" / "anchored.py").write_text(source, encoding="utf-8")
     listed = package / "methods" / "__init__.py"
     text = listed.read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    listed.write_text(text.replace(old, old + line), encoding="utf-8")
+    assert len(diffs) == 2
+    for lines in diffs:
+        old, new = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" ", " +"))
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    listed.write_text(text, encoding="utf-8")
 
     def command(*arguments):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
