@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prograd_fast.clip.linear import Linear
-from prograd_fast.reference.losses import accumulation_dtype
-from prograd_fast.reference.transformer import APPROXIMATIONS
+from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.gelu import APPROXIMATIONS
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Weights:
         norm: of the end-of-text row.
         projection: to the features, or None.
         heads: of the attention.
-        approximate: which GELU, an index into `prograd_fast.reference.transformer.APPROXIMATIONS`.
+        approximate: which GELU, an index into `prograd_fast.ops.gelu.APPROXIMATIONS`.
     """
 
     blocks: tuple[Block, ...]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from prograd_fast import reference
+from prograd_fast.ops.common import SCOPES
 from tests.ops.support import BACKENDS, running_on, threads
 from tests.optim import support as support
 
@@ -15,7 +15,7 @@ PAIRS = list(itertools.product(BACKENDS, repeat=2))  # each way, and each with i
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 pairs = pytest.mark.parametrize(("one", "other"), PAIRS)
-scopes = pytest.mark.parametrize("scope", reference.projection.SCOPES)
+scopes = pytest.mark.parametrize("scope", SCOPES)
 optimizers = pytest.mark.parametrize("name", support.OPTIMIZERS)
 
 
