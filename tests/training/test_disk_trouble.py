@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,17 +21,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from prograd_fast import cli, training
 from prograd_fast.cli import folders
 from prograd_fast.cli.folders import check_writable
 from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import CoOp, ZeroShot
 from prograd_fast.report import report_comparison
-from prograd_fast.training import Grid, load_run, run_grid, tensorboard, tune
+from prograd_fast.training import Grid, job, load_run, run_grid, tensorboard, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.cli.support import fail, run_here
 from tests.clip.test_feature_cache import KEYS, VALUES
-from tests.paths import REPOSITORY
+from tests.processes import Forked
 from tests.training.test_checkpoint import make_learner
 from tests.training.test_grid import accuracies, no_bars
 
@@ -101,20 +104,16 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     assert left == {name for name, removed in names.items() if not removed}
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from prograd_fast.files.writing import replacing
-with replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half")
-    os.kill(os.getpid(), 9)
-"""
-
-
 def test_a_killed_writer_leaves_the_file_and_later_nothing(tmp_path):
     file = tmp_path / "file"
     file.write_text("whole")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=REPOSITORY, check=False).returncode == -9
+
+    def killed() -> None:
+        with replacing(file) as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert Forked(killed).end()[0] == -signal.SIGKILL
     assert file.read_text() == "whole"
     (left,) = [path for path in tmp_path.iterdir() if path != file]
     os.utime(left, (0, 0))
@@ -299,27 +298,23 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(small_disk, arguments, capfd, 
     shutil.rmtree(out)
 
 
-LIMITED = """
-import resource, signal, sys
-from prograd_fast import cli
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-import prograd_fast.training.job as job
-real = job.save_run
-def save_run(*args):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
-    real(*args)
-job.save_run = __import__("prograd_fast.training", fromlist=["save_run"]).save_run = save_run
-sys.exit(cli.run(sys.argv[1:]))
-"""
-
-
 def test_a_limit_of_file_sizes(arguments, tmp_path):
-    command = [sys.executable, "-c", LIMITED, "train", *map(str, arguments), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prograd-fast: ")]
-    assert len(lines) == 1, done.stderr
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        save = job.save_run
+
+        def save_run(*args) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 1 << 20))  # what is printed goes to a file too
+            save(*args)
+
+        job.save_run = training.save_run = save_run
+        sys.exit(cli.run(["train", *map(str, arguments), "--out", str(tmp_path / "run")]))
+
+    code, _, err = Forked(limited).end()
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("prograd-fast: ")]
+    assert len(lines) == 1, err
     assert "prompt.safetensors: File too large; raise the limit of file sizes" in lines[0]
     assert os.listdir(tmp_path / "run") == ["checkpoint.safetensors"]
 

@@ -3,8 +3,8 @@
 import json
 import logging
 import os
+import pwd
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import prograd_fast as pf
+from prograd_fast import cli
 from prograd_fast.clip.feature_cache import FeatureCache, default_cache
 from prograd_fast.data import load_folder
 from prograd_fast.files.reading import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
@@ -26,7 +27,7 @@ from tests.cli.support import fail
 from tests.clip.test_feature_cache import KEYS, VALUES, shards
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import odd_file
-from tests.paths import REPOSITORY
+from tests.processes import Forked
 from tests.training.test_checkpoint import RUN, STATE, Killed, interrupted, make_learner
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
@@ -398,8 +399,6 @@ def keys_of(shard: Path) -> list[bytes]:
 
 
 def test_a_user_without_a_home(monkeypatch, caplog):
-    import pwd
-
     def nobody(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
@@ -410,30 +409,6 @@ def test_a_user_without_a_home(monkeypatch, caplog):
         assert default_cache() is None
     (record,) = caplog.records
     assert "no home folder" in record.getMessage()
-
-
-# The interpreter itself may lie where only its owner reads: everything is imported before the user changes.
-AS_NOBODY = """
-import json, os, pwd, sys
-from prograd_fast import cli
-arguments, home, out = json.loads(sys.argv[1])
-
-def train(folder):
-    return cli.run([*arguments, "--out", folder])
-
-assert train(out + "/first") == 0
-os.environ.pop("XDG_CACHE_HOME", None)
-os.environ.pop("HOME", None)
-if home is not None:
-    os.environ["HOME"] = home
-if os.getuid() == 0:
-    os.setgid(12345)
-    os.setuid(12345)
-else:
-    pwd.getpwuid = {}.__getitem__
-print("now", file=sys.stderr)
-sys.exit(train(out + "/second"))
-"""
 
 
 @pytest.mark.parametrize("home", [None, "/root", "/nonexistent", ""])
@@ -447,12 +422,30 @@ def train_as_nobody(folder: Path, clip_dir: Path, home: str | None) -> None:
     data, model = draw_shapes(folder / "shapes", per_class=3), shutil.copytree(clip_dir, folder / "model")
     for path in (model, *model.iterdir()):
         path.chmod(0o755)
-    arguments = f"train --data {data} --shots 1 --epochs 1 --model local-dir:{model}".split()
-    command = [sys.executable, "-c", AS_NOBODY, json.dumps([arguments, home, str(folder)])]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.partition("now\n")[2].count("image features are not kept") == 1, done.stderr
+    arguments = ["train", "--data", data, "--shots", 1, "--epochs", 1, "--model", f"local-dir:{model}"]
+
+    def train(run: str) -> int:
+        return cli.run([*map(str, arguments), "--out", str(folder / run)])
+
+    def as_nobody() -> None:
+        # the interpreter itself may lie where only its owner reads: all is imported before the user changes
+        assert train("first") == 0
+        os.environ.pop("XDG_CACHE_HOME", None)
+        os.environ.pop("HOME", None)
+        if home is not None:
+            os.environ["HOME"] = home
+        if os.getuid() == 0:
+            os.setgid(12345)
+            os.setuid(12345)
+        else:
+            pwd.getpwuid = {}.__getitem__
+        print("now", file=sys.stderr)
+        sys.exit(train("second"))
+
+    code, _, err = Forked(as_nobody).end()
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert err.partition("now\n")[2].count("image features are not kept") == 1, err
     assert (folder / "second" / "record.json").exists()
 
 
