@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# two workers or more, each with whole modules, so that what a module prepares is prepared once; four fill most memories
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+# A worker for each core, four at most because each takes a gigabyte. Each begins with a stretch of the tests, so that few
+# modules are prepared twice, and later takes from the other's.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate native package docs study assets clean
 
