@@ -1,6 +1,6 @@
 """Prompt tuning of CLIP models that keeps what they knew: ProGrad optimizers, losses and a prompt-tuning engine."""
 
-from prograd_fast import interrupts
+from prograd_fast.terminal import interrupts
 
 if interrupts.is_command():  # before PyTorch is imported, which takes seconds
     interrupts.end_in_one_line()
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from prograd_fast import backends, functional, losses, reference, rules
-from prograd_fast.config import show_config
+from prograd_fast.doctor import show_config
 from prograd_fast.losses import DualLoss
 from prograd_fast.optim import Conflict, ProGrad, ProGradAdamW, ProGradSGD
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from prograd_fast.data import load
-from prograd_fast.files import replacing
+from prograd_fast.files.writing import replacing
 from prograd_fast.methods import METHODS, GradientMethod, LinearProbe, Method
 from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.files import replacing
-from prograd_fast.inputs import parse_json
-from prograd_fast.tensor_files import digest, open_tensors, safetensors_package
+from prograd_fast.files.reading import parse_json
+from prograd_fast.files.tensors import digest, open_tensors, safetensors_package
+from prograd_fast.files.writing import replacing
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.prompted import PromptedCLIP
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
-from prograd_fast.inputs import check_kinds, parse_json
-from prograd_fast.tensor_files import read_sealed, write_sealed
+from prograd_fast.files.reading import check_kinds, parse_json
+from prograd_fast.files.tensors import read_sealed, write_sealed
 
 _HEADER = "prograd_fast"  # key of our JSON among the file's metadata; a safetensors header maps strings to strings
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

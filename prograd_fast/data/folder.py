@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from prograd_fast.data.pictures import PictureSet
-from prograd_fast.inputs import read_text
+from prograd_fast.files.reading import read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}

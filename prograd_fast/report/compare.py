@@ -6,14 +6,11 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from prograd_fast.files import replacing
-from prograd_fast.methods import METHODS
-from prograd_fast.printable import printable
-from prograd_fast.report.compare_figures import conflict_figure, cost_figure, plane_figure, shots_figure
-from prograd_fast.report.statistics import Spread
-from prograd_fast.report.summary import accuracies
-from prograd_fast.report.table import TITLES
-from prograd_fast.terminal import Table, plain
+from prograd_fast.files.writing import replacing
+from prograd_fast.report.figures import conflict_figure, cost_figure, plane_figure, shots_figure
+from prograd_fast.report.tables import shots_rows, shots_table
+from prograd_fast.terminal.output import plain
+from prograd_fast.terminal.printable import printable
 from prograd_fast.training import Record, write_json
 
 _MAIN = ("all", "base", "new", "harmonic mean", "balanced", "long-tail")  # shown first, and in the terminal
@@ -41,17 +38,11 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
 
     main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
     console.print(plain(" ".join(told)), soft_wrap=True)
-    table = Table("method", "shots")
-    for part in main:
-        table.add_column(part, justify="right")
-    for row in table_rows(runs, main):
-        table.add_row(*row)
-    console.print(table)
+    console.print(shots_table(runs, main))
 
-    rows = table_rows(runs, parts)
     write_json(out / "results.json", results)
     header = ["method", "shots", *parts]
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [header, ["---"] * len(header), *shots_rows(runs, parts)]
     with replacing(out / "tables.md") as temporary:
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         temporary.write_text("\n\n".join([*map(printable, told), text]) + "\n", encoding="utf-8")
@@ -105,17 +96,6 @@ def description(results: Record) -> Description:
         "Test accuracy in %: mean ± half of the mean's 95 % interval (Student's t), standard deviation in brackets. "
         "The runs share test pictures and model: the intervals tell how much hangs on classes and shots drawn.",
     )
-
-
-def table_rows(runs: Sequence[Record], parts: Sequence[str]) -> list[list[str]]:
-    """A row for each method and number of shots; "-" where a method has no such accuracy."""
-    rows = []
-    for method in METHODS:
-        for shots in sorted({run["shots"] for run in runs if run["method"] == method.name}):
-            here = [run for run in runs if run["shots"] == shots]
-            values = [accuracies(here, method.name, part) for part in parts]
-            rows.append([TITLES[method.name], str(shots), *(str(Spread.of(v)) if v else "-" for v in values)])
-    return rows
 
 
 def _parts(runs: Sequence[Record]) -> list[str]:

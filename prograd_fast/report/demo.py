@@ -1,19 +1,20 @@
 """The demonstration's table, figures and conclusions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from prograd_fast.data import EMOJI_UNSEEN_STYLES
 from prograd_fast.report.figures import accuracy_figure, conflict_figure
-from prograd_fast.report.summary import sentences
-from prograd_fast.report.table import accuracy_table
-from prograd_fast.terminal import plain
+from prograd_fast.report.statistics import Spread, paired
+from prograd_fast.report.tables import accuracy_table
+from prograd_fast.terminal.output import plain
 from prograd_fast.training import Record, write_json
 
 
 def report_demo(results: Record, out: Path, console: Console) -> None:
-    """Print what the benchmark on emoji gave, and write `results.json`, `accuracy.png` and `conflict.png`.
+    """Print what the runs on emoji gave, and write `results.json`, `accuracy.png` and `conflict.png`.
 
     Args:
         results: from `run_grid`, with runs of all four methods.
@@ -45,6 +46,39 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         runs,
         out / "conflict.png",
         title="Gradient of the labels' loss against that of the teacher's: ProGrad removes the conflict\n"
-        f"Lines: median of {n_runs} runs; bands: the middle half of them",
+        f"Left: median of {n_runs} runs and their middle half; right: mean",
     )
     console.print(plain(f"Wrote results.json, accuracy.png and conflict.png in {out}"), soft_wrap=True)
+
+
+def sentences(runs: Sequence[Record]) -> list[str]:
+    """Three sentences on base and new classes, whatever the runs show.
+
+    Args:
+        runs: records of zero-shot, coop and prograd, with "partition", "seed" and "accuracy" on "base" and "new".
+    """
+    coop, prograd = (
+        [paired(runs, method, "zero-shot", part) for part in ("base", "new")] for method in ("coop", "prograd")
+    )
+    base, new = (paired(runs, "prograd", "coop", part) for part in ("base", "new"))
+    return [
+        f"Against zero-shot, CoOp {_moved(coop[0])} on base classes and {_moved(coop[1])} on new ones; "
+        f"ProGrad {_moved(prograd[0])} and {_moved(prograd[1])}.",
+        f"ProGrad was above CoOp on new classes in {new.higher} of {new.n} runs ({_signed(new)}) "
+        f"and on base classes in {base.higher} ({_signed(base)}).",
+        f"Differences are in percentage points, paired over {new.n} runs; their standard errors (se) are too small, "
+        "because the runs share one test set and one pretrained model. Undecided: less than two se from zero.",
+    ]
+
+
+def _moved(difference: Spread) -> str:
+    verb = "gained" if difference.mean >= 0 else "lost"
+    return f"{verb} {abs(difference.mean):.1f} ({_spread(difference)})"
+
+
+def _signed(difference: Spread) -> str:
+    return f"{difference.mean:+.1f} on average, {_spread(difference)}"
+
+
+def _spread(difference: Spread) -> str:
+    return f"se {difference.se:.1f}, undecided" if difference.undecided else f"se {difference.se:.1f}"

@@ -1,24 +1,43 @@
-"""The demo's two pictures, drawn from run records."""
+"""All pictures, drawn from run records. Each is a PNG, which is written whole or not at all."""
 
 import warnings
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from prograd_fast.files import replacing
-from prograd_fast.report.summary import accuracies, mean_and_sd
-from prograd_fast.report.table import TITLES
+from prograd_fast.files.writing import replacing
+from prograd_fast.methods import METHODS
+from prograd_fast.report.statistics import Spread, accuracies
+from prograd_fast.report.tables import TITLES
+from prograd_fast.terminal.printable import printable
 from prograd_fast.training import Record
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Methods of one colour differ in marker and dash.
+_BLUE, _ORANGE = "#0072B2", "#E69F00"
+_COLOURS = ("#000000", "#56B4E9", "#D55E00", "#009E73", _BLUE, _ORANGE, "#CC79A7")
 # part -> what it is, colour of the bar, colour of the number on it
-PARTS = {"base": ("base classes (trained on)", BLUE, "white"), "new": ("new classes (never shown)", ORANGE, "black")}
-METHOD_COLOURS = {"coop": VERMILLION, "prograd": GREEN}
+_PARTS = {"base": ("base classes (trained on)", _BLUE, "white"), "new": ("new classes (never shown)", _ORANGE, "black")}
+_MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
+
+
+class Style(NamedTuple):
+    """How a method is drawn, the same in every picture."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def style_of(method: str) -> Style:
+    """By the method's place in the list of all methods."""
+    i = [m.name for m in METHODS].index(method)
+    n = len(_COLOURS)
+    return Style(_COLOURS[i % n], _MARKERS[(i + i // n) % len(_MARKERS)], _DASHES[i // n % len(_DASHES)])
 
 
 def accuracy_figure(runs: Sequence[Record], path: Path, title: str, chance: float) -> None:
@@ -26,71 +45,219 @@ def accuracy_figure(runs: Sequence[Record], path: Path, title: str, chance: floa
 
     Args:
         runs: records with "method" and "accuracy" on "base" and, where the method can, on "new".
-        path: the PNG to write; all of it or nothing.
+        path: the PNG to write.
         title: says what was done.
         chance: accuracy of guessing, in percent.
     """
-    figure, axes = _axes(title)
-    methods = list(dict.fromkeys(run["method"] for run in runs))
-    for side, (part, (label, colour, ink)) in zip((-0.2, 0.2), PARTS.items(), strict=True):
+    figure = _figure(title, 1)
+    axes = figure.subplots()
+    methods = _methods(runs)
+    for side, (part, (label, colour, ink)) in zip((-0.2, 0.2), _PARTS.items(), strict=True):
         for i, method in enumerate(methods):
             values = accuracies(runs, method, part)
             if not values:
                 axes.text(i + side, chance + 1, "cannot\nname\nthem", ha="center", va="bottom", color="dimgray")
                 continue
-            mean, sd = mean_and_sd(values)
-            axes.bar(i + side, mean, 0.38, color=colour, label=label if i == 0 else None)
-            axes.errorbar(i + side, mean, sd if len(values) > 1 else None, color="black", capsize=4)
-            spread = np.linspace(-0.09, 0.09, len(values))  # side by side, so that equal runs stay visible
-            axes.scatter(i + side + spread, values, s=9, color="black", alpha=0.4, linewidths=0, zorder=3)
-            axes.text(i + side, 0.5, f"{mean:.1f}", ha="center", va="bottom", color=ink, fontweight="bold")
+            spread = Spread.of(values)
+            axes.bar(i + side, spread.mean, 0.38, color=colour, label=label if i == 0 else None)
+            axes.errorbar(i + side, spread.mean, spread.sd if spread.n > 1 else None, color="black", capsize=4)
+            aside = np.linspace(-0.09, 0.09, spread.n)  # so that equal runs stay visible
+            axes.scatter(i + side + aside, values, s=9, color="black", alpha=0.4, linewidths=0, zorder=3)
+            axes.text(i + side, 0.5, f"{spread.mean:.1f}", ha="center", va="bottom", color=ink, fontweight="bold")
     axes.axhline(chance, color="black", linestyle="--", linewidth=1, label=f"guessing ({chance:.1f} %)")
     axes.set_xticks(range(len(methods)), [TITLES[method] for method in methods])
     axes.set_ylabel("test accuracy in %")
-    figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    save(figure, path)
+    _legend(figure)
+    _save(figure, path)
 
 
-def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> None:
-    """Cosine between task and general gradient at each step: median of the runs, and a band with their middle half.
-
-    The first step is left out: there the student is the teacher, and the general gradient is zero but for rounding.
+def shots_figure(runs: Sequence[Record], parts: Sequence[str], path: Path, title: str) -> None:
+    """Accuracy against shots: a panel for each part, a line for each method, bars with the 95 % interval of the mean.
 
     Args:
-        runs: records; those of CoOp and ProGrad are drawn.
-        path: the PNG to write; all of it or nothing.
-        title: says what is to be seen.
+        runs: records of several shots.
+        parts: which accuracies.
+        path: the PNG to write.
+        title: says what was done.
     """
-    figure, axes = _axes(title)
-    for method, colour in METHOD_COLOURS.items():
-        tuned = [run for run in runs if run["method"] == method]
-        # None (a zero gradient) becomes NaN, and so do the missing steps of a run that stopped early.
-        cosine = np.array(list(zip_longest(*(run["steps"]["cosine"] for run in tuned))), dtype=float)[1:]
-        rate = 100 * np.nanmean(np.array([run["conflict_rate"] for run in tuned], dtype=float))  # None: no second step
-        step = np.arange(2, len(cosine) + 2)
-        low, median, high = np.nanquantile(cosine, (0.25, 0.5, 0.75), axis=1)
-        axes.plot(step, median, color=colour, label=f"{TITLES[method]}: conflict in {rate:.0f} % of the steps")
-        axes.fill_between(step, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.axhline(0, color="black", linewidth=1)
-    axes.set_ylim(-1.05, 1.05)
-    for height, word in ((0.75, "agree"), (0.25, "conflict")):
-        axes.text(1.01, height, word, transform=axes.transAxes, rotation=270, va="center")
-    axes.set_xlabel("training step")
-    axes.set_ylabel("cosine of the two gradients, before projection")
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    save(figure, path)
+    figure = _figure(title, len(parts))
+    shots = sorted({run["shots"] for run in runs})
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
+        methods = _methods(runs)
+        for i, method in enumerate(methods):
+            of = {k: accuracies([run for run in runs if run["shots"] == k], method, part) for k in shots}
+            known = [k for k in shots if of[k]]
+            spreads = [Spread.of(of[k]) for k in known]
+            colour, marker, dash = style_of(method)
+            aside = 1 + 0.025 * (i - (len(methods) - 1) / 2)  # so that the bars of one number of shots stay apart
+            axes.errorbar(
+                [k * aside for k in known],
+                [spread.mean for spread in spreads],
+                [0 if spread.n == 1 else spread.half_width for spread in spreads],
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                markersize=4.5,
+                linewidth=1.3,
+                capsize=2.5,
+                label=TITLES[method] if axes.get_subplotspec().colspan.start == 0 else None,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shots)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("pictures per class")
+        axes.set_title(printable(part), fontsize=10, parse_math=False)  # may be the name of a user's folder
+        axes.grid(axis="y", color="0.9")
+    # the interval of two or three runs can reach beyond what an accuracy can be
+    figure.axes[0].set_ylim(*np.clip(figure.axes[0].get_ylim(), 0, 100))
+    figure.axes[0].set_ylabel("test accuracy in %")
+    _legend(figure)
+    _save(figure, path)
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
+def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
+    """Base against new accuracy: a cross for each method, its arms the 95 % intervals; curves of equal harmonic mean.
+
+    Args:
+        runs: records of one number of shots, with accuracies on "base" and "new"; methods without both are left out.
+        path: the PNG to write.
+        title: says what was done.
+    """
+    figure = _figure(title, 1)
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=10.5)
+    for method in _methods(runs):
+        base, new = (accuracies(runs, method, part) for part in ("base", "new"))
+        if not base or not new:
+            continue
+        x, y = Spread.of(base), Spread.of(new)
+        colour, marker, _ = style_of(method)
+        across, up = (None if spread.n == 1 else spread.half_width for spread in (x, y))
+        axes.errorbar(
+            x.mean,
+            y.mean,
+            up,
+            across,
+            color=colour,
+            marker=marker,
+            elinewidth=0.9,
+            linestyle="none",
+            label=TITLES[method],
+        )
+    low, high = axes.set_xlim(*np.clip(axes.get_xlim(), 0, 100))
+    bottom, top = axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
+    grid_x, grid_y = np.meshgrid(np.linspace(max(low, 0.1), high, 200), np.linspace(max(bottom, 0.1), top, 200))
+    curves = axes.contour(
+        grid_x, grid_y, 2 * grid_x * grid_y / (grid_x + grid_y), levels=6, colors="0.75", linewidths=0.8, zorder=0
+    )
+    axes.clabel(curves, fmt="H %.0f", fontsize=7)
+    axes.set_xlabel("accuracy on base classes in % (trained on)")
+    axes.set_ylabel("accuracy on new classes in % (never shown)")
+    _legend(figure)
+    _save(figure, path)
+
+
+def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> bool:
+    """Cosine between task and general gradient, and the share of conflicts, through training.
+
+    Steps are put into bins of equal length; training may be of any length. The first step is left out, see `History`.
+
+    Args:
+        runs: records of one number of shots; methods without a general gradient are left out.
+        path: the PNG to write.
+        title: says what was done.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    figure = _figure(title, 2)
+    left, right = figure.subplots(1, 2)
+    drawn = False
+    for method in _methods(runs):
+        cosines = [run["steps"]["cosine"][1:] for run in runs if run["method"] == method and "steps" in run]
+        arrays = [np.array(cosine, dtype=float) for cosine in cosines]
+        arrays = [array for array in arrays if np.isfinite(array).any()]
+        if not arrays:
+            continue
+        drawn = True
+        bins = min(25, *(len(array) for array in arrays))
+        colour, _, dash = style_of(method)
+        x = (np.arange(bins) + 0.5) / bins * 100
+        binned = [[part[np.isfinite(part)] for part in np.array_split(array, bins)] for array in arrays]
+        cosine = np.array([[part.mean() if len(part) else np.nan for part in parts] for parts in binned])
+        rate = np.array([[100 * (part < 0).mean() if len(part) else np.nan for part in parts] for parts in binned])
+        there = np.isfinite(cosine).any(axis=0)
+        low, middle, high = np.nanquantile(cosine[:, there], (0.25, 0.5, 0.75), axis=0)
+        left.plot(x[there], middle, color=colour, linestyle=dash, label=TITLES[method])
+        left.fill_between(x[there], low, high, color=colour, alpha=0.15, linewidth=0)
+        right.plot(x[there], np.nanmean(rate[:, there], axis=0), color=colour, linestyle=dash)
+    if not drawn:
+        return False
+    left.axhline(0, color="0.5", linewidth=0.8)
+    left.set_ylim(-1.05, 1.05)
+    right.set_ylim(-3, 103)
+    for height, word in ((0.75, "agree"), (0.25, "conflict")):
+        left.text(1.01, height, word, transform=left.transAxes, rotation=270, va="center")
+    left.set_ylabel("cosine of the two gradients")
+    right.set_ylabel("steps in conflict in %")
+    for axes in (left, right):
+        axes.set_xlabel("training done in %")
+    _legend(figure)
+    _save(figure, path)
+    return True
+
+
+def cost_figure(runs: Sequence[Record], path: Path, title: str) -> None:
+    """Seconds of training and peak memory of each method: bars of the median, a dot for each run.
+
+    Args:
+        runs: records of one number of shots.
+        path: the PNG to write.
+        title: says what was done.
+    """
+    methods = _methods(runs)[::-1]
+    figure = _figure(title, 2, height=1.8 + 0.34 * len(methods))
+    measures: list[tuple[str, Callable[[Record], float | None]]] = [
+        ("training in seconds", lambda run: run["seconds"]["train"]),
+        ("peak memory in MB", lambda run: None if run["memory"] is None else run["memory"] / 1e6),
+    ]
+    for axes, (label, measure) in zip(figure.subplots(1, 2, sharey=True), measures, strict=True):
+        for y, method in enumerate(methods):
+            found = [measure(run) for run in runs if run["method"] == method]
+            values = [value for value in found if value is not None]
+            if values:
+                axes.barh(y, np.median(values), color=style_of(method).colour, alpha=0.75, height=0.6)
+                axes.scatter(values, np.full(len(values), y), s=8, color="black", alpha=0.5, linewidths=0, zorder=3)
+        axes.set_yticks(range(len(methods)), [TITLES[method] for method in methods])
+        axes.set_xlabel(label)
+        _remove_box(axes)
+    _save(figure, path)
+
+
+def _methods(runs: Sequence[Record]) -> list[str]:
+    """In the order of the list of all methods."""
+    there = {run["method"] for run in runs}
+    return [method.name for method in METHODS if method.name in there]
+
+
+def _figure(title: str, panels: int, height: float = 4.6) -> Figure:
+    figure = Figure(figsize=(max(7.2, 3.6 * panels), height), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
+    for axes in figure.axes:
+        _remove_box(axes)
+    figure.legend(frameon=False, loc="outside lower center", ncols=5, fontsize=8.5)
+
+
+def _remove_box(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, all of it or nothing. A letter that the font lacks is drawn as a box."""
+def _save(figure: Figure, path: Path) -> None:
+    """Write the PNG. A letter that the font lacks is drawn as a box."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(temporary)

@@ -1,38 +1,88 @@
-"""Mean, standard deviation and confidence interval of a handful of runs."""
+"""Numbers of a handful of runs: accuracies, their spread, and differences between two methods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
 from statistics import fmean, stdev
 
+from prograd_fast.training import Record
+
+
+def accuracies(runs: Sequence[Record], method: str, part: str) -> list[float]:
+    """A method's accuracies on a part in percent, in the order of the runs; empty where it was not measured."""
+    return [100 * run["accuracy"][part] for run in runs if run["method"] == method and part in run["accuracy"]]
+
 
 @dataclass(frozen=True)
 class Spread:
-    """What several runs gave.
+    """Values of several runs, at least one, and what they say together.
 
     Attributes:
-        mean: their mean.
-        sd: sample standard deviation; NaN for one run.
-        half_width: the 95 % confidence interval of the mean is `mean` ± this, by Student's t-distribution with n - 1
-            degrees of freedom; NaN for one run.
-        n: number of runs.
+        values: one of each run.
     """
 
-    mean: float
-    sd: float
-    half_width: float
-    n: int
+    values: tuple[float, ...]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        n = len(values)
-        if n == 1:
-            return cls(values[0], nan, nan, 1)
+        """The spread of these values."""
+        return cls(tuple(values))
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the runs."""
+        return fmean(self.values)
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation; NaN for one run."""
+        return stdev(self.values) if self.n > 1 else nan
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean; NaN for one run."""
+        return self.sd / sqrt(self.n)
+
+    @property
+    def half_width(self) -> float:
+        """Half of the mean's 95 % confidence interval (Student's t, n - 1 degrees of freedom); NaN for one run."""
         from scipy.stats import t
 
-        sd = stdev(values)
-        return cls(fmean(values), sd, float(t.ppf(0.975, n - 1)) * sd / sqrt(n), n)
+        return float(t.ppf(0.975, self.n - 1)) * self.se if self.n > 1 else nan
+
+    @property
+    def higher(self) -> int:
+        """How many values are above zero: of differences, in how many runs the first method was higher."""
+        return sum(value > 0 for value in self.values)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the mean is less than two standard errors away from zero, or there is no standard error."""
+        return not abs(self.mean) >= 2 * self.se
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}" if self.n == 1 else f"{self.mean:.1f} ± {self.half_width:.1f} ({self.sd:.1f})"
+
+
+def paired(runs: Sequence[Record], method: str, other: str, part: str) -> Spread:
+    """Differences in percentage points, `method` minus `other` on a part, over the runs that both have.
+
+    Two runs are a pair if they have the same partition and seed.
+
+    Raises:
+        ValueError: they have no run in common.
+    """
+
+    def by_run(name: str) -> dict[tuple[int | None, int], float]:
+        return {(run["partition"], run["seed"]): 100 * run["accuracy"][part] for run in runs if run["method"] == name}
+
+    first, second = by_run(method), by_run(other)
+    differences = [first[key] - second[key] for key in first if key in second]
+    if not differences:
+        raise ValueError(f"no run of {method!r} has a partner of {other!r}")
+    return Spread.of(differences)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.inputs import check_kinds, parse_json, short
-from prograd_fast.tensor_files import read_sealed, write_sealed
+from prograd_fast.files.reading import check_kinds, parse_json, short
+from prograd_fast.files.tensors import read_sealed, write_sealed
 
 _HEADER = "prograd_fast_checkpoint"
 

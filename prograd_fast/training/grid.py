@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from prograd_fast.data import PictureSet
-from prograd_fast.inputs import check_kinds, read_json
-from prograd_fast.interrupts import Held
+from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.methods import Method
+from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, TrainOptions

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.inputs import short
-from prograd_fast.interrupts import Held
+from prograd_fast.files.reading import short
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
 from prograd_fast.methods.settings import MOST
+from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prograd_fast.clip import Tokenizer, load_emoji_lite
 from prograd_fast.clip.emoji_lite import NAMES
-from prograd_fast.inputs import read_json
+from prograd_fast.files.reading import read_json
 
 _TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 

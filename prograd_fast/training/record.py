@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prograd_fast.data import PictureSet
-from prograd_fast.files import replacing
-from prograd_fast.inputs import check_kinds
+from prograd_fast.files.reading import check_kinds
+from prograd_fast.files.writing import replacing
 from prograd_fast.methods import Method
 from prograd_fast.training.loop import TrainOptions
 from prograd_fast.training.model import Clip

@@ -14,9 +14,9 @@ from torch import Tensor
 from prograd_fast.clip import load_learned
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
-from prograd_fast.inputs import check_kinds, read_json
+from prograd_fast.files.reading import check_kinds, read_json
+from prograd_fast.files.tensors import tensors_digest
 from prograd_fast.methods import Learner, Method, Task, method_named
-from prograd_fast.tensor_files import tensors_digest
 from prograd_fast.training.checkpoint import differing
 from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.features import encode_pictures

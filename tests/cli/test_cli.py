@@ -1,47 +1,28 @@
-"""The command as a person runs it."""
+"""The commands do what they say, write what they say, and end in one line where something is wrong."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from prograd_fast import cli
+from prograd_fast.training.checkpoint import Checkpoints
+from tests.cli.support import fail, run, run_here, stopped_run
 from tests.conftest import SHAPES, draw, draw_shapes
-from tests.paths import REPOSITORY
-
-
-def run(*arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "prograd_fast", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-
-
-def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """The command in this process, which is quicker; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["prograd-fast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code or 0
-
-
-def fail(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
-    """The line with which a command in this process ends; there is only one, and the exit code is 2."""
-    assert run_here(monkeypatch, *arguments) == 2
-    said = capfd.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("prograd-fast: ")]
-    assert len(lines) == 1, said.err
-    assert "Traceback" not in said.err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
-def trained(shapes_dir, tmp_path_factory) -> tuple[Path, str]:
-    """A run folder made by the command on generated pictures with emoji-lite, and what the command printed."""
+def options(shapes_dir) -> list:
+    """Of `train`, with emoji-lite."""
+    return ["--data", shapes_dir, "--method", "prograd", "--shots", 4, "--epochs", 30]
+
+
+@pytest.fixture(scope="module")
+def trained(options, tmp_path_factory) -> tuple[Path, str]:
+    """A run folder made by the command on generated pictures, in a process of its own, and what was printed."""
     out = tmp_path_factory.mktemp("cli") / "runs" / "mine"  # neither folder exists
-    done = run("train", "--data", shapes_dir, "--method", "prograd", "--shots", 4, "--epochs", 30, "--out", out)
+    done = run("train", *options, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -68,34 +49,31 @@ def test_train_writes_record_and_prompt(trained):
     assert f"prograd-fast predict {out}" in " ".join(printed.split())
 
 
-def test_predict_and_evaluate_a_run(trained, tmp_path):
+def test_predict_and_evaluate_a_run(trained, tmp_path, capfd, monkeypatch):
     out, _ = trained
+    monkeypatch.chdir(tmp_path)
     files = [tmp_path / f"{folder}.png" for folder in SHAPES]
     for file in files:
         draw(file.stem, 7).save(file)
-    done = run("predict", out, *[file.name for file in files], "--top", 2, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert run_here(monkeypatch, "predict", out, *[file.name for file in files], "--top", 2) == 0
+    printed = capfd.readouterr().out
     for file in files:
-        row = next(line for line in done.stdout.splitlines() if file.name in line)
+        row = next(line for line in printed.splitlines() if file.name in line)
         chances = [float(number) for number in re.findall(r" (\d+\.\d) ", row)]
         assert len(chances) == 2
         assert chances[0] >= chances[1]
-    done = run("evaluate", out, "--data", draw_shapes(tmp_path / "more", per_class=3))
-    assert done.returncode == 0, done.stderr
-    assert "ProGrad" in done.stdout
-    assert "25.0 by guessing" in done.stdout
+    assert run_here(monkeypatch, "evaluate", out, "--data", draw_shapes(tmp_path / "more", per_class=3)) == 0
+    printed = capfd.readouterr().out
+    assert "ProGrad" in printed
+    assert "25.0 by guessing" in printed
 
 
-def test_same_seed_same_record_in_any_process(shapes_dir, clip_dir, tmp_path, monkeypatch):
-    arguments = ["--data", shapes_dir, "--method", "coop", "--shots", 2, "--epochs", 3, "--seed", 1, "--partition", 1]
-    arguments += ["--model", f"local-dir:{clip_dir}", "--out"]
-    assert run("train", *arguments, tmp_path / "there").returncode == 0
-    assert run_here(monkeypatch, "train", *arguments, tmp_path / "here") == 0
-    there, here = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("there", "here"))
+def test_same_seed_same_record_in_any_process(trained, options, tmp_path, monkeypatch):
+    assert run_here(monkeypatch, "train", *options, "--out", tmp_path) == 0
+    there, here = (json.loads((folder / "record.json").read_text()) for folder in (trained[0], tmp_path))
     for record in (there, here):
         del record["created"], record["seconds"]
     assert there == here
-    assert here["accuracy"].keys() == {"validation", "base", "new", "harmonic mean"}
 
 
 def test_corrupt_pictures_end_training_before_anything_is_written(tmp_path, clip_dir, capfd, monkeypatch):
@@ -112,18 +90,8 @@ def test_corrupt_pictures_end_training_before_anything_is_written(tmp_path, clip
 
 def test_an_earlier_run_is_replaced_only_by_force(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
     (tmp_path / "record.json").write_text("{}")
-    arguments = [
-        "--data",
-        shapes_dir,
-        "--out",
-        tmp_path,
-        "--shots",
-        1,
-        "--epochs",
-        1,
-        "--model",
-        f"local-dir:{clip_dir}",
-    ]
+    arguments = ["--data", shapes_dir, "--out", tmp_path, "--shots", 1, "--epochs", 1]
+    arguments += ["--model", f"local-dir:{clip_dir}"]
     assert "holds an earlier run" in fail(capfd, monkeypatch, "train", *arguments)
     assert (tmp_path / "record.json").read_text() == "{}"
     assert run_here(monkeypatch, "train", *arguments, "--force") == 0
@@ -136,26 +104,6 @@ def test_a_memory_limit_is_kept_to(tmp_path, shapes_dir, clip_dir, monkeypatch, 
     assert "max_memory: expected at least" in fail(capfd, monkeypatch, "train", *arguments, 1e-6)
     assert "--max-memory: expected gigabytes" in fail(capfd, monkeypatch, "train", *arguments, 0)
     assert run_here(monkeypatch, "train", *arguments, 0.01) == 0
-
-
-def stopped_run(monkeypatch: pytest.MonkeyPatch, out: Path, arguments: list) -> None:
-    """A run that vanishes after some steps, and leaves a checkpoint."""
-    from prograd_fast.training import loop
-    from prograd_fast.training.checkpoint import Checkpoints
-
-    step, taken = loop.update, []
-
-    def vanish(*args):
-        taken.append(1)
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "due", True)
-        patch.setattr(loop, "update", vanish)
-        assert run_here(patch, "train", *arguments, "--out", out) == 130
-    assert [file.name for file in out.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
@@ -199,10 +147,6 @@ def test_a_damaged_checkpoint_gets_one_line(shapes_dir, clip_dir, tmp_path, capf
 
 @pytest.mark.parametrize("when", ["checkpoint.safetensors", "prompt.safetensors", "record.json"])
 def test_full_disk_gets_one_line_and_leaves_no_half_files(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch, when):
-    import os
-
-    from prograd_fast.training.checkpoint import Checkpoints
-
     monkeypatch.setattr(Checkpoints, "due", True)
     real = os.fsync
 
@@ -286,9 +230,11 @@ def test_mistakes_get_one_line(arguments, message, shapes_dir, tmp_path, capfd, 
 def test_a_preset_and_settings_beside_it(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
     arguments = ["--data", shapes_dir, "--shots", 1, "--model", f"local-dir:{clip_dir}", "--out", tmp_path / "run"]
     arguments += ["--method", "lasp", "--preset", "vit-b16-base-to-new", "--epochs", 3, "--set", "lambda_=0.5"]
-    arguments += ["--set", 'virtual_classes=["kite"]', "--set", "batch_size=null"]
+    arguments += ["--set", 'virtual_classes=["kite"]', "--set", "batch_size=null", "--partition", 1]
     assert run_here(monkeypatch, "train", *arguments) == 0
-    settings = json.loads((tmp_path / "run" / "record.json").read_text())["settings"]
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["accuracy"].keys() == {"validation", "base", "new", "harmonic mean"}
+    settings = record["settings"]
     assert (settings["lr"], settings["warmup_epochs"], settings["clip_grad_norm"]) == (0.032, 3, 1.0)  # the preset's
     assert (settings["epochs"], settings["lambda_"], settings["virtual_classes"]) == (3, 0.5, ["kite"])
     assert settings["batch_size"] is None
@@ -303,7 +249,8 @@ def test_methods_and_their_presets_are_listed(capfd, monkeypatch):
 
 
 def test_doctor_and_help(capfd, monkeypatch):
-    assert "PyTorch" in run("doctor").stdout
+    assert run_here(monkeypatch, "doctor") == 0
+    assert "PyTorch" in capfd.readouterr().out
     assert run_here(monkeypatch) == 0  # no command: help
     text = capfd.readouterr().out
     assert all(command in text for command in ("train", "compare", "evaluate", "predict", "demo", "doctor"))

@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from prograd_fast import cli_parts
+from prograd_fast.cli import models
 from prograd_fast.clip import PromptedCLIP
 from prograd_fast.methods import LinearProbe, ProGradCoOp, PromptSRC, SubPT, Variational, method_named
-from prograd_fast.training import Grid, TrainOptions, make_plan, train
-from tests.cli.test_cli import fail, run_here
+from prograd_fast.training import Grid, TrainOptions, make_plan
+from tests.cli.support import fail, run_here
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 TRAIN = [
@@ -130,42 +130,53 @@ def test_shots(shapes, shots):
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory"),
     ],
 )
-@pytest.mark.parametrize("debug", [[], ["first"], ["last"]], ids=str)
-def test_the_last_resort(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch, error, message, debug):
-    def fails(*_, **__):
-        raise error
+def test_the_last_resort(tmp_path, capfd, monkeypatch, error, message):
+    assert run_here(monkeypatch, *failing_command(monkeypatch, tmp_path, error)) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(f"prograd-fast: {message}.*", line)
 
-    monkeypatch.setattr(train, "run_method", fails)
-    arguments = ["train", "--data", shapes_dir, "--out", tmp_path / "run", "--model", f"local-dir:{clip_dir}"]
-    arguments = ["--debug"] * (debug == ["first"]) + arguments + ["--debug"] * (debug == ["last"])
+
+@pytest.mark.parametrize("first", [True, False])
+def test_debug_shows_the_traceback(tmp_path, capfd, monkeypatch, first):
+    arguments = failing_command(monkeypatch, tmp_path, TypeError("odd\x1b[2J\ntower"))
+    arguments = ["--debug", *arguments] if first else [*arguments, "--debug"]
     assert run_here(monkeypatch, *arguments) == 1
     said = capfd.readouterr().err
-    lines = said.splitlines()
-    assert re.fullmatch(
-        f"prograd-fast: {message}.*".replace("; --debug shows where", "" if debug else ".*debug.*"), lines[-1]
-    )
-    assert ("Traceback (most recent call last):" in said) == bool(debug)
-    assert bool(debug) or len(lines) == 1
+    assert "Traceback (most recent call last):" in said
     assert "\x1b" not in said
+    assert said.splitlines()[-1].startswith(r"prograd-fast: TypeError: odd\x1b[2J tower. This is a mistake")
+    assert "--debug shows where" not in said
+
+
+def failing_command(monkeypatch, tmp_path, error: Exception) -> list:
+    """A command that fails with this error at once."""
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("prograd_fast.training.load_run", fails)
+    return ["predict", tmp_path, "x.png"]
 
 
 def test_debug_shows_where_wrong_input_was_found(tmp_path, capfd, monkeypatch):
     assert run_here(monkeypatch, "--debug", "predict", tmp_path, "x.png") == 2
     assert "Traceback" in capfd.readouterr().err
+    assert run_here(monkeypatch, "--debug", "trane") == 2  # click's errors are of a class without a public address
+    assert "No such command 'trane'" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_text_towers_out_of_reach_are_refused_before_pictures_are_looked_at(
     shapes_dir, clip_dir, tmp_path, capfd, monkeypatch
 ):
     """Hugging Face's towers, which need a package that is not installed here."""
-    load = cli_parts.open_model
+    load = models.open_model
 
     def other(*arguments):
         clip = load(*arguments)
         del clip.model.token_embedding
         return clip
 
-    monkeypatch.setattr("prograd_fast.cli.open_model", other)
+    monkeypatch.setattr("prograd_fast.cli.train.open_model", other)
     arguments = ["--data", shapes_dir, "--out", tmp_path / "run", "--model", f"local-dir:{clip_dir}"]
     assert "context tokens cannot be put" in fail(capfd, monkeypatch, "train", *arguments)
 

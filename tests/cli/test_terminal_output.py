@@ -1,23 +1,29 @@
 """Names with control characters, markup or formulas in them: shown on terminals, in tables and figures, and no more."""
 
 import io
+import logging
 import re
 import subprocess
 import sys
 import unicodedata
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from prograd_fast.printable import message_line, printable
-from prograd_fast.report import accuracy_table
-from prograd_fast.terminal import progress
+from prograd_fast.methods import ZeroShot
+from prograd_fast.report import accuracy_table, report_comparison
+from prograd_fast.terminal.output import progress
+from prograd_fast.terminal.printable import message_line, printable
+from prograd_fast.terminal.streams import LogLines
 from prograd_fast.training import Grid, run_grid
-from tests.cli.test_cli import run_here
+from tests.cli.support import run_here
 from tests.conftest import draw_shapes
 from tests.paths import REPOSITORY
+from tests.processes import forked_command
 
 EVIL = [
     "\x1b[31mred\x1b[0m",
@@ -101,19 +107,8 @@ def test_the_whole_way_of_a_set(evil_data, clip_dir, tmp_path, monkeypatch, capf
     model, out = ["--model", f"local-dir:{clip_dir}"], tmp_path / "run\x1b[2J"
     train = ["train", "--data", evil_data, "--shots", 1, "--epochs", 2, "--out", out, *model]
     file = next(evil_data.rglob("*.png"))
-    grid = [
-        "compare",
-        "--data",
-        evil_data,
-        "--shots",
-        "1,2",
-        "--seeds",
-        1,
-        "--methods",
-        "coop,zero-shot",
-        "--out",
-        tmp_path / "grid",
-    ]
+    grid = ["compare", "--data", evil_data, "--shots", "1,2", "--seeds", 1, "--methods", "coop,zero-shot"]
+    grid += ["--out", tmp_path / "grid"]
     for command in (
         train,
         ["evaluate", out, "--data", evil_data, "--trust"],
@@ -132,33 +127,28 @@ def test_the_whole_way_of_a_set(evil_data, clip_dir, tmp_path, monkeypatch, capf
         assert len(said.err.splitlines()) == 1, said.err
 
 
-@pytest.mark.parametrize("name", [*EVIL[:8], *MARKUP, *GLYPHS, "a|b", "<script>"])
-def test_a_comparison_is_written_whatever_a_set_is_called(shapes, clip, tmp_path, monkeypatch, name):
-    from dataclasses import replace
+OTHER_NAMES = [*EVIL[1:8], *MARKUP[:6], *MARKUP[7:], *GLYPHS[1:], "<script>"]
 
-    from prograd_fast.methods import ZeroShot
-    from prograd_fast.report import report_comparison
 
-    grid = Grid([ZeroShot()], [1, 2], 1)
-    named = [replace(shapes, name=name), replace(shapes, name=f"{name} too")]
-    results = run_grid(grid, clip, named[0], tmp_path, lambda label, total: lambda: None, elsewhere=named[1:])
+@pytest.mark.parametrize("i", range(4))
+def test_a_comparison_is_written_whatever_sets_are_called(shapes, clip, tmp_path, i):
+    # the first name is in the pictures' titles, too
+    names = [[EVIL[0], "$x^$", GLYPHS[0], "a|b"][i], *OTHER_NAMES[i::4]]
+    first, *others = [replace(shapes, name=name) for name in names]
+    results = run_grid(Grid([ZeroShot()], [1, 2], 1), clip, first, tmp_path, lambda *_: lambda: None, elsewhere=others)
     stream = io.StringIO()
-    report_comparison(results, tmp_path, Console(file=stream, width=200))
-    assert printable(name) in stream.getvalue()
+    report_comparison(results, tmp_path, Console(file=stream, width=400))
+    assert all(printable(name) in stream.getvalue() for name in names)
     assert is_clean(stream.getvalue())
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert is_clean(text)
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}  # method, shots, all, the other set
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4 + len(others)}  # method, shots, all, other sets
     with Image.open(tmp_path / "shots.png") as figure:
         assert figure.width > 500
 
 
 def test_names_of_sets_that_would_mix_results(shapes, clip, tmp_path):
-    from dataclasses import replace
-
-    from prograd_fast.methods import ZeroShot
-
     def run(*names: str) -> None:
         others = [replace(shapes, name=name) for name in names]
         run_grid(Grid([ZeroShot()], [1], 1), clip, shapes, tmp_path, lambda *_: lambda: None, elsewhere=others)
@@ -169,21 +159,25 @@ def test_names_of_sets_that_would_mix_results(shapes, clip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_warnings_are_lines_without_commands(tmp_path):
+def test_warnings_are_lines_without_commands(monkeypatch):
     """In a process of its own, as a user sees them."""
-    code = "import logging, sys, warnings, prograd_fast.__main__ as m; from prograd_fast import cli\n"
-    code += "def run(arguments):\n logging.lastResort = cli._Warnings(); warnings.warn('w\\x1b[2J')\n"
-    code += " logging.getLogger('prograd_fast').warning('l\\x1b[2J\\nx'); return 0\n"
-    code += "cli.run = run; m.main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert is_clean(done.stderr)
-    assert "l\\x1b[2J x\n" in done.stderr
-    assert "w\\x1b[2J" in done.stderr
+
+    def run(arguments: list[str]) -> int:
+        logging.lastResort = LogLines()
+        warnings.warn("w\x1b[2J", stacklevel=1)
+        logging.getLogger("prograd_fast").warning("l\x1b[2J\nx")
+        return 0
+
+    monkeypatch.setattr("prograd_fast.cli.run", run)
+    code, _, said = forked_command("methods").end()
+    assert code == 0, said
+    assert is_clean(said)
+    assert "l\\x1b[2J x\n" in said
+    assert "w\\x1b[2J" in said
 
 
-def test_an_encoding_that_lacks_letters(evil_data, tmp_path):
-    command = [sys.executable, "-m", "prograd_fast", "methods"]
+def test_an_encoding_that_lacks_letters(tmp_path):
+    command = [sys.executable, "-m", "prograd_fast", "--help"]
     environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

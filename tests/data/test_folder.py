@@ -1,3 +1,5 @@
+"""A user's folder of pictures as a set: layouts, splits, readable names, and what is refused."""
+
 from itertools import chain
 from pathlib import Path
 

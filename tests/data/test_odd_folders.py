@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import run_here
+from tests.cli.support import run_here
 from tests.conftest import draw_shapes
 
 NAMES = ["red_circle", "blue_square", "green_bar", "black_dot"]

@@ -1,3 +1,5 @@
+"""Splits of a set: base and new classes, few-shot draws, and sets that cannot be."""
+
 import numpy as np
 import pytest
 

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save
 
 import prograd_fast as pf
-from prograd_fast.cli_compare import _read
+from prograd_fast.cli.compare import _read_settings
 from prograd_fast.clip import feature_cache
 from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.data import load_folder
-from prograd_fast.inputs import parse_json
+from prograd_fast.files.reading import parse_json
+from prograd_fast.files.tensors import digest, write_sealed
 from prograd_fast.methods import ProGradCoOp, Task, method_named
-from prograd_fast.tensor_files import digest, write_sealed
 from prograd_fast.training import grid as grids
 from prograd_fast.training import load_run, save_run, tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, save_checkpoint
@@ -197,7 +197,7 @@ def settings_file(random: Random, folder: Path) -> None:
         case 2:
             odd_file(random, file)
     with refused_in_one_line():
-        for name, own in _read(file).items():
+        for name, own in _read_settings(file).items():
             method_named(name, {key: value for key, value in own.items() if key != "preset"}, own.get("preset"))
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from prograd_fast.inputs import parse_json
+from prograd_fast.files.reading import parse_json
+from prograd_fast.files.tensors import write_sealed
 from prograd_fast.methods import ProGradCoOp
-from prograd_fast.tensor_files import write_sealed
 from prograd_fast.training import tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
 from tests.training.support import RUN, STATE, Killed, interrupted, make_learner, same

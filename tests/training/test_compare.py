@@ -14,7 +14,7 @@ from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
 from prograd_fast.report import report_comparison
 from prograd_fast.report.statistics import Spread
 from prograd_fast.training import Grid, run_grid
-from tests.cli.test_cli import fail, run_here
+from tests.cli.support import fail, run_here
 from tests.training.support import no_bars
 
 METHODS = (ZeroShot(), LinearProbe(), CoOp(epochs=3), ProGradCoOp(epochs=4))

@@ -4,7 +4,9 @@ import ctypes
 import io
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +16,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from prograd_fast import cli_parts
-from prograd_fast.cli_parts import check_writable
+from prograd_fast import cli, training
+from prograd_fast.cli import folders
+from prograd_fast.cli.folders import check_writable
 from prograd_fast.methods import CoOp, ZeroShot
 from prograd_fast.report import report_comparison
 from prograd_fast.training import Grid, load_run, run_grid, tensorboard, train, tune
 from prograd_fast.training.checkpoint import Checkpoints
-from tests.cli.test_cli import fail, run_here
-from tests.paths import REPOSITORY
+from tests.cli.support import fail, run_here
+from tests.processes import Forked
 from tests.training.support import accuracies, disk_full, fill, make_learner, no_bars
 
 
@@ -70,7 +73,7 @@ def test_a_folder_in_place_of_a_file_is_told_before_the_work(tmp_path, shapes_di
 def test_a_folder_without_room_is_told_before_the_work(tmp_path, monkeypatch):
     check_writable(tmp_path / "a" / "b")
     assert not os.listdir(tmp_path)
-    monkeypatch.setattr(cli_parts.tempfile, "TemporaryFile", disk_full)
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", disk_full)
     with pytest.raises(ValueError, match=r"has no room .*No space left on device.*free 1 MiB there"):
         check_writable(tmp_path)
 
@@ -142,27 +145,26 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(small_disk, arguments, capfd, 
     shutil.rmtree(out)
 
 
-LIMITED = """
-import resource, signal, sys
-from prograd_fast import cli
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-import prograd_fast.training
-real = prograd_fast.training.save_run
-def save_run(*args):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
-    real(*args)
-prograd_fast.training.save_run = save_run
-cli.main()
-"""
-
-
 def test_a_limit_of_file_sizes(arguments, tmp_path):
-    command = [sys.executable, "-c", LIMITED, "train", *map(str, arguments), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prograd-fast: ")]
-    assert len(lines) == 1, done.stderr
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        save = training.save_run
+
+        def save_run(*args) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
+            try:
+                save(*args)
+            finally:  # what is printed goes to a file too
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+        training.save_run = save_run
+        sys.exit(cli.run(["train", *map(str, arguments), "--out", str(tmp_path / "run")]))
+
+    code, _, err = Forked(limited).end()
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("prograd-fast: ")]
+    assert len(lines) == 1, err
     assert "prompt.safetensors: File too large; raise the limit of file sizes" in lines[0]
     assert os.listdir(tmp_path / "run") == ["checkpoint.safetensors"]
 

@@ -12,10 +12,10 @@ import torch
 import prograd_fast as pf
 from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.data import load_folder
-from prograd_fast.inputs import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
-from prograd_fast.tensor_files import write_sealed
+from prograd_fast.files.reading import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
+from prograd_fast.files.tensors import write_sealed
 from prograd_fast.training import encode_pictures, load_run
-from tests.cli.test_cli import fail
+from tests.cli.support import fail
 from tests.clip.test_feature_cache import KEYS, VALUES, shards
 from tests.conftest import draw
 from tests.fuzz.files import odd_file

@@ -1,23 +1,22 @@
 """Training works for a user without a home folder or a name, as in a container."""
 
-import json
 import logging
+import os
+import pwd
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from prograd_fast import cli
 from prograd_fast.clip.feature_cache import default_cache
 from tests.conftest import draw_shapes
-from tests.paths import REPOSITORY
+from tests.processes import Forked
 
 
 def test_a_user_without_a_home(monkeypatch, caplog):
-    import pwd
-
     def nobody(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
@@ -28,34 +27,6 @@ def test_a_user_without_a_home(monkeypatch, caplog):
         assert default_cache() is None
     (record,) = caplog.records
     assert "no home folder" in record.getMessage()
-
-
-# The interpreter itself may lie where only its owner reads: everything is imported before the user changes.
-AS_NOBODY = """
-import json, os, pwd, sys
-from prograd_fast import cli
-arguments, home, out = json.loads(sys.argv[1])
-
-def train(folder):
-    sys.argv[1:] = [*arguments, "--out", folder]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        return ended.code or 0
-
-assert train(out + "/first") == 0
-os.environ.pop("XDG_CACHE_HOME", None)
-os.environ.pop("HOME", None)
-if home is not None:
-    os.environ["HOME"] = home
-if os.getuid() == 0:
-    os.setgid(12345)
-    os.setuid(12345)
-else:
-    pwd.getpwuid = {}.__getitem__
-print("now", file=sys.stderr)
-sys.exit(train(out + "/second"))
-"""
 
 
 @pytest.mark.parametrize("home", [None, "/root", "/nonexistent", ""])
@@ -69,10 +40,28 @@ def train_as_nobody(folder: Path, clip_dir: Path, home: str | None) -> None:
     data, model = draw_shapes(folder / "shapes", per_class=3), shutil.copytree(clip_dir, folder / "model")
     for path in (model, *model.iterdir()):
         path.chmod(0o755)
-    arguments = f"train --data {data} --shots 1 --epochs 1 --model local-dir:{model}".split()
-    command = [sys.executable, "-c", AS_NOBODY, json.dumps([arguments, home, str(folder)])]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.partition("now\n")[2].count("image features are not kept") == 1, done.stderr
+    arguments = ["train", "--data", data, "--shots", 1, "--epochs", 1, "--model", f"local-dir:{model}"]
+
+    def train(run: str) -> int:
+        return cli.run([*map(str, arguments), "--out", str(folder / run)])
+
+    def as_nobody() -> None:
+        # the interpreter itself may lie where only its owner reads: all is imported before the user changes
+        assert train("first") == 0
+        os.environ.pop("XDG_CACHE_HOME", None)
+        os.environ.pop("HOME", None)
+        if home is not None:
+            os.environ["HOME"] = home
+        if os.getuid() == 0:
+            os.setgid(12345)
+            os.setuid(12345)
+        else:
+            pwd.getpwuid = {}.__getitem__
+        print("now", file=sys.stderr)
+        sys.exit(train("second"))
+
+    code, _, err = Forked(as_nobody).end()
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert err.partition("now\n")[2].count("image features are not kept") == 1, err
     assert (folder / "second" / "record.json").exists()

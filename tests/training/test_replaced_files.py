@@ -5,8 +5,7 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -14,14 +13,15 @@ import pytest
 import torch
 
 from prograd_fast.clip.feature_cache import FeatureCache
-from prograd_fast.files import replacing
+from prograd_fast.files.writing import replacing
 from tests.clip.test_feature_cache import KEYS, VALUES
-from tests.paths import REPOSITORY
+from tests.processes import Forked
 
 
 def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "victim").write_text("precious")
-    monkeypatch.setattr("prograd_fast.files.secrets.token_hex", lambda n: "0" * 2 * n)  # as if it could be guessed
+    # as if the name could be guessed
+    monkeypatch.setattr("prograd_fast.files.writing.secrets.token_hex", lambda n: "0" * 2 * n)
     (tmp_path / f".pf-{'0' * 16}.file").symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError, match=f"cannot write {tmp_path}/file"), replacing(tmp_path / "file") as new:
         new.write_text("mine")
@@ -78,20 +78,16 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     assert left == {name for name, removed in names.items() if not removed}
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from prograd_fast.files import replacing
-with replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half")
-    os.kill(os.getpid(), 9)
-"""
-
-
 def test_a_killed_writer_leaves_the_file_and_later_nothing(tmp_path):
     file = tmp_path / "file"
     file.write_text("whole")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=REPOSITORY, check=False).returncode == -9
+
+    def killed() -> None:
+        with replacing(file) as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert Forked(killed).end()[0] == -signal.SIGKILL
     assert file.read_text() == "whole"
     (left,) = [path for path in tmp_path.iterdir() if path != file]
     os.utime(left, (0, 0))

@@ -3,17 +3,16 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prograd_fast.methods import METHODS, CoOp, GradientMethod
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.checkpoint import Checkpoints
-from tests.paths import REPOSITORY
+from tests.processes import Forked
 from tests.training.support import MINI, RUN, STEPS, Killed, interrupted, make_learner, outcome
 
 
@@ -53,41 +52,30 @@ def test_stopped_anywhere_any_number_of_times_gives_the_same_numbers(tmp_path, m
     assert repr(got[1]) == repr(expected[1])  # repr: NaN is NaN
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import tests.conftest  # as many threads as here: sums in the same order
-from tests.training.support import MINI, RUN, make_learner
-from prograd_fast.training import tune
-from prograd_fast.training.checkpoint import Checkpoints
-from safetensors.torch import save_file
-learner = make_learner(MINI)
-print("begin", flush=True)
-history = tune(learner, lambda: time.sleep(0.01), checkpoints=Checkpoints(Path(sys.argv[1]), RUN, every=0.0))
-save_file({"ctx": learner.context.ctx.detach()}, sys.argv[2])
-print(history.task_loss, flush=True)
-"""
-
-
 def test_killed_processes(tmp_path):
     """SIGKILL at random moments, in the middle of writing too; the last process finishes with the unbroken numbers."""
     expected = make_learner(MINI)
     history = tune(expected)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "c"), str(tmp_path / "ctx")]
-    draw, kills = random.Random(0), 0
+
+    def train() -> None:
+        learner = make_learner(MINI)
+        (tmp_path / "begun").touch()
+        checkpoints = Checkpoints(tmp_path / "c", RUN, every=0.0)
+        print(tune(learner, lambda: time.sleep(0.01), checkpoints=checkpoints).task_loss)
+        save_file({"ctx": learner.context.ctx.detach()}, tmp_path / "ctx")
+
+    draw = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begin\n"
+        process = Forked(train)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.002)
         time.sleep(draw.uniform(0.05, 0.25))  # of about 0.6 s
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    assert kills == 2
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == history.task_loss
-    from safetensors.torch import load_file
-
+        assert process.end()[0] == -signal.SIGKILL
+        (tmp_path / "begun").unlink()
+    code, out, err = Forked(train).end()
+    assert code == 0, err
+    assert json.loads(out) == history.task_loss
     assert torch.equal(load_file(tmp_path / "ctx")["ctx"], expected.context.ctx)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from prograd_fast import cli
 from prograd_fast.clip.prompt_file import load_learned, save_learned
 from prograd_fast.training import is_known_model, load_model, load_run, model, predict_files, save_run
-from tests.cli.test_cli import fail, run_here
+from tests.cli.support import fail, run_here
 from tests.conftest import draw
 from tests.fuzz.files import refused_in_one_line
 from tests.tiny_clip import tiny_clip

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.files import replacing
-from prograd_fast.inputs import check_regular
+from prograd_fast.files.reading import check_regular
+from prograd_fast.files.writing import replacing
 
 MAX_TENSORS = 4 << 30  # bytes of a file
 

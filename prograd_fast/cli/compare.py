@@ -1,57 +1,37 @@
-"""The command `prograd-fast compare`: a grid of runs, its tables and its pictures."""
+"""The command `compare`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from prograd_fast import interrupts
-from prograd_fast.cli_parts import (
-    Cache,
-    Data,
-    Device,
-    MaxMemory,
-    Model,
-    NoCache,
-    Precision,
-    Pretrained,
-    Views,
-    cache_folder,
-    check_text_tower,
-    check_writable,
-    console,
-    open_model,
-)
-from prograd_fast.inputs import read_json
-from prograd_fast.terminal import progress
+from prograd_fast.cli.folders import cache_folder, check_writable
+from prograd_fast.cli.models import check_text_tower, open_model
+from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.files.reading import read_json
+from prograd_fast.terminal import interrupts
+from prograd_fast.terminal.output import console, progress
 
 if TYPE_CHECKING:
     from prograd_fast.methods import Method
 
+_METHODS = "Compare these methods, or all. `prograd-fast methods` lists them."
+_PARTITIONS = "Split the classes into base and new classes N times. 0 learns all classes."
+_IMBALANCE = "Train on long-tailed data: the rarest class has X times fewer pictures than the most frequent one."
+_ALSO = "Test on this set too, among its own classes. You can repeat this option."
+_SETTINGS = 'Read settings of methods from this JSON file: {"prograd": {"lr": 0.1, "preset": NAME}, ...}.'
+
 
 def compare(
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs, tables and pictures.")],
-    methods: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Methods, see `prograd-fast methods`; or all.")
-    ] = "all",
-    shots: Annotated[str, typer.Option(metavar="K,...", help="Pictures per class to learn from.")] = "1,2,4,8,16",
-    seeds: Annotated[int, typer.Option(min=1, help="How many draws of these pictures.")] = 3,
-    partitions: Annotated[
-        int, typer.Option(min=0, help="How many random halves of base and new classes; 0: all classes are learned.")
-    ] = 0,
-    imbalance: Annotated[
-        float | None,
-        typer.Option(min=1, help="Long-tailed training: so many times fewer pictures of the least frequent class."),
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA", help="Another set to test on, among its own classes; may be given repeatedly."),
-    ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help='Settings of methods, JSON: {"prograd": {"lr": 0.1, "preset": NAME}, ...}.'),
-    ] = None,
+    out: Annotated[Path, Option(metavar="DIR", help="Write runs, tables and pictures to this folder.")],
+    methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS)] = "all",
+    shots: Annotated[str, Option(metavar="K,...", help="Learn from so many pictures per class.")] = "1,2,4,8,16",
+    seeds: Annotated[int, Option(min=1, help="Draw these pictures so many times.")] = 3,
+    partitions: Annotated[int, Option(min=0, metavar="N", help=_PARTITIONS)] = 0,
+    imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE)] = None,
+    also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO)] = None,
+    settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS)] = None,
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
     precision: Precision = "fp32",
@@ -61,11 +41,11 @@ def compare(
     cache: Cache = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Compare methods over numbers of shots and seeds; goes on where it was stopped.
+    """Compare methods over numbers of shots and over seeds.
 
     Example: [bold]prograd-fast compare --data emoji --methods coop,prograd --shots 1,4,16 --seeds 5 --out grid[/bold]
 
-    A grid may grow: with more methods, shots or seeds, the same command runs what is new.
+    The same command continues a comparison that was stopped. With more methods, shots or seeds, it runs what is new.
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.report import report_comparison
@@ -73,14 +53,9 @@ def compare(
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
-    grid = Grid(
-        _methods(methods, {} if settings is None else _read(settings)),
-        _numbers(shots),
-        seeds,
-        partitions,
-        imbalance,
-        TrainOptions(precision, views=views),
-    )
+    chosen = _methods(methods, {} if settings is None else _read_settings(settings))
+    options = TrainOptions(precision, views=views)
+    grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
@@ -92,6 +67,7 @@ def compare(
 
 
 def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
+    """The methods of a list of names, each with its settings and preset."""
     from prograd_fast.methods import METHODS, method_named
 
     chosen = [method.name for method in METHODS] if names == "all" else [name.strip() for name in names.split(",")]
@@ -104,7 +80,8 @@ def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
     ]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Settings by method."""
     try:
         settings = read_json(file)
     except (OSError, ValueError) as error:

@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from prograd_fast.printable import printable
+from prograd_fast.terminal.printable import printable
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one line, however long."""
+    print(printable(text))
 
 
 def plain(text: object) -> Text:
@@ -48,12 +55,12 @@ class Bar:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], Bar]]:
-    """Progress bars on stderr: stdout has the results alone."""
+    """Progress bars on stderr, so that stdout has the results alone."""
     described, noted = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), noted)
     with Progress(*columns, console=Console(stderr=True)) as bars:
         try:
             yield partial(Bar, bars)
         except BaseException:
-            bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets the one line that tells what it was
+            bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets only the line of the error
             raise
