@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint fuzz bench kernels native package docs study assets clean
+# A worker for each core, four at most because each takes a gigabyte. Each begins with a stretch of the tests, so that few
+# modules are prepared twice, and later takes from the other's.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate native package docs study assets clean
 
 install: $(VENV)/.installed
 
@@ -18,15 +22,20 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* c
 demo: install
 	$(BIN)/prograd-fast demo --out demo
 
+# minutes; without the tests that are marked slow
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# every test
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# random calls, files, pictures and options, for at most ten minutes; `make test` has a minute of the same
+# random calls, files, pictures and options, for at most ten minutes; the tests begin with the same cases
 fuzz: install
 	$(BIN)/python -m tests.fuzz
 
@@ -50,9 +59,14 @@ assets: install
 # every CUDA and Triton kernel compiled for sm_80, sm_90 and sm_100 and judged: registers, spills, access widths.
 # Needs nvcc, no GPU; docs/kernels.md is the table.
 kernels: install
-	$(BIN)/python tools/kernels/cuda_gate.py --json build/cuda.json
-	$(BIN)/python tools/kernels/triton_gate.py --json build/triton.json
+	$(MAKE) --jobs 2 --output-sync cuda-gate triton-gate
 	$(BIN)/python tools/kernels/table.py docs/kernels.md "CUDA C++=build/cuda.json" "Triton=build/triton.json"
+
+cuda-gate:
+	$(BIN)/python tools/kernels/cuda_gate.py --json build/cuda.json
+
+triton-gate:
+	$(BIN)/python tools/kernels/triton_gate.py --json build/triton.json
 
 # the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 native: install

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from prograd_fast.data import load
-from prograd_fast.methods import CoOp, LinearProbe, Method, ProGrad
+from prograd_fast.methods import CoOp, LinearProbe, Method, ProGradCoOp
 from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
 
 SHOTS, PARTITIONS, SEEDS = 16, 3, 3
@@ -30,7 +30,7 @@ def validation_accuracies(methods: list[Method]) -> list[float]:
     plans = [replace(plan, tests={"validation": plan.tests["validation"]}) for plan in plans]
     features = encode_pictures(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans])))
     return [
-        fmean(100 * run_method(method, clip, pictures, features, plan).accuracy["validation"] for plan in plans)
+        fmean(100 * run_method(method, clip, features, plan).accuracy["validation"] for plan in plans)
         for method in track(methods, "settings", console=Console(stderr=True))
     ]
 
@@ -38,7 +38,7 @@ def validation_accuracies(methods: list[Method]) -> list[float]:
 def main() -> None:
     """Prints two Markdown tables."""
     torch.set_num_threads(1)
-    tuned: list[Method] = [kind(lr=rate) for rate in RATES for kind in (CoOp, ProGrad)]
+    tuned: list[Method] = [kind(lr=rate) for rate in RATES for kind in (CoOp, ProGradCoOp)]
     probes: list[Method] = [LinearProbe(C=c) for c in INVERSE_PENALTIES]
     found = validation_accuracies(tuned + probes)
     print("| lr | CoOp | ProGrad | mean of both |\n|---:|---:|---:|---:|")

@@ -71,7 +71,7 @@ def select() -> dict[str, list[tuple[Method, float]]]:
     methods = [method for kind in METHODS for method in candidates(kind)]
     found: dict[str, list[tuple[Method, float]]] = {}
     for method in track(methods, "settings", console=Console(stderr=True)):
-        accuracies = [run_method(method, clip, pictures, features, plan).accuracy["validation"] for plan in plans]
+        accuracies = [run_method(method, clip, features, plan).accuracy["validation"] for plan in plans]
         found.setdefault(method.name, []).append((method, 100 * fmean(accuracies)))
     return found
 

@@ -49,12 +49,13 @@ def compare(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.report import report_comparison
-    from prograd_fast.training import Grid, Regime, run_grid
+    from prograd_fast.training import Grid, TrainOptions, run_grid
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
-    grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, Regime(precision, views=views))
+    options = TrainOptions(precision, views=views)
+    grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     pictures = picture_sets.load(data)
     others = [picture_sets.load(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)

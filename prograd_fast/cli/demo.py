@@ -25,7 +25,7 @@ def demo(
     Example: [bold]prograd-fast demo --out demo[/bold]
     """
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
+    from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
     from prograd_fast.report import report_demo
     from prograd_fast.training import Grid, run_grid
 
@@ -33,7 +33,7 @@ def demo(
     kept = cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = open_model("emoji-lite", None, device)
-    grid = Grid([ZeroShot(), LinearProbe(), CoOp(), ProGrad()], shots=[16], seeds=3, partitions=3)
+    grid = Grid([ZeroShot(), LinearProbe(), CoOp(), ProGradCoOp()], shots=[16], seeds=3, partitions=3)
     with progress() as track, TemporaryDirectory() as runs:  # a demo begins anew each time
         results = run_grid(grid, clip, pictures, Path(runs), track, kept)
     out.mkdir(parents=True, exist_ok=True)

@@ -68,14 +68,14 @@ def train(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import method_named
-    from prograd_fast.training import CHECKPOINT, Regime, make_plan, run_facts, tensorboard, train_method
+    from prograd_fast.training import CHECKPOINT, TrainOptions, make_plan, run_facts, tensorboard, train_method
 
     check_writable(out)
     kept = cache_folder(cache, no_cache)
     _check_what_is_there(out, resume, force)
     if log is not None:
         check_writable(log, "--log")
-    regime = Regime(precision, accumulate, patience, views)
+    options = TrainOptions(precision, accumulate, patience, views)
     if partition is not None and all_classes:
         raise ValueError("--partition and --all-classes exclude each other")
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
@@ -87,7 +87,7 @@ def train(
     plan = make_plan(pictures, shots, seed, partition)
     clip = open_model(model, pretrained, device, max_memory)
     check_text_tower(clip, [tuning])
-    if resume and _is_finished(out, run_facts(tuning, clip, pictures, plan, regime)):
+    if resume and _is_finished(out, run_facts(tuning, clip, pictures, plan, options)):
         say(f"{out} is finished: nothing is left to do.")
         return
     learned, found = len(plan.train.classes), len(plan.train.rows)
@@ -100,7 +100,7 @@ def train(
         checkpoint.unlink(missing_ok=True)
     interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
-        record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
+        record, learner = train_method(tuning, clip, pictures, plan, track, kept, options, checkpoint, write)
     _save(out, record, learner)
     say(f"Accuracy in % ({100 / learned:.1f} by guessing):")
     _report(out, record)

@@ -1,42 +1,38 @@
 """Ways to adapt an image-text model to a few labelled pictures, one file each."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
+from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.cocoop import CoCoOp
-from prograd_fast.methods.context import Context
 from prograd_fast.methods.coop import CoOp
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
 from prograd_fast.methods.nfl import NFL
-from prograd_fast.methods.prograd import ProGrad
+from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
 from prograd_fast.methods.variational import Variational
-from prograd_fast.methods.xerm import XERM
+from prograd_fast.methods.xerm import XERMClassifier
 from prograd_fast.methods.zero_shot import ZeroShot
 
-_FILES = (  # file and class of each method, in the order of tables and plots
-    "zero_shot.ZeroShot",
-    "linear_probe.LinearProbe",
-    "coop.CoOp",
-    "cocoop.CoCoOp",
-    "prograd.ProGrad",
-    "kgcoop.KgCoOp",
-    "lasp.LASP",
-    "subpt.SubPT",
-    "nfl.NFL",
-    "subpt.SubPTNFL",
-    "variational.Variational",
-    "promptsrc.PromptSRC",
-    "xerm.XERM",
-)
-METHODS: tuple[type[Method], ...] = tuple(
-    getattr(import_module(f"{__name__}.{file}"), name) for file, name in (entry.split(".") for entry in _FILES)
+METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
+    ZeroShot,
+    LinearProbe,
+    CoOp,
+    CoCoOp,
+    ProGradCoOp,
+    KgCoOp,
+    LASP,
+    SubPT,
+    NFL,
+    SubPTNFL,
+    Variational,
+    PromptSRC,
+    XERMClassifier,
 )
 
 
@@ -56,7 +52,6 @@ __all__ = [
     "LASP",
     "METHODS",
     "NFL",
-    "XERM",
     "CoCoOp",
     "CoOp",
     "Context",
@@ -67,7 +62,7 @@ __all__ = [
     "LinearProbe",
     "Losses",
     "Method",
-    "ProGrad",
+    "ProGradCoOp",
     "PromptSRC",
     "PromptTuning",
     "PromptTuningLearner",
@@ -76,6 +71,7 @@ __all__ = [
     "SubPTNFL",
     "Task",
     "Variational",
+    "XERMClassifier",
     "ZeroShot",
     "method_named",
 ]

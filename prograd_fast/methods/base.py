@@ -1,22 +1,17 @@
-"""What the methods share: the task they are given, what becomes of it, and how one is trained by gradients."""
+"""What the methods share: the task they are given, the learner they make of it, and how one is trained by gradients."""
 
-import math
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
+from prograd_fast.methods.settings import Settings
 from prograd_fast.optim import ProGradSGD
-
-MOST = 1_000_000  # epochs, tokens, samples: no setting counts further, and whoever asks for more has mistyped
-MOST_FLOAT = 1e30  # of what a float32 tensor is multiplied by; a rate that is too high is told by the loss
-MOST_CHARACTERS = 10_000  # of words and names: no text tower reads as many, and a tokenizer takes long for them
 
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
 
@@ -45,17 +40,22 @@ class Task:
 
     @classmethod
     def without_pictures(cls, model: Any, tokenizer: Tokenizer, class_names: Sequence[str]) -> "Task":
-        """Nothing to learn from: a method started on it can take up what was learned before (`Method.restore`)."""
+        """A task to start on without learning: `Method.restore` then takes up what was learned before."""
         where = next(model.parameters()).device
-        with torch.no_grad():
-            width = model.encode_text(tokenizer(["X"]).to(where)).shape[-1]
-        nothing = torch.empty(0, dtype=torch.int64, device=where)
-        return cls(model, tokenizer, class_names, torch.empty(0, width, device=where), nothing)
+        image_features = torch.empty(0, feature_width(model, tokenizer), device=where)
+        return cls(model, tokenizer, class_names, image_features, torch.empty(0, dtype=torch.int64, device=where))
 
     @property
     def device(self) -> torch.device:
         """Where all is computed."""
         return self.image_features.device
+
+
+@torch.no_grad()
+def feature_width(model: Any, tokenizer: Tokenizer) -> int:
+    """D, the width of a model's features: those of texts, as of pictures."""
+    where = next(model.parameters()).device
+    return int(model.encode_text(tokenizer(["X"]).to(where)).shape[-1])
 
 
 class Learner(ABC):
@@ -85,11 +85,18 @@ class Losses(NamedTuple):
         general: The loss whose gradient must not be worked against, with a graph: both gradients then go through
             `optimizer.backward(task, general)`. None: `task.backward()`.
         terms: The summands of `task` as they enter it, for the record; without graph.
+        correct: How many pictures of the batch have their label as the largest logit, int64. None: not counted.
     """
 
     task: Tensor
     general: Tensor | None = None
     terms: Mapping[str, Tensor] = {}
+    correct: Tensor | None = None
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many rows of (B, C) logits are largest at their label, 0-d int64."""
+    return (logits.argmax(1) == labels).sum()
 
 
 class GradientLearner(Learner):
@@ -128,29 +135,19 @@ class GradientLearner(Learner):
 
 
 @dataclass(frozen=True)
-class Method(ABC):
-    """A published way to adapt a model: its settings.
+class Method(Settings, ABC):
+    """A published way to adapt a model: its settings, and how it starts on a task.
 
-    `name` is what it is called on the command line and in run records, `title` in tables and plots. A method that does
-    not name new classes knows only those that it was trained on. `presets` are published settings by name.
+    `name` is what it is called on the command line and in run records, `title` in tables and plots. A method with
+    `names_new_classes = False` knows the classes that it was trained on, and no others. `presets` are published
+    settings by name.
 
     Raises:
-        ValueError: a setting is of another type than its field, not finite, or beyond all reason (`MOST`).
+        ValueError: a setting is of another type than its field, not finite, or beyond all reason.
     """
 
-    name: ClassVar[str]
     title: ClassVar[str]
     names_new_classes: ClassVar[bool] = True
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for setting in fields(self):
-            value, kind = getattr(self, setting.name), types[setting.name]
-            if not _is(value, kind):
-                told = kind if get_origin(kind) else kind.__name__
-                raise ValueError(f"settings.{setting.name}: expected {told}, got {_short(value)}")
-            _check_size(setting.name, value)
 
     @abstractmethod
     def start(self, task: Task) -> Learner:
@@ -169,30 +166,6 @@ class Method(ABC):
             told = " ".join(str(error).split())
             raise ValueError(f"what was learned does not fit {self.name} on this model: {told}") from error
         return learner
-
-    @classmethod
-    def defaults(cls) -> list[str]:
-        """The settings as "name=value"; of long lists how long they are."""
-        values = {f.name: f.default for f in fields(cls)}
-        long = {name: f"<{len(v)} of them>" for name, v in values.items() if isinstance(v, tuple) and len(v) > 3}
-        return [f"{name}={long.get(name, repr(value))}" for name, value in values.items()]
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], preset: str | None = None) -> "Method":
-        """The method with these settings, the others from the preset or else the defaults; lists become tuples.
-
-        Raises:
-            ValueError: a setting or preset that the method does not have, or a value of another type.
-        """
-        if preset is not None and preset not in list(cls.presets):
-            raise ValueError(f"{cls.name} has no preset {_short(preset)}; it has {', '.join(cls.presets) or 'none'}")
-        values = {**cls.presets.get(preset or "", {}), **settings}
-        for name, value in values.items():
-            if name not in {f.name for f in fields(cls)}:
-                own = ", ".join(f.name for f in fields(cls))
-                raise ValueError(f"{cls.name} has no setting {name}; it has {own}")
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -246,39 +219,3 @@ class GradientMethod(Method):
     @abstractmethod
     def start(self, task: Task) -> GradientLearner:
         """Set the method up on a task."""
-
-
-def _is(value: object, kind: Any) -> bool:
-    """Whether a setting has the type that its field is annotated with."""
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_args(kind):  # a union
-        return any(_is(value, one) for one in get_args(kind))
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _check_size(name: str, value: object) -> None:
-    """ValueError for a number or a text that no method has a use for."""
-    if isinstance(value, tuple):
-        for item in value:
-            _check_size(name, item)
-    elif isinstance(value, int) and not -MOST <= value <= MOST:
-        raise ValueError(f"{name} must be at most {MOST}, got {_short(value)}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    elif isinstance(value, float) and abs(value) > MOST_FLOAT and not name.endswith("lr"):
-        raise ValueError(f"{name} must be at most {MOST_FLOAT:g}, got {value}")
-    elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
-        raise ValueError(f"{name} must have at most {MOST_CHARACTERS} characters, got {len(value)}: {_short(value)}")
-
-
-def _short(value: object) -> str:
-    """A value in a message, however long or deep it is."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        return "a number of very many digits"

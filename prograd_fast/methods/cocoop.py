@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from prograd_fast.methods.context import Context, PerPicture
+from prograd_fast.methods.class_features import Context, PerPicture
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 

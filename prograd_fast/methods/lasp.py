@@ -10,7 +10,7 @@ from torch import Tensor
 from prograd_fast.clip import ZeroShotTeacher
 from prograd_fast.functional import text_to_text_loss
 from prograd_fast.methods import templates
-from prograd_fast.methods.context import Context, Corrected
+from prograd_fast.methods.class_features import Context, Corrected
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term, all_names
 
@@ -61,7 +61,7 @@ class LASP(PromptTuning):
         """The virtual classes."""
         return [*super().extra_names(), *self.virtual_classes]
 
-    def wrong_answers(self) -> Sequence[str]:
+    def extra_logit_names(self) -> Sequence[str]:
         """The virtual classes, if they are to be."""
         return self.virtual_classes if self.virtual_in_logits else ()
 
@@ -77,11 +77,10 @@ class LASP(PromptTuning):
         rows = learner.rows_of(names)
         teachers = (ZeroShotTeacher(task.model, task.tokenizer, names, sentence) for sentence in self.sentences)
         sentences = torch.stack([teacher.class_features for teacher in teachers])
-        scale = float(learner.net.model.logit_scale.exp())
 
         def text_to_text(step: Step) -> Tensor:
             noisy = sentences + self.draw(learner.generator, sentences)
-            return self.alpha * text_to_text_loss(step.class_features[rows], noisy, scale)
+            return self.alpha * text_to_text_loss(step.class_features[rows], noisy, learner.scale)
 
         return {**super().terms(learner), "text_to_text": text_to_text}
 

@@ -9,7 +9,7 @@ from prograd_fast.methods.prompt_tuning import PromptTuning
 
 
 @dataclass(frozen=True)
-class ProGrad(PromptTuning):
+class ProGradCoOp(PromptTuning):
     """Zhu et al., ICCV 2023, arXiv:2205.14865; code BeierZhu/Prompt-align.
 
     λ is 1.0 in the authors' scripts, and 0.8 at 8 and 16 shots on Flowers102, DTD and EuroSAT. The words of `ctx_init`

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from prograd_fast.methods import templates
-from prograd_fast.methods.context import Context, Deep
+from prograd_fast.methods.class_features import Context, Deep
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
 

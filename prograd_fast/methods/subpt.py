@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from prograd_fast.methods.base import MOST_FLOAT
 from prograd_fast.methods.nfl import NFL
 from prograd_fast.methods.presets import COOP, FEW_SHOT_EPOCHS
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
+from prograd_fast.methods.settings import MOST_FLOAT
 from prograd_fast.rules import Rule, Subspace
 
 # README: t_early and r by the number of shots

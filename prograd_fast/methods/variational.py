@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from prograd_fast.methods.context import Context, Sampled, SampledPerPicture
+from prograd_fast.methods.class_features import Context, Sampled, SampledPerPicture
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
 

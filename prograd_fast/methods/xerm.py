@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from prograd_fast import losses
 from prograd_fast.losses.xerm import causal_norm_logits, prior_offset
-from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task
+from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task, count_correct
 from prograd_fast.methods.linear_probe import check_classes
 from prograd_fast.optim import ProGradSGD
 
@@ -18,7 +18,7 @@ Variant = Literal["pc", "tde"]
 
 
 @dataclass(frozen=True)
-class XERM(GradientMethod):
+class XERMClassifier(GradientMethod):
     """Zhu et al., AAAI 2022, arXiv:2112.14380; code BeierZhu/xERM. Here with linear classifiers on the image features.
 
     The first stage trains the teacher on the labels; its logits f are biased towards frequent classes. The second stage
@@ -92,10 +92,10 @@ class CausalNormClassifier(nn.Module):
 class XERMLearner(GradientLearner):
     """Teacher and student; `module` holds both."""
 
-    settings: XERM
+    settings: XERMClassifier
     module: nn.ModuleDict
 
-    def __init__(self, settings: XERM, task: Task) -> None:
+    def __init__(self, settings: XERMClassifier, task: Task) -> None:
         self.settings, self.task = settings, task
         self.class_names = tuple(task.class_names)
         self.generator = torch.Generator(task.device).manual_seed(task.seed)
@@ -150,13 +150,16 @@ class XERMLearner(GradientLearner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """The teacher's cross-entropy, or the student's `XERM`, of both views."""
         if self.learning == "teacher":
-            return Losses(F.cross_entropy(self.teacher(image_features), labels))
+            logits = self.teacher(image_features)
+            return Losses(F.cross_entropy(logits, labels), correct=count_correct(logits, labels))
         with torch.no_grad():
             factual = self.teacher(image_features)
             balanced = getattr(self.teacher, "counterfactual", None)
             counterfactual = None if balanced is None else balanced(image_features)
-        hard, soft = self.criterion(self.student(image_features), factual, labels, counterfactual)
-        return Losses(hard + soft, None, {"factual": hard.detach(), "counterfactual": soft.detach()})
+        logits = self.student(image_features)
+        hard, soft = self.criterion(logits, factual, labels, counterfactual)
+        terms = {"factual": hard.detach(), "counterfactual": soft.detach()}
+        return Losses(hard + soft, None, terms, count_correct(logits, labels))
 
     def scores(self, class_names: Sequence[str]) -> Scores:
         """The student's logits."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import rich.table
@@ -36,19 +37,30 @@ class Table(rich.table.Table):
         super().add_row(*map(plain, cells), **options)
 
 
+class Bar:
+    """A progress bar; the form of `prograd_fast.training.Bar`."""
+
+    def __init__(self, bars: Progress, label: str, total: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task(printable(label), total=total, note="")
+
+    def __call__(self) -> None:
+        """Move it on by one."""
+        self._bars.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Show a text behind it."""
+        self._bars.update(self._task, note=printable(text))
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def progress() -> Iterator[Callable[[str, int], Bar]]:
     """Progress bars on stderr, so that stdout has the results alone."""
-    described = TextColumn("{task.description}", markup=False)
-    columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    described, noted = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
+    columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), noted)
     with Progress(*columns, console=Console(stderr=True)) as bars:
-
-        def track(label: str, total: int) -> Callable[[], None]:
-            task = bars.add_task(printable(label), total=total)
-            return lambda: bars.advance(task)
-
         try:
-            yield track
+            yield partial(Bar, bars)
         except BaseException:
             bars.console.quiet = not bars.console.is_terminal  # a file or pipe gets only the line of the error
             raise

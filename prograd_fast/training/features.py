@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
 from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
+from prograd_fast.methods.base import feature_width
 from prograd_fast.training.model import Clip
 from prograd_fast.training.views import View
 
@@ -29,10 +30,12 @@ class Features:
     """Image features of some pictures of a set.
 
     Attributes:
+        pictures: the set.
         rows: (N,) sorted int64 indices into the set.
         values: (N, D) float32 unit rows.
     """
 
+    pictures: PictureSet
     rows: Rows
     values: Tensor
 
@@ -90,7 +93,8 @@ def encode_pictures(
 
     with ThreadPoolExecutor() as pool:
         keys = list(pool.map(digest, rows.tolist()))
-        store = FeatureCache(cache, _identity(clip), _width(clip)) if cache else None
+        width = feature_width(clip.model, clip.tokenizer)
+        store = FeatureCache(cache, _identity(clip), width) if cache else None
         known = store.get(keys) if store else {}
         new = [index for index, key in enumerate(keys) if key and key not in known]
         for _ in range(len(rows) - len(new)):
@@ -110,7 +114,7 @@ def encode_pictures(
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(f"{len(bad)} of {len(rows)} pictures cannot be read: {'; '.join(sorted(bad)[:5])}{more}")
-    return Features(rows, torch.stack([known[key] for key in keys]).to(clip.device))
+    return Features(pictures, rows, torch.stack([known[key] for key in keys]).to(clip.device))
 
 
 def _batches(
@@ -137,12 +141,6 @@ def _encode(clip: Clip, images: Sequence[Tensor | None]) -> Tensor:
     batch = torch.stack([image for image in images if image is not None])
     padded = torch.cat([batch, batch[:1].expand(BATCH - len(batch), -1, -1, -1)])
     return normalize(clip.model.encode_image(padded.to(clip.device)).float(), dim=-1)[: len(batch)].cpu()
-
-
-@torch.no_grad()
-def _width(clip: Clip) -> int:
-    """D: of texts as of pictures."""
-    return int(clip.model.encode_text(clip.tokenizer(["X"]).to(clip.device)).shape[-1])
 
 
 def _identity(clip: Clip) -> dict[str, str]:

@@ -15,14 +15,14 @@ from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.methods import Method
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
-from prograd_fast.training.features import Features, encode_pictures
-from prograd_fast.training.job import Track, run_facts
-from prograd_fast.training.loop import AS_PUBLISHED, Regime
+from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.loop import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.model import Clip
+from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
-from prograd_fast.training.record import Record, run_record, seal, setup_record, unseal, write_json
-from prograd_fast.training.run import Elsewhere, run_method
+from prograd_fast.training.record import Record, run_facts, run_record, seal, setup_record, unseal, write_json
+from prograd_fast.training.run import TransferTest, run_method
 
 MOST_RUNS = 100_000  # of a grid: more would take years
 _LOG = logging.getLogger("prograd_fast")
@@ -38,7 +38,7 @@ class Grid:
         seeds: how many draws of the shots, 0, 1, ...
         partitions: how many random halves of base and new classes, each with all seeds; 0: all classes are learned.
         imbalance: of long-tailed training, see `make_plan`; None: none.
-        regime: how methods with steps are trained.
+        options: how methods with steps are trained.
 
     Raises:
         ValueError: nothing to compare, a method or number of shots twice, numbers out of range.
@@ -49,7 +49,7 @@ class Grid:
     seeds: int
     partitions: int = 0
     imbalance: float | None = None
-    regime: Regime = AS_PUBLISHED
+    options: TrainOptions = AS_PUBLISHED
 
     def __post_init__(self) -> None:
         for name, values in (("methods", [method.name for method in self.methods]), ("shots", self.shots)):
@@ -85,7 +85,7 @@ def run_grid(
     out: Path,
     track: Track,
     cache: Path | None = None,
-    elsewhere: Sequence[PictureSet] = (),
+    transfer: Sequence[PictureSet] = (),
 ) -> Record:
     """Run what is not done yet of a grid.
 
@@ -99,7 +99,7 @@ def run_grid(
         out: folder of the grid.
         track: opens progress bars.
         cache: folder of image features that runs share, or None.
-        elsewhere: other sets to test on.
+        transfer: other sets to test on.
 
     Returns:
         Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run of the grid, with
@@ -112,69 +112,69 @@ def run_grid(
         OSError: the folder cannot be made.
     """
     folder = out / "runs"
-    others = [other.name for other in elsewhere]
-    cells = []
-    taken = ["validation", "harmonic mean"]  # an accuracy has one name
-    for name, method, plan in grid.cells(pictures):
-        facts = run_facts(method, clip, pictures, plan, grid.regime) | {"elsewhere": others}
-        cells.append((name, method, plan, json.loads(json.dumps(facts))))
-        taken += plan.tests
-    for other in others:
-        if other in taken or others.count(other) > 1:
-            raise ValueError(f"another set to test on is called {other!r}, as another test is: rename its folder")
-    records = {name: _finished(folder / f"{name}.json", facts) for name, _, _, facts in cells}
-    missing = [cell for cell in cells if records[cell[0]] is None]
+    others = [other.name for other in transfer]
+    cells = _cells(grid, clip, pictures, others)
+    records = {cell.name: _finished(folder / f"{cell.name}.json", cell.facts) for cell in cells}
+    missing = [cell for cell in cells if records[cell.name] is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = np.unique(np.concatenate([plan.rows for _, _, plan, _ in missing]))
+        rows = np.unique(np.concatenate([cell.plan.rows for cell in missing]))
         features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
-        exams = [_exam(clip, other, track, cache) for other in elsewhere]
+        tests = [_transfer_test(clip, other, track, cache) for other in transfer]
         on_run = track("runs", len(cells))
         for _ in range(len(cells) - len(missing)):
             on_run()
-        for name, method, plan, facts in missing:
-            record = _run(grid, clip, pictures, features, exams, method, plan, folder / name, facts, cache)
-            records[name] = record
+        for cell in missing:
+            checkpoints = _Checkpoints(folder / f"{cell.name}.safetensors", cell.facts)
+            with PeakMemory(clip.device) as memory:
+                run = run_method(
+                    cell.method,
+                    clip,
+                    features,
+                    cell.plan,
+                    options=grid.options,
+                    cache=cache,
+                    checkpoints=checkpoints,
+                    transfer=tests,
+                )
+            record = {**run_record(run, pictures), "memory": memory.bytes}
+            records[cell.name] = record
             try:
                 with Held():
-                    write_json(folder / f"{name}.json", seal({"facts": facts, **record}))
-                    (folder / f"{name}.safetensors").unlink(missing_ok=True)
+                    write_json(folder / f"{cell.name}.json", seal({"facts": cell.facts, **record}))
+                    checkpoints.path.unlink(missing_ok=True)
             except OSError as error:
-                _LOG.warning("the run %s is not kept, and is run again next time: %s", name, error)
+                _LOG.warning("the run %s is not kept, and is run again next time: %s", cell.name, error)
             on_run()
     return {**setup_record(clip, pictures), "elsewhere": others, "runs": list(records.values())}
 
 
-def _run(
-    grid: Grid,
-    clip: Clip,
-    pictures: PictureSet,
-    features: Features,
-    exams: Sequence[Elsewhere],
-    method: Method,
-    plan: Plan,
-    path: Path,
-    facts: Record,
-    cache: Path | None,
-) -> Record:
-    checkpoints = _Checkpoints(path.with_name(f"{path.name}.safetensors"), facts)
-    with PeakMemory(clip.device) as memory:
-        run = run_method(
-            method,
-            clip,
-            pictures,
-            features,
-            plan,
-            regime=grid.regime,
-            cache=cache,
-            checkpoints=checkpoints,
-            elsewhere=exams,
-        )
-    return {**run_record(run, pictures), "memory": memory.bytes}
+@dataclass(frozen=True)
+class _Cell:
+    """One run of a grid: its name, and what decides its numbers (`run_facts`, as JSON has them)."""
+
+    name: str
+    method: Method
+    plan: Plan
+    facts: Record
+
+
+def _cells(grid: Grid, clip: Clip, pictures: PictureSet, others: Sequence[str]) -> list[_Cell]:
+    """All runs of a grid; ValueError if another set's name is already that of a test."""
+    cells = []
+    taken = ["validation", "harmonic mean"]  # an accuracy has one name
+    for name, method, plan in grid.cells(pictures):
+        facts = run_facts(method, clip, pictures, plan, grid.options) | {"elsewhere": others}
+        cells.append(_Cell(name, method, plan, json.loads(json.dumps(facts))))
+        taken += plan.tests
+    for other in others:
+        if other in taken or others.count(other) > 1:
+            raise ValueError(f"another set to test on is called {other!r}, as another test is: rename its folder")
+    return cells
 
 
 class _Checkpoints(Checkpoints):
-    """Those of one run of many, which goes on where a checkpoint cannot be written."""
+    """Checkpoints of one run of many, which goes on where a checkpoint cannot be written."""
 
     def save(self, state: Any) -> None:
         """See `Checkpoints`; a warning instead of an error."""
@@ -185,10 +185,10 @@ class _Checkpoints(Checkpoints):
             self.every = math.inf
 
 
-def _exam(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> Elsewhere:
+def _transfer_test(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> TransferTest:
     part = test_parts(pictures, class_groups(pictures, None))["all"]
     bar = track(f"looking at {pictures.name}", len(part.rows))
-    return Elsewhere(pictures, encode_pictures(clip, pictures, part.rows, bar, cache), part)
+    return TransferTest(encode_pictures(clip, pictures, part.rows, bar, cache), part)
 
 
 def _finished(path: Path, facts: Record) -> Record | None:

@@ -19,6 +19,7 @@ class History:
         cosine: Between the two gradients; NaN where either is zero or missing.
         completed: Whether the loss stayed finite. If not, the lists end before the first step where it was not.
         terms: The summands of the task loss by name; NaN at steps of a stage that lacks one.
+        accuracy: Share of the batch whose largest logit is its label's; NaN where the learner does not count it.
         validation: Accuracy on the validation pictures after each epoch, where training stops by it.
     """
 
@@ -27,6 +28,7 @@ class History:
     cosine: list[float]
     completed: bool
     terms: dict[str, list[float]] = field(default_factory=dict)
+    accuracy: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
 
     @property
@@ -73,6 +75,8 @@ class Measurements:
         values = {name: column.tolist() for name, column in zip(self.columns, self.since(0).T, strict=True)}
         task = values.pop("task")
         end = next((i for i, loss in enumerate(task) if not abs(loss) < float("inf")), len(task))
-        general, cosine = (values.pop(name, [math.nan] * len(task))[:end] for name in ("general", "cosine"))
+        general, cosine, accuracy = (
+            values.pop(name, [math.nan] * len(task))[:end] for name in ("general", "cosine", "accuracy")
+        )
         terms = {name: column[:end] for name, column in values.items()}
-        return History(task[:end], general, cosine, completed, terms, validation)
+        return History(task[:end], general, cosine, completed, terms, accuracy, validation)

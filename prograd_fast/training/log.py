@@ -12,7 +12,7 @@ _LOG = logging.getLogger("prograd_fast")
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Log]:
-    """A log that writes losses, terms, cosine and rate of every step, to be looked at with `tensorboard --logdir`.
+    """A log of losses, terms, training accuracy, cosine and rate of every step, for `tensorboard --logdir`.
 
     A run that goes on from a checkpoint replaces what was logged after that checkpoint. Where the folder cannot be
     written, a warning is logged once, and training goes on without.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prograd_fast.files.reading import short
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
-from prograd_fast.methods.base import MOST
+from prograd_fast.methods.settings import MOST
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
@@ -26,7 +26,7 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Regime:
+class TrainOptions:
     """How a learner is trained, beside what its method says.
 
     Attributes:
@@ -59,13 +59,13 @@ class Regime:
                 raise ValueError(f"{name}: expected {MOST} at most, got {value}")
 
 
-AS_PUBLISHED = Regime()
+AS_PUBLISHED = TrainOptions()
 
 
 def tune(
     learner: GradientLearner,
     on_step: Callable[[], None] = lambda: None,
-    regime: Regime = AS_PUBLISHED,
+    options: TrainOptions = AS_PUBLISHED,
     *,
     features: Callable[[int], Tensor] | None = None,
     validate: Callable[[], float] | None = None,
@@ -76,7 +76,7 @@ def tune(
 
     When the task loss or its gradient is not finite, training stops, and what is learned is set back to the last state
     whose loss was finite. Otherwise nothing is read back from the device until the end, but for a look at the losses
-    every `CHECK_EVERY` steps, and where `checkpoints` or `regime.patience` need it.
+    every `CHECK_EVERY` steps, and where `checkpoints` or `options.patience` need it.
 
     A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
     same machine with the same number of threads. On others the matrix library may add in another order. With
@@ -85,22 +85,22 @@ def tune(
     Args:
         learner: The method at work, as `Method.start` gave it.
         on_step: Called after each step, and once for each that a checkpoint brings, for a progress bar.
-        regime: Precision, accumulation, early stop.
+        options: Precision, accumulation, early stop.
         features: Epoch, from 0, to the (N, D) features of the task's pictures; None: always `task.image_features`.
-        validate: Accuracy of the learner on validation pictures; needed for `regime.patience`.
+        validate: Accuracy of the learner on validation pictures; needed for `options.patience`.
         checkpoints: Where to go on from and where to keep the state; None: nowhere.
         log: Called for each step at the next look.
 
     Returns:
-        Losses and cosine of each step.
+        Losses, training accuracy and cosine of each step.
 
     Raises:
         OSError: a checkpoint cannot be written; the one before it is still there.
-        ValueError: the checkpoint is damaged or another run's; `regime.patience` without `validate`.
+        ValueError: the checkpoint is damaged or another run's; `options.patience` without `validate`.
     """
-    if regime.patience is not None and validate is None:
+    if options.patience is not None and validate is None:
         raise ValueError("patience: expected validation pictures to stop by, got none")
-    return _Training(learner, regime, features, validate, log or (lambda step, values: None)).run(on_step, checkpoints)
+    return _Training(learner, options, features, validate, log or (lambda step, values: None)).run(on_step, checkpoints)
 
 
 def n_steps(settings: GradientMethod, n_pictures: int) -> int:
@@ -123,13 +123,14 @@ def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
 def update(
     learner: GradientLearner,
     batch: tuple[Tensor, Tensor],
-    regime: Regime = AS_PUBLISHED,
+    options: TrainOptions = AS_PUBLISHED,
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
     """One step on (B, D) features and (B,) labels, without waiting for the device.
 
     Returns:
-        What was measured before it, 0-d: "task", "general" and "cosine" where there are two losses, and the terms.
+        What was measured before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
+        batch, in [0, 1], where the learner counts it, and the terms.
 
     Raises:
         ValueError: the learning rate is beyond float32.
@@ -138,10 +139,12 @@ def update(
     optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
     optimizer.zero_grad()
     values: dict[str, Tensor] = {}
-    for features, labels in zip(*(tensor.chunk(regime.accumulate) for tensor in batch), strict=True):
-        losses = _losses(learner, (features, labels), regime)
+    for features, labels in zip(*(tensor.chunk(options.accumulate) for tensor in batch), strict=True):
+        losses = _losses(learner, (features, labels), options)
         share = len(labels) / len(batch[1])
         part = {"task": losses.task * share} | {name: term * share for name, term in losses.terms.items()}
+        if losses.correct is not None:
+            part["accuracy"] = losses.correct / len(batch[1])
         if losses.general is None:
             scaler.scale(part["task"]).backward()
         else:
@@ -166,8 +169,8 @@ def update(
     return values
 
 
-def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], regime: Regime) -> Losses:
-    with torch.autocast(batch[0].device.type, PRECISIONS[regime.precision], enabled=regime.precision != "fp32"):
+def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], options: TrainOptions) -> Losses:
+    with torch.autocast(batch[0].device.type, PRECISIONS[options.precision], enabled=options.precision != "fp32"):
         return learner.losses(*batch)
 
 
@@ -177,14 +180,14 @@ class _Training:
     def __init__(
         self,
         learner: GradientLearner,
-        regime: Regime,
+        options: TrainOptions,
         features: Callable[[int], Tensor] | None,
         validate: Callable[[], float] | None,
         log: Log,
     ) -> None:
-        self.learner, self.regime, self.log = learner, regime, log
+        self.learner, self.options, self.log = learner, options, log
         self.features = features or (lambda epoch: learner.task.image_features)
-        self.validate = validate if regime.patience is not None else None
+        self.validate = validate if options.patience is not None else None
         self.stage_ends = list(accumulate(learner.settings.stages()))
         self.last_stage = [0, *self.stage_ends][-2]
         self.device = learner.task.device
@@ -192,7 +195,7 @@ class _Training:
         self.last_good = [tensor.clone() for tensor in self.state]
         self.best = self.last_good
         self.healthy = torch.ones((), dtype=torch.bool, device=self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=regime.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.schedule = _schedule(learner)
         self.measured = Measurements()
         self.logged = 0
@@ -227,7 +230,7 @@ class _Training:
                 self._keep(checkpoints, signals)
         with torch.no_grad():  # the last state has no loss yet
             batches = batches or self._batches()
-            healthy = self._look() and bool(_losses(self.learner, batches[-1], self.regime).task.isfinite())
+            healthy = self._look() and bool(_losses(self.learner, batches[-1], self.options).task.isfinite())
         if not healthy:
             return self._stopped()
         if checkpoints is not None and checkpoints.last:
@@ -250,7 +253,7 @@ class _Training:
     def _step(self, batch: tuple[Tensor, Tensor]) -> None:
         before = [tensor.clone() for tensor in self.state]
         self.rates.append(self.learner.optimizer.param_groups[0]["lr"])
-        values = update(self.learner, batch, self.regime, self.scaler)
+        values = update(self.learner, batch, self.options, self.scaler)
         # A gradient that is not finite makes the next loss NaN: the loss tells both.
         self.healthy = self.healthy & values["task"].isfinite()
         self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
@@ -279,10 +282,10 @@ class _Training:
 
     def _is_done(self) -> bool:
         """Whether all epochs are over, or the validation accuracy has not risen for `patience` of them."""
-        if self.regime.patience is None or not self.validation:
+        if self.options.patience is None or not self.validation:
             return self.epoch >= self.stage_ends[-1]
         epochs_since = len(self.validation) - 1 - self.validation.index(max(self.validation))
-        return self.epoch >= self.stage_ends[-1] or epochs_since >= self.regime.patience
+        return self.epoch >= self.stage_ends[-1] or epochs_since >= self.options.patience
 
     def _stopped(self) -> History:
         self._set_back_to(self.last_good)

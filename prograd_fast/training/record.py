@@ -13,7 +13,10 @@ from typing import Any
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds
 from prograd_fast.files.writing import replacing
+from prograd_fast.methods import Method
+from prograd_fast.training.loop import TrainOptions
 from prograd_fast.training.model import Clip
+from prograd_fast.training.protocol import Plan
 from prograd_fast.training.run import Run
 
 Record = dict[str, Any]
@@ -43,6 +46,8 @@ def setup_record(clip: Clip, pictures: PictureSet) -> Record:
 def run_record(run: Run, pictures: PictureSet) -> Record:
     """Settings, pictures, un-rounded accuracies in [0, 1], losses and cosines of each step, and times of one run.
 
+    "regime" has the `TrainOptions`.
+
     A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
     is given, the general gradient is zero or rounding, and the cosine means nothing: "conflict_rate" is that of the
     steps after it, null if there are none.
@@ -58,7 +63,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "pictures": {"train": len(run.plan.train.rows)} | {name: len(p.rows) for name, p in run.plan.tests.items()},
         "accuracy": run.accuracy,
         "seconds": run.seconds,
-        "regime": asdict(run.regime),
+        "regime": asdict(run.options),
     }
     if run.history is not None:
         record["completed"] = run.history.completed
@@ -72,9 +77,29 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         if len(run.history.terms) > 1:  # one alone is the task loss
             terms = run.history.terms.items()
             record["terms"] = {name: [_number(value) for value in values] for name, values in terms}
-        if run.regime.patience is not None:
+        if run.options.patience is not None:
             record["validation"] = run.history.validation
     return record
+
+
+def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, options: TrainOptions) -> Record:
+    """What decides the numbers of a run, apart from versions and machine: a checkpoint goes on only where all agree."""
+    digest = hashlib.sha256()
+    for row in plan.train.rows.tolist():
+        digest.update(hashlib.sha256(pictures.content(row)).digest())
+    return {
+        "method": method.name,
+        "settings": asdict(method),
+        "regime": asdict(options),
+        "model": [clip.name, clip.pretrained],
+        "data": pictures.name,
+        "class_names": plan.train.class_names(pictures),
+        "shots": plan.shots,
+        "seed": plan.seed,
+        "partition": plan.partition,
+        "imbalance": plan.imbalance,
+        "pictures": digest.hexdigest(),
+    }
 
 
 def write_json(path: Path, record: Record) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from prograd_fast.cli import models
 from prograd_fast.clip import PromptedCLIP
-from prograd_fast.methods import LinearProbe, ProGrad, PromptSRC, SubPT, Variational, method_named
-from prograd_fast.training import Grid, Regime, make_plan
+from prograd_fast.methods import LinearProbe, ProGradCoOp, PromptSRC, SubPT, Variational, method_named
+from prograd_fast.training import Grid, TrainOptions, make_plan
 from tests.cli.support import fail, run_here
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
@@ -84,13 +84,13 @@ def test_settings_of_compare(shapes_dir, tmp_path, capfd, monkeypatch, content):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ProGrad(epochs=10**9),
-        lambda: ProGrad(epochs="many"),
-        lambda: ProGrad(epochs=True),
-        lambda: ProGrad(lr=float("nan")),
-        lambda: ProGrad(temperature=float("inf")),
-        lambda: ProGrad(ctx_init="a" * 10**6),
-        lambda: ProGrad(templates=("{}", 3)),
+        lambda: ProGradCoOp(epochs=10**9),
+        lambda: ProGradCoOp(epochs="many"),
+        lambda: ProGradCoOp(epochs=True),
+        lambda: ProGradCoOp(lr=float("nan")),
+        lambda: ProGradCoOp(temperature=float("inf")),
+        lambda: ProGradCoOp(ctx_init="a" * 10**6),
+        lambda: ProGradCoOp(templates=("{}", 3)),
         lambda: SubPT(early_epochs=10**9),
         lambda: PromptSRC(depth=10**6),
         lambda: Variational(samples=10**6),
@@ -98,9 +98,9 @@ def test_settings_of_compare(shapes_dir, tmp_path, capfd, monkeypatch, content):
         lambda: LinearProbe(C=float("nan")),
         lambda: LinearProbe(max_iter=0),
         lambda: method_named("prograd", {}, ["preset"]),
-        lambda: Regime(accumulate=10**30),
-        lambda: Grid([ProGrad()], [1], 1, imbalance=float("nan")),
-        lambda: Grid([ProGrad()], [1], 10**6),
+        lambda: TrainOptions(accumulate=10**30),
+        lambda: Grid([ProGradCoOp()], [1], 1, imbalance=float("nan")),
+        lambda: Grid([ProGradCoOp()], [1], 10**6),
         lambda: PromptedCLIP(tiny_clip(), TOKENIZER, CLASS_NAMES, n_ctx=10**12),
         lambda: PromptedCLIP(tiny_clip(), TOKENIZER, ["a" * 10**6]),
         lambda: PromptedCLIP(tiny_clip(), TOKENIZER, CLASS_NAMES, max_memory=float("inf")),

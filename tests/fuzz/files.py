@@ -22,7 +22,7 @@ from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.data import load_folder
 from prograd_fast.files.reading import parse_json
 from prograd_fast.files.tensors import digest, write_sealed
-from prograd_fast.methods import ProGrad, Task, method_named
+from prograd_fast.methods import ProGradCoOp, Task, method_named
 from prograd_fast.training import grid as grids
 from prograd_fast.training import load_run, save_run, tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, save_checkpoint
@@ -226,7 +226,7 @@ def _run() -> tuple[dict[str, Any], Any]:
     """A record and a learner, without pictures."""
     from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
-    method = ProGrad(epochs=2)
+    method = ProGradCoOp(epochs=2)
     names = list(CLASS_NAMES)
     learner = method.start(Task.without_pictures(tiny_clip(dtype=torch.float32), TOKENIZER, names))
     record = {
@@ -354,7 +354,7 @@ def crafted_prompt(random: Random, folder: Path) -> None:
 @functools.cache
 def _checkpoint() -> tuple[dict[str, Any], bytes]:
     """A state in the middle of training, and its file."""
-    from tests.training.test_checkpoint import make_learner
+    from tests.training.support import make_learner
 
     states: list[dict[str, Any]] = []
 
@@ -365,16 +365,16 @@ def _checkpoint() -> tuple[dict[str, Any], bytes]:
         def load(self) -> None:
             return None
 
-    tune(make_learner(ProGrad(epochs=2, batch_size=10)), checkpoints=Kept(Path("nowhere"), RUN, every=0.0))
+    tune(make_learner(ProGradCoOp(epochs=2, batch_size=10)), checkpoints=Kept(Path("nowhere"), RUN, every=0.0))
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "c", states[4], RUN)
         return states[4], (Path(folder) / "c").read_bytes()
 
 
 def _resume(file: Path) -> None:
-    from tests.training.test_checkpoint import make_learner
+    from tests.training.support import make_learner
 
-    tune(make_learner(ProGrad(epochs=2, batch_size=10)), checkpoints=Checkpoints(file, RUN, every=3600.0))
+    tune(make_learner(ProGradCoOp(epochs=2, batch_size=10)), checkpoints=Checkpoints(file, RUN, every=3600.0))
 
 
 @target("checkpoint, damaged")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prograd_fast.methods import GradientLearner, Method, Task
+from prograd_fast.methods import CoCoOp, GradientLearner, Method, Task
 from tests.golden.clip import golden_clip
 from tests.paths import GOLDEN
 from tests.tiny_clip import TOKENIZER
@@ -67,3 +67,48 @@ def step_by_hand(learner: GradientLearner, image_features: Tensor, labels: Tenso
     applied = {name: p.grad.clone() for name, p in learner.module.named_parameters()}
     learner.optimizer.step()
     return losses, raw, applied
+
+
+def words(golden):
+    """The settings of the file's context."""
+    return {"ctx_init": golden.recipe["ctx_init"] or None, "n_ctx": golden.recipe["n_ctx"]}
+
+
+def set_start(learner, golden, names):
+    """Start values, which the authors drew; `names`: parameter -> name in the file."""
+    with torch.no_grad():
+        for name, p in learner.module.named_parameters():
+            p.copy_(golden.tensor(f"param0_{names[name]}").view_as(p))
+
+
+def check_parameters(learner, golden, names, step):
+    """Fail unless all parameters after a step are reproduced."""
+    for name, p in learner.module.named_parameters():
+        golden.close(p, f"param_{names[name]}", step)
+
+
+META_NET = {
+    "ctx": "ctx",
+    "meta_net.0.weight": "meta_net.linear1.weight",
+    "meta_net.0.bias": "meta_net.linear1.bias",
+    "meta_net.2.weight": "meta_net.linear2.weight",
+    "meta_net.2.bias": "meta_net.linear2.bias",
+}
+
+
+COCOOP = ["cocoop_words", "cocoop_random_b1"]  # three pictures at a time; one
+
+
+def check_cocoop(name):
+    """Fail unless every step of a file of CoCoOp is reproduced on the active backend."""
+    golden = Golden(name)
+    learner = golden.start(CoCoOp, **words(golden))
+    set_start(learner, golden, META_NET)
+    for step in range(golden.recipe["steps"]):
+        x = golden.features(step).detach()
+        golden.close(learner.scores(golden.recipe["class_names"])(x), "logits", step)
+        losses, gradients, _ = step_by_hand(learner, x, golden.labels[step])
+        golden.close(losses.task, "loss", step)
+        for name, gradient in gradients.items():
+            golden.close(gradient, f"grad_{META_NET[name]}", step)
+        check_parameters(learner, golden, META_NET, step)

@@ -4,32 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from prograd_fast.methods import LASP, NFL, XERM, CoCoOp, KgCoOp, PromptSRC, SubPT, SubPTNFL, Task, Variational
+from prograd_fast.methods import (
+    LASP,
+    NFL,
+    CoCoOp,
+    KgCoOp,
+    PromptSRC,
+    SubPT,
+    SubPTNFL,
+    Task,
+    Variational,
+    XERMClassifier,
+)
 from prograd_fast.methods.nfl import novel_distance
 from prograd_fast.methods.xerm import CausalNormClassifier
 from prograd_fast.training.loop import update
-from tests.golden.methods import Golden, step_by_hand
+from tests.golden.methods import COCOOP, Golden, check_cocoop, set_start, step_by_hand, words
 from tests.ops.support import BACKENDS, running_on
 from tests.tiny_clip import TOKENIZER
 from tests.tolerances import assert_close
 
 ALL = torch.float64
-
-
-def words(golden):
-    return {"ctx_init": golden.recipe["ctx_init"] or None, "n_ctx": golden.recipe["n_ctx"]}
-
-
-def set_start(learner, golden, names):
-    """Start values, which the authors drew; `names`: parameter -> name in the file."""
-    with torch.no_grad():
-        for name, p in learner.module.named_parameters():
-            p.copy_(golden.tensor(f"param0_{names[name]}").view_as(p))
-
-
-def check_parameters(learner, golden, names, step):
-    for name, p in learner.module.named_parameters():
-        golden.close(p, f"param_{names[name]}", step)
 
 
 def test_features_are_the_authors():
@@ -40,37 +35,12 @@ def test_features_are_the_authors():
 
 # -------------------------------------------------------------------------------------------------------------- CoCoOp
 
-META_NET = {
-    "ctx": "ctx",
-    "meta_net.0.weight": "meta_net.linear1.weight",
-    "meta_net.0.bias": "meta_net.linear1.bias",
-    "meta_net.2.weight": "meta_net.linear2.weight",
-    "meta_net.2.bias": "meta_net.linear2.bias",
-}
-
-
-COCOOP = ["cocoop_words", "cocoop_random_b1"]  # three pictures at a time; one
-
 
 @pytest.mark.parametrize("backend", BACKENDS)  # Triton: tests/gpu/triton/interpreted/golden.py
 @pytest.mark.parametrize("name", COCOOP)
 def test_cocoop(name, backend):
     with running_on(backend):
         check_cocoop(name)
-
-
-def check_cocoop(name):
-    golden = Golden(name)
-    learner = golden.start(CoCoOp, **words(golden))
-    set_start(learner, golden, META_NET)
-    for step in range(golden.recipe["steps"]):
-        x = golden.features(step).detach()
-        golden.close(learner.scores(golden.recipe["class_names"])(x), "logits", step)
-        losses, gradients, _ = step_by_hand(learner, x, golden.labels[step])
-        golden.close(losses.task, "loss", step)
-        for name, gradient in gradients.items():
-            golden.close(gradient, f"grad_{META_NET[name]}", step)
-        check_parameters(learner, golden, META_NET, step)
 
 
 def test_cocoop_starts_from_the_words():
@@ -319,7 +289,7 @@ def test_xerm_pc():
     every = torch.arange(n_classes).repeat_interleave(counts)  # as frequent as in the training set
     names = [str(i) for i in range(n_classes)]
     task = Task(torch.nn.Module(), TOKENIZER, names, torch.zeros(len(every), n, dtype=ALL), every)
-    learner = XERM(gamma=golden.recipe["gamma"]).start(task)
+    learner = XERMClassifier(gamma=golden.recipe["gamma"]).start(task)
     with torch.no_grad():
         for classifier, logits in ((learner.teacher, "factual_logits"), (learner.student, "student_logits")):
             classifier.weight.copy_(golden.tensor(logits).T)

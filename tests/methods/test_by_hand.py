@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import prograd_fast as pf
-from prograd_fast.methods import LASP, NFL, CoCoOp, KgCoOp, PromptSRC, SubPT, Variational
+from prograd_fast.methods import LASP, NFL, CoCoOp, CoOp, KgCoOp, PromptSRC, SubPT, Variational, prompt_tuning
 from prograd_fast.training.loop import tune, update
-from tests.methods.test_every_method import make_task
+from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER
 from tests.tolerances import assert_close
 
@@ -123,7 +123,7 @@ def test_lasp_asks_each_sentence_for_its_prompt(task, monkeypatch):
     close(terms["cross_entropy"], F.cross_entropy(logits, task.labels))
 
 
-def test_lasp_virtual_classes_as_wrong_answers(task):
+def test_lasp_virtual_classes_with_logits(task):
     settings = {"sentences": SENTENCES, "virtual_classes": ("kite", "sea animal"), "lambda_": 1.0, "n_ctx": 6}
     learner = LASP(**settings, virtual_in_logits=True).start(task)
     logits = learner.net.with_classes([*CLASS_NAMES, "kite", "sea animal"]).logits(task.image_features)
@@ -190,3 +190,28 @@ def test_promptsrc_ends_with_the_weighted_mean_of_its_epochs(task):
     weights = [math.exp(-((e - 3.0) ** 2) / (2 * 0.8**2)) for e in range(1, 5)]
     for i, p in enumerate(learner.module.parameters()):
         close(p, sum(w * values[i] for w, values in zip(weights, seen, strict=True)) / sum(weights))
+
+
+@pytest.mark.parametrize(("method", "settings"), [(KgCoOp, {}), (LASP, {"sentences": SENTENCES}), (PromptSRC, {})])
+def test_losses_from_features_are_those_of_logits(task, monkeypatch, method, settings):
+    """Large batches take the first way, with terms that need logits (PromptSRC) and with others."""
+    learner = method(lambda_=1.0, n_ctx=6, **settings).start(task)
+    state = learner.generator.get_state()
+    results = []
+    for worth_saving in (1e9, -1e9):
+        monkeypatch.setattr(prompt_tuning, "WORTH_SAVING", worth_saving)
+        learner.generator.set_state(state)
+        losses = learner.losses(task.image_features, task.labels)
+        gradients = [torch.autograd.grad(loss, learner.context.ctx, retain_graph=True)[0] for loss in losses[:2]]
+        results.append([losses.task, losses.general, *gradients, losses.correct.double()])
+    for from_logits, from_features in zip(*results, strict=True):
+        close(from_features, from_logits)
+
+
+def test_losses_from_features_store_no_logits(task, monkeypatch):
+    monkeypatch.setattr(prompt_tuning, "WORTH_SAVING", -1e9)
+    monkeypatch.setattr(pf.clip.PromptedCLIP, "logits", None)
+    learner = CoOp().start(task)
+    losses = learner.losses(task.image_features, task.labels)
+    assert losses.general is not None
+    assert losses.correct is not None

@@ -21,8 +21,10 @@ from prograd_fast.training import (
     train_method,
 )
 from prograd_fast.training.loop import tune, update
-from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
+from tests.methods.support import make_task
+from tests.tiny_clip import CLASS_NAMES
 from tests.tolerances import assert_close
+from tests.training.support import no_bars
 
 # Few of everything, so that each takes a second: two stages where there are two, a batch that leaves a rest.
 SMALL = {
@@ -53,15 +55,6 @@ def small(name, **changes):
     changes = {**form, **changes}
     epochs = {"epochs": 3} if name in TRAINED else {}
     return method_named(name, {**epochs, **SMALL.get(name, {}), **changes})
-
-
-def make_task(n_classes=5, per_class=4, dtype=torch.float64):
-    """Noisy copies of one random direction per class."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(n_classes, 24, generator=generator, dtype=dtype).repeat_interleave(per_class, 0)
-    features = F.normalize(centres + 0.3 * torch.randn(centres.shape, generator=generator, dtype=dtype), dim=-1)
-    labels = torch.arange(n_classes).repeat_interleave(per_class)
-    return Task(tiny_clip(dtype=dtype), TOKENIZER, CLASS_NAMES[:n_classes], features, labels)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,17 +117,28 @@ def test_training_goes_on_where_it_was(name):
             assert torch.equal(second.module.state_dict()[key], value), (stop, key)
 
 
+@pytest.mark.parametrize("name", [name for name in [*TRAINED, *FORMS] if "variational" not in name])
+def test_correct_pictures_are_counted(name):
+    """As the scores have them; what is random would differ, and the variational samples are."""
+    task = make_task()
+    learner = small(name).start(task)
+    if "xerm" in name.lower():
+        learner.learning = "student"
+    right = learner.scores(CLASS_NAMES)(task.image_features).argmax(1) == task.labels
+    assert learner.losses(task.image_features, task.labels).correct.item() == right.sum().item()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_run_scores_as_the_trained_one(name, clip, shapes, tmp_path):
     plan = make_plan(shapes, shots=2, seed=0, partition=None)
-    record, learner = train_method(small(name), clip, shapes, plan, lambda label, total: lambda: None)
+    record, learner = train_method(small(name), clip, shapes, plan, no_bars)
     save_run(tmp_path, record, learner)
     loaded = load_run(tmp_path)
     assert loaded[0] == json.loads(json.dumps(record))
-    accuracies = evaluate_run(*loaded, clip, shapes, lambda label, total: lambda: None)
+    accuracies = evaluate_run(*loaded, clip, shapes, no_bars)
     assert accuracies[name] == {"all": record["accuracy"]["all"]}
     files = list(shapes.source[:3])
-    names, probabilities = predict_files(*loaded, clip, files, lambda label, total: lambda: None)
+    names, probabilities = predict_files(*loaded, clip, files, no_bars)
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(3)])
     expected = learner.scores(names)(F.normalize(clip.model.encode_image(images), dim=-1)).softmax(1)
     torch.testing.assert_close(probabilities, expected)

@@ -1,3 +1,5 @@
+"""Zero-shot, the linear probe, CoOp and ProGrad: what the papers write, settings, other class names, no host sync."""
+
 import math
 
 import pytest
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prograd_fast as pf
-from prograd_fast.methods import CoOp, LinearProbe, ProGrad, Task, ZeroShot, method_named
+from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, Task, ZeroShot, method_named
 from prograd_fast.training.loop import tune, update
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
@@ -46,7 +48,7 @@ def by_hand(task: Task, lambda_: float, lr: float, steps: int) -> tuple[torch.Te
     return ctx.detach(), cosines
 
 
-@pytest.mark.parametrize(("method", "lambda_"), [(CoOp, 0.0), (ProGrad, 1.0)])
+@pytest.mark.parametrize(("method", "lambda_"), [(CoOp, 0.0), (ProGradCoOp, 1.0)])
 def test_prompt_tuning_is_what_the_papers_write(task, method, lambda_):
     # 30 steps at a high rate: some conflict and some do not, so that both branches of the projection are in the result.
     # Two zero rows before the words: with the words alone the student starts as the teacher, and the general gradient
@@ -60,7 +62,7 @@ def test_prompt_tuning_is_what_the_papers_write(task, method, lambda_):
 
 
 def test_student_starts_as_the_teacher(task):
-    losses = ProGrad().start(task).losses(task.image_features, task.labels)
+    losses = ProGradCoOp().start(task).losses(task.image_features, task.labels)
     assert losses.general.item() == pytest.approx(0, abs=1e-12)
 
 
@@ -70,19 +72,19 @@ def test_step_reads_nothing_back_from_the_device(task):
             assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read into Python"
             return func(*args, **(kwargs or {}))
 
-    learner = ProGrad().start(task)
+    learner = ProGradCoOp().start(task)
     update(learner, (task.image_features, task.labels))  # the first step allocates state
     with NoScalars():
         update(learner, (task.image_features, task.labels))
 
 
 def test_more_context_tokens_than_words(task):
-    learner = ProGrad(n_ctx=16).start(task)
+    learner = ProGradCoOp(n_ctx=16).start(task)
     assert learner.net.prompt.ctx.shape == (16, 32)
     assert not learner.net.prompt.ctx[:12].any()  # the authors' layout: zero rows, then the words
 
 
-@pytest.mark.parametrize("method", [CoOp(epochs=3), ProGrad(epochs=3)])
+@pytest.mark.parametrize("method", [CoOp(epochs=3), ProGradCoOp(epochs=3)])
 def test_tuned_context_before_other_class_names(task, method):
     learner = method.start(task)
     tune(learner)
@@ -125,17 +127,17 @@ def test_linear_probe_learns_its_classes_and_knows_no_others(task):
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
-        ProGrad(**settings)
+        ProGradCoOp(**settings)
 
 
 @pytest.mark.parametrize("template", ["a photo.", "{} or {}"])
 def test_templates_have_one_place_for_the_name(template):
     with pytest.raises(ValueError, match=r"templates: expected exactly one \{\} for the class name"):
-        ProGrad(templates=(template,))
+        ProGradCoOp(templates=(template,))
 
 
 def test_method_by_name_and_settings():
-    assert method_named("prograd", {"lr": 1, "templates": ["{}."]}) == ProGrad(lr=1, templates=("{}.",))
+    assert method_named("prograd", {"lr": 1, "templates": ["{}."]}) == ProGradCoOp(lr=1, templates=("{}.",))
     for name, settings, message in [
         ("lora", {}, "unknown method 'lora'; expected one of zero-shot, linear-probe"),
         ("prograd", {"ctx": "a"}, "prograd has no setting ctx; it has lr, .*ctx_init"),
@@ -153,7 +155,7 @@ def test_method_by_name_and_settings():
 def test_what_another_method_learned_is_refused(task):
     learned = LinearProbe().start(task).module.state_dict()
     with pytest.raises(ValueError, match=r"what was learned does not fit prograd on this model.*Context"):
-        ProGrad().restore(task.model, task.tokenizer, CLASS_NAMES, learned)
+        ProGradCoOp().restore(task.model, task.tokenizer, CLASS_NAMES, learned)
 
 
 def test_linear_probe_is_scikit_learn_s(task):

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from prograd_fast.data import EMOJI_UNSEEN_STYLES, load
-from prograd_fast.methods import CoOp, LinearProbe, ProGrad, ZeroShot
+from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
 from prograd_fast.report import accuracy_table, paired, report_demo, sentences
 from prograd_fast.training import Grid, load_model, run_grid
 
@@ -138,7 +138,7 @@ def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
 
 def test_demo_on_a_slice_of_emoji(tmp_path):
     # one run of each method, 5 steps: what the real demo prints and draws, from the real pictures and model
-    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=5), ProGrad(epochs=5)]
+    methods = [ZeroShot(), LinearProbe(), CoOp(epochs=5), ProGradCoOp(epochs=5)]
     clip = load_model("emoji-lite", device="cpu")
     grid = Grid(methods, shots=[2], seeds=1, partitions=1)
     results = run_grid(grid, clip, load("emoji"), tmp_path / "grid", lambda label, total: lambda: None)

@@ -1,173 +1,31 @@
-"""Full disks, folders that cannot be written, writers that meet or are killed: told in time, and nothing is lost."""
+"""Full disks and folders that cannot be written are told in time, and nothing is lost."""
 
 import ctypes
-import errno
 import io
-import json
-import multiprocessing
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from prograd_fast import cli, training
 from prograd_fast.cli import folders
 from prograd_fast.cli.folders import check_writable
-from prograd_fast.clip.feature_cache import FeatureCache
-from prograd_fast.files.writing import replacing
 from prograd_fast.methods import CoOp, ZeroShot
 from prograd_fast.report import report_comparison
-from prograd_fast.training import Grid, load_run, run_grid, tensorboard, tune
+from prograd_fast.training import Grid, load_run, run_grid, tensorboard, train, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.cli.support import fail, run_here
-from tests.clip.test_feature_cache import KEYS, VALUES
-from tests.paths import REPOSITORY
-from tests.training.test_checkpoint import make_learner
-from tests.training.test_grid import accuracies, no_bars
-
-
-def full(*args: object, **options: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-# -------------------------------------------------------------------------------------------------------- temporaries
-
-
-def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
-    (tmp_path / "victim").write_text("precious")
-    # as if the name could be guessed
-    monkeypatch.setattr("prograd_fast.files.writing.secrets.token_hex", lambda n: "0" * 2 * n)
-    (tmp_path / f".pf-{'0' * 16}.file").symlink_to(tmp_path / "victim")
-    with pytest.raises(FileExistsError, match=f"cannot write {tmp_path}/file"), replacing(tmp_path / "file") as new:
-        new.write_text("mine")
-    assert (tmp_path / "victim").read_text() == "precious"
-
-
-def test_names_are_random_and_keep_the_suffix(tmp_path):
-    seen = set()
-    for _ in range(20):
-        with replacing(tmp_path / "a.png") as temporary:
-            assert re.fullmatch(r"\.pf-[0-9a-f]{16}\.a\.png", temporary.name)
-            assert temporary.stat().st_size == 0
-            seen.add(temporary.name)
-    assert len(seen) == 20
-    assert os.listdir(tmp_path) == ["a.png"]
-
-
-def test_a_link_in_place_of_the_file_is_replaced_itself(tmp_path):
-    (tmp_path / "victim").write_text("precious")
-    (tmp_path / "file").symlink_to(tmp_path / "victim")
-    with replacing(tmp_path / "file") as temporary:
-        temporary.write_text("mine")
-    assert (tmp_path / "victim").read_text() == "precious"
-    assert (tmp_path / "file").read_text() == "mine"
-    assert not (tmp_path / "file").is_symlink()
-
-
-def test_permissions_are_those_of_any_new_file(tmp_path):
-    (tmp_path / "plain").touch()
-    with replacing(tmp_path / "file") as temporary:
-        temporary.write_text("mine")
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
-    names = {
-        ".pf-0123456789abcdef.old.json": True,
-        ".pf-0123456789abcdee.a": True,
-        ".pf-0123456789abcded.young": False,  # a live writer's
-        ".pf-0123456789abcdeg.old": False,
-        ".pf-.old": False,
-        ".12.old": False,
-        "old": False,
-        ".pf-0123456789abcdec.folder": False,
-    }
-    for name in names:
-        path = tmp_path / name
-        path.mkdir() if name.endswith("folder") else path.touch()
-        age = 100 if name.endswith("young") else 4000
-        os.utime(path, (time.time() - age, time.time() - age))
-    with replacing(tmp_path / "new") as temporary:
-        temporary.touch()
-    left = set(os.listdir(tmp_path)) - {"new"}
-    assert left == {name for name, removed in names.items() if not removed}
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from prograd_fast.files.writing import replacing
-with replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half")
-    os.kill(os.getpid(), 9)
-"""
-
-
-def test_a_killed_writer_leaves_the_file_and_later_nothing(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("whole")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=REPOSITORY, check=False).returncode == -9
-    assert file.read_text() == "whole"
-    (left,) = [path for path in tmp_path.iterdir() if path != file]
-    os.utime(left, (0, 0))
-    with replacing(file) as temporary:
-        temporary.write_text("new")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def write_as_process_1(folder: Path, worker: int, n: int) -> None:
-    os.getpid = lambda: 1  # what every container's first process is told
-    cache = FeatureCache(folder, {"model": "one"})
-    for i in range(n):
-        cache.put(KEYS, VALUES)
-        assert torch.equal(cache.get(KEYS)[KEYS[0]], VALUES[0])
-        with replacing(folder / "shared.json") as temporary:
-            temporary.write_text(json.dumps([worker, i] * 500))
-        json.loads((folder / "shared.json").read_text())
-    assert cache._stores  # nothing failed
-
-
-def test_containers_share_a_cache(tmp_path):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=write_as_process_1, args=(tmp_path, worker, 60)) for worker in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert not list(tmp_path.rglob(".*"))
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "free some space"),
-        (OSError(errno.EFBIG, "File too large"), "ulimit"),
-        (PermissionError(errno.EACCES, "Permission denied"), "choose a folder that you may write to"),
-        (OSError(errno.EROFS, "Read-only file system"), "choose a folder that you may write to"),
-        (OSError(errno.EIO, "Input/output error"), ""),
-        (OSError("without a number"), ""),
-    ],
-)
-def test_errors_of_writing_name_file_and_remedy(tmp_path, error, remedy):
-    with pytest.raises(type(error)) as caught, replacing(tmp_path / "file"):
-        raise error
-    assert str(caught.value).startswith(f"cannot write {tmp_path}/file: {error.strerror or 'without a number'}")
-    assert remedy in str(caught.value)
-    assert caught.value.errno == error.errno
-    assert not os.listdir(tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------------ before the work
+from tests.processes import Forked
+from tests.training.support import accuracies, disk_full, fill, make_learner, no_bars
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +42,6 @@ def small_disk() -> Iterator[Path]:
     folder.rmdir()
 
 
-def fill(disk: Path) -> None:
-    """Leave nothing."""
-    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
 @pytest.mark.parametrize(
     "kind", ["dangling", "loop", "dangling parent", "file", "file as parent", "/proc", "/dev/null"]
 )
@@ -205,7 +56,7 @@ def test_folders_that_cannot_be_are_told_before_the_work(tmp_path, shapes_dir, c
         "/proc": Path("/proc/run"),
         "/dev/null": Path("/dev/null"),
     }.get(kind, tmp_path / kind)
-    monkeypatch.setattr("prograd_fast.data.load", full)  # the first piece of work
+    monkeypatch.setattr("prograd_fast.data.load", disk_full)  # the first piece of work
     arguments = ["--data", shapes_dir, *([] if option == "--out" else ["--out", tmp_path / "run"]), option, folder]
     line = fail(capfd, monkeypatch, "train", *arguments)
     assert re.search(f"cannot write to {folder}: .*; .*choose another {option}", line), line
@@ -214,7 +65,7 @@ def test_folders_that_cannot_be_are_told_before_the_work(tmp_path, shapes_dir, c
 @pytest.mark.parametrize("name", ["record.json", "prompt.safetensors", "checkpoint.safetensors"])
 def test_a_folder_in_place_of_a_file_is_told_before_the_work(tmp_path, shapes_dir, capfd, monkeypatch, name):
     (tmp_path / name).mkdir()
-    monkeypatch.setattr("prograd_fast.data.load", full)
+    monkeypatch.setattr("prograd_fast.data.load", disk_full)
     line = fail(capfd, monkeypatch, "train", "--data", shapes_dir, "--out", tmp_path, "--force")
     assert f"cannot write {tmp_path / name}: a folder of this name is there" in line
 
@@ -222,21 +73,18 @@ def test_a_folder_in_place_of_a_file_is_told_before_the_work(tmp_path, shapes_di
 def test_a_folder_without_room_is_told_before_the_work(tmp_path, monkeypatch):
     check_writable(tmp_path / "a" / "b")
     assert not os.listdir(tmp_path)
-    monkeypatch.setattr(folders.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", disk_full)
     with pytest.raises(ValueError, match=r"has no room .*No space left on device.*free 1 MiB there"):
         check_writable(tmp_path)
 
 
 def test_a_full_disk_is_told_before_the_work(small_disk, shapes_dir, capfd, monkeypatch):
     fill(small_disk)
-    monkeypatch.setattr("prograd_fast.data.load", full)
+    monkeypatch.setattr("prograd_fast.data.load", disk_full)
     line = fail(capfd, monkeypatch, "train", "--data", shapes_dir, "--out", small_disk / "run")
     (small_disk / "filler").unlink()
     assert f"cannot write to {small_disk}/run: {small_disk} has no room" in line
     assert not os.listdir(small_disk)
-
-
-# ------------------------------------------------------------------------------------------------------- after the work
 
 
 @pytest.fixture
@@ -255,7 +103,7 @@ def test_a_run_that_cannot_be_saved_is_finished_by_resume(arguments, tmp_path, c
 
     def fsync(descriptor: int) -> None:
         if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
-            full()
+            disk_full()
         real(descriptor)
 
     with monkeypatch.context() as patch:
@@ -266,7 +114,7 @@ def test_a_run_that_cannot_be_saved_is_finished_by_resume(arguments, tmp_path, c
     if earlier:
         assert load_run(out)[0] == before
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "whole") == 0
-    monkeypatch.setattr("prograd_fast.training.loop.update", full)  # nothing is trained again
+    monkeypatch.setattr("prograd_fast.training.loop.update", disk_full)  # nothing is trained again
     assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
     whole, resumed = (load_run(folder) for folder in (tmp_path / "whole", out))
     for record, _ in (whole, resumed):
@@ -280,16 +128,14 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(small_disk, arguments, capfd, 
     out = small_disk / "run"
     assert run_here(monkeypatch, "train", *arguments, "--lr", 0.2, "--out", out) == 0
     before = load_run(out)[0]
-    from prograd_fast.training import job
-
-    real = job.run_facts
+    real = train.run_facts
 
     def facts(*args):  # what is asked just before training
         fill(small_disk)
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "run_facts", facts)
+        patch.setattr(train, "run_facts", facts)
         line = fail(capfd, patch, "train", *arguments, "--out", out, "--force")
     assert f"cannot write {out}" in line
     assert "No space left on device; free some space there" in line
@@ -299,32 +145,28 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(small_disk, arguments, capfd, 
     shutil.rmtree(out)
 
 
-LIMITED = """
-import resource, signal, sys
-from prograd_fast import cli
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-import prograd_fast.training.job as job
-real = job.save_run
-def save_run(*args):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
-    real(*args)
-job.save_run = __import__("prograd_fast.training", fromlist=["save_run"]).save_run = save_run
-sys.exit(cli.run(sys.argv[1:]))
-"""
-
-
 def test_a_limit_of_file_sizes(arguments, tmp_path):
-    command = [sys.executable, "-c", LIMITED, "train", *map(str, arguments), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prograd-fast: ")]
-    assert len(lines) == 1, done.stderr
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        save = training.save_run
+
+        def save_run(*args) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
+            try:
+                save(*args)
+            finally:  # what is printed goes to a file too
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+        training.save_run = save_run
+        sys.exit(cli.run(["train", *map(str, arguments), "--out", str(tmp_path / "run")]))
+
+    code, _, err = Forked(limited).end()
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("prograd-fast: ")]
+    assert len(lines) == 1, err
     assert "prompt.safetensors: File too large; raise the limit of file sizes" in lines[0]
     assert os.listdir(tmp_path / "run") == ["checkpoint.safetensors"]
-
-
-# ------------------------------------------------------------------------------------------------------------------ log
 
 
 def logged_training(folder: Path, break_it: Callable[[], object]) -> list[float]:
@@ -357,13 +199,10 @@ def test_a_log_that_breaks_does_not_end_the_training(tmp_path, caplog, monkeypat
     from torch.utils.tensorboard import SummaryWriter
 
     def break_it() -> None:
-        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+        monkeypatch.setattr(SummaryWriter, "add_scalar", disk_full)
 
     assert logged_training(tmp_path / "log", break_it) == tune(make_learner()).task_loss
     assert caplog.text.count("training goes on without the log") == 1
-
-
-# -------------------------------------------------------------------------------------------------------------- compare
 
 
 def test_a_comparison_on_a_full_disk_prints_its_table(clip, shapes, tmp_path, monkeypatch, caplog):
@@ -371,7 +210,7 @@ def test_a_comparison_on_a_full_disk_prints_its_table(clip, shapes, tmp_path, mo
     expected = accuracies(run_grid(grid, clip, shapes, tmp_path / "whole", no_bars))
     stream = io.StringIO()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", disk_full)
         patch.setattr(Checkpoints.__init__, "__defaults__", (0.0, False))  # seconds between two
         results = run_grid(grid, clip, shapes, tmp_path / "out", no_bars)
         assert accuracies(results) == expected

@@ -1,12 +1,7 @@
 """Files that anybody can give: every kind of wrong content, and every kind of file, ends in one line that names it."""
 
 import json
-import logging
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from random import Random
 
@@ -15,21 +10,15 @@ import pytest
 import torch
 
 import prograd_fast as pf
-from prograd_fast.clip.feature_cache import FeatureCache, default_cache
+from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.data import load_folder
 from prograd_fast.files.reading import MAX_DEPTH, parse_json, read_bytes, read_json, read_text
 from prograd_fast.files.tensors import write_sealed
-from prograd_fast.methods import ProGrad
-from prograd_fast.training import encode_pictures, load_run, tune
-from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
+from prograd_fast.training import encode_pictures, load_run
 from tests.cli.support import fail
 from tests.clip.test_feature_cache import KEYS, VALUES, shards
-from tests.conftest import draw, draw_shapes
+from tests.conftest import draw
 from tests.fuzz.files import odd_file
-from tests.paths import REPOSITORY
-from tests.training.test_checkpoint import RUN, STATE, Killed, interrupted, make_learner
-
-# ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 @pytest.mark.parametrize(
@@ -90,9 +79,6 @@ def test_text_that_is_not_utf_8(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match="utf-8"):
         read_json(tmp_path / "file")
-
-
-# ------------------------------------------------------------------------------------------------------------- prompts
 
 
 def write_prompt(path: Path, tensors: dict, **changes) -> None:
@@ -168,179 +154,6 @@ def test_a_prompt_file_without_digest_is_refused(tmp_path):
         pf.clip.load_prompt(tmp_path / "p")
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def packed(tree: object, **tensors: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
-    return json.dumps({"state": tree, "run": RUN}), tensors
-
-
-DEEP: object = 1
-for _ in range(300):
-    DEEP = {"tuple": [DEEP]}
-
-
-@pytest.mark.parametrize(
-    "tree",
-    [
-        {"tensor": ["0", [1 << 40]]},  # would take 4 TB
-        {"tensor": ["0", [1 << 62]]},
-        {"tensor": ["0", [-1]]},
-        {"tensor": ["0", [0]]},
-        {"tensor": ["0", [1, 1]]},
-        {"tensor": ["0", []]},
-        {"tensor": ["0", "a"]},
-        {"tensor": ["0", [1.0]]},
-        {"tensor": ["1", [1]]},
-        {"tensor": "0"},
-        {"tensor": None},
-        {"dict": 1},
-        {"dict": [[1]]},
-        {"dict": [[[], 1]]},
-        {"dict": {"a": 1}},
-        {"list": None},
-        {"tuple": 3},
-        {"set": []},
-        {},
-        {"list": [], "tuple": []},
-        DEEP,
-    ],
-    ids=lambda tree: json.dumps(tree)[:40],
-)
-def test_crafted_trees_of_a_checkpoint(tmp_path, tree):
-    write_sealed(tmp_path / "c", _HEADER, *packed(tree, **{"0": torch.ones(3)}))
-    with pytest.raises(ValueError, match=f"{tmp_path}/c is not a whole checkpoint") as caught:
-        load_checkpoint(tmp_path / "c", RUN)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["[]", "1", "{}", '{"state": 1}', '{"state": 1, "run": []}', "[" * 10_000, ""])
-def test_crafted_texts_of_a_checkpoint(tmp_path, text):
-    write_sealed(tmp_path / "c", _HEADER, text, {})
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
-        load_checkpoint(tmp_path / "c", RUN)
-
-
-def test_strides_of_every_layout_come_back(tmp_path):
-    x = torch.arange(24.0).reshape(2, 3, 4)
-    layouts = [
-        x,
-        x.mT,
-        x.permute(2, 0, 1),
-        x[:, :1],
-        x[:, :1].mT,
-        x[:, :, 2:3],
-        x[:0],
-        x.expand(2, 2, 3, 4),
-        x[0, 0, 0],
-    ]
-    layouts += [torch.ones(5, 1).T, torch.ones(1, 5).T, torch.ones(1, 1, 5).permute(2, 0, 1), torch.empty(0, 4).T]
-    save_checkpoint(tmp_path / "c", layouts, RUN)
-    for found, expected in zip(load_checkpoint(tmp_path / "c", RUN), layouts, strict=True):
-        assert torch.equal(found, expected)
-        assert found.stride() == expected.clone().stride()
-
-
-@pytest.fixture(scope="module")
-def state(tmp_path_factory) -> dict:
-    """Of a run in the middle of its second epoch."""
-    file = tmp_path_factory.mktemp("state") / "c"
-    with pytest.raises(Killed):
-        interrupted(make_learner(ProGrad(epochs=3, batch_size=10)), file, after=5)
-    return load_checkpoint(file, RUN)
-
-
-def changed(state: dict, path: str, value: object) -> dict:
-    """The state with another entry at a path such as "optimizer/state/0/momentum_buffer"; ... takes it out."""
-    name, _, rest = path.partition("/")
-    key = int(name) if name.isdigit() else name
-    if isinstance(state, list | tuple):
-        return type(state)(changed(item, rest, value) if i == key and rest else value if i == key else item
-                           for i, item in enumerate(state))  # fmt: skip
-    if value is ... and not rest:
-        return {name: item for name, item in state.items() if name != key}
-    return {**state, key: changed(state[key], rest, value) if rest else value}
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("module", {}),
-        ("module/ctx", torch.zeros(1, 2)),
-        ("module/ctx", 3),
-        ("module/other", torch.zeros(1)),
-        ("learner", {}),
-        ("learner/generator", torch.zeros(3, dtype=torch.uint8)),
-        ("learner/generator", torch.zeros(5056)),
-        ("learner/generator", "seed"),
-        ("optimizer", 1),
-        ("optimizer/param_groups", []),
-        ("optimizer/param_groups/0/lr", "fast"),
-        ("optimizer/param_groups/0/params", [0, 1]),
-        ("optimizer/param_groups/0/momentum", ...),
-        ("optimizer/state/0/momentum_buffer", torch.zeros(4, 8)),
-        ("optimizer/state/0/momentum_buffer", torch.zeros(())),
-        ("optimizer/state/0/momentum_buffer", torch.zeros(4, 32, dtype=torch.int64)),
-        ("optimizer/state/0/momentum_buffer", 0.5),
-        ("optimizer/state/0/momentum_buffer", []),
-        ("optimizer/state/7", {"momentum_buffer": torch.zeros(4, 32)}),
-        ("optimizer/state/0", [1]),
-        ("optimizer/rule", {"units": 1}),
-        ("schedule", []),
-        ("schedule/last_epoch", None),
-        ("schedule/step", 1),  # would hide the method
-        ("schedule/lr_lambdas", [{"__class__": 1}]),
-        ("scaler", {"scale": 1.0}),
-        ("random", []),
-        ("random/0", torch.zeros(10, dtype=torch.uint8)),
-        ("random/0", None),
-        ("epoch", -1),
-        ("epoch", 4),
-        ("epoch", 0.5),
-        ("epoch", 10**15),
-        ("batch", -1),
-        ("batch", 10**15),
-        ("batch", "0"),
-        ("last_good", []),
-        ("last_good/0", torch.zeros(3)),
-        ("best", None),
-        ("columns", ["task"]),
-        ("columns", [1, 2, 3, 4]),
-        ("columns", "task"),
-        ("measured", torch.zeros(3)),
-        ("measured", torch.zeros(2, 4, dtype=torch.int64)),
-        ("measured", []),
-        ("validation", ["high"]),
-        ("validation", 1),
-        ("new", 1),
-        ("module", ...),
-        ("epoch", ...),
-        ("columns", ...),
-    ],
-)
-def test_states_that_do_not_fit_are_refused(tmp_path, state, path, value):
-    file = tmp_path / "c"
-    save_checkpoint(file, changed(state, path, value), RUN)
-    learner = make_learner(ProGrad(epochs=3, batch_size=10))
-    with pytest.raises(ValueError, match=f"{file} does not fit this run .* delete it to begin anew") as caught:
-        tune(learner, checkpoints=Checkpoints(file, RUN))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_state_itself_fits(tmp_path, state):
-    save_checkpoint(tmp_path / "c", state, RUN)
-    tune(make_learner(ProGrad(epochs=3, batch_size=10)), checkpoints=Checkpoints(tmp_path / "c", RUN))
-
-
-def test_a_tree_that_a_checkpoint_can_hold_is_not_too_deep():
-    depth = str(_pack(STATE, {})).count("{")
-    assert depth < 100
-    assert parse_json(json.dumps(_pack(STATE, {})), finite=False)
-
-
-# --------------------------------------------------------------------------------------------------------------- cache
-
-
 @pytest.mark.parametrize("kind", range(7))
 def test_odd_files_among_the_features(tmp_path, caplog, kind):
     cache = FeatureCache(tmp_path, {"model": "one"})
@@ -392,71 +205,6 @@ def keys_of(shard: Path) -> list[bytes]:
     from safetensors.torch import load_file
 
     return [bytes(key.tolist()) for key in load_file(shard)["keys"]]
-
-
-# ----------------------------------------------------------------------------------------------------- no home, no name
-
-
-def test_a_user_without_a_home(monkeypatch, caplog):
-    import pwd
-
-    def nobody(uid: int) -> None:
-        raise KeyError(f"getpwuid(): uid not found: {uid}")
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with caplog.at_level(logging.WARNING):
-        assert default_cache() is None
-    (record,) = caplog.records
-    assert "no home folder" in record.getMessage()
-
-
-# The interpreter itself may lie where only its owner reads: everything is imported before the user changes.
-AS_NOBODY = """
-import json, os, pwd, sys
-from prograd_fast import cli
-arguments, home, out = json.loads(sys.argv[1])
-
-def train(folder):
-    return cli.run([*arguments, "--out", folder])
-
-assert train(out + "/first") == 0
-os.environ.pop("XDG_CACHE_HOME", None)
-os.environ.pop("HOME", None)
-if home is not None:
-    os.environ["HOME"] = home
-if os.getuid() == 0:
-    os.setgid(12345)
-    os.setuid(12345)
-else:
-    pwd.getpwuid = {}.__getitem__
-print("now", file=sys.stderr)
-sys.exit(train(out + "/second"))
-"""
-
-
-@pytest.mark.parametrize("home", [None, "/root", "/nonexistent", ""])
-def test_a_container_with_any_user_trains(clip_dir, home):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's are for their owner alone
-        train_as_nobody(Path(folder), clip_dir, home)
-
-
-def train_as_nobody(folder: Path, clip_dir: Path, home: str | None) -> None:
-    folder.chmod(0o777)
-    data, model = draw_shapes(folder / "shapes", per_class=3), shutil.copytree(clip_dir, folder / "model")
-    for path in (model, *model.iterdir()):
-        path.chmod(0o755)
-    arguments = f"train --data {data} --shots 1 --epochs 1 --model local-dir:{model}".split()
-    command = [sys.executable, "-c", AS_NOBODY, json.dumps([arguments, home, str(folder)])]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.partition("now\n")[2].count("image features are not kept") == 1, done.stderr
-    assert (folder / "second" / "record.json").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------- command
 
 
 @pytest.mark.parametrize(

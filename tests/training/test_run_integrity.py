@@ -1,10 +1,9 @@
 """A run's record and what was learned belong together: whole, undamaged, of one run, and resumed only by the same."""
 
+import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
@@ -12,16 +11,15 @@ import pytest
 import torch
 
 import prograd_fast as pf
-from prograd_fast.methods import CoOp, LinearProbe, ProGrad
+from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp
 from prograd_fast.training import RUN_FILES, Grid, load_run, run_grid, save_run
 from prograd_fast.training import grid as grids
 from prograd_fast.training.record import seal, unseal
 from tests.cli.support import fail, run_here, stopped_run
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import damaged, refused_in_one_line
-from tests.paths import REPOSITORY
-from tests.training.test_grid import accuracies, no_bars
-from tests.training.test_training import train_once
+from tests.processes import Forked
+from tests.training.support import accuracies, no_bars, train_once
 
 RECORD, PROMPT = RUN_FILES
 
@@ -29,7 +27,7 @@ RECORD, PROMPT = RUN_FILES
 @pytest.fixture(scope="module")
 def runs(clip, shapes) -> list:
     """Two runs of the same form: record and learner of each."""
-    return [train_once(clip, shapes, ProGrad(epochs=4, lr=lr)) for lr in (0.03, 0.3)]
+    return [train_once(clip, shapes, ProGradCoOp(epochs=4, lr=lr)) for lr in (0.03, 0.3)]
 
 
 def settings(folder: Path) -> float:
@@ -145,37 +143,23 @@ def test_a_replacement_that_fails_leaves_one_of_the_two(runs, tmp_path, monkeypa
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([RECORD, PROMPT])
 
 
-KILL = """
-import os, sys
-from pathlib import Path
-import tests.conftest
-from prograd_fast.training import load_run, save_run
-folder, other, at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-record = load_run(other)[0]
-class Learner:
-    def save(self, path, **told):
-        from prograd_fast.clip import load_learned, save_learned
-        learned, header = load_learned(other / "prompt.safetensors")
-        del header["metadata"], header["library_version"]
-        save_learned(path, learned, header, **told)
-real, done = os.replace, [0]
-def replace(*args):
-    done[0] += 1
-    if done[0] == at:
-        os._exit(9)  # as SIGKILL: nothing is cleaned up
-    real(*args)
-os.replace = replace
-save_run(folder, record, Learner())
-"""
-
-
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_killed_replacement_leaves_one_of_the_two(runs, tmp_path, at):
     save_run(tmp_path / "run", *runs[0])
-    save_run(tmp_path / "other", *runs[1])
-    command = [sys.executable, "-c", KILL, str(tmp_path / "run"), str(tmp_path / "other"), str(at)]
-    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert killed.returncode == 9, killed.stderr
+
+    def killed_at_a_renaming() -> None:
+        replace, calls = os.replace, itertools.count(1)
+
+        def replace_or_end(*paths) -> None:
+            if next(calls) == at:
+                os._exit(9)  # as SIGKILL: nothing is cleaned up
+            replace(*paths)
+
+        os.replace = replace_or_end
+        save_run(tmp_path / "run", *runs[1])
+
+    code, _, err = Forked(killed_at_a_renaming).end()
+    assert code == 9, err
     assert settings(tmp_path / "run") == (0.3 if at == 3 else 0.03)  # the record's renaming decides
     save_run(tmp_path / "run", *runs[1])
     left = {file.name for file in (tmp_path / "run").iterdir()}

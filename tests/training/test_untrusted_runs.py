@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from prograd_fast import cli
 from prograd_fast.clip.prompt_file import load_learned, save_learned
-from prograd_fast.training import is_known_model, job, load_model, load_run, model, save_run
+from prograd_fast.training import is_known_model, load_model, load_run, model, predict_files, save_run
 from tests.cli.support import fail, run_here
 from tests.conftest import draw
 from tests.fuzz.files import refused_in_one_line
 from tests.tiny_clip import tiny_clip
-from tests.training.test_training import train_once
+from tests.training.support import no_bars, train_once
 
 TINY = {
     "embed_dim": 24,
@@ -271,7 +271,7 @@ def test_settings_of_a_record_that_cannot_be(clip, shapes, tmp_path, settings):
     save_run(tmp_path, {**record, "settings": {**record["settings"], **settings}}, learner)
     with refused_in_one_line():
         read, learned = load_run(tmp_path)
-        job.predict_files(read, learned, clip, [Path(shapes.source[0])], lambda label, total: lambda: None)
+        predict_files(read, learned, clip, [Path(shapes.source[0])], no_bars)
 
 
 def test_a_context_beyond_float32_is_refused(tmp_path):

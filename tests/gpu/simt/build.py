@@ -1,11 +1,13 @@
 """Compiles what is in this folder, and csrc/cuda as plain C++."""
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.paths import REPOSITORY
@@ -23,6 +25,16 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++")
 
 
+@contextmanager
+def one_process_at_a_time() -> Iterator[None]:
+    """What another worker of the tests compiles may be the same."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@one_process_at_a_time()
 def compile_cpp(sources: Sequence[Path], includes: Sequence[Path], name: str) -> Path:
     """Compile and link, "NAME.so" as a library; what was compiled from the same text before is used again.
 
@@ -35,7 +47,6 @@ def compile_cpp(sources: Sequence[Path], includes: Sequence[Path], name: str) ->
         objects.append(BUILD / f"{source.stem}-{hashlib.sha256(text + repr(FLAGS).encode()).hexdigest()[:16]}.o")
         if not objects[-1].exists():
             missing.append((source, objects[-1]))
-    BUILD.mkdir(parents=True, exist_ok=True)
     for pair in range(0, len(missing), 2):
         running = [
             (subprocess.Popen([*command, "-c", source, "-o", f"{target}.{os.getpid()}"]), target)

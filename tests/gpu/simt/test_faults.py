@@ -153,6 +153,17 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     ),
 }
 
+# one of each operator and kind for `make test`: a fault is compiled for seconds
+FIRST = {
+    "wrong last block",
+    "divergent collective",
+    "no grid sync",
+    "tile overwritten",
+    "sums of warps read too early",
+    "norm of half the lanes",
+    "pack behind the end",
+}
+
 
 def test_simt_header_on_known_kernels() -> None:
     folder = Path(__file__).parent
@@ -185,7 +196,9 @@ def run_case(simt: Tower, case: str) -> None:
                     check_gelu(simt, x, approximate=0)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault in FIRST else pytest.mark.slow) for fault in FAULTS]
+)
 def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     file, old, new, case, _ = FAULTS[fault]
     simt = Tower(changed_sources(file, old, new, tmp_path), SOURCES[case])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.golden.test_methods import COCOOP, check_cocoop
+from tests.golden.methods import COCOOP, check_cocoop
 from tests.golden.test_prompt import CASES, Run, check_trajectory
 from tests.gpu.triton.interpreted.common import triton_on_the_cpu  # noqa: F401  used by every test
 

@@ -1,4 +1,4 @@
-"""The parts that a learned context is put together from, and how they become class features and logits."""
+"""Learned contexts: what each of them trains, and the class features and logits that come from it."""
 
 from typing import ClassVar
 
@@ -139,9 +139,10 @@ class Sampled(Context):
 
 
 class SampledPerPicture(Sampled):
-    """The same with a distribution for each picture, from two networks: cocoopvpt there, for any number of pictures.
+    """Variational prompts whose distribution depends on the picture: two networks compute its mean and variance.
 
-    There the shifts of B pictures are added to the M tokens of one context, which is right for B = 1 only.
+    Source: cocoopvpt in the same file. The authors' code is right for one picture at a time: it adds the shifts of B
+    pictures to the M tokens of one context. Here B is any number.
 
     Args:
         ctx: (M, d).
@@ -168,8 +169,8 @@ class SampledPerPicture(Sampled):
         return self.mean_net(image_features), self.log_variance_net(image_features)
 
 
-def context_logits(net: PromptedCLIP, image_features: Tensor, class_features: Tensor) -> Tensor:
-    """Logits of B pictures; with S samples the logarithm of the mean of their probabilities.
+def sample_logits(net: PromptedCLIP, image_features: Tensor, class_features: Tensor) -> Tensor:
+    """Logits of B pictures, of each sample on its own.
 
     Args:
         net: whose logit scale and bias count.
@@ -177,9 +178,13 @@ def context_logits(net: PromptedCLIP, image_features: Tensor, class_features: Te
         class_features: what `Context.class_features` gave for these pictures.
 
     Returns:
-        (B, C).
+        (B, C), or (S, B, C) for S samples.
     """
     if class_features.ndim == 2:
         return net.logits(image_features, class_features)
-    logits = net.logits(image_features[:, None], class_features)[..., 0, :]  # each picture with its own classes
-    return logits if class_features.ndim == 3 else sampled_log_probs(logits)
+    return net.logits(image_features[:, None], class_features)[..., 0, :]  # each picture with its own classes
+
+
+def mean_logits(logits: Tensor) -> Tensor:
+    """(B, C) logits of the prediction: for (S, B, C) the logarithm of the mean of the samples' probabilities."""
+    return logits if logits.ndim == 2 else sampled_log_probs(logits)

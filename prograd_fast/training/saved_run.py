@@ -1,13 +1,10 @@
-"""The job: train a method, keep what it learned in a folder, use it again."""
+"""Saved runs: a folder holds the record of a run and what was learned; it is written whole, checked, and used again."""
 
-import hashlib
 import logging
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +16,15 @@ from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.tensors import tensors_digest
-from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot, method_named
-from prograd_fast.training.checkpoint import Checkpoints, differing
+from prograd_fast.methods import Learner, Method, Task, method_named
+from prograd_fast.training.checkpoint import differing
+from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
 from prograd_fast.training.model import Clip
-from prograd_fast.training.protocol import Plan, class_groups, test_parts
-from prograd_fast.training.record import Record, record_digest, run_record, setup_record, write_json
-from prograd_fast.training.run import examine, run_method, tests_of
+from prograd_fast.training.progress import Track
+from prograd_fast.training.protocol import class_groups, test_parts
+from prograd_fast.training.record import Record, record_digest, write_json
+from prograd_fast.training.train import untouched
 
 RUN_FILES = ("record.json", "prompt.safetensors")
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
@@ -36,97 +34,6 @@ _NEW = ".new-*.prompt.safetensors"  # what was learned, while the record is bein
 _LOG = logging.getLogger("prograd_fast")
 
 Learned = dict[str, Tensor]  # what a method learned, by name
-
-Track = Callable[[str, int], Callable[[], None]]
-"""Opens a progress bar: its label and length in, the function that moves it on by one out."""
-
-
-def train_method(
-    method: Method,
-    clip: Clip,
-    pictures: PictureSet,
-    plan: Plan,
-    track: Track,
-    cache: Path | None = None,
-    regime: Regime = AS_PUBLISHED,
-    checkpoint: Path | None = None,
-    log: Log | None = None,
-) -> tuple[Record, Learner]:
-    """Train a method and test it, beside the untouched model.
-
-    Args:
-        method: what to train.
-        clip: the model.
-        pictures: the set.
-        plan: who learns from what.
-        track: opens progress bars.
-        cache: folder of image features that runs share, or None.
-        regime: how to train.
-        checkpoint: file to go on from, if it is there, and to keep the state of training in; or None.
-        log: takes what is measured at each step, or None.
-
-    Returns:
-        The run record (`setup_record`, `run_record`, "zero_shot_accuracy" and under "facts" `run_facts`), and the
-        trained method.
-
-    Raises:
-        ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
-    """
-    # Looking at the pictures takes longest: settings and class names that do not fit the model are refused before.
-    method.start(Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names))
-    started = time.perf_counter()
-    features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache)
-    encoded = time.perf_counter() - started
-    steps = n_steps(method, len(plan.train.rows)) if isinstance(method, GradientMethod) else 0
-    on_step = track(f"training {method.name}", steps)
-    untouched = _untouched(method)
-    n_tested = sum(len(part.rows) for one in (method, untouched) for part in tests_of(one, plan).values())
-    on_tested = track("testing", n_tested)
-    facts = run_facts(method, clip, pictures, plan, regime)
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, facts, last=True)
-    tuned = run_method(
-        method,
-        clip,
-        pictures,
-        features,
-        plan,
-        on_step,
-        on_tested,
-        regime=regime,
-        cache=cache,
-        checkpoints=checkpoints,
-        log=log,
-    )
-    zero_shot = run_method(untouched, clip, pictures, features, plan, on_tested=on_tested)
-    record = {**setup_record(clip, pictures), **run_record(tuned, pictures), "zero_shot_accuracy": zero_shot.accuracy}
-    record["seconds"] = {"encode": encoded, **tuned.seconds}
-    record["facts"] = facts
-    return record, tuned.learner
-
-
-def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, regime: Regime) -> Record:
-    """What decides the numbers of a run, apart from versions and machine: a checkpoint goes on only where all agree."""
-    digest = hashlib.sha256()
-    for row in plan.train.rows.tolist():
-        digest.update(hashlib.sha256(pictures.content(row)).digest())
-    return {
-        "method": method.name,
-        "settings": asdict(method),
-        "regime": asdict(regime),
-        "model": [clip.name, clip.pretrained],
-        "data": pictures.name,
-        "class_names": plan.train.class_names(pictures),
-        "shots": plan.shots,
-        "seed": plan.seed,
-        "partition": plan.partition,
-        "imbalance": plan.imbalance,
-        "pictures": digest.hexdigest(),
-    }
-
-
-def _untouched(method: Method) -> ZeroShot:
-    """Zero-shot with the prompts of the method's own teacher."""
-    return ZeroShot(method.teacher_templates) if isinstance(method, PromptTuning) else ZeroShot()
 
 
 def save_run(folder: Path, record: Record, learner: Learner) -> None:
@@ -256,12 +163,12 @@ def evaluate_run(
     rows = np.concatenate([part.rows for part in tests.values()])
     method, learner = _restored(record, learned, clip)
     nothing = Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names)
-    learners = {"zero-shot": _untouched(method).start(nothing), method.name: learner}
+    learners = {"zero-shot": untouched(method).start(nothing), method.name: learner}
     with _taking_up(record):
         learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
     features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
     on_tested = track("testing", len(learners) * len(rows))
-    return {name: examine(one, clip, pictures, features, tests, on_tested) for name, one in learners.items()}
+    return {name: evaluate_parts(one, features, tests, on_tested) for name, one in learners.items()}
 
 
 @torch.no_grad()

@@ -1,0 +1,93 @@
+"""Training a method on a picture set from beginning to end: what `prograd-fast train` does."""
+
+import time
+from pathlib import Path
+
+from prograd_fast.data import PictureSet
+from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot
+from prograd_fast.training.checkpoint import Checkpoints
+from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.loop import AS_PUBLISHED, Log, TrainOptions, n_steps
+from prograd_fast.training.model import Clip
+from prograd_fast.training.progress import Bar, Track
+from prograd_fast.training.protocol import Plan
+from prograd_fast.training.record import Record, run_facts, run_record, setup_record
+from prograd_fast.training.run import run_method, tests_of
+
+
+def train_method(
+    method: Method,
+    clip: Clip,
+    pictures: PictureSet,
+    plan: Plan,
+    track: Track,
+    cache: Path | None = None,
+    options: TrainOptions = AS_PUBLISHED,
+    checkpoint: Path | None = None,
+    log: Log | None = None,
+) -> tuple[Record, Learner]:
+    """Train a method and test it, beside the untouched model.
+
+    Args:
+        method: what to train.
+        clip: the model.
+        pictures: the set.
+        plan: who learns from what.
+        track: opens progress bars; the one of training shows loss and training accuracy.
+        cache: folder of image features that runs share, or None.
+        options: how to train.
+        checkpoint: file to go on from, if it is there, and to keep the state of training in; or None.
+        log: takes what is measured at each step, or None.
+
+    Returns:
+        The run record (`setup_record`, `run_record`, "zero_shot_accuracy" and under "facts" `run_facts`), and the
+        trained method.
+
+    Raises:
+        ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
+    """
+    # Encoding the pictures takes longest: settings and class names that do not fit the model are refused before.
+    method.start(Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names))
+    started = time.perf_counter()
+    features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache)
+    encoded = time.perf_counter() - started
+    steps = n_steps(method, len(plan.train.rows)) if isinstance(method, GradientMethod) else 0
+    on_step = track(f"training {method.name}", steps)
+    baseline = untouched(method)
+    n_tested = sum(len(part.rows) for one in (method, baseline) for part in tests_of(one, plan).values())
+    on_tested = track("testing", n_tested)
+    facts = run_facts(method, clip, pictures, plan, options)
+    trained = run_method(
+        method,
+        clip,
+        features,
+        plan,
+        on_step,
+        on_tested,
+        options=options,
+        cache=cache,
+        checkpoints=None if checkpoint is None else Checkpoints(checkpoint, facts, last=True),
+        log=_with_notes(on_step, log),
+    )
+    zero_shot = run_method(baseline, clip, features, plan, on_tested=on_tested)
+    record = {**setup_record(clip, pictures), **run_record(trained, pictures), "zero_shot_accuracy": zero_shot.accuracy}
+    record["seconds"] = {"encode": encoded, **trained.seconds}
+    record["facts"] = facts
+    return record, trained.learner
+
+
+def untouched(method: Method) -> ZeroShot:
+    """Zero-shot with the prompts of the method's own teacher."""
+    return ZeroShot(method.teacher_templates) if isinstance(method, PromptTuning) else ZeroShot()
+
+
+def _with_notes(bar: Bar, log: Log | None) -> Log:
+    """A log that also shows loss and training accuracy behind the bar."""
+
+    def both(step: int, values: dict[str, float]) -> None:
+        accuracy = f", accuracy {100 * values['accuracy']:.0f} %" if "accuracy" in values else ""
+        bar.note(f"loss {values['task']:.3f}{accuracy}")
+        if log is not None:
+            log(step, values)
+
+    return both
