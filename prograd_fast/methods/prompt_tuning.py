@@ -16,7 +16,7 @@ from prograd_fast.losses import DualLoss
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task
 from prograd_fast.methods.context import Context, context_logits
 from prograd_fast.optim import ProGradSGD
-from prograd_fast.rules import Rule
+from prograd_fast.optim.rules import Rule
 
 WORDS = "a picture of a"
 PROMPTS_AT_ONCE = 4096  # bounds the memory of scoring with prompts of each picture's own

@@ -9,9 +9,9 @@ from torch.optim.optimizer import ParamsT
 from prograd_fast.backends import update_operator
 from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
 from prograd_fast.optim.projector import Bucket
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
 from prograd_fast.reference.projection import SCOPES, Scope
-from prograd_fast.rules import Rule
 
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
+
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -15,8 +17,8 @@ def gradients_of_both(
 ) -> tuple[Gradients, Gradients]:
     """What `torch.autograd.grad` gives for each loss, None for parameters that it does not reach.
 
-    Two backwards go through the whole graph, unless nodes in it take batches of cotangents: `autograd.Function`s with
-    `takes_cotangent_batches`, such as the packed text tower. Then two go from the losses to such a node, one goes
+    Two backwards go through the whole graph, unless nodes in it take batches of cotangents: functions that are
+    `TakesCotangentBatches`, such as the packed text tower. Then two go from the losses to such a node, one goes
     through it with both cotangents under vmap, and two go from there to the parameters. Nothing is mixed that autograd
     keeps apart: what is infinite about one loss does not touch the gradient of the other.
 
@@ -108,7 +110,7 @@ def _reach(start: Sequence[Any]) -> tuple[set[Any], list[Any]]:
         if node in seen:
             continue
         seen.add(node)
-        if getattr(getattr(node, "_forward_cls", None), "takes_cotangent_batches", False):
+        if issubclass(getattr(node, "_forward_cls", object), TakesCotangentBatches):
             batched.append(node)
         else:
             waiting += [to for to, _ in node.next_functions if to is not None]

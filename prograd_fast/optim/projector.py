@@ -8,6 +8,7 @@ from torch import Tensor
 
 import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
 from prograd_fast.optim.conflict import Conflict, ConflictLog
+from prograd_fast.optim.rules import Rule
 from prograd_fast.reference.losses import accumulation_dtype
 from prograd_fast.reference.projection import (
     SCOPES,
@@ -19,7 +20,6 @@ from prograd_fast.reference.projection import (
     prograd_coefficients,
     split_units,
 )
-from prograd_fast.rules import Rule
 
 _operators = torch.ops.prograd_fast
 

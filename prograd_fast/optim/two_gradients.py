@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Bucket, Projector
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
-from prograd_fast.rules import Rule
 
 
 class TwoGradients(Optimizer):

@@ -1,5 +1,6 @@
 """From a model and a set of pictures to a tuned prompt, its accuracies and a record of how it came about."""
 
+from prograd_fast.clip import is_known_model, load_model
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.benchmark import run_benchmark
 from prograd_fast.training.features import Features, encode_pictures
@@ -19,7 +20,6 @@ from prograd_fast.training.job import (
 )
 from prograd_fast.training.log import tensorboard
 from prograd_fast.training.loop import Regime, tune
-from prograd_fast.training.model import Clip, is_known_model, load_model
 from prograd_fast.training.protocol import Part, Plan, make_plan
 from prograd_fast.training.record import Record, run_record, setup_record, write_json
 from prograd_fast.training.run import Run, run_method
@@ -28,7 +28,6 @@ __all__ = [
     "CHECKPOINT",
     "RUN_FILES",
     "AugmentedFeatures",
-    "Clip",
     "Features",
     "Grid",
     "History",

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientMethod, Method
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.job import Track
 from prograd_fast.training.loop import n_steps
-from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import make_plan
 from prograd_fast.training.record import Record, run_record, setup_record
 from prograd_fast.training.run import run_method
 
 
 def run_benchmark(
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     methods: Sequence[Method],
     shots: int,

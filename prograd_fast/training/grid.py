@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.inputs import check_kinds, read_json
 from prograd_fast.interrupts import Held
@@ -19,7 +20,6 @@ from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.job import Track, run_facts
 from prograd_fast.training.loop import AS_PUBLISHED, Regime
 from prograd_fast.training.memory import PeakMemory
-from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
 from prograd_fast.training.record import Record, run_record, seal, setup_record, unseal, write_json
 from prograd_fast.training.run import Elsewhere, run_method
@@ -80,7 +80,7 @@ class Grid:
 
 def run_grid(
     grid: Grid,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     out: Path,
     track: Track,
@@ -147,7 +147,7 @@ def run_grid(
 
 def _run(
     grid: Grid,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     features: Features,
     exams: Sequence[Elsewhere],
@@ -185,7 +185,7 @@ class _Checkpoints(Checkpoints):
             self.every = math.inf
 
 
-def _exam(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> Elsewhere:
+def _exam(clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None) -> Elsewhere:
     part = test_parts(pictures, class_groups(pictures, None))["all"]
     bar = track(f"looking at {pictures.name}", len(part.rows))
     return Elsewhere(pictures, encode_pictures(clip, pictures, part.rows, bar, cache), part)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.clip import load_learned
+from prograd_fast.clip import LoadedClip, load_learned
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.inputs import check_kinds, read_json
@@ -23,7 +23,6 @@ from prograd_fast.tensor_files import tensors_digest
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, n_steps
-from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Plan, class_groups, test_parts
 from prograd_fast.training.record import Record, record_digest, run_record, setup_record, write_json
 from prograd_fast.training.run import examine, run_method, tests_of
@@ -43,7 +42,7 @@ Track = Callable[[str, int], Callable[[], None]]
 
 def train_method(
     method: Method,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     plan: Plan,
     track: Track,
@@ -104,7 +103,7 @@ def train_method(
     return record, tuned.learner
 
 
-def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, regime: Regime) -> Record:
+def run_facts(method: Method, clip: LoadedClip, pictures: PictureSet, plan: Plan, regime: Regime) -> Record:
     """What decides the numbers of a run, apart from versions and machine: a checkpoint goes on only where all agree."""
     digest = hashlib.sha256()
     for row in plan.train.rows.tolist():
@@ -226,14 +225,14 @@ def _taking_up(record: Record) -> Iterator[None]:
         raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {told}") from error
 
 
-def _restored(record: Record, learned: Learned, clip: Clip) -> tuple[Method, Learner]:
+def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
     with _taking_up(record):
         method = method_named(record["method"], record["settings"])
         return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
 
 
 def evaluate_run(
-    record: Record, learned: Learned, clip: Clip, pictures: PictureSet, track: Track, cache: Path | None = None
+    record: Record, learned: Learned, clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Test a trained method on the test pictures of any set, among all of that set's classes.
 
@@ -266,7 +265,7 @@ def evaluate_run(
 
 @torch.no_grad()
 def predict_files(
-    record: Record, learned: Learned, clip: Clip, files: Sequence[Path], track: Track
+    record: Record, learned: Learned, clip: LoadedClip, files: Sequence[Path], track: Track
 ) -> tuple[tuple[str, ...], Tensor]:
     """Classify picture files among all classes of the set that the method was trained on.
 

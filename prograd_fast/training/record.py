@@ -10,16 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.files import replacing
 from prograd_fast.inputs import check_kinds
-from prograd_fast.training.model import Clip
 from prograd_fast.training.run import Run
 
 Record = dict[str, Any]
 
 
-def setup_record(clip: Clip, pictures: PictureSet) -> Record:
+def setup_record(clip: LoadedClip, pictures: PictureSet) -> Record:
     """Model, data, versions and date: what all runs of one command share."""
     packages = ("prograd-fast", "torch", "open_clip_torch", "numpy", "scikit-learn")
     return {

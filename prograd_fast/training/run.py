@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientLearner, Learner, Method, Scores, Task
 from prograd_fast.training.augmented import AugmentedFeatures
@@ -16,7 +17,6 @@ from prograd_fast.training.evaluate import accuracy, harmonic_mean
 from prograd_fast.training.features import Features
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import AS_PUBLISHED, Log, Regime, tune
-from prograd_fast.training.model import Clip
 from prograd_fast.training.protocol import Part, Plan
 
 
@@ -60,7 +60,7 @@ class Elsewhere:
 
 def run_method(
     method: Method,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     features: Features,
     plan: Plan,
@@ -133,7 +133,7 @@ def run_method(
 
 
 def _validation(
-    learner: Learner, clip: Clip, pictures: PictureSet, features: Features, plan: Plan
+    learner: Learner, clip: LoadedClip, pictures: PictureSet, features: Features, plan: Plan
 ) -> Callable[[], float] | None:
     """Accuracy on the plan's validation pictures, None if there are none."""
     part = plan.tests.get("validation")
@@ -144,7 +144,7 @@ def _validation(
 
 def examine(
     learner: Learner,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     features: Features,
     tests: dict[str, Part],

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import RandomResizedCrop
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.clip.feature_cache import FeatureCache, default_cache, tower_identity
 from prograd_fast.data import PictureSet
-from prograd_fast.training import AugmentedFeatures, Clip, encode_pictures
+from prograd_fast.training import AugmentedFeatures, encode_pictures
 from prograd_fast.training import features as features_module
 from prograd_fast.training.views import View, random_crop
 from tests.conftest import draw
@@ -27,7 +28,7 @@ VALUES = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
 class Counted:
     """A clip whose image tower counts the pictures that it is shown (padding of the last batch included)."""
 
-    def __init__(self, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, clip: LoadedClip, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches = 0
         encode = clip.model.encode_image
 
@@ -98,7 +99,7 @@ def test_other_weights_modules_or_transform_share_nothing(clip, shapes, tmp_path
     assert features_module._identity(clip) != identity
     with torch.no_grad():
         weight[0, 0] -= 1e-6
-    shifted = Clip(
+    shifted = LoadedClip(
         clip.name, None, clip.model, clip.tokenizer, lambda image: clip.preprocess(image) + 1e-3, clip.device
     )
     assert features_module._identity(shifted) != identity
