@@ -40,7 +40,7 @@ class LoadedClip:
 
     @property
     def transform(self) -> str:
-        """What `preprocess` is, for records."""
+        """The name of `preprocess`, for records."""
         function = self.preprocess
         name = getattr(function, "__qualname__", None)
         return f"{function.__module__}.{name}" if name else " ".join(repr(function).split())
@@ -106,9 +106,9 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
 
 
 def is_known_model(name: str, pretrained: str | None) -> bool:
-    """Whether a model comes from where no stranger chooses: it is embedded, or of open_clip's own list of weights.
+    """Return whether a model is embedded, or in open_clip's own list of weights.
 
-    Others are files, folders and repositories, where whoever wrote a record that names one could have put anything.
+    Any other name is a file, a folder or a repository. The writer of a record can name one and put anything there.
     """
     if name in NAMES:
         return pretrained is None
@@ -136,7 +136,7 @@ def _check_config(name: str) -> None:
 
 @contextmanager
 def _numbers_only() -> Iterator[None]:
-    """Whoever calls torch.load meanwhile gets tensors, or an error: no pickle and no TorchScript runs."""
+    """Meanwhile torch.load gives tensors or raises an error; no pickle and no TorchScript runs."""
     load, load_script = torch.load, torch.jit.load
 
     def load_tensors(file: Any, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From prompts to class features by the shortest way that the text tower allows."""
+"""The prompt encoder: class features by the shortest way that the text tower allows."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from prograd_fast.clip.text_tower import TextTower
 
 @dataclass(frozen=True)
 class _Constants:
-    """All that a forward needs and that does not depend on the context: on the tower's device, in its compute dtype.
+    """The inputs of a forward that do not depend on the context, on the tower's device, in its compute dtype.
 
     Attributes:
         version: of the tower that they were read from.

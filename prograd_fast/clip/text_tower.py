@@ -110,11 +110,11 @@ class TextTower:
 
     @property
     def device(self) -> torch.device:
-        """Where the tower's weights are."""
+        """The device of the tower's weights."""
         return self.embedding.weight.device
 
     def length(self, token_ids: Tensor) -> int:
-        """How many leading positions of `token_ids` (N, context_length) the features depend on."""
+        """The number of leading positions of `token_ids` (N, context_length) that the features depend on."""
         if self.full_length_reason is not None:
             return self.context_length
         return int(self.ends(token_ids).max()) + 1

@@ -29,7 +29,7 @@ State = MutableMapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """What every rule is."""
+    """The interface of all rules."""
 
     def prepare(
         self, task: Sequence[Tensor], general: Sequence[Tensor], states: Sequence[State], scope: Scope
@@ -316,7 +316,7 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _usable(*squares: Tensor) -> Tensor:
-    """Where squared norms are finite, and large enough to divide by."""
+    """A mask of the units whose squared norms are finite and large enough to divide by."""
     tiny = torch.finfo(squares[0].dtype).tiny
     return torch.stack([(square >= tiny) & square.isfinite() for square in squares]).all(dim=0)
 

@@ -1,4 +1,4 @@
-"""Both gradients by one pass through what takes two cotangents at once."""
+"""Guards the one backward for both gradients, through nodes that take two cotangents at once."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ from prograd_fast.report import report_comparison
 from prograd_fast.training import Grid, load_run, run_grid, tensorboard, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.cli.test_cli import fail, run_here
-from tests.clip.test_feature_cache import KEYS, VALUES
+from tests.clip.support import KEYS, VALUES
 from tests.paths import REPOSITORY
 from tests.training.test_checkpoint import make_learner
 from tests.training.test_grid import accuracies, no_bars

@@ -23,7 +23,7 @@ from prograd_fast.tensor_files import write_sealed
 from prograd_fast.training import encode_pictures, load_run, tune
 from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
 from tests.cli.test_cli import fail
-from tests.clip.test_feature_cache import KEYS, VALUES, shards
+from tests.clip.support import KEYS, VALUES, shards
 from tests.conftest import draw, draw_shapes
 from tests.fuzz.files import odd_file
 from tests.paths import REPOSITORY

@@ -1,4 +1,4 @@
-"""How the classes are cut into chunks whose activations fit into a given memory."""
+"""Chunks of classes whose activations fit into a given memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _ROWS_WITHOUT_BACKWARD = 4096  # at once: nothing is kept then, and more rows ar
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of the classes.
+    """Some classes that stand side by side.
 
     Attributes:
         classes: which.
@@ -38,7 +38,7 @@ def chunks_within(
     bounds: Sequence[int],
     differentiable: bool,
 ) -> tuple[Chunk, ...]:
-    """As many classes at once as fit.
+    """Cut the classes into chunks, each with as many of them as fit.
 
     Args:
         max_memory: bytes that the activations may take, or None for no limit.

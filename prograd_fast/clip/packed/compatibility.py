@@ -1,4 +1,4 @@
-"""Which text towers the packed tower is right for, and whether somebody trains them or listens to them now."""
+"""The packed tower stands in for some text towers only: the tests that tell which, and when."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def type_name(module: Any) -> str:
 
 
 def unlike_clip(text: Any) -> str | None:
-    """Why the tower's blocks are not those of CLIP, or None where they are."""
+    """Return the reason why the tower's blocks are not those of CLIP, or None if they are."""
     blocks = list(text.transformer.resblocks)
     for block in blocks:
         if type_name(block) != "open_clip.transformer.ResidualAttentionBlock" or hasattr(block, "ln_1_kv"):
@@ -51,7 +51,7 @@ def unlike_clip(text: Any) -> str | None:
 
 
 def is_touched(text: Any) -> bool:
-    """Whether somebody trains the tower's weights or listens to its modules: then its own code has to run."""
+    """Return whether the tower's own code has to run, since its weights are trained or its modules have hooks."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for part in (text.transformer, text.ln_final)
@@ -60,7 +60,7 @@ def is_touched(text: Any) -> bool:
 
 
 def frozen_parameters(text: Any) -> list[Tensor]:
-    """The weights of blocks, final norm and projection."""
+    """The weights that the packed tower reads: of blocks, final norm and projection."""
     return [*text.transformer.parameters(), *text.ln_final.parameters(), *_projection_parameters(text)]
 
 

@@ -16,7 +16,7 @@ from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """How the rows are computed.
+    """Everything about a forward but its rows.
 
     Attributes:
         weights: of the tower.
@@ -48,7 +48,7 @@ class EncodePlan:
     def parts(
         self, groups: int, suffixes: Tensor, prefix_key_values: list[Tensor]
     ) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
-        """Each chunk with its part, rows and positions. The keys and values are those of the prefix in each block."""
+        """Each chunk with its part, rows and positions; `prefix_key_values` are the prefix's in each block."""
         for chunk in self.chunks:
             rows = suffixes[..., chunk.rows, :].expand(groups, -1, -1)
             part = Part(self.weights, 0, chunk.offsets, prefix_key_values)

@@ -1,4 +1,4 @@
-"""Forward of the packed tower: features of some prompts, and what their backward needs."""
+"""Forward of the packed tower: features of some prompts, and the tensors that their backward needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,14 +46,14 @@ class Part:
 
 
 class KeptNorm(NamedTuple):
-    """Of a norm: the residual stream before it, (rows, d), and its statistics, (rows, 2)."""
+    """The residual stream before a norm, (rows, d), and the norm's statistics, (rows, 2)."""
 
     total: Tensor
     statistics: Tensor
 
 
 class KeptAttention(NamedTuple):
-    """Of an attention: the norm before it, its queries (G, Q, d), its keys and values (G, R, 2·d).
+    """The norm before an attention, its queries (G, Q, d), its keys and values (G, R, 2·d).
 
     In the last block the Q queries are those of the ends of text, elsewhere those of all R rows.
     """
@@ -64,7 +64,7 @@ class KeptAttention(NamedTuple):
 
 
 class KeptMLP(NamedTuple):
-    """Of an MLP: the norm before it, and what goes into the GELU, in pieces of `MLP_ROWS` rows."""
+    """The norm before an MLP, and the inputs of its GELU, in pieces of `MLP_ROWS` rows."""
 
     norm: KeptNorm
     hidden: list[Tensor]
@@ -72,14 +72,14 @@ class KeptMLP(NamedTuple):
 
 @dataclass
 class Kept:
-    """What the backward of a part needs. The backward takes the blocks out, last one first, so that they are freed."""
+    """The tensors that the backward of a part needs; it takes them out, last block first, so that they are freed."""
 
     attentions: list[KeptAttention] = field(default_factory=list)
     mlps: list[KeptMLP] = field(default_factory=list)
     norm: KeptNorm | None = None
 
     def tensors(self) -> list[Tensor]:
-        """All of it, for autograd."""
+        """The tensors in one list, for autograd."""
         found: list[Tensor] = []
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             found += [*attention.norm, attention.query, attention.key_value, *mlp.norm, *mlp.hidden]
@@ -87,7 +87,7 @@ class Kept:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], n_blocks: int) -> "Kept":
-        """What `tensors` gave, with the names again."""
+        """Give the tensors of such a list their names again."""
         rest = iter(tensors)
         kept = cls()
         for _ in range(n_blocks):
@@ -115,7 +115,7 @@ def forward(
         positions: (R, d) positional embeddings.
         deep: (J, M, d), or None: replaces rows 1 ... M of each group before block j = 1 ... J.
         first: queries, keys and values of the suffixes in the first block, see `first_block`; None to compute them.
-        kept: empty, to collect what `backward` needs; None without a backward.
+        kept: empty, to collect the tensors that `backward` needs; None without a backward.
 
     Returns:
         (G, N, D), not normalised.
@@ -216,7 +216,7 @@ def _attend(part: Part, query: Tensor, key_value: Tensor, i: int, last: bool) ->
 
 
 def _add_norm(x: Tensor, branch: Tensor, norm: Norm) -> tuple[Tensor, KeptNorm]:
-    """The norm of x + branch, and what its backward needs."""
+    """The norm of x + branch, and the tensors that its backward needs."""
     x, branch = x.contiguous(), branch.contiguous()
     total, normed = torch.empty_like(branch), torch.empty_like(branch)
     statistics = norm.weight.new_empty(len(branch), 2)

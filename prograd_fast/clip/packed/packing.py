@@ -1,4 +1,4 @@
-"""Which rows of the class prompts are different from each other, and where they stand."""
+"""The distinct rows of the class prompts, and their positions."""
 
 from dataclasses import dataclass, fields
 
@@ -23,7 +23,7 @@ class PromptRows:
     context: Tensor
 
     def to(self, device: torch.device) -> "PromptRows":
-        """The same on a device."""
+        """Copy to a device."""
         return PromptRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 

@@ -100,7 +100,7 @@ class TowerWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations and matrices."""
+        """The dtype of activations and matrices."""
         return self.query.weight.dtype
 
     @property
@@ -115,12 +115,12 @@ class TowerWeights:
 
     @property
     def scale(self) -> float:
-        """Of the attention's scores."""
+        """The factor of the attention's scores."""
         return (self.width // self.heads) ** -0.5
 
 
 def version(text: Any) -> tuple[Any, ...]:
-    """Changes whenever a weight does."""
+    """A value that changes whenever a weight does."""
     return tuple((p.data_ptr(), p._version) for p in frozen_parameters(text))
 
 
