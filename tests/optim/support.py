@@ -1,4 +1,4 @@
-"""What the optimizers must do alike on every backend; `on` and `other` run the operators on one while they are open.
+"""Checks that the optimizers agree on every backend; `on` and `other` run the operators on one while they are open.
 
 `test_backends.py` calls these checks for the backends of the CPU, `tests/gpu/triton/interpreted/optimizers.py` for
 Triton in the interpreter, which needs a process of its own.
@@ -56,7 +56,7 @@ def parameters(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]] = TENSORS)
 
 
 def same(xs: Iterable[Tensor], ys: Iterable[Tensor]) -> bool:
-    """Bit for bit."""
+    """Return whether all tensors are equal bit for bit."""
     return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
 
 

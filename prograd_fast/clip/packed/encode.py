@@ -45,13 +45,12 @@ class EncodePlan:
         """The prefix alone."""
         return Part(self.weights, len(self.prefix_positions), self.offsets[:1])
 
-    def parts(
-        self, groups: int, suffixes: Tensor, prefix_key_values: list[Tensor]
-    ) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
-        """Each chunk with its part, rows and positions; `prefix_key_values` are the prefix's in each block."""
+    def parts(self, suffixes: Tensor, of_prefix: Kept) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
+        """Each chunk with its part, rows and positions, where the pass over the prefix has kept `of_prefix`."""
+        key_values = [attention.key_value for attention in of_prefix.attentions]
         for chunk in self.chunks:
-            rows = suffixes[..., chunk.rows, :].expand(groups, -1, -1)
-            part = Part(self.weights, 0, chunk.offsets, prefix_key_values)
+            rows = suffixes[..., chunk.rows, :].expand(len(key_values[0]), -1, -1)
+            part = Part(self.weights, 0, chunk.offsets, key_values)
             yield chunk, part, rows, self.suffix_positions[chunk.rows]
 
 
@@ -75,16 +74,13 @@ def encode(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePl
 class _Encode(TakesCotangentBatches):
     @staticmethod
     def forward(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
-        kept = Kept() if plan.differentiable or plan.chunks else None
         if plan.chunks:
-            forward(plan.prefix(), prefix, plan.prefix_positions, deep, None, kept)
-            parts = plan.parts(len(prefix), suffixes, _prefix_key_values(kept))
-            features = torch.cat([forward(part, rows, positions) for _, part, rows, positions in parts], 1)
-        else:
-            rows = torch.cat([prefix, suffixes.expand(len(prefix), -1, -1)], 1)
-            positions = torch.cat([plan.prefix_positions, plan.suffix_positions])
-            features = forward(plan.whole(), rows, positions, deep, plan.first, kept)
-        return (features, *(kept.tensors() if kept is not None and plan.differentiable else ()))
+            return _encode_in_chunks(prefix, suffixes, deep, plan)
+        kept = Kept() if plan.differentiable else None
+        rows = torch.cat([prefix, suffixes.expand(len(prefix), -1, -1)], 1)
+        positions = torch.cat([plan.prefix_positions, plan.suffix_positions])
+        features = forward(plan.whole(), rows, positions, deep, plan.first, kept)
+        return (features, *(() if kept is None else kept.tensors()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,6 +136,14 @@ class _EncodeBackward(torch.autograd.Function):
         )
 
 
+def _encode_in_chunks(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
+    """The prefix is computed once; then each chunk, with the prefix's keys and values."""
+    kept = Kept()
+    forward(plan.prefix(), prefix, plan.prefix_positions, deep, None, kept)
+    features = [forward(part, rows, positions) for _, part, rows, positions in plan.parts(suffixes, kept)]
+    return (torch.cat(features, 1), *(kept.tensors() if plan.differentiable else ()))
+
+
 def _backward_in_chunks(
     cotangents: Tensor,
     plan: EncodePlan,
@@ -154,14 +158,10 @@ def _backward_in_chunks(
     shape = (*cotangents.shape[:2], prefix.shape[1], 2 * plan.weights.width)
     d_prefix_key_values = [plan.weights.norm.weight.new_zeros(shape) for _ in plan.weights.blocks]
     d_suffixes = []
-    for chunk, part, rows, positions in plan.parts(len(prefix), suffixes, _prefix_key_values(kept)):
+    for chunk, part, rows, positions in plan.parts(suffixes, kept):
         again = Kept()
         forward(part, rows, positions, kept=again)
         of_chunk = cotangents[:, :, chunk.classes]
         d_suffixes.append(backward(part, of_chunk, again, d_prefix_key_values, (0, 0), of_suffixes)[0])
     d_prefix, d_deep = backward(plan.prefix(), cotangents[:, :, :0], kept, d_prefix_key_values, n_deep, of_suffixes)
     return d_prefix, torch.cat(d_suffixes, 2), d_deep
-
-
-def _prefix_key_values(kept: Kept | None) -> list[Tensor]:
-    return [] if kept is None else [attention.key_value for attention in kept.attentions]
