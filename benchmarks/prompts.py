@@ -18,7 +18,7 @@ import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import DEVICE, Side
 from prograd_fast.clip.packed.weights import Linear
-from prograd_fast.reference.prompt import assemble_prompts, encode_prompts
+from prograd_fast.ops.prompt import assemble_prompts, encode_prompts
 
 TEMPLATE = "a photo of a {}."
 N_CTX, BATCH, COCOOP_CTX = 16, 32, 4

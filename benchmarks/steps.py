@@ -98,7 +98,7 @@ def adamw_operator(shapes: Shapes, conflict: bool = True) -> Side:
     moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
     steps = [torch.zeros((), device=DEVICE if DEVICE == "cuda" else "cpu") for _ in params]
     entries = torch.empty(len(params), 3, device=DEVICE)
-    operator = pf.backends.update_operator("project_adamw_", params[0])
+    operator = pf.backends.operator_for("project_adamw_", params[0])
 
     def step() -> list[Tensor]:
         operator(

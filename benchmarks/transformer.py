@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import DEVICE, Side
-from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype
 
 PROMPTS, PREFIX, WIDTH, HEADS, HIDDEN, COTANGENTS = 1000, 17, 512, 8, 2048, 2
 _operators = torch.ops.prograd_fast

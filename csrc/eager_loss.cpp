@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "operators.h"
@@ -17,38 +18,65 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 using Maybe = const std::optional<at::Tensor>&;
 
-// The identity on a gradient that depends on `argument` in a way autograd does not know.
-struct FirstDerivative : Function<FirstDerivative> {
-  static at::Tensor forward(AutogradContext*, const at::Tensor& gradient, const at::Tensor&) {
-    return gradient.view_as(gradient);
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK(false,
-                "dual_loss: expected to be differentiated once, got a second derivative; the kernels have none. "
-                "Use prograd_fast.reference.dual_loss, which autograd differentiates any number of times.");
-  }
+using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Operator = Results(const at::Tensor&, const at::Tensor&, const at::Tensor&, Maybe, Maybe, Maybe, double, bool,
+                         int64_t);
+
+// The arguments of torch.ops.prograd_fast.dual_loss but for the student.
+struct Inputs {
+  const at::Tensor& teacher;
+  at::Tensor labels;  // int64
+  Maybe offset, task_weight, general_weight;
+  double temperature;
+  bool soft_ce;
+  int64_t reduction;
 };
 
-// Losses whose cotangents are known.
+// Losses whose cotangents are known. The gradient itself, when it is differentiated in turn (create_graph=True), comes from
+// the operator, whose further derivatives go through the formula, prograd_fast/ops/losses.py.
 struct DualLoss : Function<DualLoss> {
   static constexpr bool is_traceable = true;  // by compiled autograd, whose tensors are not plain
 
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& student, const LossResults& results) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& student, const Inputs& inputs,
+                               const LossResults& results) {
     ctx->set_materialize_grads(false);  // a loss that is not used must not contribute 0 · inf = NaN
-    ctx->save_for_backward({student, results.cotangents[0], results.cotangents[1]});
+    ctx->save_for_backward({results.cotangents[0], results.cotangents[1], student, inputs.teacher, inputs.labels,
+                            inputs.offset.value_or(at::Tensor()), inputs.task_weight.value_or(at::Tensor()),
+                            inputs.general_weight.value_or(at::Tensor())});
+    ctx->saved_data["options"] = c10::ivalue::Tuple::create(inputs.temperature, inputs.soft_ce, inputs.reduction);
     return {results.losses[0], results.losses[1]};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
+    if (at::GradMode::is_enabled()) return through_operator(ctx, saved, gradients);
     at::Tensor total;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined()) continue;
-      const at::Tensor part = times(gradients[i], saved[i + 1]);
+      const at::Tensor part = times(gradients[i], saved[i]);
       total = total.defined() ? total + part : part;
     }
-    if (total.defined() && at::GradMode::is_enabled()) total = FirstDerivative::apply(total, saved[0]);
-    return {total, {}};
+    return {total, {}, {}};
+  }
+
+  static variable_list through_operator(AutogradContext* ctx, const variable_list& saved,
+                                        const variable_list& gradients) {
+    const auto maybe = [&](size_t i) { return saved[i].defined() ? std::optional(saved[i]) : std::nullopt; };
+    const auto& options = ctx->saved_data["options"].toTupleRef().elements();
+    static const auto dual_loss = c10::Dispatcher::singleton()
+                                      .findSchemaOrThrow("prograd_fast::dual_loss", "")
+                                      .typed<Operator>();
+    const auto [task, general, cotangents, correct] =
+        dual_loss.call(saved[2], saved[3], saved[4], maybe(5), maybe(6), maybe(7), options[0].toDouble(),
+                       options[1].toBool(), options[2].toInt());
+    variable_list losses, factors;
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      losses.push_back(i == 0 ? task : general);
+      factors.push_back(gradients[i]);
+    }
+    if (losses.empty()) return {{}, {}, {}};
+    return {torch::autograd::grad(losses, {saved[2]}, factors, /*retain_graph=*/true, /*create_graph=*/true)[0], {}, {}};
   }
 
   // A loss that is differentiated by itself has the factor 1: its cotangent is the gradient, and need not be copied.
@@ -62,7 +90,7 @@ struct DualLoss : Function<DualLoss> {
   }
 };
 
-// What prograd_fast/checks.py asks, without the messages.
+// What prograd_fast/ops/dual_loss.py asks, without the messages.
 bool fit(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& labels, Maybe teacher_offset,
          Maybe task_weight, Maybe general_weight) {
   const auto fixed = [&](const at::Tensor& tensor) {
@@ -80,25 +108,23 @@ bool fit(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor&
 
 }  // namespace
 
-std::optional<std::pair<at::Tensor, at::Tensor>> eager_dual_loss(const at::Tensor& student, const at::Tensor& teacher,
-                                                                 const at::Tensor& labels, Maybe teacher_offset,
-                                                                 Maybe task_weight, Maybe general_weight,
-                                                                 double temperature, bool soft_ce, int64_t reduction) {
+std::optional<EagerLosses> eager_dual_loss(const at::Tensor& student, const at::Tensor& teacher,
+                                           const at::Tensor& labels, Maybe teacher_offset, Maybe task_weight,
+                                           Maybe general_weight, double temperature, bool soft_ce, int64_t reduction) {
   if (!fit(student, teacher, labels, teacher_offset, task_weight, general_weight)) return std::nullopt;
   static const auto kernel = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("prograd_fast::dual_loss_out", "")
                                  .typed<decltype(cpu::dual_loss_out)>();
   const bool differentiable = student.requires_grad() && at::GradMode::is_enabled();
-  variable_list losses;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // the two losses are then no views of each other
-    LossResults results(student, teacher, reduction, student);
-    kernel.call(student, teacher, labels.to(at::kLong), teacher_offset, task_weight, general_weight, temperature,
-                soft_ce, reduction, results.losses, results.cotangents, results.correct);
-    losses = differentiable ? DualLoss::apply(student, results)
-                            : variable_list{results.losses[0], results.losses[1]};
-  }
-  return {{losses[0], losses[1]}};
+  const Inputs inputs{teacher,     labels.to(at::kLong), teacher_offset, task_weight, general_weight,
+                      temperature, soft_ce,              reduction};
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;  // the two losses are then no views of each other
+  LossResults results(student, teacher, reduction, student);
+  kernel.call(student, teacher, inputs.labels, teacher_offset, task_weight, general_weight, temperature, soft_ce,
+              reduction, results.losses, results.cotangents, results.correct);
+  if (!differentiable) return {{results.losses[0], results.losses[1], results.correct}};
+  const variable_list losses = DualLoss::apply(student, inputs, results);
+  return {{losses[0], losses[1], results.correct}};
 }
 
 }  // namespace prograd

@@ -130,7 +130,7 @@ bool fit(const Tensors& params, const std::vector<Tensors>& belongings, const Te
   }
 }
 
-// (task, general), or None where the way through torch.library must be taken; see eager_dual_loss.
+// (task, general, correct), or None where the way through torch.library must be taken; see eager_dual_loss.
 py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, py::handle teacher_offset,
                      py::handle task_weight, py::handle general_weight, double temperature, bool soft_ce,
                      int64_t reduction) {
@@ -142,14 +142,14 @@ py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, 
       !may_be(task_weight) || !may_be(general_weight)) {
     return py::none();
   }
-  std::optional<std::pair<at::Tensor, at::Tensor>> losses;
+  std::optional<EagerLosses> losses;
   {
     const py::gil_scoped_release no_gil;
     losses = eager_dual_loss(tensor(student), tensor(teacher), tensor(labels), maybe(teacher_offset),
                              maybe(task_weight), maybe(general_weight), temperature, soft_ce, reduction);
   }
   if (!losses) return py::none();
-  return py::make_tuple(losses->first, losses->second);
+  return py::make_tuple(losses->task, losses->general, losses->correct);
 }
 
 }  // namespace

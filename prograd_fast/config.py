@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from prograd_fast import backends
-from prograd_fast.backends import cpu
+from prograd_fast.backends import extension
 
 # what each package is for, and the extra that brings it
 _OPTIONAL = {
@@ -48,7 +48,7 @@ def _backends() -> list[tuple[str, str]]:
         state = f"missing: {reason}" if reason else "in use" if in_use[device] == name else "available, not in use"
         rows.append((f"backend {name}", state))
     if in_use["cpu"] == "cpu":
-        facts = cpu.build_facts()
+        facts = extension.build_facts()
         rows.append(("CPU kernels", f"{facts['instruction_set']}, compiled by {facts['compiler']}"))
     rows.append(("backend reference", "plain PyTorch; runs on every device that has no other backend"))
     return rows

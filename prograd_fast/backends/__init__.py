@@ -1,4 +1,4 @@
-"""Which kernels run the operators of `prograd_fast.ops`, for each type of device.
+"""The choice of the kernels that run the operators of `prograd_fast.ops`, for each type of device.
 
 A backend is a module of this package with three functions:
 
@@ -11,11 +11,9 @@ The best one for each device is in use from the start; "reference" is what is le
 
 import importlib
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import prograd_fast.ops  # noqa: F401  the operators exist before their kernels
 
@@ -24,13 +22,12 @@ _BY_PREFERENCE = ("cuda", "triton", "cpu")
 _in_use: dict[str, tuple[str, Callable[[], None]]] = {}  # by device: the backend, and what takes it out
 
 
-@cache  # importlib takes longer than a small kernel, even for what is imported
 def _module(name: str) -> Any:
     return importlib.import_module(f"prograd_fast.backends.{name}")
 
 
 def missing(name: str) -> str | None:
-    """Why a backend cannot run here.
+    """Say why a backend cannot run here.
 
     Args:
         name: "reference", "cpu", "triton" or "cuda".
@@ -76,25 +73,6 @@ def use(name: str) -> None:
     if name != "reference":
         backend = _module(name)
         _in_use[backend.device()] = (name, backend.register())
-
-
-def update_operator(name: str, tensor: Tensor) -> Callable[..., None]:
-    """The operator `project_adamw_` or `project_sgd_` by its shortest way for tensors like this one.
-
-    Args:
-        name: of the operator.
-        tensor: one of the parameters.
-
-    Returns:
-        `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher, which takes several times as long as
-        the step of a small prompt: in eager mode, on a CPU, for plain tensors.
-    """
-    plain = tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter)
-    if plain and "cpu" in _in_use and not torch.compiler.is_compiling():
-        direct = getattr(_module(_in_use["cpu"][0]), name, None)
-        if direct is not None:
-            return direct
-    return getattr(torch.ops.prograd_fast, name).default
 
 
 def _use_best() -> None:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 
-from prograd_fast.backends import cpu  # one extension holds both
+from prograd_fast.backends import extension
 
 
 def missing() -> str | None:
-    """Why the kernels cannot run here; None where they can."""
-    reason = cpu.missing()
+    """Say why the kernels cannot run here; None where they can."""
+    reason = extension.missing()
     if reason is not None:
         return reason
-    if not hasattr(cpu.EXTENSION, "register_cuda"):
+    if not hasattr(extension.EXTENSION, "register_cuda"):
         return (
             "the extension was built without CUDA. Install the CUDA toolkit of PyTorch's CUDA version "
             f"({torch.version.cuda}), set CUDA_HOME, and run: "
@@ -30,5 +30,5 @@ def device() -> str:
 
 def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
-    cpu.EXTENSION.register_cuda()
-    return cpu.EXTENSION.unregister_cuda
+    extension.EXTENSION.register_cuda()
+    return extension.EXTENSION.unregister_cuda

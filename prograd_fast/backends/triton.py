@@ -7,7 +7,7 @@ import torch
 
 
 def missing() -> str | None:
-    """Why the kernels cannot run here; None where they can."""
+    """Say why the kernels cannot run here; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed. On Linux, run: pip install triton"
     if not torch.cuda.is_available():

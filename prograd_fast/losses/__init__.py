@@ -1,10 +1,7 @@
 """Losses as modules: what a training loop calls."""
 
 from prograd_fast.losses.dual_loss import DualLoss
-from prograd_fast.losses.samples import SampledCrossEntropy
-from prograd_fast.losses.soft_wing import SoftWing
-from prograd_fast.losses.srd import SRD
-from prograd_fast.losses.text_to_text import TextToText
+from prograd_fast.losses.related import SRD, SampledCrossEntropy, SoftWing, TextToText
 from prograd_fast.losses.xerm import XERM, causal_norm_logits, ldam_margins, prior_offset
 
 __all__ = [

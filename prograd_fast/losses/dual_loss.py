@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from prograd_fast import functional
-from prograd_fast.checks import check_loss_options
-from prograd_fast.reference.losses import General
+from prograd_fast.ops.common import REDUCTIONS
+from prograd_fast.ops.dual_loss import General, check_loss_options, dual_loss_and_count
+from prograd_fast.ops.linear_dual_loss import linear_dual_loss_and_count
 
 
 class DualLoss(nn.Module):
@@ -13,9 +13,12 @@ class DualLoss(nn.Module):
     task = -log softmax(z)[y], general = T²·KL(softmax(t/T) ‖ softmax(z/T)), both means over the batch.
 
     The authors report the soft cross-entropy, which is the KL divergence plus the teacher's entropy and has the same
-    gradient; `general="soft_ce"` gives theirs. Source: arXiv:2205.14865; formula: `prograd_fast.reference.dual_loss`,
-    which is also what to call for second derivatives. Row weights, prior offsets and other reductions:
-    `prograd_fast.functional.dual_loss`.
+    gradient; `general="soft_ce"` gives theirs. Source: arXiv:2205.14865; formula: `prograd_fast.reference.dual_loss`.
+    Row weights, prior offsets and other reductions: `prograd_fast.functional.dual_loss`.
+
+    Attributes:
+        correct: How many rows of the last call have their label as the student's largest logit: 0-d int64, on the
+            device. None before the first call. The pass over the logits finds it at no cost.
 
     Args:
         temperature: T > 0 of the general loss (default: 1.0, as in all of the authors' settings).
@@ -26,17 +29,21 @@ class DualLoss(nn.Module):
 
     Example:
         >>> import torch, prograd_fast as pf
-        >>> student = torch.randn(4, 10, requires_grad=True)
-        >>> task, general = pf.DualLoss()(student, torch.randn(4, 10), torch.tensor([0, 3, 9, 3]))
-        >>> task.shape, bool(general >= 0)
-        (torch.Size([]), True)
+        >>> criterion = pf.DualLoss()
+        >>> student = torch.eye(4, 10).requires_grad_()
+        >>> task, general = criterion(student, torch.randn(4, 10), torch.tensor([0, 1, 2, 9]))
+        >>> task.shape, bool(general >= 0), int(criterion.correct)
+        (torch.Size([]), True, 3)
     """
+
+    correct: Tensor | None
 
     def __init__(self, temperature: float = 1.0, general: General = "kl") -> None:
         super().__init__()
         check_loss_options(temperature, general, "mean")
         self.temperature = temperature
         self.general: General = general
+        self.correct = None
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Both losses.
@@ -48,13 +55,43 @@ class DualLoss(nn.Module):
                 for the device.
 
         Returns:
-            (task, general), two 0-d tensors, float32 or wider; each differentiable once.
+            (task, general), two 0-d tensors, float32 or wider; differentiable in the student's logits.
 
         Raises:
             TypeError: logits are not floating point, or labels are not integers.
             ValueError: shapes or devices do not fit, the teacher requires grad, or (on a CPU) a label is out of range.
         """
-        return functional.dual_loss(student_logits, teacher_logits, labels, self.temperature, self.general)
+        rows = (labels, None, None, None)
+        task, general, self.correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
+        return task, general
+
+    def from_features(
+        self, features: Tensor, student_classes: Tensor, teacher_classes: Tensor, labels: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Both losses of the logits that class features give, scale · X Wᵀ, without ever storing B x C of them.
+
+        Args:
+            features: X, (B, D) image features; fixed.
+            student_classes: (C, D) class features of the student.
+            teacher_classes: (C, D) class features of the teacher; fixed.
+            labels: (B,) integers in 0 ... C - 1.
+            scale: logit scale, exp of CLIP's `logit_scale`.
+
+        Returns:
+            (task, general) as `forward`; differentiable in the student's class features.
+
+        Raises:
+            TypeError, ValueError: as `forward`, named after the arguments here.
+        """
+        rows, options = (labels, None, None, None), (scale, *self._options())
+        task, general, self.correct = linear_dual_loss_and_count(
+            features, student_classes, teacher_classes, rows, options
+        )
+        return task, general
+
+    def _options(self) -> tuple[float, bool, int]:
+        check_loss_options(self.temperature, self.general, "mean")  # they may have been set since
+        return self.temperature, self.general == "soft_ce", REDUCTIONS.index("mean")
 
     def extra_repr(self) -> str:
         """The settings, for repr()."""

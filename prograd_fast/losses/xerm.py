@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prograd_fast import functional
-from prograd_fast.checks import check_label_range, check_loss_options, check_xerm
-from prograd_fast.reference.losses import accumulation_dtype
-from prograd_fast.reference.xerm import xerm_weights
+from prograd_fast.ops.checks import check_fixed, check_floating, check_label_range, check_labels
+from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.dual_loss import check_loss_options
+from prograd_fast.ops.xerm import xerm_weights
 
 
 class XERM(nn.Module):
@@ -84,14 +85,14 @@ class XERM(nn.Module):
             counterfactual_logits: c, the same shape; fixed. None: the factual ones plus `offset`.
 
         Returns:
-            (task, general), 0-d, float32 or wider; each differentiable once.
+            (task, general), 0-d, float32 or wider; each differentiable.
 
         Raises:
             TypeError: logits are not floating point, or labels are not integers.
             ValueError: shapes or devices do not fit, the teacher requires grad, there are both or neither of offset and
                 counterfactual logits, or (on a CPU) a label is out of range.
         """
-        check_xerm(student_logits, factual_logits, labels, counterfactual_logits, self.offset)
+        _check(student_logits, factual_logits, labels, counterfactual_logits, self.offset)
         teacher = factual_logits if counterfactual_logits is None else counterfactual_logits
         counterfactual = _mean_of_experts(teacher)
         if self.offset is not None:
@@ -134,7 +135,7 @@ class XERM(nn.Module):
 
 
 def prior_offset(train_prior: Tensor, test_prior: Tensor, train_power: float = 1.0) -> Tensor:
-    """What turns factual logits into counterfactual ones: log π_test - train_power · log π_train.
+    """The offset that turns factual logits into counterfactual ones: log π_test - train_power · log π_train.
 
     Args:
         train_prior: π_train, (C,) shares of the classes in the training set, all above 0.
@@ -223,3 +224,33 @@ def causal_norm_logits(
 
 def _mean_of_experts(logits: Tensor) -> Tensor:
     return logits if logits.dim() == 2 else logits.to(accumulation_dtype(logits)).mean(dim=0)
+
+
+def _check(
+    student_logits: Tensor,
+    factual_logits: Tensor,
+    labels: Tensor,
+    counterfactual_logits: Tensor | None,
+    offset: Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError for arguments that `losses.XERM` has no result for."""
+    check_floating("student_logits", student_logits)
+    if student_logits.dim() not in (2, 3):
+        raise ValueError(
+            "student_logits: expected shape (batch, classes) or (experts, batch, classes), got "
+            f"{tuple(student_logits.shape)}."
+        )
+    if (counterfactual_logits is None) == (offset is None):
+        raise ValueError(
+            "counterfactual_logits: expected either these or an offset of XERM, got "
+            f"{'neither' if offset is None else 'both'}. PC and RIDE have an offset, TDE has counterfactual logits."
+        )
+    for name, logits in (("factual_logits", factual_logits), ("counterfactual_logits", counterfactual_logits)):
+        if logits is not None:
+            check_floating(name, logits)
+            check_fixed(name, logits)
+            if logits.shape != student_logits.shape:
+                raise ValueError(
+                    f"{name}: expected the student's shape {tuple(student_logits.shape)}, got {tuple(logits.shape)}."
+                )
+    check_labels(labels, student_logits.shape[-2])

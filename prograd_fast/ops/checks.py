@@ -1,7 +1,8 @@
-"""What the operators ask of their arguments before anything is read or written; csrc/checks.h asks the same in C++.
+"""The questions that operators and functions ask of their arguments before anything is read or written.
 
-A wrong call of `torch.ops.prograd_fast.*` ends with a ValueError or TypeError that names the argument, what was
-expected and what came. No kernel reads or writes outside of a tensor, whatever it is called with.
+A wrong call ends with a ValueError or TypeError that names the argument, what was expected and what came. The operators
+ask with `Arguments`, and their kernels in C++ ask the same: no kernel reads or writes outside of a tensor, whatever it
+is called with. The functions ask more, and say what to do.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.reference.losses import REDUCTIONS
-from prograd_fast.reference.projection import SCOPES, all_units
+from prograd_fast.ops.common import REDUCTIONS, STORAGE, Reduction
 
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# ---- of operators
 
 
 class Arguments:
@@ -40,7 +40,7 @@ class Arguments:
         """A tensor of float64, float32, bfloat16 or float16; None where one may be left out."""
         if tensor is None:
             return
-        if tensor.dtype not in FLOATING:
+        if tensor.dtype not in STORAGE:
             raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}.")
         self._placed(name, tensor, shape)
 
@@ -80,7 +80,7 @@ class Arguments:
             raise ValueError(f"{name}: expected one element, got shape {tuple(tensor.shape)}.")
         if not (or_on_the_cpu and tensor.device.type == "cpu" and self.device.type != "meta"):
             self.floating(name, tensor, tuple(tensor.shape))
-        elif tensor.dtype not in FLOATING:
+        elif tensor.dtype not in STORAGE:
             raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}.")
 
     def _placed(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -92,13 +92,47 @@ class Arguments:
             raise ValueError(f"{name}: expected device {self.device} as for the others, got {tensor.device}.")
 
 
+class OneDtype(Arguments):
+    """Arguments of one dtype, read in whole rows or from their first element to their last.
+
+    Args:
+        name: of the first argument.
+        first: whose device and dtype are asked of all.
+        what: a word for each of its sizes (default: None, any shape).
+    """
+
+    def __init__(self, name: str, first: Tensor, what: str | None = None) -> None:
+        super().__init__(first)
+        self.dtype = first.dtype
+        self.shape = tuple(first.shape) if what is None else self.sizes(name, first, what)
+
+    def rows(self, name: str, tensor: Tensor, shape: tuple[int, ...], *, written: bool = False) -> None:
+        """Contiguous in the last dimension; any strides in the others."""
+        self._alike(name, tensor, shape, self.dtype)
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name}: expected contiguous rows, got strides {tensor.stride()}.")
+        if written:
+            check_memory(name, tensor)
+
+    def whole(self, name: str, tensor: Tensor, shape: tuple[int, ...], *, wide: bool = False) -> None:
+        """Contiguous; in the accumulation dtype if `wide`."""
+        self._alike(name, tensor, shape, torch.promote_types(self.dtype, torch.float32) if wide else self.dtype)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous memory, got strides {tensor.stride()}.")
+
+    def _alike(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.floating(name, tensor, shape)
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}.")
+
+
 def check_memory(name: str, written: Tensor) -> None:
     """ValueError where several elements of a tensor that is written to share one place."""
     if any(size > 1 and stride == 0 for size, stride in zip(written.shape, written.stride(), strict=True)):
         raise ValueError(f"{name}: expected a place for each element, got an expanded tensor: call .clone() first.")
 
 
-def check_reduction(reduction: int) -> str:
+def check_reduction_number(reduction: int) -> Reduction:
     """The name of a reduction's number."""
     if not 0 <= reduction < len(REDUCTIONS):
         raise ValueError(f"reduction: expected 0 (none), 1 (mean) or 2 (sum), got {reduction}.")
@@ -111,19 +145,69 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a number above 0, got {value}.")
 
 
-def check_gradients(call: dict[str, Any], *, written: bool = False) -> Arguments:
-    """The two gradients of some tensors, and what belongs to their units; `written`: the task gradients are."""
-    task, scope = call["task"], call["scope"]
-    entries, coefficients = call.get("entries"), call.get("coefficients")
-    if not 0 <= scope < len(SCOPES):
-        raise ValueError(f"scope: expected 0 (tensor), 1 (row) or 2 (global), got {scope}.")
-    first = task[0] if task else entries if entries is not None else coefficients
-    if first is None:
-        raise TypeError("task[0]: expected a tensor, got None.")
-    arguments = Arguments(first)
-    arguments.same("task", task, task, written=written)
-    arguments.same("general", call["general"], task)
-    units = all_units(task, SCOPES[scope])
-    arguments.result("entries", entries, (units, 3))
-    arguments.floating("coefficients", coefficients, (units, 2))
-    return arguments
+# ---- of functions
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """TypeError unless it is a tensor of a floating-point dtype."""
+    _check_tensor(name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}.")
+
+
+def check_matrix(name: str, matrix: Tensor, shape: str) -> None:
+    """TypeError unless it is floating point, ValueError unless it has two dimensions."""
+    check_floating(name, matrix)
+    if matrix.dim() != 2:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(matrix.shape)}.")
+
+
+def check_fixed(name: str, tensor: Tensor | None) -> None:
+    """ValueError for a tensor that requires grad where no gradient is computed."""
+    if tensor is not None and tensor.requires_grad:
+        raise ValueError(
+            f"{name}: expected a tensor that is fixed, got one that requires grad; no gradient would reach it. "
+            f"Pass {name}.detach()."
+        )
+
+
+def check_labels(labels: Tensor, rows: int) -> None:
+    """TypeError unless they are integers, ValueError unless there is one for each row."""
+    _check_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected integer class indices, got {labels.dtype}.")
+    if labels.shape != (rows,):
+        raise ValueError(f"labels: expected shape ({rows},), one index per row, got {tuple(labels.shape)}.")
+
+
+def check_label_range(error: Exception, labels: Tensor, scores: Tensor, dim: int) -> None:
+    """Raise ValueError that names the argument, if `error` is a kernel's complaint about a label.
+
+    The classes are dimension `dim` of `scores`. The kernels look at the labels anyway; on a GPU nothing looks at them,
+    since that would wait for the device.
+    """
+    if "out of bounds" in str(error):  # the words of PyTorch's losses, and so of ours
+        lowest, highest = int(labels.min()), int(labels.max())
+        raise ValueError(
+            f"labels: expected class indices 0 ... {scores.shape[dim] - 1}, got {lowest} ... {highest}. "
+            "Relabel the classes from 0 in the order of the logits."
+        ) from None
+
+
+def check_reduction(reduction: str) -> None:
+    """ValueError for a name that is no reduction's."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+
+
+def check_devices(**tensors: Any) -> None:
+    """ValueError for tensors on several devices."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"devices: expected one for all, got {got}.")
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}. Use torch.as_tensor(...).")

@@ -1,20 +1,67 @@
-"""`difference_loss`: a sum over elements of a function of prediction minus target, and its gradient."""
+"""Losses of a prediction's distance to a fixed target; value and gradient in one pass over both."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.checks import Arguments, check_positive
-from prograd_fast.ops.gradients import register_losses
-from prograd_fast.ops.registry import define
-from prograd_fast.reference import differences as reference
-from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.ops.checks import Arguments, check_devices, check_fixed, check_floating, check_positive
+from prograd_fast.ops.common import Reduction, accumulation_dtype, reduced
+from prograd_fast.ops.losses import define_loss
 
-# factor times the sum of squares, or of Soft Wing's function
-INPUTS = (
-    "Tensor prediction, Tensor target, bool soft_wing, float omega1, float omega2, float epsilon, float factor"
-)  # fmt: skip
+# ---- formulas
+
+
+def squared_error_formula(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Squared error (x - t)², as `squared_error`; reduction "none" keeps the elements."""
+    return reduced(_difference(prediction, target).square(), None, reduction)
+
+
+def soft_wing_formula(
+    prediction: Tensor, target: Tensor, omega1: float = 2.0, omega2: float = 20.0, epsilon: float = 0.5
+) -> Tensor:
+    """Soft Wing loss of landmarks, summed over each row's coordinates, mean over the rows.
+
+    With d = |x - t|, for each coordinate:
+
+        d                                 where d < ω1
+        ω2 ln(1 + d/ε) + ω1 - ω2 ln(1 + ω1/ε)     elsewhere
+
+    It is continuous; its slope jumps from 1 to ω2 / (ε + ω1) at ω1. Source: Lin et al., Structure-Coherent Deep Feature
+    Learning for Robust Face Alignment (arXiv:2006.11697); `open-mmlab/mmpose`, SoftWingLoss. Arguments and result are
+    those of `soft_wing`, for any float dtype.
+    """
+    return _soft_wing(prediction, target, omega1, omega2, epsilon).sum() / prediction.shape[0]
+
+
+def squared_error_cotangent(prediction: Tensor, target: Tensor) -> Tensor:
+    """The derivative of (x - t)² in x, element by element, in the accumulation dtype."""
+    return 2 * _difference(prediction, target)
+
+
+def soft_wing_cotangent(prediction: Tensor, target: Tensor, omega1: float, omega2: float, epsilon: float) -> Tensor:
+    """The derivative of the Soft Wing loss in x, element by element, in the accumulation dtype; 0 where x = t."""
+    difference = _difference(prediction, target)
+    distance = difference.abs()
+    return difference.sign() * (omega2 / (epsilon + distance)).where(~(distance < omega1), 1.0)
+
+
+def _soft_wing(prediction: Tensor, target: Tensor, omega1: float, omega2: float, epsilon: float) -> Tensor:
+    distance = _difference(prediction, target).abs()
+    shift = omega1 - omega2 * math.log1p(omega1 / epsilon)
+    return distance.where(distance < omega1, omega2 * (distance / epsilon).log1p() + shift)
+
+
+def _difference(prediction: Tensor, target: Tensor) -> Tensor:
+    dtype = accumulation_dtype(prediction, target)
+    return prediction.to(dtype) - target.to(dtype)
+
+
+# ---- operator
+#
+# loss () = factor · Σ f(prediction - target), f the square or Soft Wing's function; cotangents its derivative in the
+# prediction, in the prediction's dtype.
 
 
 def _check(call: dict[str, Any]) -> None:
@@ -27,48 +74,118 @@ def _check(call: dict[str, Any]) -> None:
     arguments.result("cotangents", call.get("cotangents"), shape)
 
 
-def _difference_loss_out(
-    prediction: Tensor,
-    target: Tensor,
-    soft_wing: bool,
-    omega1: float,
-    omega2: float,
-    epsilon: float,
-    factor: float,
-    *,
-    loss: Tensor,
-    cotangents: Tensor,
+def _formula(prediction: Tensor, target: Tensor, soft_wing: bool, *options: float) -> Tensor:
+    *shape, factor = options
+    each = _soft_wing(prediction, target, *shape) if soft_wing else _difference(prediction, target).square()
+    return factor * each.sum()
+
+
+def _kernel(
+    prediction: Tensor, target: Tensor, soft_wing: bool, *options: float, loss: Tensor, cotangents: Tensor
 ) -> None:
-    if soft_wing:
-        total = reference.soft_wing(prediction.unsqueeze(0), target.unsqueeze(0), omega1, omega2, epsilon)
-        derivative = reference.soft_wing_cotangent(prediction, target, omega1, omega2, epsilon)
-    else:
-        total = reference.squared_error(prediction, target, "sum")
-        derivative = reference.squared_error_cotangent(prediction, target)
-    loss.copy_(factor * total)
+    *shape, factor = options
+    loss.copy_(_formula(prediction, target, soft_wing, *options))
+    derivative = (
+        soft_wing_cotangent(prediction, target, *shape) if soft_wing else squared_error_cotangent(prediction, target)
+    )
     cotangents.copy_(factor * derivative)
 
 
-def _empty_results(prediction: Tensor, target: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+def _empty(prediction: Tensor, target: Tensor, *options: float) -> tuple[Tensor, ...]:
     loss = prediction.new_empty((), dtype=accumulation_dtype(prediction, target))
     return loss, prediction.new_empty(prediction.shape)
 
 
-def _difference_loss(prediction: Tensor, target: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-    loss, cotangents = _empty_results(prediction, target)
-    torch.ops.prograd_fast.difference_loss_out(prediction, target, *options, loss=loss, cotangents=cotangents)
-    return loss, cotangents
+define_loss(
+    "difference_loss",
+    "Tensor prediction, Tensor target, bool soft_wing, float omega1, float omega2, float epsilon, float factor",
+    ("loss", "cotangents"),
+    "Tensor loss, Tensor cotangents",
+    kernel=_kernel,
+    empty=_empty,
+    formula=_formula,
+    check=_check,
+    differentiable=0,
+    per_row=False,
+)
 
 
-define(
-    f"difference_loss_out({INPUTS}, *, Tensor(a!) loss, Tensor(b!) cotangents) -> ()",
-    reference=_difference_loss_out,
-    check=_check,
-)
-define(
-    f"difference_loss({INPUTS}) -> (Tensor loss, Tensor cotangents)",
-    reference=_difference_loss,
-    fake=_empty_results,
-    check=_check,
-)
-register_losses("difference_loss", differentiable=0, per_row=False, losses=1)
+# ---- functions
+
+
+def squared_error(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Squared error (x - t)², mean or sum over all elements. Differentiable in the prediction.
+
+    Args:
+        prediction: x, any shape; float64, float32, bfloat16 or float16.
+        target: t, the same shape and device; fixed.
+        reduction: "mean" (default) or "sum".
+
+    Returns:
+        0-d, float32 or wider.
+
+    Raises:
+        TypeError: something is not floating point.
+        ValueError: shapes or devices differ, the target requires grad, or the reduction is another.
+    """
+    check_differences(prediction, target)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}.")
+    count = prediction.numel() if reduction == "mean" else 1
+    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, False, 1.0, 1.0, 1.0, _over(count))
+    return loss
+
+
+def soft_wing(
+    prediction: Tensor, target: Tensor, omega1: float = 2.0, omega2: float = 20.0, epsilon: float = 0.5
+) -> Tensor:
+    """Soft Wing loss of landmarks, summed over each row's coordinates, mean over the rows.
+
+    With d = |x - t|: d where d < ω1, else ω2 ln(1 + d/ε) + ω1 - ω2 ln(1 + ω1/ε). Differentiable in the prediction.
+    Source: arXiv:2006.11697; formula: `prograd_fast.reference.soft_wing`.
+
+    Args:
+        prediction: x, (B, ...) coordinates, such as (B, points, 2); float64, float32, bfloat16 or float16.
+        target: t, the same shape and device; fixed.
+        omega1: ω1 > 0, up to which the loss is linear (default: 2.0, as the authors').
+        omega2: ω2 > 0, scale of the logarithm (default: 20.0).
+        epsilon: ε > 0, curvature of the logarithm (default: 0.5).
+
+    Returns:
+        0-d, float32 or wider.
+
+    Raises:
+        TypeError: something is not floating point.
+        ValueError: shapes or devices differ, the target requires grad, or a parameter is not above 0.
+    """
+    check_differences(prediction, target)
+    check_soft_wing(omega1, omega2, epsilon)
+    if prediction.dim() == 0:
+        raise ValueError("prediction: expected shape (batch, ...), got a scalar. Add a dimension for the batch.")
+    factor = _over(prediction.shape[0])
+    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, True, omega1, omega2, epsilon, factor)
+    return loss
+
+
+def check_differences(prediction: Tensor, target: Tensor) -> None:
+    """Raise TypeError or ValueError for a prediction and a target that have no distance."""
+    check_floating("prediction", prediction)
+    check_floating("target", target)
+    if target.shape != prediction.shape:
+        raise ValueError(
+            f"target: expected the prediction's shape {tuple(prediction.shape)}, got {tuple(target.shape)}. "
+            "Nothing is broadcast."
+        )
+    check_fixed("target", target)
+    check_devices(prediction=prediction, target=target)
+
+
+def check_soft_wing(omega1: float, omega2: float, epsilon: float) -> None:
+    """Raise ValueError for parameters that the Soft Wing loss has no value for."""
+    for name, value, usual in (("omega1", omega1, 2.0), ("omega2", omega2, 20.0), ("epsilon", epsilon, 0.5)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}: expected a number above 0, got {value!r}. Use {usual} as the authors do.")
+
+
+def _over(count: int) -> float:
+    return 1 / count if count else math.nan  # the mean of nothing, as in torch

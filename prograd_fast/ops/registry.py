@@ -1,15 +1,23 @@
-"""The operators' namespace `torch.ops.prograd_fast`: PyTorch's dispatcher is the only registry of kernels."""
+"""The operators' namespace `torch.ops.prograd_fast`: PyTorch's dispatcher is the registry of kernels."""
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import increment_version
 
 LIBRARY = torch.library.Library("prograd_fast", "DEF")
 
-_checks: dict[str, Callable[[dict[str, Any]], None]] = {}  # by operator
+Check = Callable[[dict[str, Any]], None]
+
+# C++ in place of slower Python, by name: operators without the dispatcher, and `fit`, see optim/states.py. To box some
+# twenty arguments for the dispatcher takes several times as long as the step of a small prompt. A backend puts its
+# functions in while it is in use.
+SHORTCUTS: dict[str, Callable[..., Any]] = {}
+
+_checks: dict[str, Check] = {}  # by operator
 
 
 def define(
@@ -17,7 +25,7 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any] | None = None,
     *,
-    check: Callable[[dict[str, Any]], None],
+    check: Check,
 ) -> None:
     """Define an operator.
 
@@ -27,7 +35,7 @@ def define(
         fake: its results without their contents, for compilation. None for an operator that only writes into its
             arguments.
         check: takes the arguments by name and raises ValueError or TypeError where the operator has no result for them.
-            Kernels in C++ have a check of their own, csrc/checks.h.
+            Kernels in C++ have checks of their own.
     """
     name = schema.partition("(")[0]
     _checks[name] = check
@@ -59,6 +67,23 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(str(error)) from error
 
     return checking
+
+
+def operator_for(name: str, tensor: Tensor) -> Callable[..., None]:
+    """The operator by its shortest way for tensors like this one: in eager mode, on a CPU, for plain tensors.
+
+    Args:
+        name: of an operator that writes into its arguments.
+        tensor: one of them.
+
+    Returns:
+        `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher.
+    """
+    if tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+        shortcut = SHORTCUTS.get(name)
+        if shortcut is not None:
+            return shortcut
+    return getattr(torch.ops.prograd_fast, name).default
 
 
 def _writes_only(*args: Any, **kwargs: Any) -> None:
@@ -93,7 +118,7 @@ def _refuse_negated_results(name: str) -> None:
     def resolved(argument: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [resolved(argument, x) for x in value]
-        if not isinstance(value, torch.Tensor) or not value.is_neg():
+        if not isinstance(value, Tensor) or not value.is_neg():
             return value
         if arguments[argument]:
             raise TypeError(f"{argument}: expected a tensor to write to, got a negated view: call .clone() first.")

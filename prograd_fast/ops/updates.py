@@ -1,19 +1,180 @@
-"""`project_adamw_` and `project_sgd_`: conflict test, projection and update of lists of parameters, in one operator."""
+"""One step of AdamW or SGD on the projected gradient: conflict test, projection and update in one operator."""
 
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.checks import Arguments, check_gradients
-from prograd_fast.ops.registry import define
-from prograd_fast.reference import projection, updates
-from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.ops.checks import Arguments
+from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
+from prograd_fast.ops.projection import (
+    check_gradients,
+    combine,
+    empty_entries,
+    gram_formula,
+    paired,
+    prograd_coefficients,
+    project_formula,
+    split_units,
+)
+from prograd_fast.ops.registry import define, operator_for
+
+# ---- formulas
+
+
+def adamw(
+    param: Tensor,
+    g: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor | int,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """θ, m, v and v̂ after one step of AdamW; see `project_adamw_formula`.
+
+    Args:
+        param: θ, any shape.
+        g: gradient of θ's shape, projected, its sign already that of `maximize`.
+        exp_avg: m.
+        exp_avg_sq: v.
+        max_exp_avg_sq: v̂ with amsgrad, else None.
+        step: t, 1 at the first step; a number or a 0-d tensor.
+        lr: learning rate, a number or a 0-d tensor.
+        betas: β1, β2.
+        eps: added to the root.
+        weight_decay: wd, decoupled.
+
+    Returns:
+        New tensors in the accumulation dtype: the arithmetic does not round to the dtype of what comes in.
+    """
+    dtype = accumulation_dtype(param, g, exp_avg)
+    beta1, beta2 = betas
+    t = torch.as_tensor(step, dtype=torch.float64, device=param.device)
+    step_size = (lr / (1 - beta1**t)).to(dtype)
+    root_scale = (1 - beta2**t).sqrt().to(dtype)
+    g = g.to(dtype)
+    m = exp_avg.to(dtype)
+    m = m + (1 - beta1) * (g - m)
+    v = beta2 * exp_avg_sq.to(dtype) + (1 - beta2) * g * g
+    largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
+    root = (v if largest is None else largest).sqrt() / root_scale + eps
+    return param.to(dtype) * (1 - lr * weight_decay) - step_size * m / root, m, v, largest
+
+
+def sgd(
+    param: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    first: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """θ and m after one step of SGD; see `project_sgd_formula`.
+
+    Args:
+        param: θ, any shape.
+        g: gradient of θ's shape, projected, its sign already that of `maximize`.
+        momentum_buffer: m, or None without momentum.
+        lr: learning rate, a number or a 0-d tensor.
+        momentum: μ.
+        dampening: of the gradient that enters m.
+        weight_decay: wd.
+        nesterov: look ahead.
+        first: whether this step starts m.
+
+    Returns:
+        New tensors in the accumulation dtype.
+    """
+    dtype = accumulation_dtype(param, g)
+    g = g.to(dtype) + weight_decay * param.to(dtype)
+    m = None
+    if momentum_buffer is not None:
+        m = g if first else momentum * momentum_buffer.to(dtype) + (1 - dampening) * g
+        g = g + momentum * m if nesterov else m
+    return param.to(dtype) - lr * g, m
+
+
+@torch.no_grad()
+def project_adamw_formula(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    step: int,
+    *,
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    maximize: bool = False,
+    max_exp_avg_sqs: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> None:
+    """Project, then AdamW (Loshchilov & Hutter, arXiv:1711.05101; amsgrad: Reddi et al., arXiv:1904.09237).
+
+        g = ±project(a, b)                      - to maximize
+        θ = θ (1 - lr·wd)
+        m = β1 m + (1 - β1) g,  v = β2 v + (1 - β2) g²,  v̂ = max(v̂, v) with amsgrad, else v
+        θ = θ - lr / (1 - β1^t) · m / (√(v̂ / (1 - β2^t)) + eps)
+
+    Arguments are those of `project_adamw_`, for any float dtypes; `options` are those of `adamw`.
+    """
+    for i, g in enumerate(project_formula(task, general, lambda_, scope)):
+        g = -g if maximize else g
+        largest = None if max_exp_avg_sqs is None else max_exp_avg_sqs[i]
+        updated = adamw(params[i], g, exp_avgs[i], exp_avg_sqs[i], largest, step, **options)
+        for state, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i], largest), updated, strict=True):
+            if state is not None and new is not None:
+                state.copy_(new)
+
+
+@torch.no_grad()
+def project_sgd_formula(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    momentum_buffers: Sequence[Tensor] | None = None,
+    *,
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    maximize: bool = False,
+    **options: Any,
+) -> None:
+    """Project, then SGD as torch.optim defines it.
+
+        g = ±project(a, b) + wd·θ
+        m = μ m + (1 - dampening) g, or g at the first step
+        θ = θ - lr · (g + μ m with Nesterov, else m)
+
+    Arguments are those of `project_sgd_`, for any float dtypes; `options` are those of `sgd`.
+    """
+    for i, g in enumerate(project_formula(task, general, lambda_, scope)):
+        buffer = None if momentum_buffers is None else momentum_buffers[i]
+        param, new_buffer = sgd(params[i], -g if maximize else g, buffer, **options)
+        params[i].copy_(param)
+        if buffer is not None and new_buffer is not None:
+            buffer.copy_(new_buffer)
+
+
+# ---- operators
+#
+# coefficients None: ProGrad's, from the entries, which are written; otherwise (U, 2) as for project_, and entries are
+# left alone. The task gradient is divided by grad_scale. found_inf above 0: only entries are written. steps advance by
+# one. lr_tensor counts where it is given, and may be on the CPU.
 
 
 def _check_update(call: dict[str, Any]) -> Arguments:
-    """What both updates share."""
+    """Refuse arguments that neither update can take."""
     arguments = check_gradients(call)
     arguments.same("params", call["params"], call["task"], written=True)
     arguments.number("lr_tensor", call["lr_tensor"], or_on_the_cpu=True)
@@ -43,7 +204,7 @@ def _check_sgd(call: dict[str, Any]) -> None:
     arguments.same("momentum_buffers", buffers, call["params"] if needed else [], written=True)
 
 
-def _project_adamw_(
+def _adamw_kernel(
     params: list[Tensor],
     task: list[Tensor],
     general: list[Tensor],
@@ -69,25 +230,25 @@ def _project_adamw_(
     gradients = _projected(task, general, entries, coefficients, lambda_, scope, grad_scale, maximize)
     for i, g in enumerate(gradients):
         _write(steps[i], steps[i] + 1, found_inf)
-        updated = updates.adamw(
+        largest = max_exp_avg_sqs[i] if amsgrad else None
+        updated = adamw(
             params[i],
             g,
             exp_avgs[i],
             exp_avg_sqs[i],
-            max_exp_avg_sqs[i] if amsgrad else None,
+            largest,
             steps[i],
             lr=lr if lr_tensor is None else lr_tensor.reshape(()),
             betas=(beta1, beta2),
             eps=eps,
             weight_decay=weight_decay,
         )
-        states = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
-        for state, new in zip(states, updated, strict=True):
-            if new is not None:
-                _write(state[i], new, found_inf)
+        for state, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i], largest), updated, strict=True):
+            if state is not None and new is not None:
+                _write(state, new, found_inf)
 
 
-def _project_sgd_(
+def _sgd_kernel(
     params: list[Tensor],
     task: list[Tensor],
     general: list[Tensor],
@@ -109,7 +270,7 @@ def _project_sgd_(
 ) -> None:
     gradients = _projected(task, general, entries, coefficients, lambda_, scope, grad_scale, maximize)
     for i, g in enumerate(gradients):
-        param, buffer = updates.sgd(
+        param, buffer = sgd(
             params[i],
             g,
             momentum_buffers[i] if momentum_buffers else None,
@@ -136,14 +297,14 @@ def _projected(
     maximize: bool,
 ) -> list[Tensor]:
     """The gradients that the update sees, in the accumulation dtype; writes `entries` unless it is told the result."""
-    unit = projection.SCOPES[scope]
+    unit = SCOPES[scope]
     if grad_scale is not None:
         task = [a.to(accumulation_dtype(a)) / grad_scale for a in task]
     if coefficients is None:
-        entries.copy_(projection.gram(task, general, unit))
-        coefficients = projection.prograd_coefficients(entries, lambda_)
-    parts = projection.split_units(coefficients, task, unit)
-    gradients = [projection.combine(a, b, c) for a, b, c in zip(task, general, parts, strict=True)]
+        entries.copy_(gram_formula(task, general, unit))
+        coefficients = prograd_coefficients(entries, lambda_)
+    parts = split_units(coefficients, task, unit)
+    gradients = [combine(a, b, c) for a, b, c in zip(task, general, parts, strict=True)]
     return [-g if maximize else g for g in gradients]
 
 
@@ -157,7 +318,7 @@ define(
     "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!) entries, "
     "Tensor? coefficients, Tensor? lr_tensor, float lr, float beta1, float beta2, float eps, float weight_decay, "
     "float lambda_, int scope, bool amsgrad, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    reference=_project_adamw_,
+    reference=_adamw_kernel,
     check=_check_adamw,
 )
 define(
@@ -165,6 +326,134 @@ define(
     "Tensor(f!) entries, Tensor? coefficients, Tensor? lr_tensor, float lr, float momentum, float dampening, "
     "float weight_decay, float lambda_, int scope, bool nesterov, bool maximize, bool first, "
     "Tensor? grad_scale, Tensor? found_inf) -> ()",
-    reference=_project_sgd_,
+    reference=_sgd_kernel,
     check=_check_sgd,
 )
+
+
+# ---- functions
+
+
+@torch.no_grad()
+def project_adamw_(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    step: int,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    maximize: bool = False,
+    max_exp_avg_sqs: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Project, then one AdamW step; in place, in one operator. Formula: `prograd_fast.reference.project_adamw_`.
+
+    Args:
+        params: θ, changed in place.
+        task: a, one per parameter; read only.
+        general: b or None, one per parameter; read only.
+        exp_avgs: m, changed in place; the parameter's dtype or float32.
+        exp_avg_sqs: v, changed in place.
+        step: t, 1 at the first step.
+        lr: learning rate, a number or a one-element tensor.
+        betas: β1, β2 (default: (0.9, 0.999)).
+        eps: added to the root (default: 1e-8).
+        weight_decay: decoupled (default: 1e-2).
+        lambda_: λ of the projection (default: 1.0).
+        scope: unit of the projection (default: "tensor").
+        maximize: ascend instead (default: False).
+        max_exp_avg_sqs: v̂, changed in place; None for plain AdamW.
+
+    Returns:
+        The Gram entries, as `gram` returns them.
+
+    Raises:
+        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device. Nothing is written.
+    """
+    b = paired(task, general, scope)
+    largest = [] if max_exp_avg_sqs is None else list(max_exp_avg_sqs)
+    _check_states(params, task=task, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, max_exp_avg_sqs=largest or params)
+    entries = empty_entries(task, b, scope)
+    if params:
+        steps = list(torch.full((len(params),), step - 1.0, device=params[0].device).unbind())
+        operator_for("project_adamw_", params[0])(
+            list(params), list(task), b, list(exp_avgs), list(exp_avg_sqs), largest, steps, entries, None,
+            *_learning_rate(lr), *betas, eps, weight_decay, lambda_, SCOPES.index(scope), bool(largest), maximize,
+            None, None,
+        )  # fmt: skip
+    return entries
+
+
+@torch.no_grad()
+def project_sgd_(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    momentum_buffers: Sequence[Tensor] | None = None,
+    *,
+    first: bool = False,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    maximize: bool = False,
+) -> Tensor:
+    """Project, then one SGD step; in place, in one operator. Formula: `prograd_fast.reference.project_sgd_`.
+
+    Args:
+        params: θ, changed in place.
+        task: a, one per parameter; read only.
+        general: b or None, one per parameter; read only.
+        momentum_buffers: m, changed in place; None without momentum.
+        first: whether this is the first step, which starts m (default: False).
+        lr: learning rate, a number or a one-element tensor.
+        momentum: μ (default: 0).
+        dampening: of the gradient that enters m (default: 0).
+        weight_decay: added to the projected gradient (default: 0).
+        nesterov: look ahead (default: False).
+        lambda_: λ of the projection (default: 1.0).
+        scope: unit of the projection (default: "tensor").
+        maximize: ascend instead (default: False).
+
+    Returns:
+        The Gram entries, as `gram` returns them.
+
+    Raises:
+        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device. Nothing is written.
+    """
+    b = paired(task, general, scope)
+    buffers = [] if momentum_buffers is None else list(momentum_buffers)
+    _check_states(params, task=task, momentum_buffers=buffers or params)
+    entries = empty_entries(task, b, scope)
+    if params:
+        operator_for("project_sgd_", params[0])(
+            list(params), list(task), b, buffers, entries, None, *_learning_rate(lr), momentum, dampening,
+            weight_decay, lambda_, SCOPES.index(scope), nesterov, maximize, first, None, None,
+        )  # fmt: skip
+    return entries
+
+
+def _check_states(params: Sequence[Tensor], **states: Sequence[Tensor]) -> None:
+    """Raise ValueError unless every list of states has a tensor of each parameter's shape and device."""
+    for name, tensors in states.items():
+        if len(tensors) != len(params):
+            raise ValueError(f"{name}: expected one tensor per parameter, got {len(tensors)} for {len(params)}.")
+        for i, (param, tensor) in enumerate(zip(params, tensors, strict=True)):
+            if tensor.shape != param.shape or tensor.device != param.device:
+                raise ValueError(
+                    f"{name}[{i}]: expected the parameter's shape {tuple(param.shape)} and device {param.device}, got "
+                    f"{tuple(tensor.shape)} and {tensor.device}."
+                )
+
+
+def _learning_rate(lr: float | Tensor) -> tuple[Tensor | None, float]:
+    return (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from prograd_fast.backends import update_operator
+from prograd_fast.ops.common import SCOPES, Scope
+from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.reference.projection import SCOPES, Scope
 
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
 
@@ -105,7 +105,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         group = bucket.group
         states = [self._state_of(p, group) for p in bucket.params]
         beta1, beta2 = group["betas"]
-        update_operator("project_adamw_", bucket.params[0])(
+        operator_for("project_adamw_", bucket.params[0])(
             bucket.params,
             bucket.task,
             bucket.general,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from prograd_fast.reference.projection import conflict_coefficients
+from prograd_fast.ops.projection import conflict_coefficients
 
 
 @dataclass

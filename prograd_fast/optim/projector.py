@@ -6,20 +6,12 @@ import torch
 from torch import Tensor
 
 import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
+from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
+from prograd_fast.ops.projection import all_units, combine, n_units, prograd_coefficients, split_units
+from prograd_fast.ops.projection import gram_formula as gram
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.conflict import Conflict, ConflictLog
 from prograd_fast.optim.rules import Rule
-from prograd_fast.reference.losses import accumulation_dtype
-from prograd_fast.reference.projection import (
-    SCOPES,
-    Scope,
-    all_units,
-    combine,
-    gram,
-    n_units,
-    prograd_coefficients,
-    split_units,
-)
 
 _operators = torch.ops.prograd_fast
 

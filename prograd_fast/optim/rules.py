@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prograd_fast.reference.projection import Scope, combine, gram, prograd_coefficients, split_units
+from prograd_fast.ops.common import Scope
+from prograd_fast.ops.projection import combine, prograd_coefficients, split_units
+from prograd_fast.ops.projection import gram_formula as gram
 
 State = MutableMapping[str, Tensor]
 

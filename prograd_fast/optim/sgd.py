@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from prograd_fast.backends import update_operator
+from prograd_fast.ops.common import SCOPES, Scope
+from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.reference.projection import SCOPES, Scope
 
 
 class ProGradSGD(TwoGradients, torch.optim.SGD):
@@ -94,7 +94,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first = buffers[0] is None
             if first:
                 buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in bucket.params]
-        update_operator("project_sgd_", bucket.params[0])(
+        operator_for("project_sgd_", bucket.params[0])(
             bucket.params,
             bucket.task,
             bucket.general,

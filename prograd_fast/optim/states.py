@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.backends import cpu
-from prograd_fast.ops.checks import FLOATING, check_memory
+from prograd_fast.ops.checks import check_memory
+from prograd_fast.ops.common import STORAGE
+from prograd_fast.ops.registry import SHORTCUTS
 
 
 def check_parameter(
@@ -43,7 +44,8 @@ def all_fit(
 
     False where only `check_parameter` can tell, or the extension is not built.
     """
-    if cpu.EXTENSION is None or torch.compiler.is_compiling():
+    shortcut = SHORTCUTS.get("fit")
+    if shortcut is None or torch.compiler.is_compiling():
         return False
     belongings, steps = [], []
     for own, state in zip(gradients, states, strict=True):
@@ -51,7 +53,7 @@ def all_fit(
         steps.append(others.pop("step", None))
         belongings.append([*own, *others.values()])
     try:
-        fit: bool = cpu.EXTENSION.fit(params, belongings, [step for step in steps if step is not None])
+        fit: bool = shortcut(params, belongings, [step for step in steps if step is not None])
     except TypeError:  # something is no tensor
         return False
     return fit
@@ -61,7 +63,7 @@ def check_learning_rate(lr: Any, param: Tensor) -> None:
     """Raise RuntimeError for the learning rate of a group that no update of its parameters could read."""
     if isinstance(lr, Tensor):
         problem = None
-        if lr.numel() != 1 or lr.layout != torch.strided or lr.dtype not in FLOATING:
+        if lr.numel() != 1 or lr.layout != torch.strided or lr.dtype not in STORAGE:
             problem = f"one number of floating point, got shape {tuple(lr.shape)}, {lr.layout}, {lr.dtype}"
         elif lr.device != param.device and lr.device.type != "cpu":
             problem = f"a tensor on {param.device} as the parameters, or on the cpu, got {lr.device}"
@@ -73,7 +75,7 @@ def _problem(param: Tensor, name: str, value: Any, *, written: bool) -> str | No
     if not isinstance(value, Tensor):
         return f"expected a tensor, got {'none' if value is None else type(value).__name__}"
     counter = name == "step"
-    if value.layout != torch.strided or value.dtype not in (FLOATING[:2] if counter else FLOATING):
+    if value.layout != torch.strided or value.dtype not in (STORAGE[:2] if counter else STORAGE):
         kinds = "float64 or float32" if counter else "floating point"
         return f"expected a dense tensor of {kinds}, got {value.layout}, {value.dtype}"
     if counter:  # goes to the parameter's device by itself

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prograd_fast.ops.common import SCOPES, Scope
+from prograd_fast.ops.projection import check_pairs
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Projector
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
-from prograd_fast.reference.projection import SCOPES, Scope, check_pairs
 
 
 class TwoGradients(Optimizer):

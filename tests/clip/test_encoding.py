@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import prograd_fast as pf
 from prograd_fast.clip import text_tower
-from prograd_fast.reference.prompt import assemble_prompts, encode_prompts
+from prograd_fast.ops.prompt import assemble_prompts, encode_prompts
 from tests.tiny_clip import CLASS_NAMES, CUT, TOKENIZER, WHOLE, tiny_clip
 from tests.tolerances import assert_close
 

@@ -156,6 +156,6 @@ def _is_pytorchs(error: RuntimeError) -> bool:
         "expected a value of type", "Expected a value of type", "is missing value for argument", "schema",
         "leaf Variable that requires grad", "inference", "Inference", "does not support automatic differentiation",
         "not implemented for", "is not currently supported", "could not run", "Could not run", "Unable to cast",
-        "second derivative", "single rows", "out of bounds", "ZeroTensors are immutable",
+        "single rows", "out of bounds", "ZeroTensors are immutable",
     )  # fmt: skip
     return any(part in text for part in known)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from prograd_fast.backends import cpu, cuda
+from prograd_fast.backends import cuda, extension
 
 OPERATORS = (
     *("dual_loss_out", "linear_dual_loss_out", "gram_out", "project_", "project_adamw_", "project_sgd_"),
@@ -28,7 +28,7 @@ def registered() -> list[bool]:
 
 @needs_nvcc
 def test_kernels_are_registered_for_cuda_and_taken_out_again() -> None:
-    assert hasattr(cpu.EXTENSION, "register_cuda"), (
+    assert hasattr(extension.EXTENSION, "register_cuda"), (
         "nvcc is here, but the installed extension was built without CUDA. "
         "Run: pip install --no-build-isolation --no-deps --editable ."
     )
@@ -41,12 +41,12 @@ def test_kernels_are_registered_for_cuda_and_taken_out_again() -> None:
 
 @needs_nvcc
 def test_build_facts_name_the_architectures() -> None:
-    facts = cpu.EXTENSION.build_facts()
+    facts = extension.EXTENSION.build_facts()
     assert {"80-real", "90-real", "100"} <= set(facts["cuda_architectures"].split())
 
 
 def test_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "Install" in (cuda.missing() or "")
-    monkeypatch.setattr(cpu, "EXTENSION", object())
+    monkeypatch.setattr(extension, "EXTENSION", object())
     assert "without CUDA" in (cuda.missing() or "")

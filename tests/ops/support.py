@@ -58,3 +58,8 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal numbers, the same for every dtype but for rounding."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def scale_of(*terms: Tensor) -> Tensor:
+    """What sums and differences of these are measured against."""
+    return torch.cat([term.detach().flatten() for term in terms])

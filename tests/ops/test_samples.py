@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prograd_fast import functional, reference
-from prograd_fast.reference.losses import REDUCTIONS
-from prograd_fast.reference.samples import sampled_cross_entropy_cotangents
+from prograd_fast.ops.common import REDUCTIONS
+from prograd_fast.ops.samples import sampled_cross_entropy_cotangents
 from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
 from tests.tolerances import assert_close
 

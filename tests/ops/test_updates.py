@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from prograd_fast import functional, reference
-from prograd_fast.reference.projection import SCOPES, n_units
+from prograd_fast.ops.common import SCOPES, Scope
+from prograd_fast.ops.projection import n_units
 from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
 from tests.tolerances import assert_close
 
@@ -34,7 +35,7 @@ def copies(*lists: list[Tensor]) -> list[list[Tensor]]:
     return [[t.clone() for t in tensors] for tensors in lists]
 
 
-def empty_entries(task: list[Tensor], scope: reference.projection.Scope) -> Tensor:
+def empty_entries(task: list[Tensor], scope: Scope) -> Tensor:
     units = 1 if scope == "global" else sum(n_units(a, scope) for a in task)
     return torch.full((units, 3), torch.nan, dtype=accumulation(task[0].dtype))
 
@@ -42,7 +43,7 @@ def empty_entries(task: list[Tensor], scope: reference.projection.Scope) -> Tens
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gram_and_project(backend: str, dtype: torch.dtype, scope: reference.projection.Scope) -> None:
+def test_gram_and_project(backend: str, dtype: torch.dtype, scope: Scope) -> None:
     task, general = gradients(dtype)
     with running_on(backend):
         entries = functional.gram(task, general, scope)

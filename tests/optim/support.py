@@ -14,6 +14,7 @@ from torch import Tensor
 
 import prograd_fast as pf
 from prograd_fast import reference
+from prograd_fast.ops.common import Scope
 from tests.tolerances import assert_close
 
 Backend = Callable[[], AbstractContextManager[None]]
@@ -109,7 +110,7 @@ def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor], bitwise: b
             assert_close(x, y, "trajectory", dtype, y.double().abs().clamp(min=0.1))
 
 
-def check_same_trajectory(on: Backend, other: Backend, name: str, scope: reference.projection.Scope) -> None:
+def check_same_trajectory(on: Backend, other: Backend, name: str, scope: Scope) -> None:
     """The same start, the same gradients: the same parameters, state and counts."""
     outcomes, counts = [], []
     for backend in (on, other):
@@ -184,7 +185,7 @@ def views() -> tuple[list[Tensor], list[Tensor]]:
     return buffers, [a.T, b[:, ::2], c[1:].view(5, 6), d[2:7]]
 
 
-def check_views(on: Backend, name: str, scope: reference.projection.Scope) -> None:
+def check_views(on: Backend, name: str, scope: Scope) -> None:
     """Views as parameters and gradients: what contiguous tensors give, bit for bit; nothing beside them changes."""
     buffers, values = views()
     gradient_buffers, gradient_views = views()

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from prograd_fast import reference
+from prograd_fast.ops.common import SCOPES
 from tests.ops.support import BACKENDS, running_on, threads
 from tests.optim import support as support
 
@@ -18,7 +18,7 @@ WAYS = sorted({*PAIRS, *((other, one) for one, other in PAIRS)})
 backends = pytest.mark.parametrize("backend", BACKENDS)
 pairs = pytest.mark.parametrize(("one", "other"), PAIRS)
 ways = pytest.mark.parametrize(("one", "other"), WAYS)
-scopes = pytest.mark.parametrize("scope", reference.projection.SCOPES)
+scopes = pytest.mark.parametrize("scope", SCOPES)
 optimizers = pytest.mark.parametrize("name", support.OPTIMIZERS)
 
 
@@ -71,7 +71,7 @@ LARGE = [
 @pytest.mark.parametrize(
     ("backend", "name", "tensors", "scope"),
     [
-        *((BEST, "adamw", tensors, scope) for tensors in LARGE for scope in reference.projection.SCOPES),
+        *((BEST, "adamw", tensors, scope) for tensors in LARGE for scope in SCOPES),
         *((BEST, "nesterov", tensors, "row") for tensors in LARGE),
         *(("reference", "adamw", LARGE[0], scope) for scope in ("tensor", "row")),
     ],

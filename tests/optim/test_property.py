@@ -21,7 +21,8 @@ from torch import Tensor
 
 import prograd_fast as pf
 from prograd_fast import backends, reference
-from prograd_fast.reference import updates
+from prograd_fast.ops import projection, updates
+from prograd_fast.ops.common import SCOPES, Scope
 from tests.ops.support import BACKENDS, DTYPES, accumulation
 from tests.tolerances import assert_close
 
@@ -72,7 +73,7 @@ class History:
     """All of it; `seed` for the numbers in the tensors."""
 
     optimizer: tuple[type[pf.ProGradAdamW] | type[pf.ProGradSGD], dict[str, Any]]
-    scope: reference.projection.Scope
+    scope: Scope
     lambda_: float
     tensor_lr: bool
     groups: list[Group]
@@ -97,7 +98,7 @@ def histories(draw: st.DrawFn) -> History:
     )
     return History(
         draw(st.sampled_from(OPTIMIZERS)),
-        draw(st.sampled_from(reference.projection.SCOPES)),
+        draw(st.sampled_from(SCOPES)),
         draw(lambdas),
         draw(st.booleans()),
         groups,
@@ -193,7 +194,7 @@ class Model:
     def forget_counts(self) -> None:
         """A checkpoint does not hold them."""
         scope, tensors = self.history.scope, self.params
-        units = [1] if scope == "global" else [reference.projection.n_units(p, scope) for p in tensors]
+        units = [1] if scope == "global" else [projection.n_units(p, scope) for p in tensors]
         self.counts = [torch.zeros(n, 4, dtype=torch.int64) for n in units]
         self.cosines = [torch.full((n,), math.nan, dtype=torch.float64) for n in units]
 

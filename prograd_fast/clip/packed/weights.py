@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prograd_fast.clip.packed.compatibility import LAYER_SCALE, QUICK_GELU, frozen_parameters, type_name
-from prograd_fast.reference.losses import accumulation_dtype
-from prograd_fast.reference.transformer import APPROXIMATIONS
+from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.gelu import APPROXIMATIONS
 
 
 class Linear:
@@ -87,7 +87,7 @@ class TowerWeights:
         norm: of the end-of-text row.
         projection: to the features, or None.
         heads: of the attention.
-        approximate: which GELU, an index into `prograd_fast.reference.transformer.APPROXIMATIONS`.
+        approximate: which GELU, an index into `prograd_fast.ops.gelu.APPROXIMATIONS`.
     """
 
     blocks: tuple[Block, ...]

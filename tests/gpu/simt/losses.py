@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.common import REDUCTIONS
 from prograd_fast.reference import losses as reference
-from prograd_fast.reference.losses import REDUCTIONS
 from tests.gpu.simt.library import Guarded, Library, accumulation
 from tests.tolerances import assert_close
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prograd_fast.reference.losses import GENERAL_LOSSES
+from prograd_fast.ops.dual_loss import GENERAL_LOSSES
 from tests.gpu.simt.build import compiler
 from tests.gpu.simt.library import ORDERS, STORAGES, Library, SimtError
 from tests.gpu.simt.losses import check_dual_loss, check_linear_dual_loss, logits, run_dual_loss

@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from prograd_fast.reference.differences import (
     soft_wing,
     soft_wing_cotangent,
     squared_error,
     squared_error_cotangent,
 )
-from prograd_fast.reference.losses import REDUCTIONS
 from prograd_fast.reference.samples import (
     sampled_cross_entropy,
     sampled_cross_entropy_cotangents,
     sampled_log_probs,
 )
+from torch import Tensor
+
+from prograd_fast.ops.common import REDUCTIONS
 from tests.gpu.simt.build import compiler
 from tests.gpu.simt.library import ORDERS, STORAGES, Guarded, Library, SimtError, accumulation
 from tests.tolerances import assert_close

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from prograd_fast.reference.transformer import APPROXIMATIONS
+from prograd_fast.ops.gelu import APPROXIMATIONS
 from tests.gpu.simt.build import compiler
 from tests.gpu.simt.library import ORDERS, STORAGES
 from tests.gpu.simt.transformer import (

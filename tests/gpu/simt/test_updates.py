@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from prograd_fast.ops.common import SCOPES
 from prograd_fast.reference import projection
-from prograd_fast.reference.projection import SCOPES
 from tests.gpu.simt.build import changed_sources, compiler
 from tests.gpu.simt.library import ORDERS, STORAGES, Guarded, Library, accumulation
 from tests.gpu.simt.updates import (

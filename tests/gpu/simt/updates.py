@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.ops.common import SCOPES
 from prograd_fast.reference import projection, updates
-from prograd_fast.reference.projection import SCOPES
 from tests.gpu.simt.library import Guarded, Library, accumulation
 from tests.tolerances import assert_close
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from prograd_fast.backends import triton as triton_backend
-from prograd_fast.reference.projection import SCOPES
+from prograd_fast.ops.common import SCOPES
 from tests.ops.support import BACKENDS, running_on
 from tests.optim import support as support
 

@@ -1,113 +1,20 @@
-"""What a frozen causal text tower computes between its matrix products, forward and backward.
+"""Causal attention of packed segments that share one prefix, and its gradients.
 
-Only gradients with respect to activations: the weights are frozen. Backward formulas take K cotangents at once, since
-prompt tuning differentiates two losses through one tower; K is the leading size of the gradients.
+Backward formulas take K cotangents at once, since prompt tuning differentiates two losses through one tower: K is the
+leading size of the gradients. The weights are frozen and have no gradient.
 """
 
-from typing import Literal, get_args
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.ops.checks import OneDtype
+from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.registry import define
 
-Approximate = Literal["none", "tanh", "sigmoid"]
-APPROXIMATIONS: tuple[Approximate, ...] = get_args(Approximate)
-
-
-def gelu(x: Tensor, approximate: Approximate = "none") -> Tensor:
-    """x·Φ(x), or an approximation of it (Hendrycks and Gimpel 2016, arXiv:1606.08415).
-
-    Args:
-        x: any shape, float.
-        approximate: "none": x·(1 + erf(x/√2))/2; "tanh": x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))/2; "sigmoid":
-            x·σ(1.702·x), OpenAI CLIP's QuickGELU.
-
-    Returns:
-        As `x`.
-    """
-    u = x.to(accumulation_dtype(x))
-    return (u * _gate(u, approximate)).to(x.dtype)
-
-
-def gelu_backward(gradient: Tensor, x: Tensor, approximate: Approximate = "none") -> Tensor:
-    """gradient·gelu'(x).
-
-    Args:
-        gradient: (K, *x.shape).
-        x: what `gelu` was given.
-        approximate: as there.
-
-    Returns:
-        As `gradient`.
-    """
-    u = x.to(accumulation_dtype(x))
-    gate = _gate(u, approximate)
-    if approximate == "none":
-        slope = torch.exp(-u * u / 2) / (2 * torch.pi) ** 0.5
-    elif approximate == "tanh":  # of (1 + tanh w)/2 = σ(2w): σ(1-σ)·2·w'
-        near = u.clamp(-100, 100)  # the slope is zero long before, and u·u must not overflow
-        slope = gate * (1 - gate) * (8 / torch.pi) ** 0.5 * (1 + 3 * 0.044715 * near * near)
-    else:
-        slope = gate * (1 - gate) * 1.702
-    # the slope is exactly zero for large u, and 0 · u stays finite for finite u
-    return (gradient.to(u.dtype) * (gate + u * slope)).to(gradient.dtype)
-
-
-def _gate(u: Tensor, approximate: Approximate) -> Tensor:
-    if approximate == "none":
-        return 0.5 * (1 + torch.erf(u / 2**0.5))
-    if approximate == "tanh":
-        return torch.sigmoid((8 / torch.pi) ** 0.5 * (u + 0.044715 * u * u * u))
-    return torch.sigmoid(1.702 * u)
-
-
-def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The end of a residual branch and the norm before the next: t = x + branch, (t - mean)·rstd·weight + bias.
-
-    Args:
-        x: (R, d) residual stream.
-        branch: (R, d) what is added to it, same dtype.
-        weight: (d,) in the accumulation dtype (float32; float64 for float64).
-        bias: (d,) likewise.
-        eps: added to the (biased) variance.
-
-    Returns:
-        total (R, d), normed (R, d), both as `x`, and statistics (R, 2): mean and 1/√(variance + eps) of the total as it
-        is stored, in the accumulation dtype.
-    """
-    dtype = accumulation_dtype(x)
-    total = (x.to(dtype) + branch.to(dtype)).to(x.dtype)
-    t = total.to(dtype)
-    mean = t.mean(1)
-    rstd = ((t - mean[:, None]).square().mean(1) + eps).rsqrt()
-    normed = (t - mean[:, None]) * rstd[:, None] * weight + bias
-    return total, normed.to(x.dtype), torch.stack([mean, rstd], 1)
-
-
-def layer_norm_backward(d_total: Tensor, d_normed: Tensor, total: Tensor, statistics: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `add_layer_norm` in both `x` and `branch`, from those of its results.
-
-    With h = (t - mean)·rstd and u = d_normed·weight: d_total + rstd·(u - mean(u) - h·mean(u·h)).
-
-    Args:
-        d_total: (K, R, d) gradients that pass the norm by.
-        d_normed: (K, R, d) gradients of the norm's result.
-        total: (R, d), `statistics` (R, 2) and `weight` (d,) as in `add_layer_norm`.
-        statistics: see there.
-        weight: see there.
-
-    Returns:
-        (K, R, d), as `d_total`.
-    """
-    dtype = accumulation_dtype(total)
-    mean, rstd = statistics[:, 0, None], statistics[:, 1, None]
-    h = (total.to(dtype) - mean) * rstd
-    u = d_normed.to(dtype) * weight
-    d = rstd * (u - u.mean(2, keepdim=True) - h * (u * h).mean(2, keepdim=True))
-    return (d_total.to(dtype) + d).to(d_total.dtype)
+# ---- formulas
 
 
 def shared_prefix_attention(
@@ -212,5 +119,86 @@ class _Padded:
         return x[..., self.n_prefix :, :].transpose(-3, -2).flatten(-2)[:, self.valid]
 
     def prefix_rows(self, x: Tensor) -> Tensor:
-        """Those of the prefix, (G, P, d)."""
+        """The same gradients of the prefix, (G, P, d)."""
         return x[..., : self.n_prefix, :].sum(1).transpose(-3, -2).flatten(-2)
+
+
+# ---- operators, all in one dtype but for the int64 offsets
+#
+# The last dimensions are contiguous; rows and groups may have any stride: queries, keys and values are views of one
+# matrix product's result, and so are their gradients. The backward writes all of its results.
+
+
+def _check_attention(call: dict[str, Any]) -> OneDtype:
+    query, key_value, prefix, offsets = (call[name] for name in ("query", "key_value", "prefix", "offsets"))
+    arguments = OneDtype("query", query, "groups, rows, width")
+    groups, _, width = arguments.shape
+    _, rows, _ = arguments.sizes("key_value", key_value, "groups, rows, 2 width")
+    _, prefix_rows, _ = arguments.sizes("prefix", prefix, "groups, prefix rows, 2 width")
+    if offsets.dim() != 1 or not offsets.numel():
+        raise ValueError(f"offsets: expected shape (segments + 1,), got {tuple(offsets.shape)}.")
+    arguments.integers("offsets", offsets, tuple(offsets.shape))
+    if call["heads"] <= 0 or width % call["heads"]:
+        raise ValueError(f"heads: expected a divisor of {width}, got {call['heads']}.")
+    arguments.rows("query", query, (groups, offsets.numel() - 1 if call["last"] else rows, width))
+    arguments.rows("key_value", key_value, (groups, rows, 2 * width))
+    arguments.rows("prefix", prefix, (groups, prefix_rows, 2 * width))
+    return arguments
+
+
+def _check_offsets(offsets: Tensor, rows: int) -> None:
+    """On a CPU; a GPU would have to be waited for."""
+    if offsets.is_cpu:
+        bounds = offsets.tolist()
+        if bounds[0] != 0 or bounds[-1] != rows or any(a >= b for a, b in pairwise(bounds)):
+            raise ValueError(f"offsets: expected 0 ... {rows} and no empty segment, got {bounds}.")
+
+
+def _check_attention_out(call: dict[str, Any]) -> None:
+    arguments = _check_attention(call)
+    arguments.rows("out", call["out"], arguments.shape, written=True)
+
+
+def _check_attention_backward(call: dict[str, Any]) -> None:
+    arguments = _check_attention(call)
+    count, *_ = arguments.sizes("gradient", call["gradient"], "cotangents, groups, rows, width")
+    arguments.rows("gradient", call["gradient"], (count, *call["query"].shape))
+    for name in ("query", "key_value", "prefix"):
+        arguments.rows(f"d_{name}", call[f"d_{name}"], (count, *call[name].shape), written=True)
+
+
+def _kernel(query: Tensor, key_value: Tensor, prefix: Tensor, offsets: Tensor, *options: Any, out: Tensor) -> None:
+    _check_offsets(offsets, key_value.shape[1])
+    out.copy_(shared_prefix_attention(query, key_value, prefix, offsets, *options))
+
+
+def _backward_kernel(
+    gradient: Tensor,
+    query: Tensor,
+    key_value: Tensor,
+    prefix: Tensor,
+    offsets: Tensor,
+    *options: Any,
+    d_query: Tensor,
+    d_key_value: Tensor,
+    d_prefix: Tensor,
+) -> None:
+    _check_offsets(offsets, key_value.shape[1])
+    results = shared_prefix_attention_backward(gradient, query, key_value, prefix, offsets, *options)
+    for out, result in zip((d_query, d_key_value, d_prefix), results, strict=True):
+        out.copy_(result)
+
+
+define(
+    "shared_prefix_attention_out(Tensor query, Tensor key_value, Tensor prefix, Tensor offsets, int heads, "
+    "float scale, bool last, *, Tensor(a!) out) -> ()",
+    reference=_kernel,
+    check=_check_attention_out,
+)
+define(
+    "shared_prefix_attention_backward_out(Tensor gradient, Tensor query, Tensor key_value, Tensor prefix, "
+    "Tensor offsets, int heads, float scale, bool last, *, Tensor(a!) d_query, Tensor(b!) d_key_value, "
+    "Tensor(c!) d_prefix) -> ()",
+    reference=_backward_kernel,
+    check=_check_attention_backward,
+)

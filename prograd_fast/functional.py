@@ -3,10 +3,12 @@
 Names, arguments and results are those of `prograd_fast.reference`, which has the formulas.
 """
 
-from prograd_fast.functional.differences import soft_wing, squared_error
-from prograd_fast.functional.gradients import gram, project, project_adamw_, project_sgd_
-from prograd_fast.functional.losses import dual_loss, linear_dual_loss, text_to_text_loss
-from prograd_fast.functional.samples import sampled_cross_entropy, sampled_log_probs
+from prograd_fast.ops.differences import soft_wing, squared_error
+from prograd_fast.ops.dual_loss import dual_loss
+from prograd_fast.ops.linear_dual_loss import linear_dual_loss, text_to_text_loss
+from prograd_fast.ops.projection import gram, project
+from prograd_fast.ops.samples import sampled_cross_entropy, sampled_log_probs
+from prograd_fast.ops.updates import project_adamw_, project_sgd_
 
 __all__ = [
     "dual_loss",

@@ -1,4 +1,4 @@
-"""The operators of the prompt encoder on every backend: against the float64 reference, PyTorch and naive loops."""
+"""Guards attention with a shared prefix on every backend: against the float64 formula, naive loops and autograd."""
 
 import itertools
 from functools import partial
@@ -6,19 +6,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from prograd_fast.reference import transformer as reference
-from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
+from prograd_fast.ops import attention as formulas
+from tests.ops.support import BACKENDS, DTYPES, normal, running_on, scale_of, threads
 from tests.tolerances import assert_close
 
 operators = torch.ops.prograd_fast
-APPROXIMATIONS = list(enumerate(reference.APPROXIMATIONS))
 SENTINEL = 77.0  # in memory that no operator may touch
-
-
-# ---- attention
 
 
 class Case(NamedTuple):
@@ -51,11 +46,6 @@ def case(
         query = normal(groups, len(lengths), d, seed=2).to(dtype)
     shared = normal(groups, prefix, 2 * d, seed=3).to(dtype)
     return Case(query, key_value, shared, offsets, heads, (heads / d) ** 0.5, last)
-
-
-def scale_of(*terms: Tensor) -> Tensor:
-    """What sums and differences of these are measured against."""
-    return torch.cat([term.detach().flatten() for term in terms])
 
 
 def forward(given: Case) -> Tensor:
@@ -123,8 +113,8 @@ def test_attention(backend: str, dtype: torch.dtype, shape: str, last: bool) -> 
     with running_on(backend):
         out = forward(given)
         gradients = backward(gradient, given)
-    assert_close(out, reference.shared_prefix_attention(*given.double()), "formula", dtype)
-    wanted = reference.shared_prefix_attention_backward(gradient.double(), *given.double())
+    assert_close(out, formulas.shared_prefix_attention(*given.double()), "formula", dtype)
+    wanted = formulas.shared_prefix_attention_backward(gradient.double(), *given.double())
     for got, want in zip(gradients, wanted, strict=True):  # of one row without a prefix, those of query and key are 0
         assert_close(got, want, "formula", dtype, scale_of(*wanted))
 
@@ -161,8 +151,8 @@ def test_attention_of_extreme_scores(backend: str, dtype: torch.dtype) -> None:
     rounded = given.to(dtype)
     with running_on(backend):
         out, gradients = forward(rounded), backward(gradient, rounded)
-    assert_close(out, reference.shared_prefix_attention(*rounded.double()), "formula", dtype)
-    expected = reference.shared_prefix_attention_backward(gradient.double(), *rounded.double())
+    assert_close(out, formulas.shared_prefix_attention(*rounded.double()), "formula", dtype)
+    expected = formulas.shared_prefix_attention_backward(gradient.double(), *rounded.double())
     for got, want in zip(gradients, expected, strict=True):  # where one weight is all, only the values have a gradient
         assert_close(got, want, "formula", dtype, scale_of(*expected))
 
@@ -181,7 +171,7 @@ def test_attention_without_segments_or_groups(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_through_any_strides_of_rows_and_groups(backend: str) -> None:
     given = case([2, 3, 6], torch.float32, groups=2, prefix=4, d=8, heads=2)
-    wanted = reference.shared_prefix_attention(*given)
+    wanted = formulas.shared_prefix_attention(*given)
     swapped = given._replace(  # (T, G, d) in memory; every second row
         query=given.query.transpose(0, 1).contiguous().transpose(0, 1),
         key_value=given.key_value.repeat_interleave(2, 1)[:, ::2],
@@ -196,7 +186,7 @@ def test_attention_through_any_strides_of_rows_and_groups(backend: str) -> None:
         operators.shared_prefix_attention_backward_out(
             strided, *swapped, d_query=d_query, d_key_value=d_key_value, d_prefix=d_prefix
         )
-    expected = reference.shared_prefix_attention_backward(gradient, *given)
+    expected = formulas.shared_prefix_attention_backward(gradient, *given)
     for got, want in zip((d_query, d_key_value, d_prefix), expected, strict=True):
         assert_close(got, want, "formula", torch.float32)
 
@@ -211,142 +201,6 @@ def test_attention_on_any_number_of_threads_gives_the_same_bits() -> None:
             results.append((forward(given), *backward(gradient, given)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-# ---- norm
-
-
-def norm_arguments(rows: int, width: int, dtype: torch.dtype, count: int = 2) -> dict[str, Tensor]:
-    acc = accumulation(dtype)
-    given = {
-        "x": normal(rows, width, seed=1) + 2, "branch": normal(rows, width, seed=2),
-        "d_total": normal(count, rows, width, seed=5), "d_normed": normal(count, rows, width, seed=6),
-    }  # fmt: skip
-    affine = {"weight": normal(width, seed=3, dtype=acc), "bias": normal(width, seed=4, dtype=acc)}
-    return {name: tensor.to(dtype) for name, tensor in given.items()} | affine
-
-
-def norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    total, normed = torch.empty_like(x), torch.empty_like(x)
-    statistics = torch.empty(len(x), 2, dtype=weight.dtype)
-    operators.add_layer_norm_out(x, branch, weight, bias, 1e-5, total=total, normed=normed, statistics=statistics)
-    return total, normed, statistics
-
-
-# 1: a row of one element; 33: a rest beside registers; 512: CLIP's; 200 rows of 1030: several threads, and a rest
-@pytest.mark.parametrize(("rows", "width"), [(3, 1), (5, 33), (4, 512), (200, 1030), (0, 8)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_norm(backend: str, dtype: torch.dtype, rows: int, width: int) -> None:
-    given = norm_arguments(rows, width, dtype)
-    forward_names = ("x", "branch", "weight", "bias")
-    with running_on(backend):
-        total, normed, statistics = norm(*(given[name] for name in forward_names))
-        actual = given["d_total"].clone()
-        operators.layer_norm_backward_(actual, given["d_normed"], total, statistics, given["weight"])
-    wide = {name: tensor.double() for name, tensor in given.items()}
-    assert_close(total, wide["x"] + wide["branch"], "formula", dtype)
-    # from the total as it is stored, by PyTorch and its autograd
-    leaf = total.double().requires_grad_()
-    wanted = F.layer_norm(leaf, (width,), wide["weight"], wide["bias"], 1e-5)
-    assert_close(normed, wanted, "formula", dtype)
-    mean = leaf.mean(1)
-    rstd = ((leaf - mean[:, None]).square().mean(1) + 1e-5).rsqrt()
-    assert_close(statistics, torch.stack([mean, rstd], 1), "formula", accumulation(dtype))
-    for k in range(2):
-        (through,) = torch.autograd.grad(wanted, leaf, wide["d_normed"][k], retain_graph=True)
-        assert_close(actual[k], wide["d_total"][k] + through, "formula", dtype, scale_of(through, wide["d_total"][k]))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_norm_of_rows_far_from_zero_and_of_constant_rows(backend: str) -> None:
-    # a mean of 1e4 would drown a variance computed as mean(x²) - mean(x)²; a constant row has none
-    x = torch.stack([1e4 + normal(64, seed=1), torch.full((64,), 3.0).double(), 1e-20 * normal(64, seed=2)]).float()
-    with running_on(backend):
-        _, normed, _ = norm(x, torch.zeros_like(x), torch.ones(64), torch.zeros(64))
-    wanted = F.layer_norm(x.double(), (64,), eps=1e-5)
-    assert_close(normed[0], wanted[0], "far from zero", torch.float32)
-    assert (normed[1] == 0).all()
-    assert_close(normed[2], wanted[2], "formula", torch.float32)
-
-
-# ---- GELU
-
-
-def gelu(x: Tensor, approximate: int) -> Tensor:
-    out = torch.empty_like(x)
-    operators.gelu_out(x, approximate, out=out)
-    return out
-
-
-def gelu_in_torch(x: Tensor, name: str) -> Tensor:
-    return x * torch.sigmoid(1.702 * x) if name == "sigmoid" else F.gelu(x, approximate=name)
-
-
-@pytest.mark.parametrize(("approximate", "name"), APPROXIMATIONS)
-# 0-d; one element; a rest beside registers; two blocks of the derivative and several threads
-@pytest.mark.parametrize("shape", [(), (1,), (3, 19), (41, 1031), (0, 4)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gelu(backend: str, dtype: torch.dtype, shape: tuple[int, ...], approximate: int, name: str) -> None:
-    x, gradient = (3 * normal(*shape, seed=1)).to(dtype), normal(2, *shape, seed=2).to(dtype)
-    actual = gradient.clone()
-    with running_on(backend):
-        out = gelu(x, approximate)
-        operators.gelu_backward_(actual, x, approximate)
-    leaf = x.double().requires_grad_()
-    wanted = gelu_in_torch(leaf, name)
-    assert_close(out, wanted, "formula", dtype)
-    for k in range(2):
-        (by_autograd,) = torch.autograd.grad(wanted, leaf, gradient[k].double(), retain_graph=True)
-        assert_close(actual[k], by_autograd, "formula", dtype)
-
-
-@pytest.mark.parametrize(("approximate", "name"), APPROXIMATIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gelu_of_every_magnitude(backend: str, approximate: int, name: str) -> None:
-    # where x, x² and x³ overflow, where the gate is all or nothing, and where it is one half; both signs
-    sizes = torch.tensor([0.0, 1e-30, 1e-3, 0.1, 0.7, 1, 3, 5, 8, 12, 13.1, 20, 33, 89, 1e4, 1e13, 1e20, 3e38])
-    x = torch.cat([sizes, -sizes])
-    gradient = torch.ones(1, len(x))
-    with running_on(backend):
-        out = gelu(x, approximate)
-        operators.gelu_backward_(gradient, x, approximate)
-    leaf = x.double().requires_grad_()
-    wanted = gelu_in_torch(leaf, name)
-    assert ((out - wanted).abs() <= 3e-7 * x.abs()).all()  # of x·gate, the gate to float32
-    (derivative,) = torch.autograd.grad(wanted.sum(), leaf)
-    derivative = torch.where(leaf.abs() > 1e4, (leaf > 0).double(), derivative)  # autograd: 0 · inf
-    assert_close(gradient[0], derivative, "formula", torch.float32)
-
-
-@pytest.mark.parametrize(("approximate", "name"), APPROXIMATIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gelu_of_what_is_not_a_number(backend: str, approximate: int, name: str) -> None:
-    x, gradient = torch.tensor([1.0, torch.nan, torch.inf]), torch.ones(1, 3)
-    with running_on(backend):
-        out = gelu(x, approximate)
-        operators.gelu_backward_(gradient, x, approximate)
-    assert out.isnan().tolist() == [False, True, False]
-    assert out[2] == torch.inf
-    assert gradient[0, :2].isnan().tolist() == [False, True]
-
-
-def test_norm_and_gelu_on_any_number_of_threads_give_the_same_bits() -> None:
-    given = norm_arguments(300, 515, torch.float32)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            total, normed, statistics = norm(*(given[name] for name in ("x", "branch", "weight", "bias")))
-            d_total, gradient = given["d_total"].clone(), given["d_normed"].clone()
-            operators.layer_norm_backward_(d_total, gradient, total, statistics, given["weight"])
-            operators.gelu_backward_(gradient, given["x"], 0)
-            results.append((total, normed, statistics, d_total, gelu(given["x"], 0), gradient))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-# ---- what is refused; the rest of it: test_ops_boundary.py
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prograd_fast.reference.losses import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype
 
 
 def xerm_weights(

@@ -1,0 +1,115 @@
+"""The common part of the loss operators: one that returns, around one that writes, its derivatives and its vmap rule.
+
+Their results hold their gradient already: the cotangents. Autograd takes further derivatives through the formula.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prograd_fast.ops.registry import LIBRARY, Check, define
+
+
+def define_loss(
+    name: str,
+    inputs: str,
+    writes: Sequence[str],
+    returns: str,
+    *,
+    kernel: Callable[..., None],
+    empty: Callable[..., tuple[Tensor, ...]],
+    formula: Callable[..., Tensor | tuple[Tensor, Tensor]],
+    check: Check,
+    differentiable: int,
+    per_row: bool,
+) -> None:
+    """Define `<name>_out`, which writes its results, and `<name>`, which returns them and can be differentiated.
+
+    Args:
+        name: of the loss.
+        inputs: its arguments in the dispatcher's notation.
+        writes: names of the results of `<name>_out`: the losses, the cotangents, and others. Two losses are one result
+            of shape (2,) or (2, B), and cotangents[k] is that of loss k.
+        returns: the results of `<name>` in the dispatcher's notation. Two losses are two results.
+        kernel: `<name>_out` wherever no backend has registered one, in plain PyTorch.
+        empty: the results of `<name>_out` for these inputs, without their contents.
+        formula: the loss, or the pair of losses, for these inputs; autograd differentiates it in every derivative but
+            the first.
+        check: see `registry.define`.
+        differentiable: position of the one input that has a gradient.
+        per_row: whether that input has a row for each row of losses. If not, losses without reduction have no
+            gradient: the cotangents are sums over the rows.
+    """
+    letters = "abc"
+    written = ", ".join(f"Tensor({letters[i]}!) {result}" for i, result in enumerate(writes))
+    define(f"{name}_out({inputs}, *, {written}) -> ()", reference=kernel, check=check)
+    write = getattr(torch.ops.prograd_fast, f"{name}_out").default
+    count = returns.count("Tensor") - len(writes) + 1  # losses
+
+    def separate(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if count == 1:
+            return results
+        losses, *others = results
+        return losses[0].clone(), losses[1].clone(), *others  # results of an operator share no memory
+
+    def returning(*args: Any) -> tuple[Tensor, ...]:
+        results = empty(*args)
+        write(*args, **dict(zip(writes, results, strict=True)))
+        return separate(results)
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        return separate(empty(*args))
+
+    define(f"{name}({inputs}) -> ({returns})", reference=returning, fake=fake, check=check)
+    operator = getattr(torch.ops.prograd_fast, name).default
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[count:])
+        ctx.set_materialize_grads(False)  # a loss that is not used must not contribute 0 · inf = NaN
+        tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+        ctx.save_for_backward(output[count], *tensors)
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        cotangents, *tensors = ctx.saved_tensors
+        used = {k: g for k, g in enumerate(gradients[:count]) if g is not None}
+        for gradient in used.values():
+            if gradient.dim() and not per_row:
+                raise RuntimeError(
+                    f"{name}: expected reduction 'mean' or 'sum' for a gradient, got the losses of single rows. "
+                    "Give the rows their factors as task_weight and general_weight."
+                )
+        results: list[Tensor | None] = [None] * len(tensors)
+        if used and torch.is_grad_enabled():  # with create_graph=True
+            given = [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
+            results[differentiable] = through_formula(given, used)
+            return tuple(results)
+        total = None
+        for k, gradient in used.items():
+            # (B,) without reduction, else 0-d: a factor per row, or one for all
+            factor = gradient.unsqueeze(1) if gradient.dim() else gradient
+            cotangent = cotangents if count == 1 else cotangents[k]
+            part = (factor * cotangent).to(cotangent.dtype)
+            total = part if total is None else total + part
+        results[differentiable] = total
+        return tuple(results)
+
+    def through_formula(given: list[Any], gradients: dict[int, Tensor]) -> Tensor:
+        value = formula(*given)
+        losses = value if isinstance(value, tuple) else (value,)
+        return torch.autograd.grad(
+            [losses[k] for k in gradients], given[differentiable], list(gradients.values()), create_graph=True
+        )[0]
+
+    def one_by_one(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        results = [
+            operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    torch.library.register_autograd(f"prograd_fast::{name}", backward, setup_context=keep, lib=LIBRARY)
+    torch.library.register_vmap(f"prograd_fast::{name}", one_by_one, lib=LIBRARY)

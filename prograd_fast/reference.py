@@ -1,0 +1,37 @@
+"""The formulas in plain PyTorch: any float dtype, no speed. The kernels are tested against these."""
+
+from prograd_fast.ops.differences import soft_wing_formula as soft_wing
+from prograd_fast.ops.differences import squared_error_formula as squared_error
+from prograd_fast.ops.dual_loss import dual_loss_formula as dual_loss
+from prograd_fast.ops.linear_dual_loss import linear_dual_loss_formula as linear_dual_loss
+from prograd_fast.ops.linear_dual_loss import text_to_text_loss_formula as text_to_text_loss
+from prograd_fast.ops.projection import combine, conflict_coefficients, prograd_coefficients, split_units
+from prograd_fast.ops.projection import gram_formula as gram
+from prograd_fast.ops.projection import project_formula as project
+from prograd_fast.ops.prompt import assemble_prompts, encode_prompts
+from prograd_fast.ops.samples import sampled_cross_entropy_formula as sampled_cross_entropy
+from prograd_fast.ops.samples import sampled_log_probs_formula as sampled_log_probs
+from prograd_fast.ops.updates import project_adamw_formula as project_adamw_
+from prograd_fast.ops.updates import project_sgd_formula as project_sgd_
+from prograd_fast.ops.xerm import xerm_weights
+
+__all__ = [
+    "assemble_prompts",
+    "combine",
+    "conflict_coefficients",
+    "dual_loss",
+    "encode_prompts",
+    "gram",
+    "linear_dual_loss",
+    "prograd_coefficients",
+    "project",
+    "project_adamw_",
+    "project_sgd_",
+    "sampled_cross_entropy",
+    "sampled_log_probs",
+    "soft_wing",
+    "split_units",
+    "squared_error",
+    "text_to_text_loss",
+    "xerm_weights",
+]
