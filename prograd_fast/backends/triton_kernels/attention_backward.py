@@ -229,3 +229,6 @@ def shared_prefix_attention_backward_out(
                 partials, d_prefix, *d_prefix.stride()[:3], n_programs, n_groups, 2 * d_model,
                 PARTIALS=PARTIALS_BLOCK, COLUMNS=COLUMNS_BLOCK, num_warps=4,
             )  # fmt: skip
+
+
+OPERATORS = (shared_prefix_attention_backward_out,)

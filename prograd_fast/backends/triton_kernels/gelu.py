@@ -78,3 +78,6 @@ def gelu_backward_(gradient: Tensor, x: Tensor, approximate: int) -> None:
             gelu_backward[(triton.cdiv(x.numel(), BLOCK),)](
                 gradient, x, x.numel(), gradient.shape[0], KIND=approximate, BLOCK=BLOCK, num_warps=4
             )
+
+
+OPERATORS = (gelu_out, gelu_backward_)
