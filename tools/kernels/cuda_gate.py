@@ -203,7 +203,7 @@ def traffic(kernel: str) -> str:
 
 
 def judge(rows: list[Row], limits: Limits) -> list[str]:
-    """What is wrong, one line each."""
+    """The faults of the rows, one line each."""
     faults = []
     for row in rows:
         loads, stores = WIDE[row.kernel.split()[0]]

@@ -1,4 +1,4 @@
-"""What the two gates share: reading what a compiler made of a kernel, its limits, and the command line."""
+"""Shared by the two gates: reading the machine code of a kernel, its limits, and the command line."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ Limits = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Row:
-    """What one kernel became on one architecture. The fields are the columns of the table."""
+    """One kernel, compiled for one architecture. The fields are the columns of the table."""
 
     kernel: str  # and what it was compiled for
     arch: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the limits."""
+        """The name of this row in the limits."""
         return f"{self.kernel} {self.arch}"
 
 
@@ -70,7 +70,7 @@ def resources(usage: str) -> dict[str, int]:
 
 
 def instructions(sass: str) -> dict[str, int]:
-    """How often a kernel's SASS spills, and how wide its global accesses are; named as in `Row`."""
+    """Counts of spills and of global accesses by width, named as in `Row`, from the output of nvdisasm."""
     loads, stores = _widths("LDG(?:STS)?", sass), _widths("STG", sass)
     return {
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
@@ -99,7 +99,7 @@ def occupancy(registers: int, shared: int, threads: int, arch: int) -> float:
 
 
 def judge(rows: Sequence[Row], limits: Limits, file: Path) -> list[str]:
-    """What is wrong with the rows, one line each; the limits were read from `file`."""
+    """The faults of the rows, one line each; the limits were read from `file`."""
     faults = []
     for row in rows:
         if row.spills or row.stack:

@@ -150,7 +150,7 @@ SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
 @dataclass(frozen=True)
 class Case:
-    """What is launched, and bytes of an element."""
+    """One launch, and the bytes of its elements."""
 
     launch: Callable[[], None]
     storage: int  # of logits, parameters and gradients
@@ -292,7 +292,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def judge(rows: list[Row], limits: Limits) -> list[str]:
-    """What is wrong, one line each."""
+    """The faults of the rows, one line each."""
     return gates.judge(rows, limits, LIMITS)
 
 

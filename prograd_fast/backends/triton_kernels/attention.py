@@ -39,7 +39,7 @@ def program_segments(offsets, n_segments, per_program, LAST: tl.constexpr, BOUND
 
 @triton.jit
 def own_keys(queries, end_query, offsets, boundaries, LAST: tl.constexpr):
-    """Which rows each query sees, start ... end - 1; none for those beyond the last query."""
+    """Each query sees the rows start ... end - 1; a query beyond the last sees none."""
     inside = queries < end_query
     if LAST:
         start = tl.load(offsets + queries, mask=inside, other=NEVER).to(tl.int32)
@@ -97,7 +97,7 @@ def attend_all(
     q, key_value, prefix, s_key_row, s_prefix_row, start, end, n_prefix, width, scale,
     PRECISION: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of queries, over prefix and rows: maximum m of the scores, 1/∑exp(s - m), and the result."""
+    """Attend from a tile of queries to prefix and rows: maximum m of the scores, 1/∑exp(s - m), and the result."""
     acc: tl.constexpr = q.dtype
     top = tl.full([q.shape[0]], float("-inf"), acc)
     total = tl.zeros([q.shape[0]], acc)
@@ -109,7 +109,7 @@ def attend_all(
     top, total, out = _attend(
         q, key_value, s_key_row, start, end, width, scale, top, total, out, PRECISION, KEYS, WIDTH
     )
-    inverse = 1.0 / tl.where(total == 0, 1.0, total)  # what is beyond the last query may see nothing
+    inverse = 1.0 / tl.where(total == 0, 1.0, total)  # a query beyond the last may see nothing
     return exp_anchor(top), inverse, out * inverse[:, None]
 
 

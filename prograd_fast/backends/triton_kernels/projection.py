@@ -98,7 +98,7 @@ def advance(table, n_columns, tensor, alive, STEP: tl.constexpr, STEP_AT: tl.con
 
 @triton.jit
 def is_first(number, start, IS_GLOBAL: tl.constexpr):
-    """Whether a chunk is the first of its unit, whose program does what is done once."""
+    """True for the first chunk of a unit: its program does the work that a unit needs once."""
     return number == 0 if IS_GLOBAL else start == 0
 
 

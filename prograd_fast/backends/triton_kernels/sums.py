@@ -1,4 +1,4 @@
-"""What losses and attention share: the anchor of sums of exp, and sums over programs in a fixed order."""
+"""Sums for losses and attention: the anchor of sums of exp, and sums over programs in a fixed order."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import math
@@ -12,7 +12,7 @@ BLOCK = 1024
 
 @triton.jit
 def exp_anchor(maximum):
-    """What is subtracted before exp: the maximum, or 0 while only excluded classes (-inf) have been seen."""
+    """The number to subtract before exp: the maximum, or 0 while all classes so far are excluded (-inf)."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 

@@ -1,4 +1,4 @@
-"""Lists of tensors as kernels see them: a table of addresses on the device, and which chunk of work is whose.
+"""Lists of tensors as kernels see them: a table of addresses on the device, and the tensor of each chunk.
 
 One launch covers all tensors of a list. Addresses go over as an int64 tensor: 200 launches would cost more than the
 work itself, and tuples of pointers would compile anew for every length. The table is kept while the addresses stay the
@@ -140,7 +140,7 @@ def cached_plan(
     return LaunchPlan(tuple(groups), n_chunks, one_launch)
 
 
-_replayed: list[Tensor] = []  # what CUDA graphs copy from, as long as the process lives
+_replayed: list[Tensor] = []  # CUDA graphs copy from these as long as the process lives
 
 
 def _send(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the cases for Triton's interpreter share; `test_interpreter.py` says how they run.
+"""Support of the cases for Triton's interpreter; `test_interpreter.py` says how they run.
 
 The cases reach the kernels through the operators, as users do, here registered for CPU tensors. They compare with
 float64 formulas that share no code with the kernels: torch's losses, autograd and optimizers.

@@ -30,7 +30,7 @@ HYPERPARAMETERS = {
 
 
 def faults(source):
-    """What a source does that it must not, as (line, what)."""
+    """The faults of a source, as (line, fault)."""
     tree = ast.parse(source)
     cast = {
         node.func.value
@@ -79,7 +79,7 @@ def test_the_check_sees_faults(line, what):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What Triton would compile, instead of launching it: names with the types and constants that are compiled in."""
+    """Collect the kernels that Triton would compile: names with the types and constants that are compiled in."""
     seen = set()
     backend = make_backend(GPUTarget("cuda", 90, 32))
 

@@ -43,6 +43,6 @@ def test_layer_norm_far_from_zero():
     ops.add_layer_norm_out(x, torch.zeros_like(x), ones, zeros, 1e-5, total=total, normed=normed, statistics=statistics)
     exact = x.double() - x.double().mean(1, keepdim=True)
     expected = exact / (exact.square().mean(1, keepdim=True) + 1e-5).sqrt()
-    # what is off is one float32 rounding of the mean
+    # the error is one float32 rounding of the mean
     assert_close(normed[:2], expected[:2], "formula", torch.float32, scale=x[:2])
     assert torch.equal(normed[2], zeros)

@@ -9,7 +9,7 @@ from tests.gpu.triton.support import SCOPES, draw, expected_entries, expected_pr
 from tests.ops.support import accumulation
 from tests.tolerances import assert_close
 
-# what is not the default in any step, so that nothing is tested only where it vanishes
+# no default of a step, so that nothing is tested only where it vanishes
 ADAMW = {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 SGD = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1}
 LAMBDA = 0.7
