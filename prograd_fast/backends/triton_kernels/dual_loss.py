@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
+from prograd_fast.backends.triton_kernels.launch import contiguous, into_contiguous, on_device
 from prograd_fast.backends.triton_kernels.sums import exp_anchor, row_scale
 
 ONE_BLOCK = 8192  # the longest row that is kept in registers: 16 logits of each kind for each of 512 threads
@@ -179,9 +179,7 @@ def dual_loss_out(
     n_rows, n_columns = student.shape
     student = student if student.stride(1) == 1 else student.contiguous()
     teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
-    offset, task_weight, general_weight = (
-        None if x is None else x.contiguous() for x in (teacher_offset, task_weight, general_weight)
-    )
+    offset, task_weight, general_weight = contiguous([teacher_offset, task_weight, general_weight])
     row_losses = losses if reduction == 0 else losses.new_empty(2, n_rows)
     hits = torch.empty(n_rows, dtype=torch.int32, device=student.device)
     vector = math.gcd(8, n_columns, student.stride(0), teacher.stride(0))

@@ -19,9 +19,9 @@ def product_precision(dtype: torch.dtype) -> str:
     return {torch.float32: "tf32x3", torch.float64: "ieee"}.get(dtype, "tf32")
 
 
-def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, or contiguous copies of those that are not."""
-    return [tensor.contiguous() for tensor in tensors]
+def contiguous(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors, or contiguous copies of those that are not; None stays None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def copy_back(tensors: Sequence[Tensor], changed: Sequence[Tensor]) -> None:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.dual_loss import reduce
-from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device, product_precision
+from prograd_fast.backends.triton_kernels.launch import contiguous, into_contiguous, on_device, product_precision
 from prograd_fast.backends.triton_kernels.sums import exp_anchor, row_scale
 
 INNER_BLOCK, FEATURE_BLOCK = 32, 64
@@ -258,10 +258,8 @@ def linear_dual_loss_out(
     The operator always has a teacher; `linear_cross_entropy_out` calls it without.
     """
     (n_rows, n_features), n_columns = features.shape, student_classes.shape[0]
-    features, student_classes, labels = features.contiguous(), student_classes.contiguous(), labels.contiguous()
-    teacher_classes, offset, task_weight, general_weight = (
-        None if x is None else x.contiguous() for x in (teacher_classes, teacher_offset, task_weight, general_weight)
-    )
+    labels, offset, task_weight, general_weight = contiguous([labels, teacher_offset, task_weight, general_weight])
+    inputs = (*contiguous([features, student_classes, teacher_classes]), labels, offset)
     precision = product_precision(features.dtype)
     row_block = min(64, max(16, triton.next_power_of_2(n_rows)))
     class_block = CLASS_BLOCKS.get(precision, 32)
@@ -274,14 +272,13 @@ def linear_dual_loss_out(
     label_logits = losses.new_empty(n_rows)
     normalisers = losses.new_empty(N_NORMALISERS.value, n_rows)
     hits = torch.empty(n_rows, dtype=torch.int32, device=features.device)
-    matrices = (features, student_classes, teacher_classes, labels, offset)
     tiles = {
         "VECTOR": vector, "PRECISION": precision, "ROWS": row_block, "CLASSES": class_block, "INNER": INNER_BLOCK,
     }  # fmt: skip
     with on_device(features):
         if n_rows:
             statistics[(triton.cdiv(n_rows, row_block), n_spans)](
-                *matrices, spans, bests, label_logits,
+                *inputs, spans, bests, label_logits,
                 n_rows, n_columns, n_features // vector, span, int(soft_ce), scale, temperature, **tiles, num_warps=8,
             )  # fmt: skip
             combine_spans[(triton.cdiv(n_rows, 128),)](
@@ -289,7 +286,7 @@ def linear_dual_loss_out(
                 n_rows, n_columns, n_spans, int(soft_ce), temperature, ROWS=128, num_warps=4,
             )  # fmt: skip
         class_cotangents[(triton.cdiv(n_columns, class_block), triton.cdiv(n_features, FEATURE_BLOCK))](
-            *matrices, task_weight, general_weight, normalisers, cotangents,
+            *inputs, task_weight, general_weight, normalisers, cotangents,
             n_rows, n_columns, n_features // vector,
             scale, temperature, row_scale(reduction, n_rows) if n_rows else 0.0,
             **tiles, FEATURES=FEATURE_BLOCK, num_warps=8,

@@ -307,9 +307,7 @@ def _launch(
     is_global = scope == SCOPE_GLOBAL
     step_at = len(lists) if steps else None
     lr_tensor, lr = learning_rate(lr_tensor, lr, params[0])
-    dense_entries = entries.contiguous()
-    if coefficients is not None:
-        coefficients = coefficients.contiguous()
+    dense_entries, coefficients = contiguous([entries, coefficients])
     tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if maximize else 1.0
     inputs = (
         dense_entries, coefficients, lr_tensor, grad_scale, found_inf, lr, weight_decay, lambda_, tiny, sign, *scalars
