@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prograd_fast.files.reading import parse_json
-from prograd_fast.files.tensors import digest, open_tensors
+from prograd_fast.files.tensors import digest, open_tensors, write_tensors
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
