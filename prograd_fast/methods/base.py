@@ -163,8 +163,8 @@ class Method(Settings, ABC):
         try:
             learner.module.load_state_dict(learned)
         except RuntimeError as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"what was learned does not fit {self.name} on this model: {told}") from error
+            message = " ".join(str(error).split())
+            raise ValueError(f"what was learned does not fit {self.name} on this model: {message}") from error
         return learner
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from prograd_fast.methods.base import Learner, Method, Scores, Task
@@ -42,6 +41,8 @@ class LinearProbe(Method):
         """Fit the regression."""
         learner = LinearLearner(task)
         if len(task.labels) and len(task.class_names) > 1:  # of a single class there is nothing to learn
+            from sklearn.linear_model import LogisticRegression  # takes more than a second to import
+
             regression = LogisticRegression(C=self.C, max_iter=self.max_iter)
             regression.fit(task.image_features.cpu().numpy(), task.labels.cpu().numpy())
             weight, bias = (torch.from_numpy(a) for a in (regression.coef_, regression.intercept_))

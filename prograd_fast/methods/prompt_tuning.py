@@ -20,7 +20,7 @@ from prograd_fast.optim import ProGradSGD
 from prograd_fast.optim.rules import Rule
 
 WORDS = "a picture of a"
-WORTH_SAVING = 2**23  # numbers, 32 MiB in float32
+WORTH_SAVING = 2**23  # numbers that are not stored, 32 MiB in float32: `PromptTuningLearner.losses`
 PROMPTS_AT_ONCE = 4096  # bounds the memory of scoring with prompts of each picture's own
 
 
@@ -68,7 +68,7 @@ class PromptTuning(GradientMethod):
     With it the authors use lr 0.002, momentum 0.9, weight decay 5e-4 and mini-batches of 32 for 50 to 200 epochs.
 
     Attributes:
-        ctx_init: Words before the class name, as which the tuned context starts; None: a random start.
+        ctx_init: Words before the class name, where the tuned context starts; None: a random start.
         n_ctx: Number of context tokens; None: as many as `ctx_init` has. Rows before the words start at zero.
         templates: The teacher's prompts, `{}` stands for the class name; empty: "`ctx_init` {}.".
         lambda_: Share of the conflict with the teacher that is removed from the task gradient. 0: the conflict is

@@ -6,7 +6,8 @@ from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.grid import Grid, run_grid
 from prograd_fast.training.history import History
 from prograd_fast.training.log import tensorboard
-from prograd_fast.training.loop import TrainOptions, tune
+from prograd_fast.training.loop import tune
+from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Part, Plan, make_plan
 from prograd_fast.training.record import Record, run_facts, run_record, setup_record, write_json

@@ -61,8 +61,8 @@ def save_checkpoint(path: Path, state: Any, run: Mapping[str, Any]) -> None:
         TypeError: something in the tree is neither a tensor nor JSON.
     """
     tensors: dict[str, Tensor] = {}
-    told = json.dumps({"state": _pack(state, tensors), "run": dict(run)})
-    write_sealed(path, _HEADER, told, tensors)
+    text = json.dumps({"state": _pack(state, tensors), "run": dict(run)})
+    write_sealed(path, _HEADER, text, tensors)
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
@@ -77,8 +77,8 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
         ValueError: the file is damaged or something else, or it belongs to another run: names what differs.
     """
     try:
-        told, tensors = read_sealed(path, _HEADER)
-        content = parse_json(told, finite=False)
+        text, tensors = read_sealed(path, _HEADER)
+        content = parse_json(text, finite=False)
         check_kinds(content, {"run": dict})
         state = _unpack(content["state"], tensors)
     except (OSError, ImportError):

@@ -17,8 +17,8 @@ from prograd_fast.methods import Method
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.loop import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.memory import PeakMemory
+from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
 from prograd_fast.training.record import Record, run_facts, run_record, seal, setup_record, unseal, write_json

@@ -33,7 +33,7 @@ def tensorboard(folder: Path) -> Iterator[Log]:
     broken = False
 
     def tried(write: Callable[[], None]) -> None:
-        """A log is not worth a training: the first failure is told, and then nothing more is written."""
+        """The first failure becomes a warning, and nothing more is written: training goes on without its log."""
         nonlocal broken
         if not broken:
             try:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -13,53 +12,15 @@ from torch import Tensor
 
 from prograd_fast.files.reading import short
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
-from prograd_fast.methods.settings import MOST
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
+from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Log = Callable[[int, dict[str, float]], None]
 """Takes what was measured at a step, counted from 0, by name."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a learner is trained, beside what its method says.
-
-    Attributes:
-        precision: "fp32"; or "bf16" or "fp16", in which autocast computes the losses. What is trained stays as it is;
-            with fp16 the losses are scaled (`torch.amp.GradScaler`).
-        accumulate: Parts in which a batch goes through the text tower, one after the other, in as much less memory.
-            For losses that are means over the pictures the update is the same.
-        patience: Epochs of the last stage without a better accuracy on the validation pictures after which training
-            stops; the best state is kept. None: all epochs, the last state, as the papers do.
-        views: Augmented views of each picture: None for the pictures as they are, K for K stored views in turn, 0 for
-            new ones at every epoch. See `AugmentedFeatures`.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    precision: str = "fp32"
-    accumulate: int = 1
-    patience: int | None = None
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for name, least in (("accumulate", 1), ("patience", 1), ("views", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
-            if value is not None and value > MOST:
-                raise ValueError(f"{name}: expected {MOST} at most, got {value}")
-
-
-AS_PUBLISHED = TrainOptions()
 
 
 def tune(
@@ -329,9 +290,9 @@ class _Training:
         try:
             self._restore(state)
         except Exception as error:  # a file from anybody can be wrong in any way
-            told = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise ValueError(
-                f"{checkpoints.path} does not fit this run ({type(error).__name__}: {told}); delete it to begin anew"
+                f"{checkpoints.path} does not fit this run ({type(error).__name__}: {message}); delete it to begin anew"
             ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:

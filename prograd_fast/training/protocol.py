@@ -13,7 +13,7 @@ from prograd_fast.data.splits import Rows, base_and_new, few_shot, long_tail, ro
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures that are to be told apart among some classes.
+    """Pictures to classify among some classes.
 
     Attributes:
         classes: sorted class indices, int64.

@@ -15,7 +15,7 @@ from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import Method
-from prograd_fast.training.loop import TrainOptions
+from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.protocol import Plan
 from prograd_fast.training.run import Run
 

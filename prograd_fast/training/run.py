@@ -15,7 +15,8 @@ from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.features import Features
 from prograd_fast.training.history import History
-from prograd_fast.training.loop import AS_PUBLISHED, Log, TrainOptions, tune
+from prograd_fast.training.loop import Log, tune
+from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.protocol import Part, Plan
 
 

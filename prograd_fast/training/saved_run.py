@@ -46,9 +46,11 @@ def save_run(folder: Path, record: Record, learner: Learner) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     record_file, prompt_file = (folder / name for name in RUN_FILES)
-    told = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
+    metadata = {
+        name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")
+    }
     new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
-    learner.save(new, **told, record=record_digest(record))
+    learner.save(new, **metadata, record=record_digest(record))
     try:
         write_json(record_file, {**record, _LEARNED: tensors_digest(load_learned(new)[0])})
     except Exception:  # not an interrupt, which may come when the record is already there
@@ -76,10 +78,10 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
         for file in [file for file in files if file.exists()] or files:
             learned, header = load_learned(file)
             if tensors_digest(learned) == record[_LEARNED]:
-                told = {name: value for name, value in record.items() if name != _LEARNED}
-                if header["metadata"].get("record") != record_digest(told):
+                found = {name: value for name, value in record.items() if name != _LEARNED}
+                if header["metadata"].get("record") != record_digest(found):
                     _LOG.warning("%s has been changed since the run was written", folder / RUN_FILES[0])
-                return told, learned
+                return found, learned
         raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the digest in the record is damaged")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}; train it again") from error
@@ -128,8 +130,8 @@ def _taking_up(record: Record) -> Iterator[None]:
     except (ValueError, ImportError):
         raise
     except Exception as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {told}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {message}") from error
 
 
 def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:

@@ -8,7 +8,8 @@ from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.loop import AS_PUBLISHED, Log, TrainOptions, n_steps
+from prograd_fast.training.loop import Log, n_steps
+from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Plan
 from prograd_fast.training.record import Record, run_facts, run_record, setup_record

@@ -69,7 +69,7 @@ def test_one_class(name):
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *FORMS])
-@pytest.mark.parametrize("batch", [1, len(CLASS_NAMES), 6])  # one; as many as classes; 6, the context's length
+@pytest.mark.parametrize("batch", [len(CLASS_NAMES), 6])  # as many as classes; 6, the context's length
 def test_a_batch_is_the_mean_of_its_pictures(name, batch):
     """Pictures do not mix: the cross-entropy of several is the mean of theirs, and the scores are the same alone."""
     task = make_task()
@@ -137,6 +137,7 @@ def test_saved_run_scores_as_the_trained_one(name, clip, shapes, tmp_path):
     assert loaded[0] == json.loads(json.dumps(record))
     accuracies = evaluate_run(*loaded, clip, shapes, no_bars)
     assert accuracies[name] == {"all": record["accuracy"]["all"]}
+    assert accuracies["zero-shot"] == {"all": record["zero_shot_accuracy"]["all"]}
     files = list(shapes.source[:3])
     names, probabilities = predict_files(*loaded, clip, files, no_bars)
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(3)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import prograd_fast as pf
+from prograd_fast import cli
 from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp
 from prograd_fast.training import RUN_FILES, Grid, load_run, run_grid, save_run
 from prograd_fast.training import grid as grids
@@ -169,9 +170,17 @@ def test_a_killed_replacement_leaves_one_of_the_two(runs, tmp_path, at):
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arguments(shapes_dir, clip_dir) -> list:
     return ["--data", shapes_dir, "--shots", 1, "--epochs", 2, "--model", f"local-dir:{clip_dir}"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory) -> Path:
+    """The folder of a run of these arguments; tests only read it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.run([str(word) for word in ("train", *arguments, "--out", out)]) == 0
+    return out
 
 
 @pytest.mark.parametrize(
@@ -187,15 +196,16 @@ def arguments(shapes_dir, clip_dir) -> list:
         (["--model", "emoji-lite"], "its model is"),
     ],
 )
-def test_another_run_is_not_finished(arguments, tmp_path, capfd, monkeypatch, changed, what):
-    out = tmp_path / "run"
-    assert run_here(monkeypatch, "train", *arguments, "--out", out) == 0
-    before = (out / RECORD).read_bytes()
-    line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", out, "--resume")
+def test_another_run_is_not_finished(arguments, finished, capfd, monkeypatch, changed, what):
+    before = (finished / RECORD).read_bytes()
+    line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", finished, "--resume")
     assert what in line
     assert "--force to replace it" in line
-    assert (out / RECORD).read_bytes() == before
-    assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
+    assert (finished / RECORD).read_bytes() == before
+
+
+def test_the_same_run_is_finished(arguments, finished, capfd, monkeypatch):
+    assert run_here(monkeypatch, "train", *arguments, "--out", finished, "--resume") == 0
     assert "nothing is left to do" in capfd.readouterr().out
 
 
@@ -205,12 +215,16 @@ def test_what_is_no_record_is_not_finished(arguments, tmp_path, capfd, monkeypat
     line = fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path, "--resume")
     assert "holds no run to resume" in line
     assert (tmp_path / RECORD).read_text() == content
+
+
+def test_what_is_no_record_is_replaced_by_force(arguments, tmp_path, monkeypatch):
+    (tmp_path / RECORD).write_text("[]")
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path, "--force") == 0
     load_run(tmp_path)
 
 
-def test_a_mixed_run_is_not_finished(arguments, tmp_path, runs, capfd, monkeypatch):
-    assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 0
+def test_a_mixed_run_is_not_finished(arguments, finished, tmp_path, runs, capfd, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
     save_run(tmp_path / "other", *runs[0])
     shutil.copy(tmp_path / "other" / PROMPT, tmp_path / "run" / PROMPT)
     line = fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--resume")
@@ -226,9 +240,9 @@ def test_other_pictures_are_another_run(arguments, tmp_path, capfd, monkeypatch)
     assert "its pictures is" in fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--resume")
 
 
-def test_a_forced_run_that_was_stopped_goes_on_beside_the_earlier_one(arguments, tmp_path, capfd, monkeypatch):
+def test_a_forced_run_that_was_stopped_goes_on(arguments, finished, tmp_path, capfd, monkeypatch):
     out, longer = tmp_path / "run", [*arguments, "--epochs", 6]
-    assert run_here(monkeypatch, "train", *arguments, "--out", out) == 0
+    shutil.copytree(finished, out)
     earlier = load_run(out)[0]
     stopped_run(monkeypatch, tmp_path / "stopped", longer)
     shutil.copy(tmp_path / "stopped" / "checkpoint.safetensors", out)
@@ -241,7 +255,7 @@ def test_a_forced_run_that_was_stopped_goes_on_beside_the_earlier_one(arguments,
 # ---------------------------------------------------------------------------------------------------------------- grid
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_damaged_runs_of_a_grid_are_run_again(clip, shapes, tmp_path, caplog, seed):
     grid = Grid([CoOp(epochs=2), LinearProbe()], [1], seeds=1)
     expected = accuracies(run_grid(grid, clip, shapes, tmp_path, no_bars))
@@ -253,6 +267,13 @@ def test_damaged_runs_of_a_grid_are_run_again(clip, shapes, tmp_path, caplog, se
             found = grids._finished(file, facts)
             assert found is None or found["accuracy"] == json.loads(content)["accuracy"]
     assert accuracies(run_grid(grid, clip, shapes, tmp_path, no_bars)) == expected
+
+
+@pytest.fixture(scope="module")
+def finished_grid(clip, shapes, tmp_path_factory) -> tuple:
+    """A grid of one run, its folder, and its accuracies."""
+    grid, folder = Grid([CoOp(epochs=2)], [1], seeds=1), tmp_path_factory.mktemp("grid")
+    return grid, folder, accuracies(run_grid(grid, clip, shapes, folder, no_bars))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +289,9 @@ def test_damaged_runs_of_a_grid_are_run_again(clip, shapes, tmp_path, caplog, se
         lambda run: run.update(steps=7),
     ],
 )
-def test_crafted_runs_of_a_grid_are_run_again(clip, shapes, tmp_path, change, caplog):
-    grid = Grid([CoOp(epochs=2)], [1], seeds=1)
-    expected = accuracies(run_grid(grid, clip, shapes, tmp_path, no_bars))
+def test_crafted_runs_of_a_grid_are_run_again(clip, shapes, finished_grid, tmp_path, change, caplog):
+    grid, folder, expected = finished_grid
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / "runs").iterdir()
     run = unseal(json.loads(file.read_text()))
     change(run)

@@ -8,14 +8,20 @@ import torch
 
 import prograd_fast as pf
 from prograd_fast.methods import CoOp
-from prograd_fast.training import evaluate_run, load_run, make_plan, predict_files, save_run, train_method
+from prograd_fast.training import load_run, predict_files, save_run
 from tests.training.support import no_bars, train_once
 
 OVERFLOWING = 1e300  # a learning rate after which the context is no longer finite, or the tower's output is not
 
 
-def test_saved_run_comes_back(clip, shapes, tmp_path):
-    record, learner = train_once(clip, shapes)
+@pytest.fixture(scope="module")
+def run(clip, shapes) -> tuple:
+    """Record and learner of a run."""
+    return train_once(clip, shapes)
+
+
+def test_saved_run_comes_back(run, tmp_path):
+    record, learner = run
     save_run(tmp_path / "run", record, learner)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["prompt.safetensors", "record.json"]
     read, learned = load_run(tmp_path / "run")
@@ -26,17 +32,8 @@ def test_saved_run_comes_back(clip, shapes, tmp_path):
     assert prompt.metadata["method"] == "prograd"
 
 
-def test_evaluation_of_a_saved_run_gives_the_accuracy_of_its_record(clip, shapes, tmp_path):
-    plan = make_plan(shapes, shots=2, seed=0, partition=None)
-    record, learner = train_method(CoOp(epochs=4, lr=0.3), clip, shapes, plan, no_bars)
-    save_run(tmp_path, record, learner)
-    accuracies = evaluate_run(*load_run(tmp_path), clip, shapes, no_bars)
-    assert accuracies["coop"] == {"all": record["accuracy"]["all"]}
-    assert accuracies["zero-shot"] == {"all": record["zero_shot_accuracy"]["all"]}
-
-
-def test_predictions_are_those_of_the_tuned_net(clip, shapes, tmp_path):
-    record, learner = train_once(clip, shapes)
+def test_predictions_are_those_of_the_tuned_net(clip, shapes, run, tmp_path):
+    record, learner = run
     save_run(tmp_path, record, learner)
     files = [Path(shapes.source[i]) for i in (5, 0)]  # type: ignore[arg-type]
     names, probabilities = predict_files(*load_run(tmp_path), clip, files, no_bars)
@@ -53,8 +50,8 @@ def test_record_of_a_stopped_run_is_json(clip, shapes, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["record.json", "prompt.safetensors"])
-def test_incomplete_runs_are_refused(clip, shapes, tmp_path, name):
-    save_run(tmp_path, *train_once(clip, shapes))
+def test_incomplete_runs_are_refused(run, tmp_path, name):
+    save_run(tmp_path, *run)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:100])
     with pytest.raises(ValueError, match="not a run of"):
         load_run(tmp_path)
@@ -79,8 +76,8 @@ def test_incomplete_runs_are_refused(clip, shapes, tmp_path, name):
         (lambda record: {**record, "trained_classes": 2}, "trained_classes is 2"),
     ],
 )
-def test_records_of_another_form_are_refused(clip, shapes, tmp_path, change, message):
-    record, learner = train_once(clip, shapes)
+def test_records_of_another_form_are_refused(run, tmp_path, change, message):
+    record, learner = run
     save_run(tmp_path, record, learner)
     (tmp_path / "record.json").write_text(json.dumps(change(record)))
     with pytest.raises(ValueError, match=f"not a run of .*record.json: {message}"):
