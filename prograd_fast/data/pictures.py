@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 # Pillow reads a file only as one of these, whatever its suffix. It knows more formats, and starts programs for some.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_BYTES = 256 * 2**20  # of a file
-# Pixels to decode at most, 356 MB. An A3 page at 600 dots per inch has 70 million. A JPEG may have twice as many, since
-# it can be decoded at half its size.
+# Pixels to decode at most, 356 MB. An A3 page at 600 dots per inch has 70 million. A JPEG may have twice as many,
+# because it can be decoded at half its size.
 MOST_PIXELS = 89_000_000
 STRIP = 2**22  # pixels that `on_white` converts at once
 
