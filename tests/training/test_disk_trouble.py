@@ -305,8 +305,11 @@ def test_a_limit_of_file_sizes(arguments, tmp_path):
         save = job.save_run
 
         def save_run(*args) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 1 << 20))  # what is printed goes to a file too
-            save(*args)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1 << 20))
+            try:
+                save(*args)
+            finally:  # what is printed goes to a file too
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
         job.save_run = training.save_run = save_run
         sys.exit(cli.run(["train", *map(str, arguments), "--out", str(tmp_path / "run")]))
