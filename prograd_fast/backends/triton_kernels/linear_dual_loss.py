@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.dual_loss import _anchor, reduce, row_scale
+from prograd_fast.backends.triton_kernels.dual_loss import reduce
 from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device, product_precision
+from prograd_fast.backends.triton_kernels.sums import exp_anchor, row_scale
 
 INNER_BLOCK, FEATURE_BLOCK = 32, 64
 CLASS_BLOCKS = {"tf32": 64}  # of 16-bit features; the three products of float32 spill their registers above 32
@@ -65,9 +66,11 @@ def _merge(
     With m the maxima: sum_z = Σ exp(z - m_z), sum_zt = Σ exp((z - m_z)/T), sum_t = Σ w with w = exp((t - m_t)/T), and
     cross = Σ w · (entropy · (t - m_t) - (z - m_z)) / T.
     """
-    max_z, max_t = _anchor(tl.maximum(top_z, other_top_z)), _anchor(tl.maximum(top_t, other_top_t))
-    cross -= sum_t * (entropy * (max_t - _anchor(top_t)) - (max_z - _anchor(top_z))) * inverse_t
-    other_cross -= other_sum_t * (entropy * (max_t - _anchor(other_top_t)) - (max_z - _anchor(other_top_z))) * inverse_t
+    max_z, max_t = exp_anchor(tl.maximum(top_z, other_top_z)), exp_anchor(tl.maximum(top_t, other_top_t))
+    rise_z, other_rise_z = max_z - exp_anchor(top_z), max_z - exp_anchor(other_top_z)
+    rise_t, other_rise_t = max_t - exp_anchor(top_t), max_t - exp_anchor(other_top_t)
+    cross -= sum_t * (entropy * rise_t - rise_z) * inverse_t
+    other_cross -= other_sum_t * (entropy * other_rise_t - other_rise_z) * inverse_t
     # exp(-inf) = 0 drops what has seen no class yet
     keep, other_keep = tl.exp((top_t - max_t) * inverse_t), tl.exp((other_top_t - max_t) * inverse_t)
     return (
@@ -109,7 +112,7 @@ def statistics(
             tl.full([], scale, acc), acc, PRECISION, ROWS, CLASSES, INNER,
         )  # fmt: skip
         tile_top_z, tile_top_t = tl.max(z, axis=1), tl.max(t, axis=1)
-        from_z, from_t = z - _anchor(tile_top_z)[:, None], t - _anchor(tile_top_t)[:, None]
+        from_z, from_t = z - exp_anchor(tile_top_z)[:, None], t - exp_anchor(tile_top_t)[:, None]
         w = tl.exp(from_t * inverse_t)
         tile_cross = tl.where(w > 0, w * (tl.where(entropy > 0, from_t, 0.0) - from_z) * inverse_t, 0.0)
         tile_best = tl.min(tl.where(z == tile_top_z[:, None], columns[None, :], n_columns), axis=1)
@@ -159,7 +162,7 @@ def combine_spans(
             tl.load(bests + s * n_rows + rows, mask=inside, other=0).to(tl.int32),
             inverse_t, entropy,
         )  # fmt: skip
-    max_z, max_t = _anchor(top_z), _anchor(top_t)
+    max_z, max_t = exp_anchor(top_z), exp_anchor(top_t)
     label = tl.load(labels + rows, mask=inside, other=0).to(tl.int64)
     # a label out of range makes the loss NaN: nobody wrote its logit
     label_logit = tl.load(label_logits + rows, mask=inside, other=0.0).to(acc)
@@ -305,3 +308,6 @@ def linear_cross_entropy_out(
         losses=losses, cotangents=cotangents, correct=torch.empty((), dtype=torch.int64, device=loss.device),
     )  # fmt: skip
     loss.copy_(losses[0])
+
+
+OPERATORS = (linear_dual_loss_out, linear_cross_entropy_out)
