@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "../checks.h"
-#include "../operators.h"
-#include "kernels.h"
-#include "operand.h"
+#include "../common/library.h"
+#include "../common/operand.h"
+#include "../operators/attention.h"
+#include "attention.h"
 
 namespace prograd::cpu {
 namespace {
@@ -33,7 +33,7 @@ class Tasks {
 
   Tasks(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix, const at::Tensor& offsets,
         int64_t heads, double scale, bool last)
-      : storage(storage_of(query.scalar_type())),
+      : kernels(kernels_for<AttentionKernels>(storage_of(query.scalar_type()))),
         groups(query.size(0)),
         heads(heads),
         width(query.size(2) / heads),
@@ -67,7 +67,7 @@ class Tasks {
   int64_t begin(const Task& task) const { return chunks_[task.chunk]; }
   int64_t end(const Task& task) const { return chunks_[task.chunk + 1]; }
 
-  Kernels::Attention attention(int64_t group, int64_t head) const {
+  Attention attention(int64_t group, int64_t head) const {
     const int64_t column = head * width, d = heads * width;
     const int64_t row = group * key_value_.stride(0) + column, prefix_row = group * prefix_.stride(0) + column;
     return {element_of(query_, group * query_.stride(0) + column),
@@ -91,7 +91,7 @@ class Tasks {
   void each(int64_t cotangents, const Body& body) const {
     const int64_t count = groups * chunks() * heads;
     if (count == 0) return;
-    const int64_t scratch_size = kernels().attention_scratch(storage, attention(0, 0), cotangents);
+    const int64_t scratch_size = kernels.scratch(attention(0, 0), cotangents);
     const int64_t work = std::max<int64_t>(1, (cotangents + 1) * std::min(key_value_.size(1), chunk_rows) * width);
     at::parallel_for(0, count, std::max<int64_t>(1, grain_size / work), [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
@@ -104,7 +104,7 @@ class Tasks {
     });
   }
 
-  const Storage storage;
+  const AttentionKernels& kernels;
   const int64_t groups, heads, width, prefix_rows;
 
  private:
@@ -116,16 +116,13 @@ class Tasks {
   std::vector<int64_t> chunks_;  // the first segment of each, and the number of segments
 };
 
-}  // namespace
-
 void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,
                                  const at::Tensor& offsets, int64_t heads, double scale, bool last, at::Tensor& out) {
   const Arguments arguments = check_attention(at::kCPU, query, key_value, prefix, offsets, heads, last);
   arguments.rows("out", out, query.scalar_type(), query.sizes(), true);
   const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
-  const Kernels& table = kernels();
-  tasks.each(0, [&](const auto& task, const Kernels::Attention& attention, void* scratch) {
-    table.attention(tasks.storage, attention, tasks.begin(task), tasks.end(task),
+  tasks.each(0, [&](const auto& task, const Attention& attention, void* scratch) {
+    tasks.kernels.forward(attention, tasks.begin(task), tasks.end(task),
                     at_element(out, task.group * out.stride(0) + task.head * tasks.width), out.stride(1), scratch);
   });
 }
@@ -138,15 +135,14 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
   const Arguments arguments = check_attention(at::kCPU, query, key_value, prefix, offsets, heads, last);
   check_attention_backward(arguments, gradient, query, key_value, prefix, d_query, d_key_value, d_prefix);
   const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
-  const Kernels& table = kernels();
   const int64_t count = gradient.size(0), width = tasks.width, rows = tasks.prefix_rows, d = heads * width;
   const int64_t of_head = count * 2 * rows * width;  // elements of the prefix gradients of one task
   const at::Tensor partial = at::empty({tasks.groups, tasks.chunks(), heads, of_head},
                                        query.options().dtype(accumulation_dtype(query.scalar_type())));
-  tasks.each(count, [&](const auto& task, const Kernels::Attention& attention, void* scratch) {
+  tasks.each(count, [&](const auto& task, const Attention& attention, void* scratch) {
     const int64_t column = task.head * width;
     const int64_t key = task.group * d_key_value.stride(1) + column;
-    const Kernels::AttentionGradients gradients{
+    const AttentionGradients gradients{
         element_of(gradient, task.group * gradient.stride(1) + column),
         at_element(d_query, task.group * d_query.stride(1) + column),
         at_element(d_key_value, key),
@@ -159,7 +155,7 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
         d_key_value.stride(0),
         count,
         at_element(partial, ((task.group * tasks.chunks() + task.chunk) * heads + task.head) * of_head)};
-    table.attention_backward(tasks.storage, attention, gradients, tasks.begin(task), tasks.end(task), scratch);
+    tasks.kernels.backward(attention, gradients, tasks.begin(task), tasks.end(task), scratch);
   });
   const int64_t per_group = heads * count * 2 * rows, additions = std::max<int64_t>(1, tasks.chunks() * width);
   at::parallel_for(0, tasks.groups * per_group, std::max<int64_t>(1, grain_size / additions),
@@ -167,7 +163,7 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / per_group, head = i / (count * 2 * rows) % heads, k = i / (2 * rows) % count,
                     half = i / rows % 2, row = i % rows;
-      table.sum(tasks.storage,
+      tasks.kernels.sum(
                 element_of(partial, (group * tasks.chunks() * per_group + i % per_group) * width), tasks.chunks(),
                 per_group * width, width,
                 at_element(d_prefix, k * d_prefix.stride(0) + group * d_prefix.stride(1) + row * d_prefix.stride(2) +
@@ -176,4 +172,10 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
   });
 }
 
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("shared_prefix_attention_out", TORCH_FN(shared_prefix_attention_out));
+  library.impl("shared_prefix_attention_backward_out", TORCH_FN(shared_prefix_attention_backward_out));
+});
+
+}  // namespace
 }  // namespace prograd::cpu

@@ -4,19 +4,17 @@
 
 #include <vector>
 
-#include "../checks.h"
-#include "../operators.h"
-#include "kernels.h"
+#include "../common/library.h"
+#include "../common/operand.h"
+#include "../operators/differences.h"
+#include "differences.h"
 #include "large.h"
-#include "operand.h"
 
 namespace prograd::cpu {
 namespace {
 
 constexpr int64_t chunk_size = 16384;  // elements of one partial sum, whatever thread makes it
 constexpr int64_t grain_chunks = 4;    // for which a second thread pays
-
-}  // namespace
 
 void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target, bool soft_wing, double omega1,
                          double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents) {
@@ -26,11 +24,12 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
   const Written written(cotangents, dtype);
   prefer_huge_pages(written.data(), written.tensor().nbytes());
   const int64_t n = x.numel(), size = x.itemsize(), chunks = (n + chunk_size - 1) / chunk_size;
+  const auto& kernels = kernels_for<DifferenceKernels>(storage_of(dtype));
   std::vector<double> sums(chunks);
   at::parallel_for(0, chunks, grain_chunks, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = i * chunk_size, bytes = at * size;
-      const Kernels::Difference difference{static_cast<const char*>(data_of(x)) + bytes,
+      const Difference difference{static_cast<const char*>(data_of(x)) + bytes,
                                            static_cast<const char*>(data_of(t)) + bytes,
                                            written.data() + bytes,
                                            soft_wing,
@@ -38,7 +37,7 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
                                            omega2,
                                            epsilon,
                                            factor};
-      sums[i] = kernels().difference_loss(storage_of(dtype), difference, std::min(chunk_size, n - at));
+      sums[i] = kernels.loss(difference, std::min(chunk_size, n - at));
     }
   });
   written.write_back();
@@ -47,4 +46,9 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
   loss.fill_(factor * total);
 }
 
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("difference_loss_out", TORCH_FN(difference_loss_out));
+});
+
+}  // namespace
 }  // namespace prograd::cpu

@@ -1,43 +1,17 @@
-// GELU on contiguous memory. Included by kernels.cpp alone.
+// The kernels of gelu_out and gelu_backward_.
 #pragma once
 
-#include "../transformer.h"
-#include "kernels.h"
-#include "storage.h"
+#include "dispatch.h"
 
-namespace prograd {
-namespace {
+namespace prograd::cpu {
 
-template <typename S>
-void gelu_forward(const S* x, S* out, std::int64_t n, Approximate approximate) {
-  with_approximation(approximate, [&](auto constant) {
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      store(out[i], gelu<decltype(constant)::value>(load(x[i])));
-    }
-  });
-}
+struct GeluKernels {
+  // out = GELU(x) of n elements, which may lie in the same place
+  void (*forward)(const void* x, void* out, std::int64_t n, GeluApproximation);
 
-template <typename S>
-void gelu_backward(const S* x, S* gradients, std::int64_t n, std::int64_t count, std::int64_t stride,
-                   Approximate approximate) {
-  constexpr std::int64_t block = 512;  // the derivative is computed once for all gradients, in the first-level cache
-  Accumulation<S> derivative[block];
-  with_approximation(approximate, [&](auto constant) {
-    for (std::int64_t begin = 0; begin < n; begin += block) {
-      const std::int64_t size = begin + block < n ? block : n - begin;
-#pragma omp simd
-      for (std::int64_t i = 0; i < size; ++i) {
-        derivative[i] = gelu_derivative<decltype(constant)::value>(load(x[begin + i]));
-      }
-      for (std::int64_t k = 0; k < count; ++k) {
-        S* gradient = gradients + k * stride + begin;
-#pragma omp simd
-        for (std::int64_t i = 0; i < size; ++i) store(gradient[i], load(gradient[i]) * derivative[i]);
-      }
-    }
-  });
-}
+  // `count` gradients of n elements each, `stride` elements apart, times GELU'(x)
+  void (*backward)(const void* x, void* gradients, std::int64_t n, std::int64_t count, std::int64_t stride,
+                   GeluApproximation);
+};
 
-}  // namespace
-}  // namespace prograd
+}  // namespace prograd::cpu

@@ -1,77 +1,28 @@
-// Layer norm on contiguous rows. Included by kernels.cpp alone.
+// The kernels of add_layer_norm_out and layer_norm_backward_.
 #pragma once
 
-#include "../transformer.h"
-#include "kernels.h"
-#include "storage.h"
+#include "dispatch.h"
 
-namespace prograd {
-namespace {
+namespace prograd::cpu {
 
-template <typename S>
-void add_layer_norm(const Kernels::AddLayerNorm& all, std::int64_t begin, std::int64_t end) {
-  using T = Accumulation<S>;
-  const std::int64_t width = all.width;
-  const T* weight = static_cast<const T*>(all.weight);
-  const T* bias = static_cast<const T*>(all.bias);
-  for (std::int64_t row = begin; row < end; ++row) {
-    const S* x = static_cast<const S*>(all.x) + row * width;
-    const S* branch = static_cast<const S*>(all.branch) + row * width;
-    S* total = static_cast<S*>(all.total) + row * width;
-    S* normed = static_cast<S*>(all.normed) + row * width;
-    T* statistics = static_cast<T*>(all.statistics) + 2 * row;
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = 0; i < width; ++i) {
-      store(total[i], load(x[i]) + load(branch[i]));
-      sum += load(total[i]);  // as it is stored
-    }
-    const T mean = sum / T(width);
-    T squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (std::int64_t i = 0; i < width; ++i) {
-      const T t = load(total[i]) - mean;
-      squares = fused(t, t, squares);
-    }
-    const T rstd = T(1) / root(squares / T(width) + T(all.eps));
-#pragma omp simd
-    for (std::int64_t i = 0; i < width; ++i) {
-      store(normed[i], layer_normed(load(total[i]), mean, rstd, weight[i], bias[i]));
-    }
-    statistics[0] = mean;
-    statistics[1] = rstd;
-  }
-}
+// total = x + branch and its norm. Weight, bias and statistics (rows, 2) are in the accumulation dtype.
+struct AddLayerNorm {
+  const void *x, *branch, *weight, *bias;
+  void *total, *normed, *statistics;
+  std::int64_t width;
+  double eps;
+};
 
-template <typename S>
-void layer_norm_backward(const Kernels::LayerNormBackward& all, std::int64_t begin, std::int64_t end) {
-  using T = Accumulation<S>;
-  const std::int64_t width = all.width;
-  const T* weight = static_cast<const T*>(all.weight);
-  for (std::int64_t row = begin; row < end; ++row) {
-    const S* total = static_cast<const S*>(all.total) + row * width;
-    const T mean = static_cast<const T*>(all.statistics)[2 * row];
-    const T rstd = static_cast<const T*>(all.statistics)[2 * row + 1];
-    for (std::int64_t k = 0; k < all.count; ++k) {
-      const std::int64_t at = (k * all.rows + row) * width;
-      const S* d_normed = static_cast<const S*>(all.d_normed) + at;
-      S* d_total = static_cast<S*>(all.d_total) + at;
-      T sum_u = 0, sum_uh = 0;
-#pragma omp simd reduction(+ : sum_u, sum_uh)
-      for (std::int64_t i = 0; i < width; ++i) {
-        const T u = load(d_normed[i]) * weight[i];
-        sum_u += u;
-        sum_uh = fused(u, (load(total[i]) - mean) * rstd, sum_uh);
-      }
-      const T mean_u = sum_u / T(width), mean_uh = sum_uh / T(width);
-#pragma omp simd
-      for (std::int64_t i = 0; i < width; ++i) {
-        const T u = load(d_normed[i]) * weight[i], h = (load(total[i]) - mean) * rstd;
-        store(d_total[i], load(d_total[i]) + layer_norm_gradient(u, h, rstd, mean_u, mean_uh));
-      }
-    }
-  }
-}
+// The gradients through it: d_total (count, rows, width) += those from d_normed.
+struct LayerNormBackward {
+  const void *d_normed, *total, *statistics, *weight;
+  void* d_total;
+  std::int64_t count, rows, width;
+};
 
-}  // namespace
-}  // namespace prograd
+struct LayerNormKernels {  // of rows [begin, end)
+  void (*forward)(const AddLayerNorm&, std::int64_t begin, std::int64_t end);
+  void (*backward)(const LayerNormBackward&, std::int64_t begin, std::int64_t end);
+};
+
+}  // namespace prograd::cpu

@@ -3,11 +3,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
-#include "../checks.h"
-#include "../operators.h"
-#include "kernels.h"
+#include "../common/library.h"
+#include "../common/operand.h"
+#include "../operators/samples.h"
 #include "large.h"
-#include "operand.h"
+#include "samples.h"
 
 namespace prograd::cpu {
 namespace {
@@ -26,17 +26,16 @@ void each_row(const at::Tensor& logits, char* cotangents, const Body& body) {
         at::empty({3 * samples}, logits.options().dtype(accumulation_dtype(logits.scalar_type())));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t offset = i * classes * size;
-      body(i, Kernels::SampledRow{static_cast<const char*>(data_of(logits)) + offset, samples, classes, rows * classes,
+      body(i, SampledRow{static_cast<const char*>(data_of(logits)) + offset, samples, classes, rows * classes,
                                   cotangents ? cotangents + offset : nullptr, scratch.mutable_data_ptr(), stream});
     }
   });
 }
 
-}  // namespace
-
-void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels_, int64_t reduction,
+void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& labels_, int64_t reduction_,
                                at::Tensor& losses, at::Tensor& cotangents) {
-  check_sampled_cross_entropy(at::kCPU, logits, labels_, reduction, losses, cotangents);
+  check_sampled_cross_entropy(at::kCPU, logits, labels_, reduction_, losses, cotangents);
+  const auto reduction = Reduction(reduction_);
   const at::ScalarType dtype = common_dtype(logits, cotangents);
   const at::Tensor z = contiguous(logits, dtype), labels = labels_.contiguous();
   const int64_t rows = z.size(1), classes = z.size(2);
@@ -47,18 +46,19 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
   }
   const Written written(cotangents, dtype), written_losses(losses, accumulation_dtype(losses.scalar_type()));
   prefer_huge_pages(written.data(), written.tensor().nbytes());
-  const double weight = reduction == mean ? 1.0 / double(rows) : 1.0;
+  const double weight = reduction == Reduction::mean ? 1.0 / double(rows) : 1.0;
+  const auto& kernels = kernels_for<SampleKernels>(storage_of(dtype));
   std::vector<double> results(rows);
-  each_row(z, written.data(), [&](int64_t i, const Kernels::SampledRow& row) {
-    results[i] = kernels().sampled_cross_entropy_row(storage_of(dtype), row, label[i], weight);
+  each_row(z, written.data(), [&](int64_t i, const SampledRow& row) {
+    results[i] = kernels.cross_entropy(row, label[i], weight);
   });
   written.write_back();
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) {
     total += results[i];
-    if (reduction == none) set(written_losses.tensor(), i, results[i]);
+    if (reduction == Reduction::none) set(written_losses.tensor(), i, results[i]);
   }
-  if (reduction != none) set(written_losses.tensor(), 0, reduction == mean ? total / double(rows) : total);
+  if (reduction != Reduction::none) set(written_losses.tensor(), 0, reduction == Reduction::mean ? total / double(rows) : total);
   written_losses.write_back();
 }
 
@@ -67,10 +67,17 @@ void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
   const at::Tensor z = contiguous(logits, logits.scalar_type());
   const Written written(log_probs, accumulation_dtype(z.scalar_type()));
   const int64_t bytes = z.size(2) * int64_t(written.tensor().itemsize());
-  each_row(z, nullptr, [&](int64_t i, const Kernels::SampledRow& row) {
-    kernels().sampled_log_probs_row(storage_of(z.scalar_type()), row, written.data() + i * bytes);
+  const auto& kernels = kernels_for<SampleKernels>(storage_of(z.scalar_type()));
+  each_row(z, nullptr, [&](int64_t i, const SampledRow& row) {
+    kernels.log_probs(row, written.data() + i * bytes);
   });
   written.write_back();
 }
 
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("sampled_cross_entropy_out", TORCH_FN(sampled_cross_entropy_out));
+  library.impl("sampled_log_probs_out", TORCH_FN(sampled_log_probs_out));
+});
+
+}  // namespace
 }  // namespace prograd::cpu

@@ -1,26 +1,35 @@
+// Attention of packed segments with a shared prefix.
 #include "attention.cuh"
-#include "attention_backward.cuh"
 #include "storage.cuh"
 
 namespace prograd::cuda {
 
-void shared_prefix_attention(Storage storage, const Attention& attention, const Rows& out, void* stream) {
-  with_storage(storage, [&](auto type) {
-    launch_attention<typename decltype(type)::type>(attention, out, stream);
+template <typename T, int kLanes>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<T>)
+    attention_kernel(PF_CONSTANT AttentionArguments arguments, PF_CONSTANT Rows out) {
+  const int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
+  const Query<T, kLanes> query(arguments, index);
+  const Softmax<T, kLanes> softmax(query);
+  if (query.item.repeated) return;
+  softmax.out.store(head_of<T>(out, arguments.attention, query.item.group, query.item.row, query.item.head),
+                    arguments.attention.width, arguments.aligned);
+}
+
+template <typename T>
+void launch_attention(const Attention& attention, const Rows& out, void* stream) {
+  const int64_t items = attention.groups * attention.heads * attention.queries;
+  if (items == 0) return;
+  with_lanes(attention.width, [&](auto lanes) {
+    launch(attention_kernel<T, lanes.value>, attention_blocks(items, lanes.value), kAttentionThreads, 0, false, stream,
+           make_arguments<T>(attention, out), out);
   });
 }
 
-size_t shared_prefix_attention_backward_workspace(Storage storage, const Attention& attention) {
-  return storage == Storage::float64 ? AttentionWorkspace<double>(attention).bytes()
-                                     : AttentionWorkspace<float>(attention).bytes();
-}
+// ---- the operator
 
-void shared_prefix_attention_backward(Storage storage, const Attention& attention, int64_t cotangents,
-                                      const Rows& gradient, const Rows& d_query, const Rows& d_key_value,
-                                      const Rows& d_prefix, void* workspace, void* stream) {
+void shared_prefix_attention(Storage storage, const Attention& attention, const Rows& out, void* stream) {
   with_storage(storage, [&](auto type) {
-    launch_attention_backward<typename decltype(type)::type>(attention, cotangents, gradient, d_query, d_key_value,
-                                                             d_prefix, workspace, stream);
+    launch_attention<typename decltype(type)::type>(attention, out, stream);
   });
 }
 

@@ -1,4 +1,4 @@
-// Attention of packed segments with a shared prefix.
+// What attention with a shared prefix and its backward have in common.
 //
 // A group of lanes has one query of one head, each lane some of the head's columns; a score is summed over the group by
 // shuffles. The groups of a warp have neighbouring queries of the same head, whose keys are mostly the same rows: these
@@ -6,15 +6,15 @@
 // prefix nor a segment has a limit.
 #pragma once
 
-#include "../math.h"
-#include "kernels.h"
+#include "../common/math.h"
+#include "attention.h"
 #include "vector.cuh"
 
 namespace prograd::cuda {
 
 constexpr int kAttentionThreads = 256;
 template <typename T>
-constexpr int kAttentionBlocks = sizeof(Acc<T>) == 4 ? 4 : 1;  // on a multiprocessor: what fits without spills
+constexpr int kAttentionBlocks = sizeof(Accumulation<T>) == 4 ? 4 : 1;  // on a multiprocessor: what fits without spills
 constexpr int kSlice = 8;  // columns of a lane: a group of 8 lanes has heads of up to 64 columns, one of 16 up to 128
 constexpr int kMaxLanes = kMaxHeadWidth / kSlice;
 
@@ -87,7 +87,7 @@ __device__ __forceinline__ int warp_max(int value) {
 // narrow head the packs of some lanes have no columns.
 template <typename T, int kLanes>
 struct Slice {
-  using A = Acc<T>;
+  using A = Accumulation<T>;
   static constexpr int N = kVector<T>;
   A values[kSlice] = {};
 
@@ -152,7 +152,7 @@ struct Slice {
 // A query of a group of lanes, times the scale, so that a score is its product with a key; and what it sees.
 template <typename T, int kLanes>
 struct Query {
-  using A = Acc<T>;
+  using A = Accumulation<T>;
   const AttentionArguments& arguments;
   Item item;
   Span own;
@@ -194,7 +194,7 @@ struct Query {
 // Softmax of the scores that have come so far, and the values with its weights.
 template <typename T, int kLanes>
 struct Softmax {
-  using A = Acc<T>;
+  using A = Accumulation<T>;
   A max = std::numeric_limits<A>::lowest(), sum = 0;  // of e^(score - max)
   Slice<T, kLanes> out;                               // times sum
 
@@ -213,17 +213,6 @@ struct Softmax {
     out.scale(A(1) / sum);
   }
 };
-
-template <typename T, int kLanes>
-__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<T>)
-    attention_kernel(PF_CONSTANT AttentionArguments arguments, PF_CONSTANT Rows out) {
-  const int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
-  const Query<T, kLanes> query(arguments, index);
-  const Softmax<T, kLanes> softmax(query);
-  if (query.item.repeated) return;
-  softmax.out.store(head_of<T>(out, arguments.attention, query.item.group, query.item.row, query.item.head),
-                    arguments.attention.width, arguments.aligned);
-}
 
 // ---- launching
 
@@ -254,16 +243,6 @@ AttentionArguments make_arguments(const Attention& attention, const Others&... o
 inline int64_t attention_blocks(int64_t items, int lanes) {
   const int each = kAttentionThreads / lanes;
   return (items + each - 1) / each;
-}
-
-template <typename T>
-void launch_attention(const Attention& attention, const Rows& out, void* stream) {
-  const int64_t items = attention.groups * attention.heads * attention.queries;
-  if (items == 0) return;
-  with_lanes(attention.width, [&](auto lanes) {
-    launch(attention_kernel<T, lanes.value>, attention_blocks(items, lanes.value), kAttentionThreads, 0, false, stream,
-           make_arguments<T>(attention, out), out);
-  });
 }
 
 }  // namespace prograd::cuda

@@ -1,28 +1,18 @@
 // Where the launchers run their kernels: device, stream, workspace; and tensors as the kernels need them.
+//
+// A launcher is declared in csrc/cuda/x.h and defined in csrc/cuda/x.cu: plain pointers and sizes, no torch header. All
+// pointers are device pointers. Tensors are contiguous; the caller has checked shapes, dtypes and devices. "Arithmetic
+// type" means double for Storage::float64, else float. `stream` is a cudaStream_t. Nothing waits for the device.
+// `workspace` holds at least the bytes that the *_workspace function of the operator asks for.
 #pragma once
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../cpu/operand.h"
-#include "kernels.h"
+#include "../common/operand.h"
 
 namespace prograd::cuda {
-
-using cpu::common_dtype;
-using cpu::contiguous;
-using cpu::Written;
-
-inline Storage storage_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return Storage::float64;
-    case at::kFloat: return Storage::float32;
-    case at::kBFloat16: return Storage::bfloat16;
-    case at::kHalf: return Storage::float16;
-    default: TORCH_CHECK_TYPE(false, "expected float64, float32, bfloat16 or float16, got ", dtype, ".");
-  }
-}
 
 // The device of a tensor and its current stream. Memory that is freed before the kernels have run is theirs until then:
 // the allocator orders it by the stream.

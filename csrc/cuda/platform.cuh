@@ -11,6 +11,8 @@
 #include <string>
 #include <type_traits>
 
+#include "../common/types.h"
+
 #ifdef __CUDACC__
 
 #include <assert.h>
@@ -125,21 +127,10 @@ inline void fill_zero(void* memory, size_t bytes, void*) { std::memset(memory, 0
 
 #endif
 
-// ---- storage and arithmetic: everything is computed in float, or in double for double
+// ---- what tensors store, and its conversion to what it is computed in
 
 using bfloat16 = __nv_bfloat16;
 using float16 = __half;
-
-template <typename T>
-struct Arithmetic {
-  using type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using type = double;
-};
-template <typename T>
-using Acc = typename Arithmetic<T>::type;
 
 __device__ __forceinline__ double widen(double value) { return value; }
 __device__ __forceinline__ float widen(float value) { return value; }

@@ -1,15 +1,9 @@
 // From a storage dtype known at run time to a type.
 #pragma once
 
-#include "kernels.h"
 #include "platform.cuh"
 
 namespace prograd::cuda {
-
-template <typename T>
-struct Type {
-  using type = T;
-};
 
 // Calls function(Type<T>{}) for the T of `storage`.
 template <typename Function>
@@ -20,6 +14,12 @@ void with_storage(Storage storage, Function function) {
     case Storage::bfloat16: return function(Type<bfloat16>{});
     case Storage::float16: return function(Type<float16>{});
   }
+}
+
+// The same for what T is computed in, with a result.
+template <typename Function>
+auto with_accumulation(Storage storage, Function function) {
+  return storage == Storage::float64 ? function(Type<double>{}) : function(Type<float>{});
 }
 
 }  // namespace prograd::cuda

@@ -33,7 +33,7 @@ __device__ __forceinline__ void read(Pack<T>& pack, const T* from, int begin, in
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       if (i >= begin && i < end) pack.values[i] = from[i];
-      else narrow(pack.values[i], Acc<T>(0));
+      else narrow(pack.values[i], Accumulation<T>(0));
     }
   }
 }
@@ -67,7 +67,7 @@ __device__ int elements_before(const T* start) {
 
 // The first `valid` of N elements, for arithmetic.
 template <int N, typename T>
-__device__ __forceinline__ void load(Acc<T> (&values)[N], const T* from, int valid, bool aligned) {
+__device__ __forceinline__ void load(Accumulation<T> (&values)[N], const T* from, int valid, bool aligned) {
   static_assert(N % kVector<T> == 0, "whole packs");
 #pragma unroll
   for (int k = 0; k < N; k += kVector<T>) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ void load(Acc<T> (&values)[N], const T* from, int val
 }
 
 template <int N, typename T>
-__device__ __forceinline__ void store(T* to, const Acc<T> (&values)[N], int valid, bool aligned) {
+__device__ __forceinline__ void store(T* to, const Accumulation<T> (&values)[N], int valid, bool aligned) {
   static_assert(N % kVector<T> == 0, "whole packs");
 #pragma unroll
   for (int k = 0; k < N; k += kVector<T>) {

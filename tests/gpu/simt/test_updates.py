@@ -1,101 +1,273 @@
-"""The CUDA kernels on lists of tensors, executed on the CPU by simt.h, against the reference in float64."""
+"""The CUDA kernels of AdamW and SGD with projected gradients, run on the CPU by simt.h, against a float64 reference."""
 
 import math
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_bool, c_double, c_int, c_void_p
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from prograd_fast.ops import projection, updates
 from prograd_fast.ops.common import SCOPES
-from prograd_fast.reference import projection
 from tests.gpu.simt.build import changed_sources, compiler
-from tests.gpu.simt.library import ORDERS, STORAGES, Guarded, Library, accumulation
-from tests.gpu.simt.updates import (
+from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
+from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, pointer, storage_of
+from tests.gpu.simt.tensor_lists import (
     CHUNK,
     GLOBAL,
+    MANY,
     ROW,
+    SHAPES,
     TENSOR,
-    Update,
-    check_gram,
-    check_update,
+    doubled,
     empty_entries,
     gradients,
+    tensor_list,
 )
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: the CUDA kernels cannot run on the CPU")
-SCHEDULES = [(order, seed) for seed, order in enumerate(ORDERS)]
-SHAPES: list[tuple[int, ...]] = [(1,), (), (0,), (3, 5), (16, 33), (7, 1201), (2, CHUNK + 1)]
-MANY: list[tuple[int, ...]] = [(n,) for n in range(1, 42)] + [(CHUNK + 3,)]  # more than one table holds
+SETTINGS: dict[str, Any] = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3}
+
+
+class ProjectionStruct(Structure):
+    _fields_ = (
+        ("scope", c_int),
+        ("coefficients", c_void_p),
+        ("entries", c_void_p),
+        ("lambda_", c_double),
+        ("grad_scale", c_void_p),
+        ("found_inf", c_void_p),
+        ("maximize", c_bool),
+    )
+
+
+class LearningRate(Structure):
+    _fields_ = (("value", c_double), ("tensor", c_void_p))
+
+
+class AdamWSettings(Structure):
+    _fields_ = (
+        ("lr", LearningRate),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+    )
+
+
+class SGDSettings(Structure):
+    _fields_ = (
+        ("lr", LearningRate),
+        ("momentum", c_double),
+        ("dampening", c_double),
+        ("weight_decay", c_double),
+        ("nesterov", c_bool),
+        ("first", c_bool),
+    )
+
+
+class Updates(Library):
+    stem = "updates"
+    needs = ("projection.cu",)
+
+    def project_adamw_(
+        self,
+        params: list[Tensor],
+        task: list[Tensor],
+        general: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        entries: Tensor,
+        coefficients: Tensor | None,
+        lr_tensor: Tensor | None,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        lambda_: float,
+        scope: int,
+        amsgrad: bool,
+        maximize: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        assert bool(max_exp_avg_sqs) == amsgrad
+        tensors = tensor_list(scope, task, general, params, [exp_avgs, exp_avg_sqs, max_exp_avg_sqs], steps)
+        projection = ProjectionStruct(
+            scope,
+            pointer(coefficients),
+            pointer(entries),
+            lambda_,
+            pointer(grad_scale),
+            pointer(found_inf),
+            maximize,
+        )
+        settings = AdamWSettings(LearningRate(lr, pointer(lr_tensor)), beta1, beta2, eps, weight_decay)
+        storages = (storage_of(params[0]), storage_of(exp_avgs[0]))
+        self.call("adamw", *storages, tensors, len(task), byref(projection), byref(settings))
+
+    def project_sgd_(
+        self,
+        params: list[Tensor],
+        task: list[Tensor],
+        general: list[Tensor],
+        momentum_buffers: list[Tensor],
+        entries: Tensor,
+        coefficients: Tensor | None,
+        lr_tensor: Tensor | None,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        lambda_: float,
+        scope: int,
+        nesterov: bool,
+        maximize: bool,
+        first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        tensors = tensor_list(scope, task, general, params, [momentum_buffers])
+        projection = ProjectionStruct(
+            scope,
+            pointer(coefficients),
+            pointer(entries),
+            lambda_,
+            pointer(grad_scale),
+            pointer(found_inf),
+            maximize,
+        )
+        settings = SGDSettings(LearningRate(lr, pointer(lr_tensor)), momentum, dampening, weight_decay, nesterov, first)
+        states = momentum_buffers or params
+        storages = (storage_of(params[0]), storage_of(states[0]))
+        self.call("sgd", *storages, tensors, len(task), byref(projection), byref(settings))
+
+
+class Update:
+    """Everything that one fused step reads and writes, and the same step by the reference in float64."""
+
+    def __init__(
+        self,
+        optimizer: str,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+        scope: int,
+        *,
+        moments: torch.dtype | None = None,
+        given: bool = False,
+        amsgrad: bool = False,
+        momentum: float = 0.9,
+        first: bool = False,
+        nesterov: bool = False,
+        maximize: bool = False,
+        lr_tensor: bool = False,
+        grad_scale: float | None = None,
+        found_inf: float | None = None,
+        shift: int = 0,
+    ) -> None:
+        self.__dict__ |= {k: v for k, v in locals().items() if k != "self"}
+        self.task, self.general = gradients(shapes, dtype)
+        generator = torch.Generator().manual_seed(7)
+        self.params = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        n_states = (3 if amsgrad else 2) if optimizer == "adamw" else int(momentum != 0)
+        self.states = [
+            [torch.rand(shape, generator=generator).to(moments or dtype) for shape in shapes] for _ in range(n_states)
+        ]
+        self.steps = [torch.tensor(float(3 * i)) for i in range(len(shapes))] if optimizer == "adamw" else []
+        self.entries = empty_entries(self.task, scope)
+        units = self.entries.shape[0]
+        self.coefficients = torch.randn(units, 2, dtype=self.entries.dtype, generator=generator) if given else None
+
+    def run(self, simt: Updates) -> None:
+        """By the kernel, in place."""
+        guarded = Guarded(self.shift)
+        self.results = [guarded.list(tensors) for tensors in (self.params, *self.states)]
+        self.new_entries, self.new_steps = guarded(self.entries), guarded.list(self.steps)
+        gradients = guarded.list(self.task), guarded.list(self.general)
+        scale = None if self.grad_scale is None else torch.tensor(self.grad_scale)
+        found_inf = None if self.found_inf is None else torch.tensor(self.found_inf)
+        lr_tensor = torch.tensor(SETTINGS["lr"]) if self.lr_tensor else None
+        lr = -99.0 if self.lr_tensor else SETTINGS["lr"]
+        common = (self.new_entries, self.coefficients, lr_tensor, lr)
+        if self.optimizer == "adamw":
+            states = [*self.results[1:], *([] if self.amsgrad else [[]])]
+            numbers = (SETTINGS["beta1"], SETTINGS["beta2"], SETTINGS["eps"], SETTINGS["weight_decay"], 0.7)
+            flags = (self.scope, self.amsgrad, self.maximize, scale, found_inf)
+            simt.project_adamw_(self.results[0], *gradients, *states, self.new_steps, *common, *numbers, *flags)
+        else:
+            states = self.results[1:] or [[]]
+            numbers = (self.momentum, 0.25, SETTINGS["weight_decay"], 0.7)
+            flags = (self.scope, self.nesterov, self.maximize, self.first, scale, found_inf)
+            simt.project_sgd_(self.results[0], *gradients, *states, *common, *numbers, *flags)
+        guarded.check()
+
+    def check(self) -> None:
+        """Against the reference."""
+        scope = SCOPES[self.scope]
+        task, general = [a.double() / (self.grad_scale or 1.0) for a in self.task], doubled(self.general)
+        expected_entries = projection.gram_formula(task, general, scope)
+        if self.coefficients is None:
+            assert_close(self.new_entries, expected_entries, "formula", self.entries.dtype)
+            coefficients = projection.prograd_coefficients(expected_entries, 0.7)
+        else:
+            assert self.new_entries.isnan().all(), "entries are left alone where coefficients are given"
+            coefficients = self.coefficients.double()
+        parts = projection.split_units(coefficients, self.task, scope)
+        for i, (a, b, c) in enumerate(zip(task, general, parts, strict=True)):
+            g = projection.combine(a, b, c)
+            old = [tensors[i].double() for tensors in (self.params, *self.states)]
+            new = self._expected(i, -g if self.maximize else g, old)
+            if self.found_inf:
+                new = old
+            for result, value in zip(self.results, new, strict=True):
+                assert_close(result[i], value, "formula", result[i].dtype)
+        advance = 0 if self.found_inf else 1
+        assert [float(s) for s in self.new_steps] == [float(s) + advance for s in self.steps]
+
+    def _expected(self, i: int, g: Tensor, old: list[Tensor]) -> list[Tensor]:
+        if self.optimizer == "adamw":
+            p, m, v, largest = [*old, None][:4]
+            betas = (SETTINGS["beta1"], SETTINGS["beta2"])
+            numbers = {name: SETTINGS[name] for name in ("lr", "eps", "weight_decay")}
+            step = self.steps[i].double() + 1
+            new = updates.adamw(p, g, m, v, largest, step, betas=betas, **numbers)
+        else:
+            new = updates.sgd(
+                old[0],
+                g,
+                old[1] if self.states else None,
+                lr=SETTINGS["lr"],
+                momentum=self.momentum,
+                dampening=0.25,
+                weight_decay=SETTINGS["weight_decay"],
+                nesterov=self.nesterov,
+                first=self.first,
+            )
+        return [tensor for tensor in new if tensor is not None]
+
+
+def check_update(simt: Updates, *args: Any, **options: Any) -> None:
+    update = Update(*args, **options)
+    update.run(simt)
+    update.check()
 
 
 @pytest.fixture(scope="module")
-def simt() -> Library:
-    return Library()
-
-
-@pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
-@pytest.mark.parametrize("dtype", STORAGES)
-def test_gram(simt: Library, dtype: torch.dtype, scope: int) -> None:
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed)
-        check_gram(simt, SHAPES, dtype, scope, shift=seed)
-
-
-@pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
-def test_gram_of_more_tensors_than_one_launch_takes(simt: Library, scope: int) -> None:
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed)
-        check_gram(simt, MANY, torch.float32, scope, shift=0)
-
-
-def test_gram_is_the_same_under_every_schedule(simt: Library) -> None:
-    results = []
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed, resident_blocks=1 + 5 * seed)
-        results.append(check_gram(simt, [(5 * CHUNK + 7,), (33,)], torch.float32, GLOBAL, shift=0))
-    assert all(torch.equal(results[0], other) for other in results[1:])
-
-
-def test_gram_of_a_tensor_does_not_depend_on_its_neighbours(simt: Library) -> None:
-    task, general = gradients([(1000,), (3 * CHUNK + 5,), (40,)], torch.float32)
-    together = empty_entries(task, TENSOR)
-    simt.gram_out(task, general, TENSOR, entries=together)
-    for a, b, entries in zip(task, general, together, strict=True):
-        alone = empty_entries([a], TENSOR)
-        simt.gram_out([a], [b], TENSOR, entries=alone)
-        assert torch.equal(alone[0], entries)
-
-
-@pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
-@pytest.mark.parametrize("dtype", STORAGES)
-def test_project(simt: Library, dtype: torch.dtype, scope: int) -> None:
-    task, general = gradients(SHAPES, dtype)
-    units = empty_entries(task, scope).shape[0]
-    coefficients = torch.randn(units, 2, dtype=accumulation(dtype))
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed)
-        guarded = Guarded(seed)
-        result = guarded.list(task)
-        simt.project_(result, guarded.list(general), coefficients, scope)
-        guarded.check()
-        parts = projection.split_units(coefficients.double(), task, SCOPES[scope])
-        for got, a, b, c in zip(result, task, general, parts, strict=True):
-            assert_close(got, projection.combine(a.double(), b.double(), c), "formula", dtype)
-
-
-def test_project_leaves_what_has_no_conflict_bit_for_bit(simt: Library) -> None:
-    task, general = [torch.tensor([-0.0, 1.0, math.nan, math.inf])], [torch.full((4,), math.nan)]
-    before = task[0].clone()
-    simt.project_(task, general, torch.tensor([[1.0, 0.0]]), TENSOR)
-    assert torch.equal(task[0].view(torch.int32), before.view(torch.int32))
+def simt() -> Updates:
+    return Updates()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
 @pytest.mark.parametrize("dtype", STORAGES)
-def test_update(simt: Library, dtype: torch.dtype, scope: int, optimizer: str) -> None:
+def test_update(simt: Updates, dtype: torch.dtype, scope: int, optimizer: str) -> None:
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
         check_update(simt, optimizer, SHAPES, dtype, scope, shift=seed)
@@ -114,19 +286,19 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
-def test_update_options(simt: Library, options: dict[str, Any], optimizer: str) -> None:
+def test_update_options(simt: Updates, options: dict[str, Any], optimizer: str) -> None:
     check_update(simt, optimizer, SHAPES, torch.float32, TENSOR, **options)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_update_with_moments_in_float32(simt: Library, dtype: torch.dtype, optimizer: str) -> None:
+def test_update_with_moments_in_float32(simt: Updates, dtype: torch.dtype, optimizer: str) -> None:
     for shift in (0, 1):
         check_update(simt, optimizer, SHAPES, dtype, TENSOR, moments=torch.float32, shift=shift)
 
 
 @pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
-def test_update_of_more_tensors_than_one_launch_takes(simt: Library, scope: int) -> None:
+def test_update_of_more_tensors_than_one_launch_takes(simt: Updates, scope: int) -> None:
     check_update(simt, "adamw", MANY, torch.float32, scope)
 
 
@@ -136,7 +308,7 @@ WAYS = [([(16, 512)], 8), ([(65536,)], 8), ([(3 * CHUNK,), (40,), (100,), (9,), 
 
 
 @pytest.mark.parametrize(("shapes", "resident_blocks"), WAYS, ids=["block", "grid", "small-grid"])
-def test_one_launch_does_it_all(simt: Library, shapes: list[tuple[int, ...]], resident_blocks: int) -> None:
+def test_one_launch_does_it_all(simt: Updates, shapes: list[tuple[int, ...]], resident_blocks: int) -> None:
     for order, seed in SCHEDULES:
         simt.schedule(order, seed, resident_blocks)
         simt.launches()
@@ -146,7 +318,7 @@ def test_one_launch_does_it_all(simt: Library, shapes: list[tuple[int, ...]], re
 
 def test_large_lists_take_two_launches(tmp_path: Path) -> None:
     threshold = "kOneLaunch = int64_t(1) << 22"  # more than the tests have time for
-    simt = Library(changed_sources("update.cuh", threshold, "kOneLaunch = 2 * kChunk", tmp_path), "gradients")
+    simt = Updates(changed_sources("projection.cuh", threshold, "kOneLaunch = 2 * kChunk", tmp_path))
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
         simt.launches()
@@ -154,7 +326,7 @@ def test_large_lists_take_two_launches(tmp_path: Path) -> None:
         assert simt.launches() == 2
 
 
-def test_a_general_gradient_of_no_use_changes_nothing(simt: Library) -> None:
+def test_a_general_gradient_of_no_use_changes_nothing(simt: Updates) -> None:
     for poison in (0.0, math.nan, math.inf, 1e-25):
         update = Update("sgd", [(100,)], torch.float32, TENSOR)
         update.general = [torch.full((100,), poison)]
@@ -162,3 +334,33 @@ def test_a_general_gradient_of_no_use_changes_nothing(simt: Library) -> None:
         update.general, update.coefficients = [torch.zeros(100)], torch.tensor([[1.0, 0.0]])
         update.new_entries = torch.full((1, 3), math.nan)
         update.check()
+
+
+FAULTS = {
+    "no barrier before a shared write": Fault(
+        "reduce.cuh", "__syncthreads();  // of_warp may still be read by the previous reduction", ""
+    ),
+    "no barrier after a shared write": Fault(
+        "reduce.cuh",
+        "of_warp[threadIdx.x / kWarp] = value;\n  __syncthreads();",
+        "of_warp[threadIdx.x / kWarp] = value;",
+    ),
+    "context overwritten": Fault(
+        "projection.cuh", "__syncthreads();  // context may still be read for the previous chunk", ""
+    ),
+    "no grid sync": Fault("projection.cuh", "cooperative_groups::this_grid().sync();", "__syncthreads();"),
+    "step advanced too early": Fault("projection.cuh", "is_last_block(plan.ticket, gridDim.x)", "blockIdx.x == 0"),
+}
+
+
+def small_case(simt: Updates, seed: int) -> None:
+    check_update(simt, "adamw", [(6 * CHUNK,), (40,), (9,), (50,), (7,)], torch.float32, TENSOR)
+
+
+@planted(FAULTS)
+def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(FAULTS[fault], Updates, small_case, tmp_path)
+
+
+def test_nothing_is_found_without_a_fault(simt: Updates) -> None:
+    run_case(simt, small_case)

@@ -1,0 +1,171 @@
+// The Python module prograd_fast._C: what was built, registration, and the eager fast path.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <vector>
+
+#include "../common/arguments.h"
+#include "../common/library.h"
+#include "../cpu/dispatch.h"
+#include "../operators/updates.h"
+#include "eager_loss.h"
+#include "plain.h"
+
+namespace prograd {
+namespace {
+
+namespace py = pybind11;
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["compiler"] = PF_COMPILER;
+  facts["flags"] = PF_FLAGS;
+  facts["torch"] = PF_TORCH_VERSION;
+  py::list isas;
+  for (const auto set : {cpu::InstructionSet::baseline, cpu::InstructionSet::avx2, cpu::InstructionSet::avx512}) {
+    if (cpu::runs(set)) isas.append(cpu::name_of(set));
+  }
+  facts["instruction_sets"] = isas;
+  facts["instruction_set"] = cpu::name_of(cpu::best());
+#ifdef PF_CUDA
+  facts["cuda"] = PF_CUDA_VERSION;
+  facts["cuda_architectures"] = PF_CUDA_ARCHITECTURES;
+#else
+  facts["cuda"] = py::none();
+#endif
+  return facts;
+}
+
+// The eager fast path: for a prompt of 8192 elements, boxing some twenty arguments for the dispatcher takes longer than
+// the step itself. Same kernels, for plain CPU tensors; where one of them is something else, the dispatcher is asked.
+using Tensors = std::vector<at::Tensor>;
+
+// How Python gives an argument of an operator.
+template <typename T>
+struct FromPython {
+  using type = T;
+};
+template <>
+struct FromPython<at::TensorList> {
+  using type = const Tensors&;
+};
+template <>
+struct FromPython<at::Tensor&> {
+  using type = at::Tensor;
+};
+
+bool plain_on_the_cpu(const at::Tensor& tensor) { return tensor.is_cpu() && plain(tensor); }
+bool plain_on_the_cpu(const Tensors& tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    if (!plain_on_the_cpu(tensor)) return false;
+  }
+  return true;
+}
+template <typename Other>
+bool plain_on_the_cpu(const Other&) {
+  return true;
+}
+
+void count_write(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+void count_write(const Tensors& tensors) {
+  for (const at::Tensor& tensor : tensors) count_write(tensor);
+}
+template <typename Other>
+void count_write(const Other&) {}
+
+template <typename Arguments, typename Signature = typename Arguments::Signature>
+struct Eager;
+
+template <typename Arguments, typename... Each>
+struct Eager<Arguments, void(Each...)> {
+  template <void (*kernel)(const Arguments&)>
+  static void call(typename FromPython<Each>::type... each) {
+    static const auto dispatched = c10::Dispatcher::singleton()
+                                       .findSchemaOrThrow(Arguments::name, "")
+                                       .template typed<typename Arguments::Signature>();
+    if (!(... && plain_on_the_cpu(each))) return dispatched.call(each...);
+    {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      kernel({each...});
+    }
+    auto argument = dispatched.schema().arguments().begin();
+    const auto written = [&] {
+      const c10::AliasInfo* alias = (argument++)->alias_info();
+      return alias && alias->isWrite();
+    };
+    (..., (written() ? count_write(each) : void()));
+  }
+};
+
+// Whether the tensors that belong to each parameter have its shape, device and memory of their own, and each of the
+// numbers is one. False also where only a closer look can tell: the message is Python's, prograd_fast/optim/states.py.
+bool fit(const Tensors& params, const std::vector<Tensors>& belongings, const Tensors& numbers) {
+  const auto is_plain = [](const at::Tensor& tensor) { return tensor.defined() && plain(tensor); };
+  try {
+    for (size_t i = 0; i < params.size(); ++i) {
+      if (!is_plain(params[i])) return false;
+      const Arguments arguments("param", params[i], params[i].device().type());
+      arguments.result("param", params[i], params[i].sizes());
+      for (const at::Tensor& tensor : belongings.at(i)) {
+        if (!is_plain(tensor)) return false;
+        arguments.result("tensor", tensor, params[i].sizes());
+      }
+    }
+    for (const at::Tensor& number : numbers) {
+      const at::ScalarType dtype = number.defined() ? number.scalar_type() : at::kByte;
+      if (!(dtype == at::kFloat || dtype == at::kDouble) || !plain(number) || number.numel() != 1) return false;
+      Arguments("number", number, number.device().type()).number("number", number);
+    }
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+// (task, general, correct), or None where the way through torch.library must be taken; see eager_dual_loss.
+py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, py::handle teacher_offset,
+                     py::handle task_weight, py::handle general_weight, double temperature, bool soft_ce,
+                     int64_t reduction) {
+  const auto is_tensor = [](py::handle object) { return THPVariable_CheckExact(object.ptr()); };  // of no subclass
+  const auto may_be = [&](py::handle object) { return object.is_none() || is_tensor(object); };
+  const auto tensor = [](py::handle object) -> const at::Tensor& { return THPVariable_Unpack(object.ptr()); };
+  const auto maybe = [&](py::handle object) { return object.is_none() ? std::optional<at::Tensor>() : std::optional<at::Tensor>(tensor(object)); };
+  if (!is_tensor(student) || !is_tensor(teacher) || !is_tensor(labels) || !may_be(teacher_offset) ||
+      !may_be(task_weight) || !may_be(general_weight)) {
+    return py::none();
+  }
+  std::optional<EagerLosses> losses;
+  {
+    const py::gil_scoped_release no_gil;
+    losses = eager_dual_loss(tensor(student), tensor(teacher), tensor(labels), maybe(teacher_offset),
+                             maybe(task_weight), maybe(general_weight), temperature, soft_ce, reduction);
+  }
+  if (!losses) return py::none();
+  return py::make_tuple(losses->task, losses->general, losses->correct);
+}
+
+}  // namespace
+}  // namespace prograd
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace prograd;
+  m.def("build_facts", &build_facts, "Compiler, flags, instruction sets, CUDA.");
+  m.def("register_cpu", [] { register_operators(c10::DispatchKey::CPU); }, "Put the CPU kernels into the dispatcher.");
+  m.def("unregister_cpu", [] { unregister_operators(c10::DispatchKey::CPU); }, "Take them out.");
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("project_adamw_", &Eager<AdamWArguments>::call<cpu::project_adamw>, "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
+  m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>, "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
+  m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.", no_gil);
+  m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
+#ifdef PF_CUDA
+  m.def("register_cuda", [] { register_operators(c10::DispatchKey::CUDA); }, "Put the CUDA kernels into the dispatcher.");
+  m.def("unregister_cuda", [] { unregister_operators(c10::DispatchKey::CUDA); }, "Take them out.");
+#endif
+}

@@ -1,0 +1,117 @@
+// Elementary functions of one number, for CPU and GPU code alike. No torch header here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+// Always inlined: the CPU kernels are compiled once for each instruction set, and the linker must not give a baseline
+// machine the AVX-512 copy of a shared function.
+#ifdef __CUDACC__
+#define PF_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define PF_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace prograd {
+
+// a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that the
+// roundings of the updates are those of torch.optim's fused kernels.
+PF_HOST_DEVICE float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+  return ::fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+PF_HOST_DEVICE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+  return ::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+PF_HOST_DEVICE float root(float x) { return ::sqrtf(x); }
+PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
+PF_HOST_DEVICE double log(double x) { return ::log(x); }
+
+// ln x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where x is a normal number;
+// -inf for 0, NaN below it and for NaN.
+PF_HOST_DEVICE float log(float x) {
+#ifdef __CUDA_ARCH__
+  return ::logf(x);
+#else
+  // x = m 2^n with m in [root of 1/2, root of 2): subtracting the root's bits carries into the exponent where m is above
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
+  const float n = float(std::int32_t(n_bits) >> 23), f = __builtin_bit_cast(float, bits - n_bits) - 1.0f;
+  const float square = f * f;
+  // minimax of (ln(1 + f) - f + f^2 / 2) / f^3, from Cephes' logf
+  float p = fused(7.0376836292e-2f, f, -1.1514610310e-1f);
+  p = fused(p, f, 1.1676998740e-1f);
+  p = fused(p, f, -1.2420140846e-1f);
+  p = fused(p, f, 1.4249322787e-1f);
+  p = fused(p, f, -1.6668057665e-1f);
+  p = fused(p, f, 2.0000714765e-1f);
+  p = fused(p, f, -2.4999993993e-1f);
+  p = fused(p, f, 3.3333331174e-1f);
+  p *= f * square;
+  // ln 2 in two parts, the first with so few bits that n times it is exact
+  p = fused(n, -2.12194440e-4f, p);
+  p = fused(-0.5f, square, p);
+  const float result = fused(n, 0.693359375f, f + p);
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const float outside = x == 0.0f ? -infinity : x > 0.0f ? x : std::numeric_limits<float>::quiet_NaN();
+  return x > 0.0f && x < infinity ? result : outside;
+#endif
+}
+
+// What a formula for numbers of type F, or for registers full of them (csrc/cpu/kernels/vector.h), needs besides operators.
+template <typename F>
+struct Arithmetic;
+template <>
+struct Arithmetic<float> {
+  using Bits = std::uint32_t;
+  PF_HOST_DEVICE static float fused(float a, float b, float c) { return prograd::fused(a, b, c); }
+};
+
+// e^x for x up to 88: a softmax asks for none above 0. A polynomial without branches, so that loops vectorise: error
+// below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN
+// for NaN.
+template <typename F>
+PF_HOST_DEVICE F exp_by_polynomial(F x) {
+  using A = Arithmetic<F>;
+  // Adding 1.5 * 2^23 leaves the integer nearest to x / ln 2 in the low bits; 127 more make it a float's exponent.
+  constexpr float to_exponent = 12582912.0f + 127.0f;
+  const F shifted = A::fused(x, F{} + 1.44269504f, F{} + to_exponent);
+  const F n = shifted - to_exponent;
+  // x - n ln 2 with ln 2 in two parts, the first with so few bits that n times it is exact
+  const F r = A::fused(n, F{} - 1.42860677e-6f, A::fused(n, F{} - 0.693145752f, x));
+  // minimax on [-ln 2 / 2, ln 2 / 2]
+  F p = A::fused(F{} + 1.37805939e-3f, r, F{} + 8.37312452e-3f);
+  p = A::fused(p, r, F{} + 4.16695364e-2f);
+  p = A::fused(p, r, F{} + 1.66664720e-1f);
+  p = A::fused(p, r, F{} + 4.99999851e-1f);
+  p = A::fused(p * r, r, r) + 1.0f;
+  const F power_of_2 = __builtin_bit_cast(F, __builtin_bit_cast(typename A::Bits, shifted) << 23);
+  return x < -87.3365402f ? F{} : p * power_of_2;
+}
+
+PF_HOST_DEVICE float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
+  return exp_by_polynomial(x);
+#endif
+}
+PF_HOST_DEVICE double exp(double x) { return ::exp(x); }
+
+template <typename T>
+PF_HOST_DEVICE T larger(T a, T b) {
+  return a > b ? a : b;
+}
+
+PF_HOST_DEVICE float magnitude(float x) { return ::fabsf(x); }
+PF_HOST_DEVICE double magnitude(double x) { return ::fabs(x); }
+
+}  // namespace prograd

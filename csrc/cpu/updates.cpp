@@ -1,0 +1,173 @@
+// project_adamw_ and project_sgd_ on CPU tensors.
+#include "updates.h"
+
+#include "../common/library.h"
+#include "../formulas/projection.h"
+#include "../operators/updates.h"
+#include "tensor_lists.h"
+
+namespace prograd::cpu {
+namespace {
+
+struct Coefficients {
+  double alpha, beta;
+};
+
+// ProGrad's, from the entries as they were written: in their dtype, as the reference.
+Coefficients prograd_coefficients(const at::Tensor& entries, int64_t i, double lambda) {
+  const double dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
+  const bool wide = entries.scalar_type() == at::kDouble;
+  return {1, wide ? conflict_beta<double>(dot, norm, lambda)
+                  : conflict_beta<float>(float(dot), float(norm), float(lambda))};
+}
+
+double value_or(MaybeTensor tensor, double otherwise) { return tensor ? tensor->item<double>() : otherwise; }
+
+// One parameter, its gradients and its state, in the dtypes that one kernel call takes: all alike, or moments in the
+// accumulation dtype.
+class Parameter {
+ public:
+  // first, second: moments that decide; null where there are none.
+  Parameter(const at::Tensor& param, const at::Tensor& task, const at::Tensor& general, const at::Tensor* first,
+            const at::Tensor* second)
+      : dtype_(common_dtype(param, task, general)), moments_(dtype_) {
+    if (first) {
+      const at::ScalarType state = common_dtype(*first, *second);
+      if (state != dtype_) moments_ = accumulation_dtype(dtype_);
+      if (state != moments_) dtype_ = moments_ = accumulation_dtype(at::promote_types(dtype_, state));
+    }
+    param_ = Written(param, dtype_);
+  }
+
+  Gradients gradients(const at::Tensor& task, const at::Tensor& general) const { return {task, general, dtype_}; }
+  const UpdateKernels& kernels() const { return kernels_for<UpdateKernels>(storage_of(dtype_)); }
+  bool wide_moments() const { return moments_ != dtype_; }
+
+  void add_state(const at::Tensor& state) { states_.emplace_back(state, moments_); }
+  char* param_at(int64_t i) const { return at(param_, i); }
+  char* state_at(size_t k, int64_t i) const { return k < states_.size() ? at(states_[k], i) : nullptr; }
+
+  void write_back() const {
+    param_.write_back();
+    for (const Written& state : states_) state.write_back();
+  }
+
+ private:
+  static char* at(const Written& tensor, int64_t i) { return tensor.data() + i * tensor.tensor().itemsize(); }
+
+  at::ScalarType dtype_, moments_;
+  Written param_;
+  c10::SmallVector<Written, 3> states_;
+};
+
+// Everything that both optimizers do but the step itself.
+template <typename Arguments>
+class Update {
+ public:
+  explicit Update(const Arguments& all)
+      : skipped(value_or(all.found_inf, 0) > 0), lr(value_or(all.lr_tensor, all.lr)), all_(all) {}
+
+  const bool skipped;
+  const double lr;
+
+  Parameter& add(size_t i, const at::Tensor* first_moment, const at::Tensor* second_moment) {
+    const at::Tensor &task = all_.task[i], &general = all_.general[i];
+    parameters_.emplace_back(all_.params[i], task, general, first_moment, second_moment);
+    gradients_.push_back(parameters_.back().gradients(task, general));
+    return parameters_.back();
+  }
+
+  // step(tensor, parameter, gradients, begin, end, coefficients) on all elements of all units. `coefficients.alpha` is
+  // that of the task gradient as it came, unscaling and sign included.
+  template <typename Step>
+  void run(const Step& step) {
+    const Units units(all_.params, Scope(all_.scope));
+    const double task_scale = 1 / value_or(all_.grad_scale, 1), sign = all_.maximize ? -1 : 1;
+    const auto apply = [&](const Unit& unit, int64_t begin, int64_t end, Coefficients c) {
+      step(unit.tensor, parameters_[unit.tensor], gradients_[unit.tensor], begin, end,
+           Coefficients{sign * c.alpha * task_scale, sign * c.beta});
+    };
+    if (all_.coefficients) {
+      const at::Tensor coefficients =
+          contiguous(*all_.coefficients, accumulation_dtype(all_.coefficients->scalar_type()));
+      if (!skipped) {
+        units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
+          apply(unit, begin, end, {get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1)});
+        });
+      }
+    } else {
+      const Written written(all_.entries, accumulation_dtype(all_.entries.scalar_type()));
+      measure_and_apply(units, task_scale, written.tensor(), apply);
+      written.write_back();
+    }
+    for (const Parameter& parameter : parameters_) parameter.write_back();
+  }
+
+ private:
+  template <typename Apply>
+  void measure_and_apply(const Units& units, double task_scale, const at::Tensor& entries, const Apply& apply) const {
+    write_entries(units, gradients_, task_scale, entries, true, [&](const Unit& unit) {
+      if (!skipped) apply(unit, unit.begin, unit.end, prograd_coefficients(entries, unit.entry, all_.lambda));
+    });
+    if (skipped || std::all_of(units.begin(), units.end(), [](const Unit& unit) { return unit.one_pass; })) return;
+    units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
+      if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(entries, unit.entry, all_.lambda));
+    });
+  }
+
+  const Arguments& all_;
+  c10::SmallVector<Parameter, 4> parameters_;
+  GradientList gradients_;
+};
+
+}  // namespace
+
+void project_adamw(const AdamWArguments& all) {
+  check_update(at::kCPU, all);
+  Update update(all);
+  c10::SmallVector<AdamW<double>, 4> formulas;
+  double step = -1;
+  for (size_t i = 0; i < all.params.size(); ++i) {
+    Parameter& parameter = update.add(i, &all.exp_avgs[i], &all.exp_avg_sqs[i]);
+    parameter.add_state(all.exp_avgs[i]);
+    parameter.add_state(all.exp_avg_sqs[i]);
+    if (all.amsgrad) parameter.add_state(all.max_exp_avg_sqs[i]);
+    const double next = get(all.steps[i], 0) + 1;
+    if (!update.skipped) set(all.steps[i], 0, next);
+    // pow is slow, and the parameters of a group are mostly of one age
+    formulas.push_back(i > 0 && next == step
+                           ? formulas[i - 1]
+                           : AdamW<double>::at(next, update.lr, all.beta1, all.beta2, all.eps, all.weight_decay));
+    step = next;
+  }
+  update.run([&](int64_t i, const Parameter& p, const Gradients& pair, int64_t begin, int64_t end, Coefficients c) {
+    const AdamWTensors tensors{p.param_at(begin),    pair.task_at(begin),  pair.general_at(begin),
+                               p.state_at(0, begin), p.state_at(1, begin), p.state_at(2, begin)};
+    p.kernels().adamw(p.wide_moments(), tensors, end - begin, formulas[i], c.alpha, c.beta);
+  });
+}
+
+void project_sgd(const SGDArguments& all) {
+  check_update(at::kCPU, all);
+  Update update(all);
+  const SGD<double> formula{update.lr, all.momentum, 1 - all.dampening, all.weight_decay, all.nesterov, all.first};
+  for (size_t i = 0; i < all.params.size(); ++i) {
+    const at::Tensor* buffer = all.momentum_buffers.empty() ? nullptr : &all.momentum_buffers[i];
+    Parameter& parameter = update.add(i, buffer, buffer);
+    if (buffer) parameter.add_state(*buffer);
+  }
+  update.run([&](int64_t, const Parameter& p, const Gradients& pair, int64_t begin, int64_t end, Coefficients c) {
+    const SGDTensors tensors{p.param_at(begin), pair.task_at(begin), pair.general_at(begin), p.state_at(0, begin)};
+    p.kernels().sgd(p.wide_moments(), tensors, end - begin, formula, c.alpha, c.beta);
+  });
+}
+
+namespace {
+
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("project_adamw_", TORCH_FN(Unpacked<AdamWArguments>::call<project_adamw>));
+  library.impl("project_sgd_", TORCH_FN(Unpacked<SGDArguments>::call<project_sgd>));
+});
+
+}  // namespace
+}  // namespace prograd::cpu

@@ -1,0 +1,239 @@
+// Gram entries, projection, and what is then done with the projected gradient. Where the whole list has few enough
+// elements, one launch measures the conflict and updates: both gradients are read once and stay in shared memory in
+// between. Further lists are measured by gram_kernel first.
+#pragma once
+
+#include "../formulas/projection.h"
+#include "projection.h"
+#include "reduce.cuh"
+#include "tensor_lists.cuh"
+
+namespace prograd::cuda {
+
+// ---- ||a||^2, <a,b>, ||b||^2 of every unit. Each chunk has a partial sum; a unit's are added in the order of the chunks.
+
+template <typename A>
+using Entries = Sums<A, 3>;
+
+// Of one chunk. keep: also put its gradients into shared memory.
+template <typename T>
+__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk, const float* grad_scale,
+                                                         bool keep) {
+  Entries<Accumulation<T>> sums;
+#pragma unroll
+  for (int p = 0; p < kParts<T>; ++p) {
+    Gradients<T> part;
+    part.read(table, chunk, p);
+    if (keep) keep_part(p, part);
+    Accumulation<T> a[kVector<T>], b[kVector<T>];
+    part.widened(grad_scale, a, b);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      sums.values[0] += a[i] * a[i];
+      sums.values[1] += a[i] * b[i];
+      sums.values[2] += b[i] * b[i];
+    }
+  }
+  return block_sum(sums);
+}
+
+template <typename A>
+__device__ __forceinline__ void write_entries(A* rows, int64_t row, const Entries<A>& sums) {
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int k = 0; k < 3; ++k) rows[3 * row + k] = sums.values[k];
+}
+
+template <typename A>
+__device__ __forceinline__ Entries<A> read_entries(const A* rows, int64_t row) {
+  Entries<A> sums;
+#pragma unroll
+  for (int k = 0; k < 3; ++k) sums.values[k] = rows[3 * row + k];
+  return sums;
+}
+
+// The entries of a unit from those of its chunks; called by whole blocks.
+template <typename A>
+__device__ __forceinline__ Entries<A> unit_entries(const A* partials, const Chunk& chunk) {
+  Entries<A> sums;
+  for (int64_t i = threadIdx.x; i < chunk.number; i += blockDim.x) {
+    const Entries<A> part = read_entries(partials, chunk.first + i);
+#pragma unroll
+    for (int k = 0; k < 3; ++k) sums.values[k] += part.values[k];
+  }
+  return block_sum(sums);
+}
+
+// Defined in projection.cu.
+template <typename T>
+void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
+                 const float* grad_scale, void* stream);
+
+// ---- projection
+
+// What is done with the projected gradient g of a chunk: a Rule has
+//   Context        what the whole chunk needs, made by one thread
+//   context(...)   makes it
+//   apply(...)     uses it for one run of elements
+//   kSteps         whether it counts steps
+
+// task = g
+template <typename T>
+struct StoreTask {
+  static constexpr bool kSteps = false;
+  struct Context {};
+  __device__ Context context(const Tensor&) const { return {}; }
+
+  __device__ __forceinline__ void apply(const Context&, const Tensor& tensor, int64_t at, int valid, bool aligned,
+                                        const Accumulation<T> (&g)[kVector<T>]) const {
+    store(static_cast<T*>(tensor.task) + at, g, valid, aligned);
+  }
+};
+
+// How a launch of update_kernel comes by the coefficients.
+enum class Source {
+  given,      // coefficients, or entries that gram_kernel has written
+  own_chunk,  // measured here; every unit is one chunk of one block
+  grid,       // measured here; the grid waits for all chunks: a cooperative launch
+};
+
+template <typename A>
+struct Plan {
+  Source source;
+  bool kept;  // measured here, and each block has one chunk: shared memory keeps its gradients in between
+  const A* coefficients;
+  A* entries;
+  A* partials;
+  unsigned* ticket;
+  A lambda;
+  const float* grad_scale;
+  const float* found_inf;
+  bool maximize;
+};
+
+// alpha and beta of a chunk; called by whole blocks. Writes the entries of units that were measured in parts.
+template <typename A>
+__device__ __forceinline__ void chunk_coefficients(const Plan<A>& plan, const Chunk& chunk, A& alpha, A& beta) {
+  if (plan.coefficients) {
+    alpha = plan.coefficients[2 * chunk.unit];
+    beta = plan.coefficients[2 * chunk.unit + 1];
+    return;
+  }
+  Entries<A> sums;
+  if (plan.source == Source::grid && chunk.number > 1) {
+    sums = unit_entries(plan.partials, chunk);
+    if (chunk.index == chunk.first) write_entries(plan.entries, chunk.unit, sums);
+  } else {
+    sums = read_entries(plan.entries, chunk.unit);
+  }
+  alpha = A(1);
+  beta = conflict_beta(sums.values[1], sums.values[2], plan.lambda);
+}
+
+template <typename T, typename Rule>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    update_kernel(PF_CONSTANT Table table, PF_CONSTANT Plan<Accumulation<T>> plan, PF_CONSTANT Rule rule) {
+  using A = Accumulation<T>;
+  PF_SHARED(typename Rule::Context, context);
+
+  if (plan.source != Source::given) {
+    if (Rule::kSteps && plan.source == Source::grid && blockIdx.x == 0 && threadIdx.x == 0) *plan.ticket = 0;
+    for (int64_t i = blockIdx.x; i < table.chunks(); i += gridDim.x) {
+      const Chunk chunk = find_chunk(table, i);
+      const Entries<A> sums = chunk_entries<T>(table, chunk, plan.grad_scale, plan.kept);
+      if (chunk.number == 1) write_entries(plan.entries, chunk.unit, sums);
+      else write_entries(plan.partials, chunk.index, sums);
+    }
+    if (plan.source == Source::grid) cooperative_groups::this_grid().sync();
+    else __syncthreads();
+  }
+
+  const bool skip = plan.found_inf && *plan.found_inf > 0.0f;
+  for (int64_t i = blockIdx.x; i < table.chunks(); i += gridDim.x) {
+    const Chunk chunk = find_chunk(table, i);
+    const Tensor& tensor = table.tensors[chunk.tensor];
+    A alpha, beta;
+    chunk_coefficients(plan, chunk, alpha, beta);
+    __syncthreads();  // context may still be read for the previous chunk
+    if (threadIdx.x == 0) context = rule.context(tensor);
+    __syncthreads();
+    const bool untouched = std::is_same_v<Rule, StoreTask<T>> && alpha == A(1) && beta == A(0);
+    if (skip || untouched) continue;
+#pragma unroll 1  // unrolled, it would need the registers of a second block
+    for (int p = 0; p < kParts<T>; ++p) {
+      Gradients<T> part;
+      if (plan.kept) part = kept_part<T>(p);
+      else part.read(table, chunk, p);
+      A g[kVector<T>], b[kVector<T>];
+      part.widened(plan.grad_scale, g, b);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) {
+        g[i] = projected(g[i], b[i], alpha, beta);
+        if (plan.maximize) g[i] = -g[i];
+      }
+      const int at = part_begin<T>(p);
+      rule.apply(context, tensor, chunk.offset + at, chunk.size - at, table.aligned[chunk.tensor], g);
+    }
+  }
+
+  if constexpr (Rule::kSteps) {  // only when no block will read them again
+    if (is_last_block(plan.ticket, gridDim.x) && !skip) {
+      for (int t = threadIdx.x; t < table.count; t += blockDim.x) *table.tensors[t].step += 1;
+    }
+  }
+}
+
+// Beyond this many elements (32 MB of fp32 gradients, about what an L2 cache keeps) measuring and updating are two launches.
+constexpr int64_t kOneLaunch = int64_t(1) << 22;
+
+inline Source source_of(const Table& table, const Projection& projection) {
+  if (projection.coefficients || (table.global && table.chunks() < table.chunks_of_all)) return Source::given;
+  if (!table.split_units) return Source::own_chunk;
+  return table.elements <= kOneLaunch ? Source::grid : Source::given;
+}
+
+template <typename T, typename Rule>
+void launch_update(const Tensor* tensors, int count, const Projection& projection, const Rule& rule, void* memory,
+                   void* stream) {
+  using A = Accumulation<T>;
+  const auto tables = make_tables(tensors, count, projection.scope, kVector<T>);
+  const int64_t units = count_units(tensors, count, projection.scope);
+  const Workspace<A> workspace(memory, tables, units);
+  A* entries = static_cast<A*>(projection.entries);
+  const auto kernel = update_kernel<T, Rule>;
+  const auto alone = [&](const Table& table) {  // a block alone needs no ticket, and a cooperative launch clears its own
+    return table.chunks() <= 1 || source_of(table, projection) == Source::grid;
+  };
+  if (!std::all_of(tables.begin(), tables.end(), alone)) {
+    fill_zero(workspace.tickets, workspace.ticket_bytes, stream);
+  }
+  if (!projection.coefficients) {
+    for (const Table& table : tables) {
+      if (source_of(table, projection) == Source::given) {
+        launch_gram<T>(table, entries, workspace, projection.grad_scale, stream);
+      }
+    }
+  }
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const Table& table = tables[i];
+    const Source source = source_of(table, projection);
+    int64_t blocks = std::max<int64_t>(table.chunks(), 1);
+    size_t shared = source == Source::given ? 0 : kept_bytes<T>(table.threads);
+    if (shared > max_shared_bytes()) shared = 0;
+    if (source == Source::grid && resident_blocks(kernel, table.threads, shared) < blocks) shared = 0;
+    if (source == Source::grid) blocks = std::min(blocks, resident_blocks(kernel, table.threads, shared));
+    const Plan<A> plan{source,
+                       shared > 0,
+                       static_cast<const A*>(projection.coefficients),
+                       entries,
+                       workspace.partials,
+                       workspace.tickets + units + i,
+                       A(projection.lambda),
+                       projection.grad_scale,
+                       projection.found_inf,
+                       projection.maximize};
+    launch(kernel, blocks, table.threads, shared, source == Source::grid, stream, table, plan, rule);
+  }
+}
+
+}  // namespace prograd::cuda

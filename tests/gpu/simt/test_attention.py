@@ -1,0 +1,288 @@
+"""The CUDA kernels of attention with a shared prefix, run on the CPU by simt.h, against the reference in float64."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_bool, c_double, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prograd_fast.ops import attention as formulas
+from tests.gpu.simt.build import compiler
+from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
+from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, storage_of
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: the CUDA kernels cannot run on the CPU")
+
+
+class _Rows(Structure):
+    _fields_ = (("data", c_void_p), ("cotangent", c_int64), ("group", c_int64), ("row", c_int64))
+
+
+class AttentionStruct(Structure):
+    _fields_ = (
+        ("query", _Rows),
+        ("key_value", _Rows),
+        ("prefix", _Rows),
+        ("offsets", c_void_p),
+        *((name, c_int64) for name in ("groups", "queries", "rows", "prefix_rows", "segments")),
+        ("heads", c_int),
+        ("width", c_int),
+        ("scale", c_double),
+        ("last", c_bool),
+    )
+
+
+def _rows(tensor: Tensor) -> _Rows:
+    """Of a tensor (G, rows, columns) or (K, G, rows, columns)."""
+    strides = tensor.stride()
+    assert strides[-1] == 1
+    return _Rows(tensor.data_ptr(), strides[0] if tensor.dim() == 4 else 0, *strides[-3:-1])
+
+
+class SharedPrefixAttention(Library):
+    stem = "attention"
+
+    def shared_prefix_attention_out(self, *inputs: object, out: Tensor) -> None:
+        storage, attention = self._attention(*inputs)  # type: ignore[arg-type]
+        self.call("shared_prefix_attention", storage, byref(attention), byref(_rows(out)))
+
+    def shared_prefix_attention_backward_out(
+        self, gradient: Tensor, *inputs: object, d_query: Tensor, d_key_value: Tensor, d_prefix: Tensor
+    ) -> None:
+        storage, attention = self._attention(*inputs)  # type: ignore[arg-type]
+        rows = (byref(_rows(tensor)) for tensor in (gradient, d_query, d_key_value, d_prefix))
+        count = c_int64(gradient.shape[0])
+        self.call("shared_prefix_attention_backward", storage, byref(attention), count, *rows)
+
+    @staticmethod
+    def _attention(
+        query: Tensor,
+        key_value: Tensor,
+        prefix: Tensor,
+        offsets: Tensor,
+        heads: int,
+        scale: float,
+        last: bool,
+    ) -> tuple[int, AttentionStruct]:
+        matrices = (_rows(query), _rows(key_value), _rows(prefix))
+        sizes = (*query.shape[:2], key_value.shape[1], prefix.shape[1], len(offsets) - 1)
+        width = query.shape[2] // heads
+        attention = AttentionStruct(*matrices, offsets.data_ptr(), *sizes, heads, width, scale, last)
+        return storage_of(query), attention
+
+
+GAP = 8  # columns behind every row that no kernel may touch; a multiple of 16 bytes in every dtype
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one call of attention and of its backward."""
+
+    segments: Sequence[int]  # rows of each
+    prefix: int
+    heads: int
+    width: int
+    groups: int = 1
+    cotangents: int = 2
+    last: bool = False
+
+    @property
+    def columns(self) -> int:
+        return self.heads * self.width
+
+
+class Attention:
+    """Everything that attention and its backward read and write, as views of wider matrices with gaps."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, shift: int = 0, scale: float | None = None) -> None:
+        self.case, self.dtype, self.guarded = case, dtype, Guarded(shift)
+        generator = torch.Generator().manual_seed(sum(case.segments) + case.prefix)
+        d, rows = case.columns, sum(case.segments)
+        self.queries = len(case.segments) if case.last else rows
+        offsets = torch.tensor([0, *itertools.accumulate(case.segments)])
+        self.padded: list[Tensor] = []
+
+        def normal(*shape: int) -> Tensor:
+            return self._with_gap(torch.randn(shape, generator=generator).to(dtype))
+
+        own = normal(case.groups, rows, 3 * d)  # queries, keys and values of one matrix product
+        query = normal(case.groups, self.queries, d) if case.last else own[..., :d]
+        prefix = normal(case.groups, case.prefix, 2 * d)
+        scale = case.width**-0.5 if scale is None else scale
+        self.inputs = (query, own[..., d:], prefix, offsets, case.heads, scale, case.last)
+        self.gradient = normal(case.cotangents, case.groups, self.queries, d)
+
+    def _with_gap(self, values: Tensor) -> Tensor:
+        """The same values as a view of rows that are wider by GAP."""
+        buffer = self.guarded(torch.nn.functional.pad(values.double(), (0, GAP), value=77).to(values.dtype))
+        self.padded.append(buffer)
+        return buffer[..., : values.shape[-1]]
+
+    def _result(self, *shape: int) -> Tensor:
+        return self._with_gap(torch.full(shape, math.nan, dtype=self.dtype))
+
+    def check_memory(self) -> None:
+        self.guarded.check()
+        for buffer in self.padded:
+            assert bool((buffer[..., -GAP:] == 77).all()), "write outside of a row"
+
+    def forward(self, simt: SharedPrefixAttention) -> Tensor:
+        out = self._result(self.case.groups, self.queries, self.case.columns)
+        simt.shared_prefix_attention_out(*self.inputs, out=out)
+        self.check_memory()
+        return out
+
+    def backward(self, simt: SharedPrefixAttention) -> tuple[Tensor, Tensor, Tensor]:
+        case, d = self.case, self.case.columns
+        rows = self._result(case.cotangents, case.groups, sum(case.segments), 3 * d)
+        d_query = self._result(case.cotangents, case.groups, self.queries, d) if case.last else rows[..., :d]
+        d_prefix = self._result(case.cotangents, case.groups, case.prefix, 2 * d)
+        results = {"d_query": d_query, "d_key_value": rows[..., d:], "d_prefix": d_prefix}
+        simt.shared_prefix_attention_backward_out(self.gradient, *self.inputs, **results)
+        self.check_memory()
+        return d_query, rows[..., d:], d_prefix
+
+    def check(self, simt: SharedPrefixAttention) -> None:
+        query, key_value, prefix, *rest = self.inputs
+        wide = (query.double(), key_value.double(), prefix.double(), *rest)
+        assert_close(self.forward(simt), formulas.shared_prefix_attention(*wide), "formula", self.dtype)
+        expected = formulas.shared_prefix_attention_backward(self.gradient.double(), *wide)
+        for result, gradient in zip(self.backward(simt), expected, strict=True):
+            assert_close(result, gradient, "formula", self.dtype)
+
+
+@pytest.fixture(scope="module")
+def simt() -> SharedPrefixAttention:
+    return SharedPrefixAttention()
+
+
+CASES = {
+    "one row": Case([1], prefix=0, heads=1, width=1),
+    "no prefix": Case([3, 1, 5], prefix=0, heads=2, width=16),
+    "odd width": Case([2, 4], prefix=3, heads=3, width=5),  # no head starts on 16 bytes
+    "half of the lanes": Case([4, 2, 9], prefix=5, heads=2, width=32, cotangents=1),
+    "groups": Case([2, 14, 3], prefix=17, heads=2, width=64, groups=2),  # CLIP's heads
+    "wide heads": Case([3, 7], prefix=5, heads=2, width=72),  # 16 lanes, not all of them used
+    "widest": Case([5], prefix=2, heads=1, width=128, cotangents=1),
+    "three cotangents": Case([6, 5], prefix=4, heads=1, width=16, cotangents=3),  # more than one launch takes
+    "long segment": Case([70], prefix=1, heads=1, width=8),  # far more keys than a warp has lanes
+    "chunks": Case([3] * 180, prefix=5, heads=1, width=8, cotangents=1),  # three blocks for a key of the prefix
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_attention(simt: SharedPrefixAttention, dtype: torch.dtype, name: str, last: bool) -> None:
+    simt.schedule(*SCHEDULES[len(name) % 3])
+    Attention(dataclasses.replace(CASES[name], last=last), dtype).check(simt)
+
+
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_attention_off_a_16_byte_boundary(simt: SharedPrefixAttention, dtype: torch.dtype) -> None:
+    Attention(CASES["groups"], dtype, shift=1).check(simt)
+
+
+def test_attention_with_one_prefix_for_all_groups(simt: SharedPrefixAttention) -> None:
+    attention = Attention(CASES["groups"], torch.float32)
+    query, key_value, prefix, *rest = attention.inputs
+    attention.inputs = (query, key_value, prefix[:1].expand(2, -1, -1), *rest)
+    attention.check(simt)
+
+
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_attention_of_extreme_scores(simt: SharedPrefixAttention, dtype: torch.dtype) -> None:
+    # whole numbers, so that scores in the thousands have no rounding: most weights are 0, and ties share one
+    attention = Attention(Case([3, 9], prefix=6, heads=2, width=8), dtype, scale=16.0)
+    query, key_value, prefix, *_ = attention.inputs
+    for tensor in (query, key_value, prefix):
+        tensor.copy_((4 * tensor.double()).round())
+    for keys, queries in ((key_value, [1, 2]), (prefix, [7, 8])):
+        keys[0, 1, :16] = keys[0, 0, :16] = query[0, queries] = 2 * keys[0, 0, :16]  # above all others
+        keys[0, 1, :16:8] += 5  # where those queries have 0: the scores tie, and yet the gradient is not 0
+        query[0, queries, ::8] = 0
+    attention.check(simt)
+
+
+def test_attention_of_no_rows(simt: SharedPrefixAttention) -> None:
+    attention = Attention(Case([], prefix=4, heads=2, width=8), torch.float32)
+    assert attention.forward(simt).numel() == 0
+    d_query, d_key_value, d_prefix = attention.backward(simt)
+    assert d_query.numel() == d_key_value.numel() == 0
+    assert torch.equal(d_prefix, torch.zeros_like(d_prefix))
+
+
+def test_attention_passes_nan_on(simt: SharedPrefixAttention) -> None:
+    attention = Attention(Case([4, 3], prefix=2, heads=2, width=8), torch.float32)
+    attention.inputs[1][0, 2, :8] = torch.nan  # a key of the first head: rows 2 and 3 see it
+    out = attention.forward(simt)[0]
+    assert out[2:4, :8].isnan().all()
+    assert out[[0, 1, 4, 5, 6]].isfinite().all()
+    assert out[:, 8:].isfinite().all()
+
+
+def test_attention_launches(simt: SharedPrefixAttention) -> None:
+    attention = Attention(CASES["groups"], torch.float32)
+    simt.launches()
+    attention.forward(simt)
+    assert simt.launches() == 1
+    attention.backward(simt)
+    assert simt.launches() == 2
+
+
+def test_attention_is_the_same_under_every_schedule(simt: SharedPrefixAttention) -> None:
+    attention, results = Attention(CASES["chunks"], torch.float32), []
+    for order, seed in SCHEDULES:
+        simt.schedule(order, seed, resident_blocks=1 + 5 * seed)
+        results.append((attention.forward(simt), *attention.backward(simt)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+FAULTS = {
+    "sums of warps overwritten": Fault("attention_backward.cu", "__syncthreads();  // of_warps may still be read", ""),
+    "sums of warps read too early": Fault(
+        "attention_backward.cu", "    __syncthreads();\n    A total = 0;", "    A total = 0;"
+    ),
+    "sums of a lone block read too early": Fault(
+        "attention_backward.cu",
+        "__syncthreads();  // a block that is alone reads what its other threads have written",
+        "",
+    ),
+    "one last block for all keys of the prefix": Fault(
+        "attention_backward.cu", "is_last_block(backward.tickets + sum,", "is_last_block(backward.tickets,"
+    ),
+    "score of half the lanes": Fault("attention.cuh", "offset = kLanes / 2", "offset = kLanes / 4"),
+    "groups of a warp that part": Fault("attention.cuh", "steps = warp_max(count);", "steps = count;", says="deadlock"),
+    "query that does not see itself": Fault("attention.cuh", "query + 1};", "query};"),
+    "segment that begins one row late": Fault(
+        "attention.cuh", "attention.offsets[middle] <= row", "attention.offsets[middle] < row"
+    ),
+    "key that its own row does not see": Fault(
+        "attention_backward.cu",
+        "Span{item.row, attention.offsets[segment + 1]}",
+        "Span{item.row + 1, attention.offsets[segment + 1]}",
+    ),
+}
+
+
+def small_case(simt: SharedPrefixAttention, seed: int) -> None:
+    """Two blocks for a key of the prefix, and one."""
+    Attention(Case([1, 4, 2] * 40, prefix=5, heads=1, width=8, cotangents=1), torch.float32).check(simt)
+    Attention(Case([3, 5], prefix=3, heads=2, width=24, groups=2), torch.float32).check(simt)
+
+
+@planted(FAULTS)
+def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(FAULTS[fault], SharedPrefixAttention, small_case, tmp_path)
+
+
+def test_nothing_is_found_without_a_fault(simt: SharedPrefixAttention) -> None:
+    run_case(simt, small_case)

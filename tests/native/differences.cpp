@@ -1,0 +1,40 @@
+// The losses of a difference.
+#include "../../csrc/cpu/differences.h"
+
+#include "native.h"
+
+namespace {
+
+void test_differences(const Case& c) {
+  for (const bool soft_wing : {false, true}) {
+    double results[2][2] = {};
+    for (int side = 0; side < 2; ++side) {
+      std::mt19937 random(8);
+      Buffer x(c.storage, c.n, c.shift), t(c.storage, c.n), cotangents(c.storage, c.n, c.shift);
+      x.fill(random), t.fill(random);
+      const Difference difference{x.data(), t.data(), cotangents.data(), soft_wing, 0.5, 20, 0.5, 0.25};
+      results[side][0] = c.kernels<DifferenceKernels>(side).loss(difference, c.n);
+      results[side][1] = cotangents[c.n - 1];
+    }
+    c.agree("difference loss", results[1][0], results[0][0]);
+    c.agree("difference cotangent", results[1][1], results[0][1]);
+  }
+}
+
+// Equal numbers, whose roundings all go one way; see projection.cpp.
+void test_long_loss(InstructionSet set) {
+  constexpr std::int64_t n = 16384;
+  for (const double value : {0.1, 0.7, 1.1, 1.9, 3.3}) {
+    Buffer x(Storage::float32, n), t(Storage::float32, n), cotangents(Storage::float32, n);
+    x.fill_with(value), t.fill_with(-value);
+    const Difference difference{x.data(), t.data(), cotangents.data(), false, 1, 1, 1, 1};
+    const double got = kernels_for<DifferenceKernels>(set, Storage::float32).loss(difference, n);
+    const double wanted = 4 * x[0] * x[0] * double(n);
+    check(std::fabs(got / wanted - 1) < 4e-6, set, "loss of equal differences", got, wanted);
+  }
+}
+
+const Test cases(test_differences);
+const Test long_loss(test_long_loss);
+
+}  // namespace
