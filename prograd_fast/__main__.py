@@ -2,7 +2,7 @@
 
 import sys
 
-from prograd_fast import show_config
+from prograd_fast.doctor import show_config
 from prograd_fast.terminal import interrupts, streams
 
 

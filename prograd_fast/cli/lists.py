@@ -15,6 +15,6 @@ def methods() -> None:
 
 def doctor() -> None:
     """Show versions, devices and backends, and how to install what is missing."""
-    from prograd_fast import show_config
+    from prograd_fast.doctor import show_config
 
     print(show_config())

@@ -1,4 +1,4 @@
-"""What the methods share: the task they are given, the learner they make of it, and how one is trained by gradients."""
+"""The common part of the methods: the task they are given, the learner they make of it, and training by gradients."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +78,7 @@ class Learner(ABC):
 
 
 class Losses(NamedTuple):
-    """What a training step computes, 0-d tensors.
+    """The results of a training step, 0-d tensors.
 
     Attributes:
         task: The loss to minimise, with a graph.

@@ -24,7 +24,7 @@ class Context(nn.Module):
         self.ctx = ctx
 
     def noise(self, n_pictures: int, generator: torch.Generator) -> Tensor | None:
-        """What `class_features` needs to be drawn."""
+        """Draw the random numbers that `class_features` needs."""
         return None
 
     def class_features(self, net: PromptedCLIP, image_features: Tensor, noise: Tensor | None) -> Tensor:

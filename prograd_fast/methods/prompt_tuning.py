@@ -26,7 +26,7 @@ PROMPTS_AT_ONCE = 4096  # bounds the memory of scoring with prompts of each pict
 
 @dataclass(frozen=True)
 class Step:
-    """What the terms of a loss are computed from.
+    """The tensors that the terms of a loss are computed from.
 
     Attributes:
         net: whose logit scale and bias count.
@@ -116,7 +116,7 @@ class PromptTuning(GradientMethod):
         return Context(learner.net.prompt.ctx)
 
     def terms(self, learner: "PromptTuningLearner") -> Mapping[str, Term]:
-        """What is added to the cross-entropy; called once."""
+        """Return the terms that are added to the cross-entropy; called once."""
         return {}
 
     def rule(self, learner: "PromptTuningLearner") -> Rule | None:
@@ -124,7 +124,7 @@ class PromptTuning(GradientMethod):
         return None
 
     def memory(self, learner: "PromptTuningLearner") -> dict[str, Tensor]:
-        """What must be kept from epoch to epoch, at the start."""
+        """Return the tensors that are kept from epoch to epoch, as they are at the start."""
         return {}
 
     def epoch_ended(self, learner: "PromptTuningLearner", epoch: int) -> None:

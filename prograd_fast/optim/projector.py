@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import prograd_fast.backends  # noqa: F401  puts the kernels behind the operators
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import all_units, combine, n_units, prograd_coefficients, split_units
 from prograd_fast.ops.projection import gram_formula as gram

@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
 
 
 def differing(found: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
-    """What differs between a run's facts on disk and those of the run at hand, if anything does; for a message."""
+    """Say how a run's facts on disk differ from those of the run at hand, for a message; None if they do not."""
     for name, value in json.loads(json.dumps(dict(run))).items():
         if found.get(name) != value:
             return f"its {name} is {short(found.get(name))}, this one's {short(value)}"

@@ -144,7 +144,7 @@ def _encode(clip: LoadedClip, images: Sequence[Tensor | None]) -> Tensor:
 
 
 def _identity(clip: LoadedClip) -> dict[str, str]:
-    """What decides a picture's features: weights, modules, where they run, and what the transform does."""
+    """The facts that decide a picture's features: weights, modules, where they run, and what the transform does."""
     tower = getattr(clip.model, "visual", clip.model)
     random = np.random.RandomState(0)
     seen = [clip.preprocess(Image.fromarray(random.randint(0, 256, size, np.uint8))) for size in _PROBES]

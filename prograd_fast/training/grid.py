@@ -30,7 +30,7 @@ _LOG = logging.getLogger("prograd_fast")
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared.
+    """The runs that are compared.
 
     Attributes:
         methods: with their settings; no two of one name.

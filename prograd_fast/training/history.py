@@ -1,4 +1,4 @@
-"""What was measured at each training step."""
+"""The figures of each training step."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class History:
-    """What was measured at each step, before its update.
+    """The figures of each step, measured before its update.
 
     Attributes:
         task_loss: The loss that is minimised.

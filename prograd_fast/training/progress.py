@@ -1,4 +1,4 @@
-"""What a progress bar must be able to do: the command brings one for a terminal."""
+"""The interface of a progress bar: the command brings one for a terminal."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -80,7 +80,7 @@ def class_groups(pictures: PictureSet, partition: int | None) -> dict[str, Rows]
 
 
 def test_parts(pictures: PictureSet, groups: dict[str, Rows]) -> dict[str, Part]:
-    """What is measured, by name: see `Plan.tests`."""
+    """The parts that are measured, by name: see `Plan.tests`."""
     learned = next(iter(groups.values()))
     parts = {"validation": Part(learned, rows_of(pictures, "validation", learned, _task_styles(pictures)))}
     for name, classes in groups.items():

@@ -22,7 +22,7 @@ from prograd_fast.training.protocol import Part, Plan
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         method: the method with its settings.
@@ -133,7 +133,7 @@ def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[]
 
 
 def tests_of(method: Method, plan: Plan) -> dict[str, Part]:
-    """Those of `plan.tests` whose classes the method can name."""
+    """Select the tests of the plan whose classes the method can name."""
     learned = plan.train.classes
     return {
         name: part

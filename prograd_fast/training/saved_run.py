@@ -88,7 +88,7 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
 
 
 def difference_to(folder: Path, facts: Record) -> str | None:
-    """What tells the finished run in a folder from the one of these facts, for a message; None if it is the same.
+    """Say how the finished run in a folder differs from the one of these facts, for a message; None if it is the same.
 
     Raises:
         ValueError: see `load_run`.

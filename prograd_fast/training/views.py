@@ -29,7 +29,7 @@ class View:
 
     @property
     def name(self) -> bytes:
-        """What tells this view from others, to be part of a key."""
+        """Tell this view from others, to be part of a key."""
         return f"crop {SCALE} {RATIO} flip {self.size} {self.seed} {self.number}".encode()
 
     def of(self, picture: Image.Image, key: bytes) -> Image.Image:
