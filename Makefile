@@ -57,10 +57,10 @@ assets: install
 	$(BIN)/python -m tools.build
 
 # every CUDA and Triton kernel compiled for sm_80, sm_90 and sm_100 and judged: registers, spills, access widths.
-# Needs nvcc, no GPU; docs/kernels.md is the table.
+# Needs nvcc, no GPU; build/kernels.md is the table, docs/kernels.md says what is in it.
 kernels: install
 	$(MAKE) --jobs 2 --output-sync cuda-gate triton-gate
-	$(BIN)/python tools/kernels/table.py docs/kernels.md "CUDA C++=build/cuda.json" "Triton=build/triton.json"
+	$(BIN)/python tools/kernels/table.py build/kernels.md "CUDA C++=build/cuda.json" "Triton=build/triton.json"
 
 cuda-gate:
 	$(BIN)/python tools/kernels/cuda_gate.py --json build/cuda.json

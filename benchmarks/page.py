@@ -63,10 +63,19 @@ def main() -> None:
     (DOCS / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-`make bench` measures on your machine. These were measured on {_places(report, prompt)}:
-`{options.results.as_posix()}` and `{options.prompt_step.as_posix()}`,
-drawn by `python -m benchmarks.page`. Both sides of a row run in one process, in turn; figures are medians, noise is the
-interquartile range over the median. Memory is measured in a process for each side.
+`make bench` measures on your machine. The figures of this page were measured on {_places(report, prompt)}.
+`python -m benchmarks.page` wrote the page from `{options.results.as_posix()}` and
+`{options.prompt_step.as_posix()}`.
+
+Both sides of a row run in one process, in turn; memory is measured in a process for each side. Figures are medians.
+
+| column | meaning |
+| --- | --- |
+| ratio | how many times better ours is than theirs |
+| at least | the ratio that was aimed at; a row that falls short says MISSED and what takes the time |
+| of bandwidth, of floor | the share of what the memory, or the matrix products alone, would allow |
+| noise | interquartile range over the median |
+| others | cores that other processes kept busy meanwhile; above 0.1 figures of several threads mean little |
 
 ## Losses and optimizer steps
 
@@ -74,21 +83,22 @@ interquartile range over the median. Memory is measured in a process for each si
 
 {table(report["rows"])}
 
-Bytes are those that must move once everything is beyond the caches: 28 per element for AdamW, 40 for projection and
-AdamW, 16 for the dual loss with both cotangents. Load average {loads[0][0]} before and {loads[0][1]} after.
+Bytes per second count the bytes that must move where nothing fits into the caches: 28 per element for AdamW, 40 for
+projection and AdamW, 16 for the dual loss with both cotangents. The load average was {loads[0][0]} before and
+{loads[0][1]} after.
 
 ## The prompt step
 
-The text tower of CLIP RN50 and ViT-B/16 (512 wide, 12 blocks) with random weights, ImageNet's class names, 16 context
-tokens, 32 pictures.
+The step has the text tower of CLIP RN50 and ViT-B/16 (512 wide, 12 blocks) with random weights, ImageNet's class names,
+16 context tokens and 32 pictures. [prompt-step.md](prompt-step.md) explains what is saved.
 
 ![How many times better each row is]({PROMPT_PICTURE.as_posix()})
 
 {table(prompt["rows"], "of floor")}
 
-The floor is the time of the matrix products that a step cannot do without, each measured alone on its own shapes: by
-the product that the encoder uses (oneDNN's, with packed weights), and by `torch.nn.functional.linear` (MKL's). Load
-average {loads[1][0]} before and {loads[1][1]} after.
+The floor is the time of the matrix products that a step cannot do without, each measured alone on its own shapes. One
+floor takes the product that the encoder uses (oneDNN's, with packed weights), the other `torch.nn.functional.linear`
+(MKL's). The load average was {loads[1][0]} before and {loads[1][1]} after.
 
 ## The machine
 

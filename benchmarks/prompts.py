@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import DEVICE, Side
-from prograd_fast.clip.linear import Linear
+from prograd_fast.clip.packed.weights import Linear
 from prograd_fast.ops.prompt import assemble_prompts, encode_prompts
 
 TEMPLATE = "a photo of a {}."

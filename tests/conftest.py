@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from prograd_fast.clip import LoadedClip, load_model
 from prograd_fast.data import PictureSet, load_folder
-from prograd_fast.training import Clip, load_model
 from tests.tiny_clip import tiny_clip
 
 torch.set_num_threads(1)
@@ -87,6 +87,6 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip(clip_dir: Path) -> Clip:
+def clip(clip_dir: Path) -> LoadedClip:
     """The same, loaded."""
     return load_model(f"local-dir:{clip_dir}", device="cpu")

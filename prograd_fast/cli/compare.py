@@ -52,7 +52,7 @@ def compare(
     from prograd_fast.training import Grid, TrainOptions, run_grid
 
     check_writable(out)
-    kept = cache_folder(cache, no_cache)
+    feature_cache = cache_folder(cache, no_cache)
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
@@ -62,7 +62,7 @@ def compare(
     check_text_tower(clip, grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
-        results = run_grid(grid, clip, pictures, out, track, kept, others)
+        results = run_grid(grid, clip, pictures, out, track, feature_cache, others)
     report_comparison(results, out, console)
 
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 from prograd_fast.terminal.printable import printable
 
 if TYPE_CHECKING:
+    from prograd_fast.clip import LoadedClip
     from prograd_fast.methods import Method
-    from prograd_fast.training import Clip
 
 MOST_MEMORY = 1e6  # gigabytes: more is a slip of the pen
 
 
-def open_model(name: str, pretrained: str | None, device: str | None, max_memory: float | None = None) -> "Clip":
+def open_model(name: str, pretrained: str | None, device: str | None, max_memory: float | None = None) -> "LoadedClip":
     """`load_model`, with the number of threads that suits it, and a limit in GB."""
     if max_memory is not None and not 0 < max_memory <= MOST_MEMORY:
         raise ValueError(f"--max-memory: expected gigabytes, more than 0 and at most {MOST_MEMORY:g}, got {max_memory}")
     import torch
 
+    from prograd_fast.clip import load_model
     from prograd_fast.clip.emoji_lite import NAMES
-    from prograd_fast.training import load_model
 
     if name in NAMES:
         # The matrices are too small to share. Threads would mostly wait for each other, very long on a busy machine.
@@ -34,9 +34,9 @@ def open_model(name: str, pretrained: str | None, device: str | None, max_memory
 
 def open_model_of(
     run: Path, record: dict[str, Any], model: str | None, pretrained: str | None, trust: bool, device: str | None
-) -> "Clip":
+) -> "LoadedClip":
     """The model to use a run with: what the command line names, or else what the record names and nobody can forge."""
-    from prograd_fast.training import is_known_model
+    from prograd_fast.clip import is_known_model
 
     named = record["model"]["name"], record["model"]["pretrained"]
     given = model is not None or pretrained is not None
@@ -59,7 +59,7 @@ def _description(name: str, pretrained: str | None) -> str:
     return f"the model {name!r}" + ("" if pretrained is None else f" with weights {pretrained!r}")
 
 
-def check_text_tower(clip: "Clip", methods: Sequence["Method"]) -> None:
+def check_text_tower(clip: "LoadedClip", methods: Sequence["Method"]) -> None:
     """ValueError where a method would put context tokens into a text tower that cannot take them."""
     from prograd_fast.clip import TextTower
     from prograd_fast.methods import PromptTuning

@@ -1,4 +1,4 @@
-"""Prompt tuning of open_clip models: prompted nets, the zero-shot teacher, prompt files.
+"""Prompt tuning of open_clip models: loading them, prompted nets, the zero-shot teacher, prompt files.
 
 The nets need torch alone. Prompt files (safetensors) and the models that ship with the library (open_clip, timm) need
 more, and import it when they are used.
@@ -6,6 +6,7 @@ more, and import it when they are used.
 
 from prograd_fast.clip.emoji_lite import load_emoji_lite
 from prograd_fast.clip.layout import ClassTokenPosition
+from prograd_fast.clip.load import LoadedClip, is_known_model, load_model
 from prograd_fast.clip.prompt_file import SavedPrompt, load_learned, load_prompt, save_learned, save_prompt
 from prograd_fast.clip.prompted import PromptedCLIP, PromptLearner
 from prograd_fast.clip.teacher import ZeroShotTeacher
@@ -14,14 +15,17 @@ from prograd_fast.clip.tokens import Tokenizer
 
 __all__ = [
     "ClassTokenPosition",
+    "LoadedClip",
     "PromptLearner",
     "PromptedCLIP",
     "SavedPrompt",
     "TextTower",
     "Tokenizer",
     "ZeroShotTeacher",
+    "is_known_model",
     "load_emoji_lite",
     "load_learned",
+    "load_model",
     "load_prompt",
     "save_learned",
     "save_prompt",

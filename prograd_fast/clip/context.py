@@ -1,4 +1,4 @@
-"""How the context tokens start: random, from words, or from a context that is already there."""
+"""The start of the context tokens: random, from words, or from a context that is already there."""
 
 import torch
 from torch import Tensor, nn

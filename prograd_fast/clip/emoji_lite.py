@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NAMES = ("emoji-lite", "emoji-lite-named")
-PICTURE_SIZE = 64  # pixels a side: all that the models ever saw of a picture
+PICTURE_SIZE = 64  # pixels a side: the models never saw more of a picture
 IMAGE_SIZE = 112  # pixels a side: the picture enlarged, as the image tower takes it
 
 _ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
@@ -66,7 +66,7 @@ def load_emoji_lite(
 
 
 def preprocess(image: Image.Image) -> Tensor:
-    """What the models see of a picture of any mode and size: a float32 tensor (3, 112, 112) in [-1, 1]."""
+    """Turns a picture of any mode and size into the models' input: float32 (3, 112, 112) in [-1, 1]."""
     import numpy as np
 
     return enlarge(torch.from_numpy(np.array(square(image))).permute(2, 0, 1))
@@ -104,7 +104,7 @@ def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:
 
 
 def untrained_tokens(vocabulary: int, width: int) -> Tensor:
-    """The token rows (vocabulary, width) before training, always the same: what rows that no caption trained stay at.
+    """The token rows (vocabulary, width) before training, always the same. Tokens of no caption stay at them.
 
     Standard deviation 0.02, as open_clip initialises them.
     """
@@ -127,7 +127,7 @@ def tower_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tower_file() -> Path:
-    """Where the installed package has the image tower's weights."""
+    """The file of the image tower's weights in the installed package."""
     package = importlib.util.find_spec(_TOWER_PACKAGE)
     if package is None or package.origin is None:
         raise ImportError(f"{_TOWER_PACKAGE} is not installed: {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Image features on disk: what a frozen tower has seen once, no run has to show it again.
+"""Image features on disk: a frozen tower has to see each picture once, not once for each run.
 
 A cache is a folder of shards, safetensors files that are only ever added, whole (temporary name, then rename). Runs and
 processes can share it without locks: the worst that two writers can do is to store the same features twice.
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prograd_fast.files.reading import parse_json
-from prograd_fast.files.tensors import digest, open_tensors, safetensors_package
-from prograd_fast.files.writing import replacing
+from prograd_fast.files.tensors import digest, open_tensors, write_tensors
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
@@ -46,9 +45,9 @@ class FeatureCache:
             Features of another identity are never returned.
         width: D; None: that of the first features found.
 
-    What cannot be read back whole (checksum, shape) is deleted, named in one warning of the logger "prograd_fast", and
-    not returned, so that it is computed again. What cannot be stored (full disk, folder without permission) is named in
-    one warning as well: a cache only saves time.
+    A shard that cannot be read back whole (checksum, shape) is deleted, and its features are computed again; a warning
+    of the logger "prograd_fast" names it. If a shard cannot be stored (full disk, folder without permission), one
+    warning says so and nothing more is stored: a cache only saves time.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], width: int | None = None) -> None:
@@ -83,11 +82,10 @@ class FeatureCache:
             "values": values.detach().cpu().contiguous(),
         }
         header = {"identity": self._identity, **{name: digest(tensor) for name, tensor in tensors.items()}}
-        content = safetensors_package().torch.save(tensors, {_HEADER: json.dumps(header)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.folder / f"{header['keys'][:16]}{_SUFFIX}") as temporary:
-                temporary.write_bytes(content)
+            path = self.folder / f"{header['keys'][:16]}{_SUFFIX}"
+            write_tensors(path, {_HEADER: json.dumps(header)}, tensors)
         except OSError as error:
             self._stores = False
             _LOG.warning("image features are not kept: %s", error)
@@ -132,7 +130,7 @@ class FeatureCache:
 
 
 def tower_identity(tower: nn.Module) -> dict[str, str]:
-    """What an image tower computes, as text: the digest of its weights and buffers, and its modules as they print.
+    """Identify an image tower by the digest of its weights and buffers, and of its modules as they print.
 
     The modules count too: ViT-B-32 and ViT-B-32-quickgelu can have the same weights.
     """

@@ -1,4 +1,4 @@
-"""Prompt layout: which token, or which context row, stands at which position of each class's prompt."""
+"""Prompt layout: the token or the context row at each position of each class's prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ClassTokenPosition = Literal["end", "middle", "front"]
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Where everything stands in the prompts of C classes with M context tokens.
+    """The prompts of C classes with M context tokens, position by position.
 
     Attributes:
         token_ids: (C, L) int64 ids in their final order; context positions hold the ids they stand for.

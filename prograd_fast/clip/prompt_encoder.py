@@ -1,43 +1,62 @@
-"""From prompts to class features by the shortest way that the text tower allows."""
+"""The prompt encoder: class features by the shortest way that the text tower allows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.clip import packed_tower, tower_weights
-from prograd_fast.clip.packed_tower import KEPT, Chunk, Plan
-from prograd_fast.clip.packing import Packing, Rows
+from prograd_fast.clip.packed import weights as tower_weights
+from prograd_fast.clip.packed.chunks import chunks_within
+from prograd_fast.clip.packed.compatibility import is_touched
+from prograd_fast.clip.packed.encode import EncodePlan, encode
+from prograd_fast.clip.packed.forward import first_block
+from prograd_fast.clip.packed.packing import Packing, PromptRows
+from prograd_fast.clip.packed.weights import TowerWeights
 from prograd_fast.clip.text_tower import TextTower
-from prograd_fast.clip.tower_weights import Weights
-
-# What a pass needs at its height beside what it keeps, per row in units of d: forward, and backward of two cotangents.
-_FORWARD, _BACKWARD = 14, 24
-_ROWS_AT_ONCE = 4096  # without a backward nothing is kept, and more rows at once are not faster
 
 
 @dataclass(frozen=True)
 class _Constants:
-    """What does not depend on the context: on the tower's device, in the dtype that it computes in."""
+    """The inputs of a forward that do not depend on the context, on the tower's device, in its compute dtype.
 
-    weights: Weights
-    prefix: Rows
-    suffixes: Rows
+    Attributes:
+        version: of the tower that they were read from.
+        weights: of the tower.
+        prefix: the P rows that all classes share.
+        suffixes: the T rows that follow.
+        offsets: (C + 1,) int64, of the classes among the suffixes.
+        prefix_words: (P, d) token embeddings; those of context rows are not used.
+        suffix_words: (T, d).
+        prefix_positions: (P, d) positional embeddings.
+        suffix_positions: (T, d).
+    """
+
+    version: tuple[Any, ...]
+    weights: TowerWeights
+    prefix: PromptRows
+    suffixes: PromptRows
     offsets: Tensor
-    prefix_words: Tensor  # (P, d) token embeddings, those of context rows are not used
-    suffix_words: Tensor  # (T, d)
-    prefix_positions: Tensor  # (P, d)
-    suffix_positions: Tensor  # (T, d)
+    prefix_words: Tensor
+    suffix_words: Tensor
+    prefix_positions: Tensor
+    suffix_positions: Tensor
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(T, 3·d) queries, keys and values of the suffixes in the first block, where no context is among them."""
+        with torch.inference_mode(False), torch.no_grad():
+            return first_block(self.suffix_words + self.suffix_positions, self.weights)
 
 
 class PromptEncoder(nn.Module):
     """Encodes the prompts of C classes, with context tokens in some of their places.
 
     In a causal tower of CLIP's blocks (`TextTower.unpackable_reason` is None) rows that are the same for all classes
-    are computed once, and nothing is computed that does not reach an end of text: see `packed_tower`. In other towers
-    every prompt goes through the tower's own code. So it does while somebody trains the tower's weights or has hooks
-    in it.
+    are computed once, and nothing is computed that does not reach an end of text: see `prograd_fast.clip.packed`. In
+    other towers every prompt goes through the tower's own code. So it does while somebody trains the tower's weights or
+    has hooks in it.
 
     Args:
         tower: the text tower.
@@ -70,7 +89,7 @@ class PromptEncoder(nn.Module):
         if tower.unpackable_reason is None:
             self._packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
             self._bounds: list[int] = self._packing.offsets.tolist()
-        self._known: dict[str, Any] = {}
+        self._constants: _Constants | None = None  # read at the first forward, and after a weight has changed
 
     def forward(self, context: Tensor, deep: Tensor | None = None) -> Tensor:
         """Features, not normalised, differentiable in the arguments.
@@ -85,22 +104,35 @@ class PromptEncoder(nn.Module):
         Raises:
             ValueError: `max_memory` is too little for a single class, or the tower cannot take deep prompts.
         """
-        if self._packing is None or tower_weights.is_touched(self.tower.text):
+        if self._packing is None or is_touched(self.tower.text):
             return self._in_the_towers_own_way(context, deep)
-        known = self._constants(self._packing)
-        dtype = known.weights.dtype
+        constants = self._current_constants(self._packing)
+        dtype = constants.weights.dtype
         rows = context.to(dtype).flatten(1, -2)
-        prefix = _with_context(known.prefix_words, known.prefix, rows).expand(len(context), -1, -1)
-        suffixes = _with_context(known.suffix_words, known.suffixes, rows)
+        prefix = _with_context(constants.prefix_words, constants.prefix, rows).expand(len(context), -1, -1)
+        suffixes = _with_context(constants.suffix_words, constants.suffixes, rows)
         deep = None if deep is None else deep.to(dtype).view_as(deep)  # its hooks stay outside of the tower
         needed = (x.requires_grad for x in (prefix, suffixes, deep) if x is not None)
         differentiable = torch.is_grad_enabled() and any(needed)
-        chunks = self._chunks(len(context), known, differentiable)
-        first = self._first(known) if suffixes.ndim == 2 and not chunks else None
-        plan = Plan(
-            known.weights, known.offsets, known.prefix_positions, known.suffix_positions, differentiable, chunks, first
+        chunks = chunks_within(
+            self.max_memory,
+            constants.weights,
+            groups=len(context),
+            n_prefix=len(constants.prefix_words),
+            offsets=constants.offsets,
+            bounds=self._bounds,
+            differentiable=differentiable,
         )
-        return packed_tower.encode(prefix, suffixes, deep, plan)
+        plan = EncodePlan(
+            constants.weights,
+            constants.offsets,
+            constants.prefix_positions,
+            constants.suffix_positions,
+            differentiable,
+            chunks,
+            first=constants.first if suffixes.ndim == 2 and not chunks else None,
+        )
+        return encode(prefix, suffixes, deep, plan)
 
     def _in_the_towers_own_way(self, context: Tensor, deep: Tensor | None) -> Tensor:
         words = self.tower.embed(self.token_ids)
@@ -111,76 +143,38 @@ class PromptEncoder(nn.Module):
         features = self.tower.encode(prompts, self.token_ids.repeat(groups, 1), deep)
         return features.unflatten(0, (groups, n_classes))
 
-    def _constants(self, packing: Packing) -> _Constants:
-        key = (*tower_weights.version(self.tower.text), self.tower.device, self.tower.compute_dtype)
-        if self._known.get("key") != key:
-            self._known = {"key": key, "constants": self._read_constants(packing)}
-        constants = self._known["constants"]
-        return constants
+    def _current_constants(self, packing: Packing) -> _Constants:
+        tower = self.tower
+        version = (*tower_weights.version(tower.text), tower.device, tower.compute_dtype)
+        if self._constants is None or self._constants.version != version:
+            self._constants = self._read_constants(packing, version)
+        return self._constants
 
-    # what is kept here must serve training too, also where the first look was taken in inference mode
+    # the constants must serve training too, also where the first look was taken in inference mode
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _read_constants(self, packing: Packing) -> _Constants:
+    def _read_constants(self, packing: Packing, version: tuple[Any, ...]) -> _Constants:
         tower = self.tower
         prefix, suffixes = packing.prefix.to(tower.device), packing.suffixes.to(tower.device)
         weights = tower_weights.read(tower.text, tower.compute_dtype)
         positions = tower.text.positional_embedding.detach().to(weights.dtype)
         return _Constants(
+            version,
             weights,
             prefix,
             suffixes,
-            packing.offsets.to(tower.device),
-            tower.embed(prefix.token_ids).to(weights.dtype),
-            tower.embed(suffixes.token_ids).to(weights.dtype),
-            positions[prefix.positions],
-            positions[suffixes.positions],
+            offsets=packing.offsets.to(tower.device),
+            prefix_words=tower.embed(prefix.token_ids).to(weights.dtype),
+            suffix_words=tower.embed(suffixes.token_ids).to(weights.dtype),
+            prefix_positions=positions[prefix.positions],
+            suffix_positions=positions[suffixes.positions],
         )
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _first(self, known: _Constants) -> Tensor:
-        """Queries, keys and values of constant suffixes in the first block."""
-        if "first" not in self._known:
-            rows = known.suffix_words + known.suffix_positions
-            self._known["first"] = packed_tower.first_block(rows, known.weights)
-        first: Tensor = self._known["first"]
-        return first
-
-    def _chunks(self, groups: int, known: _Constants, differentiable: bool) -> tuple[Chunk, ...]:
-        """As many classes at once as fit into `max_memory`; nothing if all of them do."""
-        weights = known.weights
-        kept = KEPT * len(weights.blocks) + _BACKWARD if differentiable else _FORWARD
-        row = groups * weights.width * weights.norm.weight.new_empty(0, dtype=weights.dtype).element_size() * kept
-        limit = self._bounds[-1] if differentiable else max(_ROWS_AT_ONCE // groups, 1)
-        if self.max_memory is not None:
-            limit = min(limit, int(self.max_memory / row) - len(known.prefix_words))
-        if limit >= self._bounds[-1]:
-            return ()
-        chunks, start = [], 0
-        while start < len(self._bounds) - 1:
-            stop = start
-            while stop + 1 < len(self._bounds) and self._bounds[stop + 1] - self._bounds[start] <= limit:
-                stop += 1
-            if stop == start and self.max_memory is None:
-                stop += 1
-            if stop == start:
-                longest = max(b - a for a, b in zip(self._bounds, self._bounds[1:], strict=False))
-                least = row * (longest + len(known.prefix_words))
-                raise ValueError(
-                    f"max_memory: expected at least {least / 1e6:.3g} MB, which the longest prompt takes, got "
-                    f"{(self.max_memory or 0) / 1e6:.3g} MB. Give more, or fewer contexts at once."
-                )
-            offsets = known.offsets[start : stop + 1] - self._bounds[start]
-            chunks.append(Chunk(slice(start, stop), slice(self._bounds[start], self._bounds[stop]), offsets))
-            start = stop
-        return tuple(chunks)
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_known": {}}  # computed again where it is needed
+        return self.__dict__ | {"_constants": None}  # a copy or a pickle reads them again
 
 
-def _with_context(words: Tensor, rows: Rows, context: Tensor) -> Tensor:
+def _with_context(words: Tensor, rows: PromptRows, context: Tensor) -> Tensor:
     """(R, d) token embeddings, or (G, R, d) where rows of the context (G, ..., d) stand among them."""
     if not len(rows.at):
         return words

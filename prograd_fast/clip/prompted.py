@@ -21,7 +21,7 @@ def cosine_logits(image_features: Tensor, class_features: Tensor, scale: Tensor,
 
 
 class PromptLearner(nn.Module):
-    """What is trained. One state serves any class names: nothing that depends on them is in it.
+    """The trainable part of a prompted model. It holds nothing that depends on the class names, so it serves any.
 
     Args:
         ctx: context tokens, (M, d) shared by all classes or (C, M, d).

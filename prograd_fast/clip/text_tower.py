@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.clip import tower_weights
+from prograd_fast.clip.packed.compatibility import unlike_clip
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TextTower:
         if self.full_length_reason is not None:
             name, length = type(model).__name__, self.context_length
             _say_once(f"{name}: prompts are not cut but take all {length} positions: {self.full_length_reason}")
-        self.unpackable_reason = self.full_length_reason or tower_weights.unlike_clip(self.text)
+        self.unpackable_reason = self.full_length_reason or unlike_clip(self.text)
         if self.full_length_reason is None and self.unpackable_reason is not None:
             name = type(model).__name__
             _say_once(
@@ -110,11 +110,11 @@ class TextTower:
 
     @property
     def device(self) -> torch.device:
-        """Where the tower's weights are."""
+        """The device of the tower's weights."""
         return self.embedding.weight.device
 
     def length(self, token_ids: Tensor) -> int:
-        """How many leading positions of `token_ids` (N, context_length) the features depend on."""
+        """The number of leading positions of `token_ids` (N, context_length) that the features depend on."""
         if self.full_length_reason is not None:
             return self.context_length
         return int(self.ends(token_ids).max()) + 1

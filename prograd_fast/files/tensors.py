@@ -17,7 +17,7 @@ from prograd_fast.files.writing import replacing
 MAX_TENSORS = 4 << 30  # bytes of a file
 
 
-def safetensors_package() -> ModuleType:
+def _safetensors_package() -> ModuleType:
     """The package safetensors, or what to install."""
     try:
         import safetensors.torch
@@ -38,7 +38,7 @@ def open_tensors(path: Path, key: str) -> Iterator[tuple[Mapping[str, str], Any]
         ValueError: it is not such a file; also in place of anything that the block raises: what a file from anybody
             holds can fail in any way.
     """
-    package = safetensors_package()
+    package = _safetensors_package()
     check_regular(path, MAX_TENSORS)
     try:
         with package.safe_open(path, framework="pt") as file:
@@ -52,17 +52,21 @@ def open_tensors(path: Path, key: str) -> Iterator[tuple[Mapping[str, str], Any]
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def tensors_of(file: Any) -> dict[str, Tensor]:
-    """All tensors of an open safetensors file by name."""
-    return {name: file.get_tensor(name) for name in sorted(file.keys())}
+def write_tensors(path: Path, texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, and texts by name into the header, as safetensors, all of it or nothing.
 
-
-def write_sealed(path: Path, key: str, told: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and a text as safetensors, all of it or nothing, with a digest of both in the header."""
-    texts = {key: told, "digest": _digest_of(told, tensors)}
-    content = safetensors_package().torch.save(dict(tensors), texts)
+    Raises:
+        OSError: the file cannot be written.
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    content = _safetensors_package().torch.save(dict(tensors), dict(texts))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_sealed(path: Path, key: str, text: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and a text with `write_tensors`, with a digest of both in the header."""
+    write_tensors(path, {key: text, "digest": _digest_of(text, tensors)}, tensors)
 
 
 def read_sealed(path: Path, key: str) -> tuple[str, dict[str, Tensor]]:
@@ -73,14 +77,14 @@ def read_sealed(path: Path, key: str) -> tuple[str, dict[str, Tensor]]:
         ValueError: it is damaged or something else.
     """
     with open_tensors(path, key) as (texts, file):
-        told, tensors = texts[key], tensors_of(file)
-        if texts.get("digest") != _digest_of(told, tensors):
+        text, tensors = texts[key], {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if texts.get("digest") != _digest_of(text, tensors):
             raise ValueError("its digest differs" if "digest" in texts else "it has no digest")
-    return told, tensors
+    return text, tensors
 
 
-def _digest_of(told: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{told}\0{tensors_digest(tensors)}".encode()).hexdigest()
+def _digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{text}\0{tensors_digest(tensors)}".encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

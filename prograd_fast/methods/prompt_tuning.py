@@ -17,7 +17,7 @@ from prograd_fast.losses import DualLoss
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task, count_correct
 from prograd_fast.methods.class_features import Context, mean_logits, sample_logits
 from prograd_fast.optim import ProGradSGD
-from prograd_fast.rules import Rule
+from prograd_fast.optim.rules import Rule
 
 WORDS = "a picture of a"
 WORTH_SAVING = 2**23  # numbers that are not stored, 32 MiB in float32: `PromptTuningLearner.losses`

@@ -12,7 +12,7 @@ from prograd_fast.methods.nfl import NFL
 from prograd_fast.methods.presets import COOP, FEW_SHOT_EPOCHS
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.settings import MOST_FLOAT
-from prograd_fast.rules import Rule, Subspace
+from prograd_fast.optim.rules import Rule, Subspace
 
 # README: t_early and r by the number of shots
 _EARLY = {1: (10, 5), 2: (20, 10), 4: (30, 10), 8: (40, 10), 16: (50, 10)}

@@ -8,10 +8,10 @@ from torch.optim.optimizer import ParamsT
 
 from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for
+from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
-from prograd_fast.optim.projector import Bucket
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.rules import Rule
 
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
 
@@ -124,7 +124,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             SCOPES.index(self._projector.scope),
             group["amsgrad"],
             group["maximize"],
-            None,
+            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
 
@@ -136,7 +136,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         return {name: state.get(name) for name in names}
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """As torch.optim.AdamW keeps it; on a GPU the step is always there, so that nothing waits for it."""
+        """The state as torch.optim.AdamW keeps it, with the step count on the parameter's device, so nothing waits."""
         state = self.state[p]
         if not state:
             device = p.device if group["fused"] or group["capturable"] else "cpu"

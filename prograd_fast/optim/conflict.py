@@ -1,4 +1,4 @@
-"""What the optimizers tell about the conflict between the two gradients, without waiting for the device."""
+"""Counts of the conflicts between the two gradients, kept without waiting for the device."""
 
 from dataclasses import dataclass, fields
 
@@ -10,7 +10,7 @@ from prograd_fast.ops.projection import conflict_coefficients
 
 @dataclass
 class Conflict:
-    """How the task gradient a and the general gradient b got along, counted since construction.
+    """Conflicts between the task gradient a and the general gradient b, counted since construction.
 
     All tensors have shape (U,) and stay on the device of the first parameter: reading them into Python waits for the
     device, asking for them does not. U is the number of units that are tested each by itself, by the optimizer's
@@ -64,7 +64,7 @@ class Conflict:
 
 
 class ConflictLog:
-    """Gram entries of the last steps, to be counted when somebody asks: counting takes longer than a small step."""
+    """Gram entries of the last steps. They are counted on request, since counting takes longer than a small step."""
 
     _MOST_STEPS, _MOST_UNITS = 1024, 2**16  # of all steps, kept before they are counted anyway: 0.8 MB of float32
 
@@ -75,7 +75,7 @@ class ConflictLog:
 
     @property
     def keeps(self) -> bool:
-        """Whether steps are kept, not counted at once: what is compiled or captured must do the same at each step."""
+        """Return whether steps are kept; a compiled or captured step counts at once, to be the same at each call."""
         return not (self._capturing or torch.compiler.is_compiling())
 
     @property
@@ -83,7 +83,7 @@ class ConflictLog:
         return self._counted.steps.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def row(self, dtype: torch.dtype) -> Tensor:
-        """Where the next step's entries of all units may be written, (U, 3), at a multiple of 16 bytes."""
+        """Memory for the next step's entries of all units, (U, 3), at a multiple of 16 bytes."""
         if not self._rows or self._rows[0].dtype != dtype:
             self.read()
             units = self._counted.steps.numel()
@@ -100,7 +100,7 @@ class ConflictLog:
             units: which units had a task gradient, (u,) int64; None for all.
         """
         if units is not None or not self.keeps:
-            # a graph that reads would count what is kept now at each replay
+            # a captured graph that called `read` would count the rows of now at each replay
             counted = self._counted if self._capturing else self.read()
             counted.count(entries.unsqueeze(0), slice(None) if units is None else units)
             return

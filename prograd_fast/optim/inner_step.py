@@ -1,4 +1,4 @@
-"""What a step needs from torch.optim: another optimizer's step within its own, and the learning rate."""
+"""Helpers of a step: run torch.optim's step within its own, and pass the learning rate on."""
 
 from collections.abc import Callable
 from types import MethodType

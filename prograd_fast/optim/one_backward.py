@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
+
 Gradients = tuple[Tensor | None, ...]
 
 
 def gradients_of_both(
     task: Tensor, general: Tensor, params: Sequence[Tensor], *, retain_graph: bool, create_graph: bool
 ) -> tuple[Gradients, Gradients]:
-    """What `torch.autograd.grad` gives for each loss, None for parameters that it does not reach.
+    """The gradients that `torch.autograd.grad` gives for each loss, None for parameters that it does not reach.
 
-    Two backwards go through the whole graph, unless nodes in it take batches of cotangents: `autograd.Function`s with
-    `takes_cotangent_batches`, such as the packed text tower. Then two go from the losses to such a node, one goes
+    Two backwards go through the whole graph, unless nodes in it take batches of cotangents: functions that are
+    `TakesCotangentBatches`, such as the packed text tower. Then two go from the losses to such a node, one goes
     through it with both cotangents under vmap, and two go from there to the parameters. Nothing is mixed that autograd
     keeps apart: what is infinite about one loss does not touch the gradient of the other.
 
@@ -88,7 +90,7 @@ class _Cut:
 
     @classmethod
     def of(cls, task: Tensor, general: Tensor, params: Sequence[Tensor]) -> "_Cut | None":
-        """None where there is no such node, or where cutting there does not separate the parameters."""
+        """Cut the graph; None if it has no such node, or the cut does not separate the parameters."""
         above, nodes = _reach([task.grad_fn, general.grad_fn])
         if not nodes:
             return None
@@ -101,14 +103,14 @@ class _Cut:
 
 
 def _reach(start: Sequence[Any]) -> tuple[set[Any], list[Any]]:
-    """All nodes on the way to the leaves, and those that take batches, behind which it does not look."""
+    """The nodes on the way to the leaves, and those that take batches; nodes behind the latter are not visited."""
     seen, batched, waiting = set(), [], [node for node in start if node is not None]
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
-        if getattr(getattr(node, "_forward_cls", None), "takes_cotangent_batches", False):
+        if issubclass(getattr(node, "_forward_cls", object), TakesCotangentBatches):
             batched.append(node)
         else:
             waiting += [to for to, _ in node.next_functions if to is not None]

@@ -1,6 +1,5 @@
-"""The conflict test and the projection of an optimizer's parameters, and what they remember from step to step."""
+"""The conflict test and the projection of an optimizer's parameters, with their state from step to step."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,34 +9,11 @@ import prograd_fast.backends  # noqa: F401  puts the kernels behind the operator
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import all_units, combine, n_units, prograd_coefficients, split_units
 from prograd_fast.ops.projection import gram_formula as gram
+from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.conflict import Conflict, ConflictLog
-from prograd_fast.rules import Rule
+from prograd_fast.optim.rules import Rule
 
 _operators = torch.ops.prograd_fast
-
-
-@dataclass
-class Bucket:
-    """Parameters that one call of an operator can take, with both their gradients.
-
-    Attributes:
-        lambda_: λ of their parameter group.
-        group: the parameter group that they are in.
-        params: those that have a task gradient.
-        task: their task gradients, as the rule wants them.
-        general: their general gradients, as the rule wants them; zeros where there is none.
-    """
-
-    lambda_: float
-    group: dict[str, Any]
-    params: list[Tensor] = field(default_factory=list)
-    task: list[Tensor] = field(default_factory=list)
-    general: list[Tensor] = field(default_factory=list)
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether the gradients have a graph themselves; then the formulas are used, not the operators."""
-        return any(a.requires_grad for a in self.task)
 
 
 class Projector:
@@ -67,16 +43,16 @@ class Projector:
             bucket.task, bucket.general = ([next(gradients) for _ in bucket.params] for gradients in prepared)
 
     def new_entries(self, buckets: list[Bucket], params: list[Tensor]) -> list[Tensor]:
-        """Room for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
+        """Memory for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
         log = self._conflict_log(params)
         if len(buckets) == 1 and log.keeps and self._all_in_order(buckets, params):
             a = buckets[0].task[0]
             row = log.row(accumulation_dtype(a))
             if row.device == a.device:
                 return [row]
-        return [self._room(bucket) for bucket in buckets]
+        return [self._empty_entries(bucket) for bucket in buckets]
 
-    def _room(self, bucket: Bucket) -> Tensor:
+    def _empty_entries(self, bucket: Bucket) -> Tensor:
         a = bucket.task[0]
         return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
 
@@ -87,7 +63,7 @@ class Projector:
             if bucket.differentiable:
                 entries.append(gram(bucket.task, bucket.general, self.scope))
             else:
-                entries.append(self._room(bucket))
+                entries.append(self._empty_entries(bucket))
                 _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1])
         if self.scope == "global" and len(entries) > 1:
             total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
@@ -120,7 +96,7 @@ class Projector:
         _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
         return gradients
 
-    # ---- what it remembers
+    # ---- state from step to step
 
     def count(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> None:
         """Remember one step."""
@@ -139,7 +115,7 @@ class Projector:
             self._unit_state[name] = torch.cat([value, new])
 
     def rule_state(self, params: list[Tensor]) -> dict[str, Any]:
-        """What the rule keeps, for a checkpoint; empty if it keeps nothing."""
+        """The rule's state, for a checkpoint; empty if it keeps none."""
         states = {i: self._parameter_states[p] for i, p in enumerate(params) if self._parameter_states.get(p)}
         return {"units": dict(self._unit_state), "parameters": states} if self._unit_state or states else {}
 
@@ -180,7 +156,7 @@ class Projector:
         return self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params))
 
     def _units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
-        """Which units the buckets hold, in their order; None for all of them in the order of the parameters."""
+        """The indices of the buckets' units, in their order; None for all units in the order of the parameters."""
         if self._all_in_order(buckets, params):
             return None
         starts, start = {}, 0

@@ -8,10 +8,10 @@ from torch.optim.optimizer import ParamsT
 
 from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for
+from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
-from prograd_fast.optim.projector import Bucket
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
-from prograd_fast.rules import Rule
 
 
 class ProGradSGD(TwoGradients, torch.optim.SGD):
@@ -81,7 +81,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
 
     _fuses = True
 
-    def _kind(self, p: Tensor) -> bool:
+    def _bucket_key(self, p: Tensor) -> bool:
         return self.state.get(p, {}).get("momentum_buffer") is None  # the first step starts the momentum
 
     def _fused_update(
@@ -110,7 +110,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             group["nesterov"],
             group["maximize"],
             first,
-            None,
+            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
         if first:  # kept only now: a step that failed was none

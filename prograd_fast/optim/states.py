@@ -1,4 +1,4 @@
-"""Parameters, gradients and states that do not fit each other: told by name, before a step moves anything."""
+"""Checks before a step that parameters, gradients and states fit each other; an error names the one that does not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,9 +40,9 @@ def check_parameter(
 def all_fit(
     params: Sequence[Tensor], gradients: Sequence[tuple[Tensor, ...]], states: Sequence[dict[str, Any]]
 ) -> bool:
-    """Whether `check_parameter` has nothing to say of any parameter, found out in a twentieth of its time.
+    """Return whether all parameters pass `check_parameter`, in a twentieth of its time.
 
-    False where a closer look must tell, or the extension is not built.
+    False where only `check_parameter` can tell, or the extension is not built.
     """
     shortcut = SHORTCUTS.get("fit")
     if shortcut is None or torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""What ProGradAdamW, ProGradSGD and ProGrad share: two gradients come in, one projected gradient goes to the update."""
+"""The base of ProGradAdamW, ProGradSGD and ProGrad: takes two gradients, updates with the projected one."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.projection import check_pairs
+from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.one_backward import gradients_of_both
-from prograd_fast.optim.projector import Bucket, Projector
+from prograd_fast.optim.projector import Projector
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
-from prograd_fast.rules import Rule
 
 
 class TwoGradients(Optimizer):
@@ -30,7 +31,7 @@ class TwoGradients(Optimizer):
     _step_supports_amp_scaling = True
 
     _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
-    _seen: dict[Tensor, tuple[Tensor, int]]  # each .grad that there was then, and its version
+    _remembered: dict[Tensor, tuple[Tensor, int]]  # each .grad that there was then, and its version
     _stepped: bool
     _reduced: bool
     _projected: bool
@@ -46,7 +47,7 @@ class TwoGradients(Optimizer):
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
         self.lambda_ = lambda_
         self._projector = Projector(scope, rule)
-        self._forget()
+        self._forget_gradients()
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -87,7 +88,7 @@ class TwoGradients(Optimizer):
         params = [p for p in self._parameters if p.requires_grad]
         if not params:
             raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
-        self._forget_zeroed()
+        self._forget_zeroed_gradients()
         if self._projected:
             raise RuntimeError(
                 "backward: project() has put the projected gradient into .grad, and a new one cannot be added to it. "
@@ -106,7 +107,7 @@ class TwoGradients(Optimizer):
                     task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
             if task_gradient is not None:
                 p.grad = _sum(p.grad, task_gradient)
-        self._see(self._parameters)
+        self._remember_gradients(self._parameters)
         self._reduced = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -117,25 +118,26 @@ class TwoGradients(Optimizer):
         """
         super().zero_grad(set_to_none)
         kept = {} if set_to_none else self._general
-        self._forget()
+        self._forget_gradients()
         for p, gradient in kept.items():
             self._general[p] = gradient.detach().zero_()
 
-    def _see(self, params: Iterable[Tensor]) -> None:
-        self._seen = {p: (a, a._version) for p in params if (a := p.grad) is not None}
+    def _remember_gradients(self, params: Iterable[Tensor]) -> None:
+        """Note each `.grad` and its version, by which a later change shows."""
+        self._remembered = {p: (a, a._version) for p in params if (a := p.grad) is not None}
         self._stepped = False
 
-    def _see_again(self) -> None:
+    def _remember_gradients_of_step(self) -> None:
         if not torch.compiler.is_compiling():
-            self._see(self._seen)
+            self._remember_gradients(self._remembered)
 
-    def _forget_zeroed(self) -> None:
+    def _forget_zeroed_gradients(self) -> None:
         """Forget what belongs to gradients that are gone: `model.zero_grad()` and `.grad = None` do not tell.
 
         Before the step a gradient may be changed in place (unscaled, clipped); after it, a change means that it was
         zeroed, or that a plain `loss.backward()` has begun something new.
         """
-        before = list(self._seen.items())
+        before = list(self._remembered.items())
         for p, (gradient, version) in before:
             if p.grad is gradient and not (self._stepped and gradient._version != version):
                 continue
@@ -145,14 +147,14 @@ class TwoGradients(Optimizer):
                     "whether the general gradient still belongs to it. Change .grad in place (p.grad.copy_(...)), or "
                     "call zero_grad() of this optimizer first."
                 )
-            del self._seen[p]
+            del self._remembered[p]
             self._general.pop(p, None)
-        if before and not self._seen:
-            self._forget()
+        if before and not self._remembered:
+            self._forget_gradients()
 
-    def _forget(self) -> None:
+    def _forget_gradients(self) -> None:
         self._general = {}
-        self._seen = {}
+        self._remembered = {}
         self._stepped = False
         self._reduced = False
         self._projected = False
@@ -175,7 +177,7 @@ class TwoGradients(Optimizer):
             raise RuntimeError("all_reduce: torch.distributed is not initialised. Call init_process_group() first.")
         if self._projected:
             raise RuntimeError("all_reduce: the gradients are projected already. Call it before project() and step().")
-        self._forget_zeroed()
+        self._forget_zeroed_gradients()
         params = [p for p in self._parameters if p.requires_grad]
         for kind in dict.fromkeys((p.device, p.dtype) for p in params):
             same = [p for p in params if (p.device, p.dtype) == kind]
@@ -189,7 +191,7 @@ class TwoGradients(Optimizer):
             flat /= dist.get_world_size(group)
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
-        self._see(self._parameters)
+        self._remember_gradients(self._parameters)
         self._reduced = True
 
     # ---- one gradient out
@@ -201,7 +203,7 @@ class TwoGradients(Optimizer):
         gradient or to clip it before the update: `opt.backward(task, general); opt.project(); clip_grad_norm_(params,
         1.0); opt.step()`. With a GradScaler, `scaler.unscale_(opt)` comes first. Calling it again does nothing.
         """
-        self._forget_zeroed()
+        self._forget_zeroed_gradients()
         if self._projected:
             return
         for p, g in self._projected_gradients(self._buckets()):
@@ -209,11 +211,11 @@ class TwoGradients(Optimizer):
                 p.grad = g
             else:
                 p.grad.copy_(g)  # in place: it may be a view of a bigger buffer
-        self._see(self._parameters)
+        self._remember_gradients(self._parameters)
         self._projected = True
 
     def _buckets(self) -> list[Bucket]:
-        """All parameters that have a task gradient, if there is anything to do about it."""
+        """The parameters that have a task gradient; empty if no rule or general gradient could change it."""
         if not self._general and self._projector.rule is None:
             return []
         if self._general:
@@ -224,7 +226,7 @@ class TwoGradients(Optimizer):
                 a = p.grad
                 if a is None:
                     continue
-                kind = (i, a.device, a.dtype, self._kind(p))
+                kind = (i, a.device, a.dtype, self._bucket_key(p))
                 bucket = buckets.get(kind)
                 if bucket is None:
                     bucket = buckets[kind] = Bucket(group.get("lambda_", self.lambda_), group)
@@ -234,8 +236,8 @@ class TwoGradients(Optimizer):
                 bucket.general.append(torch.zeros_like(a) if b is None else b)
         return list(buckets.values())
 
-    def _kind(self, p: Tensor) -> Any:
-        """What else, besides group, device and dtype, must be the same for all parameters of one call."""
+    def _bucket_key(self, p: Tensor) -> Any:
+        """A value that all parameters of one call must share, besides group, device and dtype."""
         return None
 
     def _compare(self, buckets: list[Bucket]) -> tuple[list[Tensor], list[Tensor]]:
@@ -302,18 +304,18 @@ class TwoGradients(Optimizer):
                 for p in self._parameters:
                     if p.grad is not None:
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
-            self._forget_zeroed()
+            self._forget_zeroed_gradients()
             buckets = [] if self._projected else self._buckets()
             if buckets and self._fuses and not differentiable:
-                # before the update, which leaves .grad as it is, but out of the caches when there are many
-                self._see_again()
+                # Before the update: it does not change .grad, and afterwards many gradients are out of the caches.
+                self._remember_gradients_of_step()
                 self._fused(buckets, found_inf)
             else:
                 if buckets:
                     self._project_then_update(buckets, found_inf)
                 else:
-                    self._update(self._worst(found_inf))
-                self._see_again()
+                    self._update(self._found_inf_in_either(found_inf))
+                self._remember_gradients_of_step()
         self._stepped = True
         return losses
 
@@ -336,9 +338,9 @@ class TwoGradients(Optimizer):
             for bucket, e in zip(buckets, entries, strict=True):
                 self._fused_update(bucket, e, None, None)
             projector.count(buckets, entries, params)
-        else:  # what the update needs to know is known only after all gradients were compared
+        else:  # these updates need a result of all gradients: compare all of them first
             for bucket, e, c in zip(buckets, *self._compare(buckets), strict=True):
-                self._fused_update(bucket, e, c, self._worst(found_inf))
+                self._fused_update(bucket, e, c, self._found_inf_in_either(found_inf))
 
     def _check_states(self, buckets: list[Bucket]) -> None:
         """Raise RuntimeError where gradients or state of a parameter do not fit it."""
@@ -353,7 +355,7 @@ class TwoGradients(Optimizer):
                 check_parameter(self.param_groups, p, {"task gradient": a, "general gradient": b}, state)
 
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """What the update will read of the state of a parameter, None for what is missing; empty for what it makes."""
+        """The entries of a parameter's state that the update reads; None for a missing one, empty before the first."""
         return {}
 
     def _project_then_update(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
@@ -362,12 +364,12 @@ class TwoGradients(Optimizer):
         try:
             for p, g in self._projected_gradients(buckets):
                 p.grad = g
-            self._update(self._worst(found_inf))
+            self._update(self._found_inf_in_either(found_inf))
         finally:
             for p, a in before:
                 p.grad = a
 
-    def _worst(self, found_inf: Tensor | None) -> Tensor | None:
+    def _found_inf_in_either(self, found_inf: Tensor | None) -> Tensor | None:
         """A GradScaler's flag, raised also by what is not finite about the general gradient."""
         if found_inf is None or self._non_finite is None:
             return found_inf
@@ -395,7 +397,7 @@ class TwoGradients(Optimizer):
         self._projector.grow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's; a rule that keeps a state adds one entry, "rule", which torch.optim does not read."""
+        """The state as in torch.optim; a rule with a state adds the entry "rule", which torch.optim does not read."""
         return self._with_rule_state(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -428,7 +430,7 @@ class TwoGradients(Optimizer):
         super().__setstate__(state)
         keep_lambdas(before, self.param_groups)
         if "_general" not in self.__dict__:
-            self._forget()
+            self._forget_gradients()
 
 
 def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:

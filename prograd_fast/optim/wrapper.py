@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from prograd_fast.ops.common import Scope
 from prograd_fast.optim.inner_step import run_unless_inf
+from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients, check_lambda, keep_lambdas
-from prograd_fast.rules import Rule
 
 
 class ProGrad(TwoGradients):

@@ -1,12 +1,12 @@
 """From a model and a set of pictures to a tuned prompt, its accuracies and a record of how it came about."""
 
+from prograd_fast.clip import is_known_model, load_model
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.grid import Grid, run_grid
 from prograd_fast.training.history import History
 from prograd_fast.training.log import tensorboard
 from prograd_fast.training.loop import tune
-from prograd_fast.training.model import Clip, is_known_model, load_model
 from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Part, Plan, make_plan
@@ -28,7 +28,6 @@ __all__ = [
     "RUN_FILES",
     "AugmentedFeatures",
     "Bar",
-    "Clip",
     "Features",
     "Grid",
     "History",

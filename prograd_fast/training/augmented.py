@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.model import Clip
 from prograd_fast.training.views import View
 
 
@@ -35,7 +35,7 @@ class AugmentedFeatures:
 
     def __init__(
         self,
-        clip: Clip,
+        clip: LoadedClip,
         pictures: PictureSet,
         rows: Rows,
         seed: int,

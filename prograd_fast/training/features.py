@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
 from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.methods.base import feature_width
-from prograd_fast.training.model import Clip
 from prograd_fast.training.views import View
 
 BATCH = 32  # pictures per forward; on a CPU larger ones fall out of its cache
@@ -45,7 +45,7 @@ class Features:
 
 
 def encode_pictures(
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     rows: Rows,
     on_picture: Callable[[], None] = lambda: None,
@@ -132,7 +132,7 @@ def _batches(
 
 
 @torch.no_grad()
-def _encode(clip: Clip, images: Sequence[Tensor | None]) -> Tensor:
+def _encode(clip: LoadedClip, images: Sequence[Tensor | None]) -> Tensor:
     """(n, D) float32 unit rows on the CPU of n pictures.
 
     The forward always has `BATCH` pictures, copies of the first where there are fewer: kernels for another number of
@@ -143,7 +143,7 @@ def _encode(clip: Clip, images: Sequence[Tensor | None]) -> Tensor:
     return normalize(clip.model.encode_image(padded.to(clip.device)).float(), dim=-1)[: len(batch)].cpu()
 
 
-def _identity(clip: Clip) -> dict[str, str]:
+def _identity(clip: LoadedClip) -> dict[str, str]:
     """What decides a picture's features: weights, modules, where they run, and what the transform does."""
     tower = getattr(clip.model, "visual", clip.model)
     random = np.random.RandomState(0)

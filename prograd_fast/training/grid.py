@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.methods import Method
@@ -17,7 +18,6 @@ from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.memory import PeakMemory
-from prograd_fast.training.model import Clip
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
@@ -80,7 +80,7 @@ class Grid:
 
 def run_grid(
     grid: Grid,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     out: Path,
     track: Track,
@@ -159,7 +159,7 @@ class _Cell:
     facts: Record
 
 
-def _cells(grid: Grid, clip: Clip, pictures: PictureSet, others: Sequence[str]) -> list[_Cell]:
+def _cells(grid: Grid, clip: LoadedClip, pictures: PictureSet, others: Sequence[str]) -> list[_Cell]:
     """All runs of a grid; ValueError if another set's name is already that of a test."""
     cells = []
     taken = ["validation", "harmonic mean"]  # an accuracy has one name
@@ -185,7 +185,7 @@ class _Checkpoints(Checkpoints):
             self.every = math.inf
 
 
-def _transfer_test(clip: Clip, pictures: PictureSet, track: Track, cache: Path | None) -> TransferTest:
+def _transfer_test(clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None) -> TransferTest:
     part = test_parts(pictures, class_groups(pictures, None))["all"]
     bar = track(f"looking at {pictures.name}", len(part.rows))
     return TransferTest(encode_pictures(clip, pictures, part.rows, bar, cache), part)

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import Method
-from prograd_fast.training.model import Clip
 from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.protocol import Plan
 from prograd_fast.training.run import Run
@@ -22,7 +22,7 @@ from prograd_fast.training.run import Run
 Record = dict[str, Any]
 
 
-def setup_record(clip: Clip, pictures: PictureSet) -> Record:
+def setup_record(clip: LoadedClip, pictures: PictureSet) -> Record:
     """Model, data, versions and date: what all runs of one command share."""
     packages = ("prograd-fast", "torch", "open_clip_torch", "numpy", "scikit-learn")
     return {
@@ -82,7 +82,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     return record
 
 
-def run_facts(method: Method, clip: Clip, pictures: PictureSet, plan: Plan, options: TrainOptions) -> Record:
+def run_facts(method: Method, clip: LoadedClip, pictures: PictureSet, plan: Plan, options: TrainOptions) -> Record:
     """What decides the numbers of a run, apart from versions and machine: a checkpoint goes on only where all agree."""
     digest = hashlib.sha256()
     for row in plan.train.rows.tolist():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, Learner, Method, Task
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
@@ -15,7 +16,6 @@ from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.features import Features
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
-from prograd_fast.training.model import Clip
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.protocol import Part, Plan
 
@@ -58,7 +58,7 @@ class TransferTest:
 
 def run_method(
     method: Method,
-    clip: Clip,
+    clip: LoadedClip,
     features: Features,
     plan: Plan,
     on_step: Callable[[], None] = lambda: None,

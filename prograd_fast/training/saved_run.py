@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.clip import load_learned
+from prograd_fast.clip import LoadedClip, load_learned
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
@@ -20,7 +20,6 @@ from prograd_fast.methods import Learner, Method, Task, method_named
 from prograd_fast.training.checkpoint import differing
 from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.model import Clip
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import class_groups, test_parts
 from prograd_fast.training.record import Record, record_digest, write_json
@@ -49,7 +48,7 @@ def save_run(folder: Path, record: Record, learner: Learner) -> None:
     record_file, prompt_file = (folder / name for name in RUN_FILES)
     about = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
     new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
-    learner.save(new, **about, record=record_digest(record))
+    learner.save(new, **metadata, record=record_digest(record))
     try:
         write_json(record_file, {**record, _LEARNED: tensors_digest(load_learned(new)[0])})
     except Exception:  # not an interrupt, which may come when the record is already there
@@ -133,14 +132,14 @@ def _taking_up(record: Record) -> Iterator[None]:
         raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {message}") from error
 
 
-def _restored(record: Record, learned: Learned, clip: Clip) -> tuple[Method, Learner]:
+def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
     with _taking_up(record):
         method = method_named(record["method"], record["settings"])
         return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
 
 
 def evaluate_run(
-    record: Record, learned: Learned, clip: Clip, pictures: PictureSet, track: Track, cache: Path | None = None
+    record: Record, learned: Learned, clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Test a trained method on the test pictures of any set, among all of that set's classes.
 
@@ -173,7 +172,7 @@ def evaluate_run(
 
 @torch.no_grad()
 def predict_files(
-    record: Record, learned: Learned, clip: Clip, files: Sequence[Path], track: Track
+    record: Record, learned: Learned, clip: LoadedClip, files: Sequence[Path], track: Track
 ) -> tuple[tuple[str, ...], Tensor]:
     """Classify picture files among all classes of the set that the method was trained on.
 

@@ -3,12 +3,12 @@
 import time
 from pathlib import Path
 
+from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import Log, n_steps
-from prograd_fast.training.model import Clip
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Plan
@@ -18,7 +18,7 @@ from prograd_fast.training.run import run_method, tests_of
 
 def train_method(
     method: Method,
-    clip: Clip,
+    clip: LoadedClip,
     pictures: PictureSet,
     plan: Plan,
     track: Track,

@@ -1,4 +1,4 @@
-"""The prompt engine against the authors' formulation at 77 tokens, and against the model's own encode_text."""
+"""Guards the prompt engine: equal to the authors' formulation at 77 tokens, and to the model's own encode_text."""
 
 import logging
 
@@ -76,12 +76,9 @@ def test_cut_towers_say_nothing(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("tower", ["CLIP", "not causal"])  # one of each way through the tower
 @pytest.mark.parametrize("class_specific", [False, True], ids=["shared", "class-specific"])
-def test_gradcheck(tower, class_specific):
-    model = (CUT | WHOLE)[tower]()
-    net = pf.clip.PromptedCLIP(model, TOKENIZER, ["cat", "grand piano"], 2, class_specific=class_specific)
-
+def test_gradcheck(models, class_specific):
+    net = pf.clip.PromptedCLIP(models["CLIP"], TOKENIZER, ["cat", "grand piano"], 2, class_specific=class_specific)
     assert torch.autograd.gradcheck(net.class_features, net.prompt.ctx)
 
 

@@ -1,4 +1,4 @@
-"""Token layout of prompts, for OpenAI's vocabulary and one without a start token; refusal of names that do not fit."""
+"""Guards the token layout of prompts, for OpenAI's vocabulary and one without a start token, and refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prompt files: what comes back, what is refused, and that a failed write leaves nothing behind."""
+"""Guards prompt files: they come back whole, bad ones are refused, a failed write leaves nothing behind."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""PromptedCLIP as an object: how the context starts, what is trainable and saved, copies, precision, other classes."""
+"""Guards PromptedCLIP as an object: the start of its context, its one parameter, copies, precision, other classes."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The zero-shot teacher against the model's own encode_text."""
+"""Guards the zero-shot teacher: equal to the model's own encode_text."""
 
 import pytest
 import torch

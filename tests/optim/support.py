@@ -1,11 +1,11 @@
-"""What the optimizers must do alike on every backend; `on` and `other` run the operators on one while they are open.
+"""Checks that the optimizers agree on every backend; `on` and `other` run the operators on one while they are open.
 
-`test_optim_backends.py` calls these checks for the backends of the CPU, `triton_interpreter/optimizers.py` for Triton
-in the interpreter, which needs a process of its own.
+`test_backends.py` calls these checks for the backends of the CPU, `tests/gpu/triton/interpreted/optimizers.py` for
+Triton in the interpreter, which needs a process of its own.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -54,6 +54,11 @@ def normal(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
 
 def parameters(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]] = TENSORS) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(normal(shape, dtype, seed)) for seed, (shape, dtype) in enumerate(tensors)]
+
+
+def same(xs: Iterable[Tensor], ys: Iterable[Tensor]) -> bool:
+    """Return whether all tensors are equal bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
 
 
 def gradients(params: Sequence[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:

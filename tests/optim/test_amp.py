@@ -1,4 +1,4 @@
-"""GradScaler, half precision and several ranks: where gradients are scaled, skipped and averaged."""
+"""Guards GradScaler, half precision and several ranks: gradients are scaled, skipped and averaged as in torch.optim."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The optimizers on the backends of the CPU, pairwise: one trajectory, one checkpoint, whichever kernels run."""
+"""Guards the optimizers on the backends of the CPU: one trajectory, one checkpoint, whichever kernels run."""
 
 import itertools
 from functools import partial
@@ -11,10 +11,13 @@ from tests.ops.support import BACKENDS, running_on, threads
 from tests.optim import support as support
 
 RUNNING = {name: partial(running_on, name) for name in BACKENDS}
-PAIRS = list(itertools.product(BACKENDS, repeat=2))  # each way, and each with itself, which is bit for bit
+BEST = BACKENDS[-1]
+PAIRS = sorted({(BEST, BEST), *itertools.combinations(BACKENDS, 2)})  # with itself: bit for bit
+WAYS = sorted({*PAIRS, *((other, one) for one, other in PAIRS)})
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 pairs = pytest.mark.parametrize(("one", "other"), PAIRS)
+ways = pytest.mark.parametrize(("one", "other"), WAYS)
 scopes = pytest.mark.parametrize("scope", SCOPES)
 optimizers = pytest.mark.parametrize("name", support.OPTIMIZERS)
 
@@ -26,7 +29,7 @@ def test_same_trajectory(one, other, name, scope):
     support.check_same_trajectory(RUNNING[one], RUNNING[other], name, scope)
 
 
-@pairs
+@ways
 @optimizers
 def test_checkpoints_go_from_backend_to_backend(one, other, name):
     support.check_exchange(RUNNING[one], RUNNING[other], name)
@@ -65,10 +68,14 @@ LARGE = [
 ]
 
 
-@backends
-@scopes
-@pytest.mark.parametrize("tensors", LARGE)
-@pytest.mark.parametrize("name", ["adamw", "nesterov"])
+@pytest.mark.parametrize(
+    ("backend", "name", "tensors", "scope"),
+    [
+        *((BEST, "adamw", tensors, scope) for tensors in LARGE for scope in SCOPES),
+        *((BEST, "nesterov", tensors, "row") for tensors in LARGE),
+        *(("reference", "adamw", LARGE[0], scope) for scope in ("tensor", "row")),
+    ],
+)
 def test_a_step_does_not_depend_on_the_number_of_threads(backend, name, tensors, scope):
     outcomes = []
     for count in (1, 2):

@@ -1,4 +1,4 @@
-"""torch.compile over loss and step: one graph, and a schedule does not compile it anew."""
+"""Guards torch.compile over loss and step: one graph, which a schedule does not compile anew."""
 
 import pytest
 import torch
@@ -21,9 +21,10 @@ def gradients(opt, params, step):
 
 # dynamo says that it leaves out profiling marks, and it hides the step from the scheduler
 @pytest.mark.filterwarnings("ignore:Profiler record function:UserWarning", "ignore:Detected call of:UserWarning")
-@pytest.mark.parametrize("tensor_lr", [False, True])
 @pytest.mark.parametrize(
-    "make", [pf.ProGradAdamW, lambda p, **k: pf.ProGradSGD(p, momentum=0.9, **k)], ids=["adamw", "sgd"]
+    ("make", "tensor_lr"),
+    [(pf.ProGradAdamW, False), (lambda p, **k: pf.ProGradSGD(p, momentum=0.9, **k), True)],
+    ids=["adamw", "sgd, rate is a tensor"],
 )
 def test_step_compiles_in_one_graph_and_once(make, tensor_lr):
     """The first call makes the state, the second finds it; from then on nothing is compiled, whatever the rate."""
@@ -49,10 +50,9 @@ def test_step_compiles_in_one_graph_and_once(make, tensor_lr):
     assert opt.conflict.steps.tolist() == [6, 6]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_compiles_in_one_graph(dtype):
-    student = torch.randn(6, 11, dtype=dtype, requires_grad=True)
-    teacher, labels = torch.randn(6, 11, dtype=dtype), torch.randint(11, (6,))
+def test_loss_compiles_in_one_graph():
+    student = torch.randn(6, 11, dtype=torch.bfloat16, requires_grad=True)
+    teacher, labels = torch.randn(6, 11, dtype=torch.bfloat16), torch.randint(11, (6,))
     criterion = pf.DualLoss(temperature=2.0)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
     for eager_loss, loss in zip(criterion(student, teacher, labels), compiled(student, teacher, labels), strict=True):

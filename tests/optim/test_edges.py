@@ -1,4 +1,4 @@
-"""Gradients that are missing, gone, shared or not finite; values that are never read back; and what is refused."""
+"""Guards gradients that are missing, gone, shared or not finite, steps without a host sync, and refusals."""
 
 import copy
 import math
@@ -7,7 +7,14 @@ import pytest
 import torch
 
 import prograd_fast as pf
-from tests.optim.test_drop_in import ADAMW, parameters, same
+from prograd_fast.optim.conflict import ConflictLog
+from tests.optim.support import ADAMW, TENSORS, same
+from tests.optim.support import parameters as parameters_of
+
+
+def parameters(shapes=tuple(shape for shape, _ in TENSORS)):
+    return parameters_of([(shape, torch.float32) for shape in shapes])
+
 
 # ---- gradients that are gone
 
@@ -119,11 +126,12 @@ def test_conflict_numbers():
 
 
 @pytest.mark.parametrize("rows", [1, 30_000])  # of one parameter: entries of many steps are kept, or of two
-def test_conflicts_are_counted_over_more_steps_than_are_kept(rows):
+def test_conflicts_are_counted_over_more_steps_than_are_kept(rows, monkeypatch):
+    monkeypatch.setattr(ConflictLog, "_MOST_STEPS", 40)
     p = [torch.nn.Parameter(torch.zeros(rows, 2))]
     opt = pf.ProGradSGD(p, lr=0.0, scope="row")
     task = torch.tensor([1.0, -1.0])
-    steps = 2500 if rows == 1 else 5
+    steps = 100 if rows == 1 else 5
     for step in range(steps):
         opt.zero_grad()
         opt.backward((p[0] * task).sum(), (p[0] * (task if step % 5 else -task)).sum())

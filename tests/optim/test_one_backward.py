@@ -1,11 +1,11 @@
-"""Both gradients by one pass through what takes two cotangents at once."""
+"""Guards the one backward for both gradients, through nodes that take two cotangents at once."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import prograd_fast as pf
-from prograd_fast.clip import packed_tower
+from prograd_fast.clip.packed import encode
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 
@@ -19,13 +19,13 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
 def passes(monkeypatch) -> list[int]:
     """How many cotangents each backward of the tower had."""
     found: list[int] = []
-    original = packed_tower._Pass.backward
+    original = encode.backward
 
-    def backward(self, cotangents, *others):
+    def backward(part, cotangents, *others):
         found.append(len(cotangents))
-        return original(self, cotangents, *others)
+        return original(part, cotangents, *others)
 
-    monkeypatch.setattr(packed_tower._Pass, "backward", backward)
+    monkeypatch.setattr(encode, "backward", backward)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Random histories of the optimizers against the formulas in float64.
+"""Guards random histories of the optimizers against the formulas in float64.
 
 A history is what a user's program may do: parameters of any shape and dtype in several groups, gradients that are zero,
 missing, opposed or not finite, schedules, steps with and without a general gradient, checkpoints, copies, another

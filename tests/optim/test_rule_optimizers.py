@@ -1,4 +1,4 @@
-"""Optimizers with other rules than ProGrad's: what they step on, what they remember, and checkpoints of it."""
+"""Guards optimizers with other rules than ProGrad's: their steps, their memory, and checkpoints of it."""
 
 import copy
 
@@ -53,8 +53,9 @@ def step_with(opt, params, step):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "scope"), [("adamw", "tensor"), ("adamw", "row"), ("adamw", "global"), ("sgd", "row"), ("wrapper", "row")]
+)
 def test_steps_on_what_the_rule_says(rule, scope, name):
     """The rule by hand, step by step with its own state, in front of torch's optimizer."""
     p, q = parameters(), parameters()

@@ -2,12 +2,12 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 
 from tests.paths import REPOSITORY
+from tests.project.pages import carry_out
 
 PAGE = (REPOSITORY / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 
@@ -23,24 +23,14 @@ for command in sys.argv[1:]:
 
 
 def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    diffs = [block.splitlines(keepends=True) for block in re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)]
-    assert len(source.splitlines()) <= 40
     package = tmp_path / "prograd_fast"
     package.mkdir()
     for part in (REPOSITORY / "prograd_fast").iterdir():
         if part.name != "methods":
             (package / part.name).symlink_to(part)
     shutil.copytree(REPOSITORY / "prograd_fast" / "methods", package / "methods")
-    (package / "methods" / "anchored.py").write_text(source, encoding="utf-8")
-    listed = package / "methods" / "__init__.py"
-    text = listed.read_text(encoding="utf-8")
-    assert len(diffs) == 2
-    for lines in diffs:
-        old, new = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" ", " +"))
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    listed.write_text(text, encoding="utf-8")
+    (source,) = carry_out(PAGE, tmp_path)
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= 40
 
     few = f"--shots 2 --epochs 3 --model local-dir:{clip_dir}"
     train = f"train --data {shapes_dir} --method anchored --set weight=10 {few} --out run"

@@ -12,7 +12,7 @@ from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
 from benchmarks.steps import STEPS
-from prograd_fast.clip.linear import Linear
+from prograd_fast.clip.packed.weights import Linear
 
 TINY = compare.Sizes(
     context=[(2, 4)],
@@ -109,7 +109,7 @@ def test_products_are_those_of_the_packed_tower():
             found.append((d[..., 0].numel(), *self.weight.shape))
             return super().backward(d)
 
-    weights = net.encoder._known["constants"].weights
+    weights = net.encoder._constants.weights
     for holder in (weights, *weights.blocks):
         for name, layer in vars(holder).items():
             if isinstance(layer, Linear):

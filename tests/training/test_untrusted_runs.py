@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from prograd_fast import cli
+from prograd_fast.clip import is_known_model, load, load_model
 from prograd_fast.clip.prompt_file import load_learned, save_learned
-from prograd_fast.training import is_known_model, load_model, load_run, model, predict_files, save_run
+from prograd_fast.training import load_run, predict_files, save_run
 from tests.cli.support import fail, run_here
 from tests.conftest import draw
 from tests.fuzz.files import refused_in_one_line
@@ -145,17 +146,17 @@ def test_pickled_tensors_alone_are_read(tmp_path, monkeypatch, save, legacy):
             patch.setattr(torch, "save", lambda *a: plain(*a, _use_new_zipfile_serialization=False))
         save(state, tmp_path / "weights.pt")
     loads = torch.load, torch.jit.load
-    if model._TORCH >= (2, 10):
+    if load._TORCH >= (2, 10):
         loaded = load_model("tiny", str(tmp_path / "weights.pt"), "cpu")
         assert torch.equal(loaded.model.text_projection, state["text_projection"])
-    monkeypatch.setattr(model, "_TORCH", (2, 9))
+    monkeypatch.setattr(load, "_TORCH", (2, 9))
     with pytest.raises(ValueError, match=r"torch 2\.10 and newer only .*CVE-2026-24747"):
         load_model("tiny", str(tmp_path / "weights.pt"), "cpu")
     assert (torch.load, torch.jit.load) == loads
 
 
 def test_safetensors_are_read_with_any_torch(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "_TORCH", (2, 6))
+    monkeypatch.setattr(load, "_TORCH", (2, 6))
     save_file(tiny_clip(dtype=torch.float32).state_dict(), tmp_path / "weights.safetensors")
     assert load_model("tiny", str(tmp_path / "weights.safetensors"), "cpu").name == "tiny"
 
@@ -203,7 +204,7 @@ def test_foreign_models_of_a_record_are_not_opened(name, pretrained, run_of, tmp
     def opened(*args, **options):
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(model, "_device", opened)
+    monkeypatch.setattr(load, "_device", opened)
     monkeypatch.setattr(open_clip, "create_model_and_transforms", opened)
     monkeypatch.setattr(socket.socket, "connect", opened)
     run, picture = run_of(name, pretrained), tmp_path / "a picture.png"

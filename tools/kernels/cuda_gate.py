@@ -10,25 +10,19 @@ are the ends of rows and tensors, labels, weights and sums).
     python tools/kernels/cuda_gate.py --json cuda.json     also write the rows, for table.py
 """
 
-import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
+
+import gates  # beside this file
+from gates import ARCHITECTURES, RESERVED, Limits, Row, find_tool
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Path(__file__).with_name("cuda_limits.json")
-ARCHITECTURES = (80, 90, 100)
-SHARED_OF_SM = {80: 164, 90: 228, 100: 228}  # KB
-RESERVED = 1024  # bytes of shared memory that every block takes besides; from sm_90 on cuobjdump counts them
-REGISTER_SLACK = 8  # above what was recorded: compilers differ a little, and registers come in steps of 8
 DTYPES = {"double": "fp64", "float": "fp32", "__nv_bfloat16": "bf16", "__half": "fp16"}
 # 16-byte loads and stores at least, one for each operand of the source; linear_rows has none, and neither has
 # sample_log_probs, where a thread has one class
@@ -67,29 +61,6 @@ RULES = {
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one kernel became on one architecture."""
-
-    kernel: str
-    arch: str
-    registers: int
-    spills: int  # local loads and stores in the SASS
-    stack: int  # bytes
-    shared: str  # bytes, declared + asked for at the launch
-    wide_loads: int  # of 16 bytes
-    wide_stores: int
-    narrow: int  # global accesses of less than 16 bytes
-    bytes_per_element: str  # moved, over the least possible
-    threads: int  # of a block, at most
-    occupancy: float  # threads resident at most, over those of a full SM
-
-    @property
-    def key(self) -> str:
-        """Its name in the limits."""
-        return f"{self.kernel} {self.arch}"
-
-
 # ---- compiling
 
 
@@ -97,23 +68,6 @@ def find_nvcc() -> str | None:
     """The compiler, from CUDA_HOME, the PATH or the usual folder."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
     return str(home) if home.exists() else shutil.which("nvcc")
-
-
-def find_tool(name: str) -> str:
-    """Path of cuobjdump or nvdisasm: of the Triton wheel, or on the PATH.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    spec = find_spec("triton")
-    if spec is not None and spec.origin is not None:
-        tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
-        if tool.exists():
-            return str(tool)
-    found = shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"{name}: not on the PATH and not in a Triton wheel. Run: pip install triton")
-    return found
 
 
 def run(*command: str | Path) -> str:
@@ -143,25 +97,22 @@ def compile_kernels(nvcc: str, source: Path, arch: int, folder: Path) -> list[Ro
 
 def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
     """Read one kernel's resources and instructions."""
-    resources = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    resources = gates.resources(usage)
     kernel, dtype = readable(run("c++filt", mangled))
-    loads, stores = widths("LDG", sass), widths("STG", sass)
     threads = threads_of(kernel, dtype)
+    # from sm_90 on cuobjdump counts what is reserved
     declared = max(0, resources["SHARED"] - (RESERVED if arch >= 90 else 0))
     dynamic = asked_shared(kernel, dtype)
     return Row(
         kernel=kernel,
         arch=f"sm_{arch}",
         registers=resources["REG"],
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         stack=resources["STACK"],
-        shared=f"{declared} + {dynamic}",
-        wide_loads=loads.count(128),
-        wide_stores=stores.count(128),
-        narrow=sum(bits < 128 for bits in loads + stores),
+        shared=f"{declared} + {dynamic}",  # asked for at the launch
         bytes_per_element=traffic(kernel),
         threads=threads,
-        occupancy=occupancy(resources["REG"], declared + dynamic, threads, arch),
+        occupancy=gates.occupancy(resources["REG"], declared + dynamic, threads, arch),
+        **gates.instructions(sass),
     )
 
 
@@ -180,15 +131,6 @@ def readable(name: str) -> tuple[str, str]:
     note += f", {lanes} lanes" if lanes else ""
     note += f", K={cotangents}" if cotangents else ""
     return f"{kernel} {DTYPES[storage]}{note}", DTYPES[storage]
-
-
-def widths(opcode: str, sass: str) -> list[int]:
-    """Bits of each access: LDG.E.128, .64, .U16, .U8, and 32 where nothing is said."""
-    sizes = {"128": 128, "64": 64, "U16": 16, "S16": 16, "16": 16, "U8": 8, "S8": 8}
-    return [
-        next((sizes[word] for word in modifiers.split(".") if word in sizes), 32)
-        for modifiers in re.findall(rf"\b{opcode}(\.\S*|\b)", sass)
-    ]
 
 
 def threads_of(kernel: str, dtype: str) -> int:
@@ -257,77 +199,38 @@ def traffic(kernel: str) -> str:
     return "bound by arithmetic"
 
 
-def occupancy(registers: int, shared: int, threads: int, arch: int) -> float:
-    """From the CUDA programming guide: 65 536 registers and 2048 threads an SM, shared memory by architecture."""
-    blocks = min(65536 // (-(-registers // 8) * 8 * threads), 2048 // threads, 32)
-    blocks = min(blocks, SHARED_OF_SM[arch] * 1024 // (shared + RESERVED))
-    return blocks * threads / 2048
-
-
 # ---- judging
 
 
-def judge(rows: list[Row], limits: dict[str, dict[str, int]]) -> list[str]:
-    """What is wrong, one line each."""
+def judge(rows: list[Row], limits: Limits) -> list[str]:
+    """The faults of the rows, one line each."""
     faults = []
     for row in rows:
-        if row.spills or row.stack:
-            faults.append(f"{row.key}: spills: {row.spills} local accesses, {row.stack} bytes of stack")
         loads, stores = WIDE[row.kernel.split()[0]]
         if row.wide_loads < loads or row.wide_stores < stores:
             got = f"{row.wide_loads} loads and {row.wide_stores} stores of 16 bytes"
             faults.append(f"{row.key}: {got}, expected at least {loads} and {stores}")
-        limit = limits.get(row.key)
-        if limit is None:
-            faults.append(f"{row.key}: not in {LIMITS.name}; run with --record, and look at what it records")
-            continue
-        if row.registers > limit["registers"]:
-            faults.append(f"{row.key}: {row.registers} registers, at most {limit['registers']} were recorded")
-        if row.narrow > limit["narrow"]:
-            faults.append(f"{row.key}: {row.narrow} narrow global accesses, at most {limit['narrow']} were recorded")
-    known = {row.key for row in rows}
-    return faults + [f"{key}: recorded, but no longer compiled" for key in limits if key not in known]
+    return faults + gates.judge(rows, limits, LIMITS)
 
 
-def record(rows: list[Row]) -> None:
-    """Write what comes out now as the limits."""
-    limits = {row.key: {"registers": row.registers + REGISTER_SLACK, "narrow": row.narrow} for row in rows}
-    lines = (f" {json.dumps(key)}: {json.dumps(limit)}" for key, limit in sorted(limits.items()))
-    LIMITS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+def compile_all(nvcc: str) -> list[Row]:
+    """Rows of all kernels on all architectures."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            row
+            for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+            for arch in ARCHITECTURES
+            for row in compile_kernels(nvcc, source, arch, Path(folder))
+        ]
 
 
 def main() -> int:
     """Compile, judge, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"write {LIMITS.name} from what comes out now")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
         print("SKIPPED: no nvcc on the PATH or in CUDA_HOME; the CUDA kernels were not compiled", file=sys.stderr)
         return 0
-    begin = time.monotonic()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-            for arch in ARCHITECTURES:
-                rows += compile_kernels(nvcc, source, arch, Path(folder))
-    if arguments.record:
-        record(rows)
-    for row in rows:
-        print(
-            f"{row.kernel:<28} {row.arch:<6} {row.registers:>3} registers {row.spills} spills "
-            f"{row.shared:>14} B shared  "
-            f"{row.wide_loads:>2} + {row.wide_stores} wide {row.narrow:>3} narrow  occupancy {row.occupancy:.2f}  "
-            f"bytes per element: {row.bytes_per_element}"
-        )
-    print(f"{len(rows)} kernels in {time.monotonic() - begin:.0f} s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    faults = judge(rows, json.loads(LIMITS.read_text()) if LIMITS.exists() else {})
-    for fault in faults:
-        print(f"FAILED  {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    return gates.run_gate(__doc__.splitlines()[0], lambda: (compile_all(nvcc), []), judge, LIMITS)
 
 
 if __name__ == "__main__":

@@ -10,70 +10,32 @@ narrow (below 16 bytes) global accesses than `triton_limits.json` records, or wh
     python tools/kernels/triton_gate.py --json triton.json     also write the rows, for table.py
 """
 
-import argparse
-import json
 import multiprocessing
 import os
-import re
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gates  # beside this file
 import torch
 import triton
-from table import markdown  # beside this file
+from gates import ARCHITECTURES, Limits, Row, find_tool
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from prograd_fast.backends.triton_kernels.adamw import project_adamw_
-from prograd_fast.backends.triton_kernels.attention import shared_prefix_attention_out
-from prograd_fast.backends.triton_kernels.attention_backward import shared_prefix_attention_backward_out
-from prograd_fast.backends.triton_kernels.differences import difference_loss_out
-from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out
-from prograd_fast.backends.triton_kernels.gelu import gelu_backward_, gelu_out
-from prograd_fast.backends.triton_kernels.layer_norm import add_layer_norm_out, layer_norm_backward_
-from prograd_fast.backends.triton_kernels.linear_dual_loss import linear_cross_entropy_out, linear_dual_loss_out
-from prograd_fast.backends.triton_kernels.projection import gram_out, project_
-from prograd_fast.backends.triton_kernels.samples import sampled_cross_entropy_out, sampled_log_probs_out
-from prograd_fast.backends.triton_kernels.sgd import project_sgd_
+from prograd_fast.backends.triton_kernels import operators
 
-ARCHITECTURES = (80, 90, 100)
 LIMITS = Path(__file__).with_name("triton_limits.json")
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SECONDS = 60  # for one kernel
-REGISTER_SLACK = 8  # above what was recorded: compilers differ a little, and registers come in steps of 8
 
-
-@dataclass(frozen=True)
-class Row:
-    """What one kernel became on one architecture."""
-
-    kernel: str
-    case: str
-    arch: str
-    registers: int
-    spills: int  # local loads and stores in the SASS
-    stack: int  # bytes
-    shared: int  # bytes
-    wide_loads: int  # of 16 bytes
-    wide_stores: int
-    narrow: int  # global accesses of less than 16 bytes
-    bytes_per_element: str  # moved between chip and memory, over the least possible
-    threads: int  # of a block
-    occupancy: float  # threads resident at most, over those of a full SM
-
-    @property
-    def key(self) -> str:
-        """Its name in the limits."""
-        return f"{self.kernel}, {self.case}, {self.arch}"
+ops = SimpleNamespace(**operators())
 
 
 # ---- what is compiled: the launchers, over dtypes and sizes that choose every kernel
@@ -81,7 +43,7 @@ class Row:
 
 def _losses(n_rows: int, n_columns: int, dtype: torch.dtype, **change: Any) -> None:
     accumulation = torch.promote_types(dtype, torch.float32)
-    dual_loss_out(
+    ops.dual_loss_out(
         *torch.zeros(2, n_rows, n_columns, dtype=dtype), torch.zeros(n_rows, dtype=torch.int64),
         change.get("offset"), change.get("weight"), change.get("weight"), 2.0, False, 1,
         losses=torch.empty(2, dtype=accumulation), cotangents=torch.empty(2, n_rows, n_columns, dtype=dtype),
@@ -90,7 +52,7 @@ def _losses(n_rows: int, n_columns: int, dtype: torch.dtype, **change: Any) -> N
 
 
 def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    linear_dual_loss_out(
+    ops.linear_dual_loss_out(
         torch.zeros(n_rows, n_features, dtype=dtype), *torch.zeros(2, n_columns, n_features, dtype=dtype),
         torch.zeros(n_rows, dtype=torch.int64), None, None, None, 100.0, 2.0, False, 1,
         losses=torch.empty(2, dtype=torch.promote_types(dtype, torch.float32)),
@@ -100,7 +62,7 @@ def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) ->
 
 def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
     classes = torch.zeros(n_columns, n_features, dtype=dtype)
-    linear_cross_entropy_out(
+    ops.linear_cross_entropy_out(
         torch.zeros(n_rows, n_features, dtype=dtype), classes, torch.zeros(n_rows, dtype=torch.int64), 100.0,
         loss=torch.empty((), dtype=torch.promote_types(dtype, torch.float32)), cotangents=torch.empty_like(classes),
     )  # fmt: skip
@@ -109,14 +71,14 @@ def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dty
 def _samples(n_columns: int, dtype: torch.dtype) -> None:
     logits, accumulation = torch.zeros(20, 4, n_columns, dtype=dtype), torch.promote_types(dtype, torch.float32)
     losses, labels = torch.empty((), dtype=accumulation), torch.zeros(4, dtype=torch.int64)
-    sampled_cross_entropy_out(logits, labels, 1, losses=losses, cotangents=torch.empty_like(logits))
-    sampled_log_probs_out(logits, log_probs=torch.empty(4, n_columns, dtype=accumulation))
+    ops.sampled_cross_entropy_out(logits, labels, 1, losses=losses, cotangents=torch.empty_like(logits))
+    ops.sampled_log_probs_out(logits, log_probs=torch.empty(4, n_columns, dtype=accumulation))
 
 
 def _differences(size: int, dtype: torch.dtype, soft_wing: bool) -> None:
     x, t, cotangents = torch.zeros(3, size, dtype=dtype)
     loss = torch.empty((), dtype=torch.promote_types(dtype, torch.float32))
-    difference_loss_out(x, t, soft_wing, 2.0, 20.0, 0.5, 1.0, loss=loss, cotangents=cotangents)
+    ops.difference_loss_out(x, t, soft_wing, 2.0, 20.0, 0.5, 1.0, loss=loss, cotangents=cotangents)
 
 
 def _lists(size: int, n: int, dtype: torch.dtype) -> list[list[Tensor]]:
@@ -124,24 +86,24 @@ def _lists(size: int, n: int, dtype: torch.dtype) -> list[list[Tensor]]:
 
 
 def _gram(size: int, dtype: torch.dtype) -> None:
-    gram_out(*_lists(size, 2, dtype), 0, entries=torch.empty(1, 3))
+    ops.gram_out(*_lists(size, 2, dtype), 0, entries=torch.empty(1, 3))
 
 
 def _project(size: int, dtype: torch.dtype) -> None:
-    project_(*_lists(size, 2, dtype), torch.zeros(1, 2), 0)
+    ops.project_(*_lists(size, 2, dtype), torch.zeros(1, 2), 0)
 
 
 def _adamw(size: int, dtype: torch.dtype, moments: torch.dtype, amsgrad: bool = False, scaled: bool = False) -> None:
     factor = torch.ones(()) if scaled else None
     coefficients = torch.zeros(1, 2) if scaled else None  # both optional inputs in the same variant
-    project_adamw_(
+    ops.project_adamw_(
         *_lists(size, 3, dtype), *_lists(size, 3, moments), [torch.zeros(())], torch.empty(1, 3), coefficients, factor,
         1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0, amsgrad, False, factor, factor,
     )  # fmt: skip
 
 
 def _sgd(size: int, dtype: torch.dtype, buffers: bool) -> None:
-    project_sgd_(
+    ops.project_sgd_(
         *_lists(size, 3, dtype), [torch.zeros(size, dtype=dtype)] if buffers else [], torch.empty(1, 3), None, None,
         1e-3, 0.9, 0.0, 1e-2, 1.0, 0, False, False, False, None, None,
     )  # fmt: skip
@@ -163,8 +125,8 @@ def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -
     prefix = torch.zeros(1, 17, 3 * d, dtype=dtype)[..., d:]
     d_prefix = torch.zeros(2, 1, 17, 3 * d, dtype=dtype)[..., d:]
     inputs = query[:, :n_queries], key_value, prefix, offsets, heads, width**-0.5, last
-    shared_prefix_attention_out(*inputs, out=torch.zeros(1, n_queries, d, dtype=dtype))
-    shared_prefix_attention_backward_out(
+    ops.shared_prefix_attention_out(*inputs, out=torch.zeros(1, n_queries, d, dtype=dtype))
+    ops.shared_prefix_attention_backward_out(
         torch.zeros(2, 1, n_queries, d, dtype=dtype), *inputs,
         d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=d_prefix,
     )  # fmt: skip
@@ -172,14 +134,14 @@ def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -
 
 def _rows(width: int, dtype: torch.dtype) -> None:
     x, weight, statistics = torch.zeros(4, width, dtype=dtype), torch.ones(width), torch.zeros(4, 2)
-    add_layer_norm_out(x, x, weight, weight, 1e-5, total=x, normed=x, statistics=statistics)
-    layer_norm_backward_(*torch.zeros(2, 2, 4, width, dtype=dtype), x, statistics, weight)
+    ops.add_layer_norm_out(x, x, weight, weight, 1e-5, total=x, normed=x, statistics=statistics)
+    ops.layer_norm_backward_(*torch.zeros(2, 2, 4, width, dtype=dtype), x, statistics, weight)
 
 
 def _gelu(kind: int, dtype: torch.dtype) -> None:
     x = torch.zeros(4, 2048, dtype=dtype)
-    gelu_out(x, kind, out=x)
-    gelu_backward_(torch.zeros(2, 4, 2048, dtype=dtype), x, kind)
+    ops.gelu_out(x, kind, out=x)
+    ops.gelu_backward_(torch.zeros(2, 4, 2048, dtype=dtype), x, kind)
 
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -188,7 +150,7 @@ SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
 @dataclass(frozen=True)
 class Case:
-    """What is launched, and bytes of an element."""
+    """One launch, and the bytes of its elements."""
 
     launch: Callable[[], None]
     storage: int  # of logits, parameters and gradients
@@ -305,78 +267,33 @@ def measure(name: str, case: str, arch: int, kernel: Any) -> Row:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
+        resources = gates.resources(_tool("cuobjdump", "-res-usage", file.name))
         sass = _tool("nvdisasm", "-c", file.name)
-    registers, shared, warps = _number("REG", usage), kernel.metadata.shared, kernel.metadata.num_warps
-    loads, stores = _widths(r"\bLDG(?:STS)?\.(\S*)", sass), _widths(r"\bSTG\.(\S*)", sass)
+    shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
     moved, least = BYTES[name](CASES[case]) if name in BYTES else ("-", "-")
     return Row(
-        kernel=name,
-        case=case,
+        kernel=f"{name}, {case}",
         arch=f"sm_{arch}",
-        registers=registers,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        stack=_number("STACK", usage),
-        shared=shared,
-        wide_loads=loads.count(128),
-        wide_stores=stores.count(128),
-        narrow=sum(bits < 128 for bits in loads + stores),
+        registers=resources["REG"],
+        stack=resources["STACK"],
+        shared=str(shared),
         bytes_per_element=f"{moved}/{least}",
-        threads=32 * warps,
-        occupancy=_occupancy(registers, shared, warps, arch),
+        threads=threads,
+        occupancy=gates.occupancy(resources["REG"], shared, threads, arch),
+        **gates.instructions(sass),
     )
 
 
 def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _number(name: str, usage: str) -> int:
-    match = re.search(rf"{name}:(\d+)", usage)
-    if match is None:
-        raise ValueError(f"no {name} in the output of cuobjdump:\n{usage}")
-    return int(match[1])
-
-
-def _widths(pattern: str, sass: str) -> list[int]:
-    """Bits of each access: LDG.E.128, .64, .U16, .U8, and 32 where nothing is said."""
-    sizes = {"128": 128, "64": 64, "U16": 16, "S16": 16, "16": 16, "U8": 8, "S8": 8}
-    return [
-        next((sizes[word] for word in modifiers.split(".") if word in sizes), 32)
-        for modifiers in re.findall(pattern, sass)
-    ]
-
-
-def _occupancy(registers: int, shared: int, warps: int, arch: int) -> float:
-    """From the CUDA programming guide: 65 536 registers and 64 warps an SM, shared memory by architecture."""
-    per_block = -(-registers // 8) * 8 * 32 * warps
-    blocks = min(65536 // per_block, 64 // warps, 32)
-    if shared:
-        blocks = min(blocks, (164 if arch == 80 else 228) * 1024 // (shared + 1024))
-    return round(blocks * warps / 64, 2)
+    return subprocess.run([find_tool(name), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 # ---- judging
 
 
-def judge(rows: list[Row], limits: dict[str, dict[str, int]]) -> list[str]:
-    """What is wrong, one line each."""
-    faults = []
-    for row in rows:
-        if row.spills or row.stack:
-            faults.append(f"{row.key}: spills: {row.spills} local accesses, {row.stack} bytes of stack")
-        limit = limits.get(row.key)
-        if limit is None:
-            faults.append(f"{row.key}: not in {LIMITS.name}; run with --record, and look at what it records")
-            continue
-        if row.registers > limit["registers"]:
-            faults.append(f"{row.key}: {row.registers} registers, at most {limit['registers']} were recorded")
-        if row.narrow > limit["narrow"]:
-            faults.append(f"{row.key}: {row.narrow} narrow global accesses, at most {limit['narrow']} were recorded")
-    faults += [
-        f"{key}: recorded in {LIMITS.name}, but no longer compiled" for key in limits.keys() - {r.key for r in rows}
-    ]
-    return faults
+def judge(rows: list[Row], limits: Limits) -> list[str]:
+    """The faults of the rows, one line each."""
+    return gates.judge(rows, limits, LIMITS)
 
 
 def compile_all() -> tuple[list[Row], list[str]]:
@@ -401,24 +318,7 @@ def compile_all() -> tuple[list[Row], list[str]]:
 
 def main() -> int:
     """Compile, judge, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"write {LIMITS.name} from what comes out now")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    begin = time.monotonic()
-    rows, faults = compile_all()
-    if arguments.record and not faults:
-        recorded = {row.key: {"registers": row.registers + REGISTER_SLACK, "narrow": row.narrow} for row in rows}
-        LIMITS.write_text(json.dumps(dict(sorted(recorded.items())), indent=1) + "\n")
-    limits = json.loads(LIMITS.read_text()) if LIMITS.exists() else {}
-    faults += judge(rows, limits)
-    print(markdown([asdict(row) for row in rows]))
-    print(f"{len(rows)} kernels in {time.monotonic() - begin:.0f} s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    for fault in faults:
-        print(f"FAILED  {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    return gates.run_gate(__doc__.splitlines()[0], compile_all, judge, LIMITS)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.dual_loss import _anchor
 from prograd_fast.backends.triton_kernels.launch import on_device, product_precision
+from prograd_fast.backends.triton_kernels.sums import exp_anchor
 
 ROWS, KEYS = 16, 32  # of a tile of queries, and of keys: with 14 rows to a segment, all rows that the queries see
 PROGRAM_ROWS = 64  # of the segments of a program, about
@@ -39,7 +39,7 @@ def program_segments(offsets, n_segments, per_program, LAST: tl.constexpr, BOUND
 
 @triton.jit
 def own_keys(queries, end_query, offsets, boundaries, LAST: tl.constexpr):
-    """Which rows each query sees, start ... end - 1; none for those beyond the last query."""
+    """Each query sees the rows start ... end - 1; a query beyond the last sees none."""
     inside = queries < end_query
     if LAST:
         start = tl.load(offsets + queries, mask=inside, other=NEVER).to(tl.int32)
@@ -84,7 +84,7 @@ def _attend(
         seen = (at[None, :] >= start[:, None]) & (at[None, :] < end[:, None])
         s = tl.where(seen, s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, axis=1))
-        anchor = _anchor(new_top)
+        anchor = exp_anchor(new_top)
         p, keep = tl.exp(s - anchor[:, None]), tl.exp(top - anchor)
         total = total * keep + tl.sum(p, axis=1)
         out = tl.dot(p, v, out * keep[:, None], input_precision=PRECISION, out_dtype=acc)
@@ -97,7 +97,7 @@ def attend_all(
     q, key_value, prefix, s_key_row, s_prefix_row, start, end, n_prefix, width, scale,
     PRECISION: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of queries, over prefix and rows: maximum m of the scores, 1/∑exp(s - m), and the result."""
+    """Attend from a tile of queries to prefix and rows: maximum m of the scores, 1/∑exp(s - m), and the result."""
     acc: tl.constexpr = q.dtype
     top = tl.full([q.shape[0]], float("-inf"), acc)
     total = tl.zeros([q.shape[0]], acc)
@@ -109,8 +109,8 @@ def attend_all(
     top, total, out = _attend(
         q, key_value, s_key_row, start, end, width, scale, top, total, out, PRECISION, KEYS, WIDTH
     )
-    inverse = 1.0 / tl.where(total == 0, 1.0, total)  # what is beyond the last query may see nothing
-    return _anchor(top), inverse, out * inverse[:, None]
+    inverse = 1.0 / tl.where(total == 0, 1.0, total)  # a query beyond the last may see nothing
+    return exp_anchor(top), inverse, out * inverse[:, None]
 
 
 @triton.jit(do_not_specialize=["n_segments", "per_program", "n_prefix"])
@@ -175,3 +175,6 @@ def shared_prefix_attention_out(
             *query.stride()[:2], *key_value.stride()[:2], *prefix.stride()[:2], *out.stride()[:2],
             n_segments, per_program, prefix.shape[1], query.shape[2] // heads, scale, **tiles(query, heads, last),
         )  # fmt: skip
+
+
+OPERATORS = (shared_prefix_attention_out,)

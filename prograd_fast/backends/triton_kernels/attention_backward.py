@@ -1,5 +1,7 @@
 """The backward pass of `attention`, for K cotangents: one launch that does all of it but the sums of the prefix.
 
+It has a file of its own, so that the forward pass can be read without it: together they would have 400 lines.
+
 A program has the same segments as in the forward pass. Queries, keys and values come from memory once; what a program
 reads again, for another cotangent or as rows that are now keys, comes from the caches, where it fits by far.
 
@@ -35,7 +37,7 @@ def _add_query_gradient(
     d_q, q, d_out, d, top, inverse, keys, stride, start, end, width, scale,
     PRECISION: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """What more keys add to ds·k of a tile of queries, ds = p·(e - D)."""
+    """Add ds·k of more keys to the gradient of a tile of queries, ds = p·(e - D)."""
     acc: tl.constexpr = q.dtype
     end_key = tl.max(end, axis=0)
     values = keys + tl.num_programs(1) * width
@@ -229,3 +231,6 @@ def shared_prefix_attention_backward_out(
                 partials, d_prefix, *d_prefix.stride()[:3], n_programs, n_groups, 2 * d_model,
                 PARTIALS=PARTIALS_BLOCK, COLUMNS=COLUMNS_BLOCK, num_warps=4,
             )  # fmt: skip
+
+
+OPERATORS = (shared_prefix_attention_backward_out,)

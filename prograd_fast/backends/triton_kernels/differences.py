@@ -69,3 +69,6 @@ def difference_loss_out(
                 SOFT_WING=soft_wing, VECTOR=vector, BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
         add_up(parts, loss, factor)
+
+
+OPERATORS = (difference_loss_out,)

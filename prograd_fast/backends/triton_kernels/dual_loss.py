@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
+from prograd_fast.backends.triton_kernels.launch import contiguous, into_contiguous, on_device
+from prograd_fast.backends.triton_kernels.sums import exp_anchor, row_scale
 
 ONE_BLOCK = 8192  # the longest row that is kept in registers: 16 logits of each kind for each of 512 threads
 LONG_BLOCK = 2048  # longer rows go by in blocks of this many classes, 8 for each of 256 threads
@@ -24,12 +25,6 @@ def _logits(student, teacher, offset, columns, n_columns, acc: tl.constexpr):
     if offset is not None:
         t += tl.load(offset + columns, mask=inside, other=0.0).to(acc)
     return z, t
-
-
-@triton.jit
-def _anchor(maximum):
-    """What is subtracted before exp: the maximum, or 0 while only excluded classes (-inf) have been seen."""
-    return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 @triton.jit
@@ -75,7 +70,7 @@ def dual_loss_rows(
     # statistics: maximum, sum of exp and first argmax; T > 0 does not move the maximum
     if ONE_BLOCK:
         z, t = _logits(student, teacher, offset, o_block, n_columns, acc)
-        max_z, max_t = _anchor(tl.max(z, axis=0)), _anchor(tl.max(t, axis=0))
+        max_z, max_t = exp_anchor(tl.max(z, axis=0)), exp_anchor(tl.max(t, axis=0))
         sum_z = tl.sum(tl.exp(z - max_z), axis=0)
         sum_zt = tl.sum(tl.exp((z - max_z) * inverse_t), axis=0)
         sum_t = tl.sum(tl.exp((t - max_t) * inverse_t), axis=0)
@@ -94,12 +89,12 @@ def dual_loss_rows(
             first = tl.min(tl.where(z == block_top, columns, n_columns), axis=0)
             best = tl.where(block_top > top_z, first, best)  # ties: the lower class stays
             new_z, new_t = tl.maximum(top_z, block_top), tl.maximum(top_t, tl.max(t, axis=0))
-            max_z, max_t = _anchor(new_z), _anchor(new_t)
+            max_z, max_t = exp_anchor(new_z), exp_anchor(new_t)
             b_sum_z = b_sum_z * tl.exp(top_z - max_z) + tl.exp(z - max_z)
             b_sum_zt = b_sum_zt * tl.exp((top_z - max_z) * inverse_t) + tl.exp((z - max_z) * inverse_t)
             b_sum_t = b_sum_t * tl.exp((top_t - max_t) * inverse_t) + tl.exp((t - max_t) * inverse_t)
             top_z, top_t = new_z, new_t
-        max_z, max_t = _anchor(top_z), _anchor(top_t)
+        max_z, max_t = exp_anchor(top_z), exp_anchor(top_t)
         sum_z, sum_zt, sum_t = tl.sum(b_sum_z, axis=0), tl.sum(b_sum_zt, axis=0), tl.sum(b_sum_t, axis=0)
 
     task_weight_row = tl.full([], 1.0, acc)
@@ -156,13 +151,6 @@ def reduce_rows(row_losses, hits, losses, correct, n_rows, scale: tl.float64, SU
         tl.store(losses + 1, tl.sum(b_general, axis=0) * factor)
 
 
-def row_scale(reduction: int, n_rows: int) -> float:
-    """The factor of each row: 1/B for the mean (NaN for no rows, as in torch), else 1."""
-    if reduction != 1:
-        return 1.0
-    return 1 / n_rows if n_rows else math.nan
-
-
 def reduce(row_losses: Tensor, hits: Tensor, losses: Tensor, correct: Tensor, reduction: int) -> None:
     """Fill `losses` and `correct` from what the rows gave; `row_losses` is `losses` where nothing is added up."""
     n_rows = hits.numel()
@@ -191,9 +179,7 @@ def dual_loss_out(
     n_rows, n_columns = student.shape
     student = student if student.stride(1) == 1 else student.contiguous()
     teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
-    offset, task_weight, general_weight = (
-        None if x is None else x.contiguous() for x in (teacher_offset, task_weight, general_weight)
-    )
+    offset, task_weight, general_weight = contiguous([teacher_offset, task_weight, general_weight])
     row_losses = losses if reduction == 0 else losses.new_empty(2, n_rows)
     hits = torch.empty(n_rows, dtype=torch.int32, device=student.device)
     vector = math.gcd(8, n_columns, student.stride(0), teacher.stride(0))
@@ -209,3 +195,6 @@ def dual_loss_out(
                 num_warps=max(1, block // 512) if one_block else 8,
             )  # fmt: skip
         reduce(row_losses, hits, losses, correct, reduction)
+
+
+OPERATORS = (dual_loss_out,)

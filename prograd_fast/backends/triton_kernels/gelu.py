@@ -21,7 +21,7 @@ def _sigmoid(w):
 
 @triton.jit
 def _gate(x, KIND: tl.constexpr):
-    """What x is multiplied by, Φ(x) or an approximation of it, and its derivative."""
+    """The factor of x, Φ(x) or an approximation of it, and its derivative."""
     if KIND == NONE:
         return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476), tl.exp(-0.5 * x * x) * 0.3989422804014327
     elif KIND == TANH:
@@ -78,3 +78,6 @@ def gelu_backward_(gradient: Tensor, x: Tensor, approximate: int) -> None:
             gelu_backward[(triton.cdiv(x.numel(), BLOCK),)](
                 gradient, x, x.numel(), gradient.shape[0], KIND=approximate, BLOCK=BLOCK, num_warps=4
             )
+
+
+OPERATORS = (gelu_out, gelu_backward_)

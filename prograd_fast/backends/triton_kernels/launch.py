@@ -1,4 +1,4 @@
-"""What launches share: the device they run on, the precision of products, and tensors that are not contiguous."""
+"""Helpers of all launches: the device, the precision of products, and tensors that are not contiguous."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,13 +15,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies what was loaded as `dtype`: 16 bits are exact in TF32; float32 is three TF32 products."""
+    """The precision of tl.dot for values of `dtype`: TF32 holds 16 bits exactly; float32 is three TF32 products."""
     return {torch.float32: "tf32x3", torch.float64: "ieee"}.get(dtype, "tf32")
 
 
-def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, or contiguous copies of those that are not."""
-    return [tensor.contiguous() for tensor in tensors]
+def contiguous(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors, or contiguous copies of those that are not; None stays None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def copy_back(tensors: Sequence[Tensor], changed: Sequence[Tensor]) -> None:

@@ -102,3 +102,6 @@ def layer_norm_backward_(d_total: Tensor, d_normed: Tensor, total: Tensor, stati
             layer_norm_backward[(triton.cdiv(n_rows, tile["ROWS"]),)](
                 d_total, d_normed, total, statistics, weight, n_rows, n_columns, d_total.shape[0], **tile
             )
+
+
+OPERATORS = (add_layer_norm_out, layer_norm_backward_)

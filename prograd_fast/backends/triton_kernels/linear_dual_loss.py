@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.dual_loss import _anchor, reduce, row_scale
-from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device, product_precision
+from prograd_fast.backends.triton_kernels.dual_loss import reduce
+from prograd_fast.backends.triton_kernels.launch import contiguous, into_contiguous, on_device, product_precision
+from prograd_fast.backends.triton_kernels.sums import exp_anchor, row_scale
 
 INNER_BLOCK, FEATURE_BLOCK = 32, 64
 CLASS_BLOCKS = {"tf32": 64}  # of 16-bit features; the three products of float32 spill their registers above 32
@@ -65,9 +66,11 @@ def _merge(
     With m the maxima: sum_z = Σ exp(z - m_z), sum_zt = Σ exp((z - m_z)/T), sum_t = Σ w with w = exp((t - m_t)/T), and
     cross = Σ w · (entropy · (t - m_t) - (z - m_z)) / T.
     """
-    max_z, max_t = _anchor(tl.maximum(top_z, other_top_z)), _anchor(tl.maximum(top_t, other_top_t))
-    cross -= sum_t * (entropy * (max_t - _anchor(top_t)) - (max_z - _anchor(top_z))) * inverse_t
-    other_cross -= other_sum_t * (entropy * (max_t - _anchor(other_top_t)) - (max_z - _anchor(other_top_z))) * inverse_t
+    max_z, max_t = exp_anchor(tl.maximum(top_z, other_top_z)), exp_anchor(tl.maximum(top_t, other_top_t))
+    rise_z, other_rise_z = max_z - exp_anchor(top_z), max_z - exp_anchor(other_top_z)
+    rise_t, other_rise_t = max_t - exp_anchor(top_t), max_t - exp_anchor(other_top_t)
+    cross -= sum_t * (entropy * rise_t - rise_z) * inverse_t
+    other_cross -= other_sum_t * (entropy * other_rise_t - other_rise_z) * inverse_t
     # exp(-inf) = 0 drops what has seen no class yet
     keep, other_keep = tl.exp((top_t - max_t) * inverse_t), tl.exp((other_top_t - max_t) * inverse_t)
     return (
@@ -109,7 +112,7 @@ def statistics(
             tl.full([], scale, acc), acc, PRECISION, ROWS, CLASSES, INNER,
         )  # fmt: skip
         tile_top_z, tile_top_t = tl.max(z, axis=1), tl.max(t, axis=1)
-        from_z, from_t = z - _anchor(tile_top_z)[:, None], t - _anchor(tile_top_t)[:, None]
+        from_z, from_t = z - exp_anchor(tile_top_z)[:, None], t - exp_anchor(tile_top_t)[:, None]
         w = tl.exp(from_t * inverse_t)
         tile_cross = tl.where(w > 0, w * (tl.where(entropy > 0, from_t, 0.0) - from_z) * inverse_t, 0.0)
         tile_best = tl.min(tl.where(z == tile_top_z[:, None], columns[None, :], n_columns), axis=1)
@@ -159,7 +162,7 @@ def combine_spans(
             tl.load(bests + s * n_rows + rows, mask=inside, other=0).to(tl.int32),
             inverse_t, entropy,
         )  # fmt: skip
-    max_z, max_t = _anchor(top_z), _anchor(top_t)
+    max_z, max_t = exp_anchor(top_z), exp_anchor(top_t)
     label = tl.load(labels + rows, mask=inside, other=0).to(tl.int64)
     # a label out of range makes the loss NaN: nobody wrote its logit
     label_logit = tl.load(label_logits + rows, mask=inside, other=0.0).to(acc)
@@ -255,10 +258,8 @@ def linear_dual_loss_out(
     The operator always has a teacher; `linear_cross_entropy_out` calls it without.
     """
     (n_rows, n_features), n_columns = features.shape, student_classes.shape[0]
-    features, student_classes, labels = features.contiguous(), student_classes.contiguous(), labels.contiguous()
-    teacher_classes, offset, task_weight, general_weight = (
-        None if x is None else x.contiguous() for x in (teacher_classes, teacher_offset, task_weight, general_weight)
-    )
+    labels, offset, task_weight, general_weight = contiguous([labels, teacher_offset, task_weight, general_weight])
+    inputs = (*contiguous([features, student_classes, teacher_classes]), labels, offset)
     precision = product_precision(features.dtype)
     row_block = min(64, max(16, triton.next_power_of_2(n_rows)))
     class_block = CLASS_BLOCKS.get(precision, 32)
@@ -271,14 +272,13 @@ def linear_dual_loss_out(
     label_logits = losses.new_empty(n_rows)
     normalisers = losses.new_empty(N_NORMALISERS.value, n_rows)
     hits = torch.empty(n_rows, dtype=torch.int32, device=features.device)
-    matrices = (features, student_classes, teacher_classes, labels, offset)
     tiles = {
         "VECTOR": vector, "PRECISION": precision, "ROWS": row_block, "CLASSES": class_block, "INNER": INNER_BLOCK,
     }  # fmt: skip
     with on_device(features):
         if n_rows:
             statistics[(triton.cdiv(n_rows, row_block), n_spans)](
-                *matrices, spans, bests, label_logits,
+                *inputs, spans, bests, label_logits,
                 n_rows, n_columns, n_features // vector, span, int(soft_ce), scale, temperature, **tiles, num_warps=8,
             )  # fmt: skip
             combine_spans[(triton.cdiv(n_rows, 128),)](
@@ -286,7 +286,7 @@ def linear_dual_loss_out(
                 n_rows, n_columns, n_spans, int(soft_ce), temperature, ROWS=128, num_warps=4,
             )  # fmt: skip
         class_cotangents[(triton.cdiv(n_columns, class_block), triton.cdiv(n_features, FEATURE_BLOCK))](
-            *matrices, task_weight, general_weight, normalisers, cotangents,
+            *inputs, task_weight, general_weight, normalisers, cotangents,
             n_rows, n_columns, n_features // vector,
             scale, temperature, row_scale(reduction, n_rows) if n_rows else 0.0,
             **tiles, FEATURES=FEATURE_BLOCK, num_warps=8,
@@ -305,3 +305,6 @@ def linear_cross_entropy_out(
         losses=losses, cotangents=cotangents, correct=torch.empty((), dtype=torch.int64, device=loss.device),
     )  # fmt: skip
     loss.copy_(losses[0])
+
+
+OPERATORS = (linear_dual_loss_out, linear_cross_entropy_out)

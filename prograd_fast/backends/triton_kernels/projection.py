@@ -8,19 +8,18 @@ import triton.language as tl
 from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, into_contiguous, on_device
-from prograd_fast.backends.triton_kernels.tensors import (
+from prograd_fast.backends.triton_kernels.tensor_lists import (
     FIRST_CHUNK,
     ROWS,
     SCOPE_GLOBAL,
     UNIT,
     VECTORS,
     WIDE,
-    Group,
-    Work,
+    LaunchPlan,
     address,
     chunk_of,
     field,
-    plan,
+    plan_launches,
 )
 
 UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: 2 x 16 KB here
@@ -29,14 +28,21 @@ PARTIALS_BLOCK = tl.constexpr(256)  # partial sums added up at once
 
 
 @triton.jit
+def load_gradients(a_start, b_start, o_block, inside, scale):
+    """A block of the task gradient, divided by `scale`, and of the general gradient."""
+    acc: tl.constexpr = scale.dtype
+    a = tl.load(a_start + o_block, mask=inside, other=0.0).to(acc) / scale
+    b = tl.load(b_start + o_block, mask=inside, other=0.0).to(acc)
+    return a, b
+
+
+@triton.jit
 def dots(a_start, b_start, start, end, elements, scale, b_aa, b_ab, b_bb, BLOCK: tl.constexpr):
     """Add a·a, a·b and b·b of elements start ... end - 1 to three blocks of sums; a is divided by `scale`."""
-    acc: tl.constexpr = b_aa.dtype
     for o in range(start, end, BLOCK):
         o_block = o + tl.arange(0, BLOCK)
         inside = o_block < elements
-        a = tl.load(a_start + o_block, mask=inside, other=0.0).to(acc) / scale
-        b = tl.load(b_start + o_block, mask=inside, other=0.0).to(acc)
+        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
         b_aa += a * a
         b_ab += a * b
         b_bb += b * b
@@ -92,7 +98,7 @@ def advance(table, n_columns, tensor, alive, STEP: tl.constexpr, STEP_AT: tl.con
 
 @triton.jit
 def is_first(number, start, IS_GLOBAL: tl.constexpr):
-    """Whether a chunk is the first of its unit, whose program does what is done once."""
+    """True for the first chunk of a unit: its program does the work that a unit needs once."""
     return number == 0 if IS_GLOBAL else start == 0
 
 
@@ -214,11 +220,6 @@ def project_chunks(
         tl.store(a_start + o_block, combine(a, b, alpha, beta).to(A), mask=inside)
 
 
-def chunk_arguments(work: Work, group: Group) -> tuple[Tensor, int, Tensor, int, int]:
-    """What every kernel over chunks begins with."""
-    return group.table, group.table.shape[1], group.owner, group.first_chunk, work.chunk // WIDE.value
-
-
 @into_contiguous
 def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, entries: Tensor) -> None:
     """The operator `gram_out` on Triton: one launch for small tensors, else one over chunks and one over units."""
@@ -226,22 +227,22 @@ def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, e
         entries.zero_()
         return
     lists = [contiguous(task), contiguous(general)]
-    work = plan(lists, scope)
+    plan = plan_launches(lists, scope)
     is_global = scope == SCOPE_GLOBAL
     with on_device(entries):
-        if work.one_launch:
-            for group in work.groups:
+        if plan.one_launch:
+            for group in plan.groups:
                 gram_units[(1 if is_global else group.n_tensors,)](
-                    group.table, group.table.shape[1], group.n_tensors, entries,
+                    group.table, group.n_columns, group.n_tensors, entries,
                     A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, IS_GLOBAL=is_global, BLOCK=UNITS_BLOCK,
                     num_warps=UNITS_WARPS,
                 )  # fmt: skip
             return
-        partials = entries.new_empty(work.n_chunks, 3)
-        launch_gram_chunks(work, None, None, partials)
-        for group in work.groups:
+        partials = entries.new_empty(plan.n_chunks, 3)
+        launch_gram_chunks(plan, None, None, partials)
+        for group in plan.groups:
             gram_sums[(1 if is_global else group.n_chunks,)](
-                *chunk_arguments(work, group), work.n_chunks, partials, entries,
+                *group.chunk_arguments, plan.n_chunks, partials, entries,
                 VECTOR=group.vector, IS_GLOBAL=is_global, num_warps=1,
             )  # fmt: skip
             if is_global:
@@ -249,13 +250,13 @@ def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, e
 
 
 def launch_gram_chunks(
-    work: Work, grad_scale: Tensor | None, found_inf: Tensor | None, partials: Tensor, step_at: int | None = None
+    plan: LaunchPlan, grad_scale: Tensor | None, found_inf: Tensor | None, partials: Tensor, step_at: int | None = None
 ) -> None:
     """Entries of all chunks; `step_at` is where the step counters are among the lists."""
-    for group in work.groups:
+    for group in plan.groups:
         if group.n_chunks:
             gram_chunks[(group.n_chunks,)](
-                *chunk_arguments(work, group), grad_scale, found_inf, partials,
+                *group.chunk_arguments, grad_scale, found_inf, partials,
                 A=group.dtype(0), B=group.dtype(1), STEP=None if step_at is None else group.dtype(step_at),
                 STEP_AT=step_at, VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
             )  # fmt: skip
@@ -267,12 +268,15 @@ def project_(task: Sequence[Tensor], general: Sequence[Tensor], coefficients: Te
         return
     projected = contiguous(task)
     lists = [projected, contiguous(general)]  # held until the launch: a plan has addresses only
-    work = plan(lists, scope)
+    plan = plan_launches(lists, scope)
     with on_device(coefficients):
-        for group in work.groups:
+        for group in plan.groups:
             if group.n_chunks:
                 project_chunks[(group.n_chunks,)](
-                    *chunk_arguments(work, group), coefficients.contiguous(),
+                    *group.chunk_arguments, coefficients.contiguous(),
                     A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
     copy_back(task, projected)
+
+
+OPERATORS = (gram_out, project_)

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prograd_fast.backends.triton_kernels.dual_loss import _anchor, row_scale
 from prograd_fast.backends.triton_kernels.launch import into_contiguous, on_device
-from prograd_fast.backends.triton_kernels.sums import add_up
+from prograd_fast.backends.triton_kernels.sums import add_up, exp_anchor, row_scale
 
 BLOCK = 1024  # classes that a program has at a time
 MAX, SUM, AT_LABEL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what `statistics` holds, (3, samples, rows)
@@ -35,10 +34,10 @@ def softmax_sums(logits, labels, statistics, n_rows, n_programs, n_vectors, VECT
         columns = start + tl.arange(0, BLOCK)
         z = tl.load(z_row + columns, mask=columns < n_columns, other=float("-inf")).to(acc)
         new_top = tl.maximum(top, tl.max(z, axis=0))
-        anchor = _anchor(new_top)
+        anchor = exp_anchor(new_top)
         b_sum = b_sum * tl.exp(top - anchor) + tl.exp(z - anchor)
         top = new_top
-    top, total = _anchor(top), tl.sum(b_sum, axis=0)
+    top, total = exp_anchor(top), tl.sum(b_sum, axis=0)
     tl.store(statistics + MAX * n_programs + program, top)
     tl.store(statistics + SUM * n_programs + program, total)
     if labels is not None:
@@ -100,10 +99,10 @@ def mean_log_probs(
         log_sum = tl.log(tl.load(statistics + SUM * n_programs + program).to(acc))
         log_p = z - tl.load(statistics + MAX * n_programs + program).to(acc) - log_sum
         new_top = tl.maximum(top, log_p)
-        anchor = _anchor(new_top)
+        anchor = exp_anchor(new_top)
         total = total * tl.exp(top - anchor) + tl.exp(log_p - anchor)
         top = new_top
-    mean = _anchor(top) + tl.log(total / n_samples.to(acc))
+    mean = exp_anchor(top) + tl.log(total / n_samples.to(acc))
     tl.store(log_probs + row * n_columns + columns, mean.to(log_probs.dtype.element_ty), mask=inside)
 
 
@@ -149,3 +148,6 @@ def sampled_log_probs_out(logits: Tensor, *, log_probs: Tensor) -> None:
         mean_log_probs[(n_rows, triton.cdiv(n_columns, sizes["BLOCK"]))](
             logits, statistics, log_probs, n_rows, n_samples, n_columns // sizes["VECTOR"], **sizes, num_warps=4
         )
+
+
+OPERATORS = (sampled_cross_entropy_out, sampled_log_probs_out)

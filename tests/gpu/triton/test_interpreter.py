@@ -1,8 +1,8 @@
-"""The Triton kernels, executed by Triton's interpreter on the CPU.
+"""Guards the Triton kernels: Triton's interpreter executes them on the CPU.
 
-The interpreter is chosen by an environment variable that must be set before Triton is imported, so the cases of
-`triton_interpreter/` run in processes of their own. One program runs after another there, in order: a race
-between programs would not show; none of these kernels has programs that wait for each other.
+An environment variable chooses the interpreter before Triton is imported, so each file of `interpreted/` runs in a
+process of its own. There one program runs after another, in order: a race between programs would not show. None of
+these kernels has programs that wait for each other.
 """
 
 import os
@@ -14,14 +14,14 @@ import pytest
 
 from tests.paths import REPOSITORY
 
-NAMES = ("losses.py", "related_losses.py", "steps.py", "optimizers.py", "transformer.py", "golden.py")
-CASES = [Path(__file__).parent / "interpreted" / name for name in NAMES]
+CASES = sorted(file for file in (Path(__file__).parent / "interpreted").glob("*.py") if file.stem != "__init__")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_cases_in_the_interpreter(case):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(case)]
+    command += ["-p", "tests.gpu.triton.support"]  # registers the kernels
     # the interpreter computes masked-out lanes with numpy, which warns of -inf - -inf there
     command += ["-W", "ignore::RuntimeWarning"]
     child = subprocess.run(

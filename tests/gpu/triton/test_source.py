@@ -1,4 +1,4 @@
-"""What the sources of the Triton kernels must keep to, and that a schedule compiles nothing anew.
+"""Guards what the sources of the Triton kernels keep to, and that a schedule compiles nothing anew.
 
 The interpreter and a GPU disagree, without a word, on bfloat16 values that are not cast where they are loaded; so that
 is checked in the source.
@@ -6,11 +6,10 @@ is checked in the source.
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-
-import prograd_fast
 
 triton = pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
@@ -18,14 +17,11 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from prograd_fast.backends.triton_kernels.adamw import project_adamw_  # noqa: E402
-from prograd_fast.backends.triton_kernels.attention import shared_prefix_attention_out  # noqa: E402
-from prograd_fast.backends.triton_kernels.attention_backward import shared_prefix_attention_backward_out  # noqa: E402
-from prograd_fast.backends.triton_kernels.dual_loss import dual_loss_out  # noqa: E402
-from prograd_fast.backends.triton_kernels.layer_norm import add_layer_norm_out, layer_norm_backward_  # noqa: E402
-from prograd_fast.backends.triton_kernels.sgd import project_sgd_  # noqa: E402
+from prograd_fast.backends import triton_kernels  # noqa: E402
+from tests.ops.calls import CALLS  # noqa: E402
 
-FILES = sorted((Path(prograd_fast.__file__).parent / "backends" / "triton_kernels").glob("*.py"))
+ops = SimpleNamespace(**triton_kernels.operators())
+FILES = sorted(Path(triton_kernels.__file__).parent.glob("*.py"))
 HYPERPARAMETERS = {
     *("lr", "beta1", "beta2", "log2_beta1", "log2_beta2", "eps", "weight_decay", "lambda_", "tiny", "sign"),
     *("omega1", "omega2", "epsilon", "shift", "factor"),
@@ -34,7 +30,7 @@ HYPERPARAMETERS = {
 
 
 def faults(source):
-    """What a source does that it must not, as (line, what)."""
+    """The faults of a source, as (line, fault)."""
     tree = ast.parse(source)
     cast = {
         node.func.value
@@ -55,10 +51,8 @@ def faults(source):
                     yield node.lineno, f"{argument.arg} is a constant of {node.name}"
 
 
-def test_there_are_sources():
-    losses_and_steps = {"dual_loss", "linear_dual_loss", "differences", "samples", "projection", "adamw", "sgd"}
-    text_tower = {"attention", "attention_backward", "layer_norm", "gelu"}
-    assert losses_and_steps | text_tower <= {file.stem for file in FILES}
+def test_every_operator_that_writes_has_a_kernel():
+    assert vars(ops).keys() == {name for name in CALLS if name.endswith("_out") or name.endswith("_")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -85,7 +79,7 @@ def test_the_check_sees_faults(line, what):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What Triton would compile, instead of launching it: names with the types and constants that are compiled in."""
+    """Collect the kernels that Triton would compile: names with the types and constants that are compiled in."""
     seen = set()
     backend = make_backend(GPUTarget("cuda", 90, 32))
 
@@ -107,11 +101,11 @@ def test_a_schedule_compiles_nothing_anew(compiled, size):
         make = lambda n=n, shape=shape: [torch.zeros(shape) for _ in range(n)]  # noqa: E731
         lr, part = 0.1 / (step + 1), step / 6
         entries = torch.zeros(n, 3)
-        project_adamw_(
+        ops.project_adamw_(
             make(), make(), make(), make(), make(), [], [torch.zeros(()) for _ in range(n)], entries, None, None,
             lr, part, part, lr, part, part, 0, False, step == 3, None, None,
         )  # fmt: skip
-        project_sgd_(
+        ops.project_sgd_(
             make(), make(), make(), make(), entries, None, None,
             lr, part, part, part, part, 0, step == 2, step == 3, step == 0, None, None,
         )  # fmt: skip
@@ -124,7 +118,7 @@ def test_batches_and_temperatures_compile_nothing_anew(compiled):
     """A last batch of one row, weights of a loss, both kinds of general loss."""
     n_kernels = []
     for n_rows in (32, 7, 1, 16):
-        dual_loss_out(
+        ops.dual_loss_out(
             *torch.zeros(2, n_rows, 1000), torch.zeros(n_rows, dtype=torch.int64), None, None, None,
             1.0 + n_rows, n_rows == 7, 1, losses=torch.zeros(2), cotangents=torch.zeros(2, n_rows, 1000),
             correct=torch.zeros((), dtype=torch.int64),
@@ -144,13 +138,13 @@ def test_other_texts_compile_nothing_anew(compiled):
             torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), torch.zeros(n_groups, n_prefix, 2 * d),
             torch.arange(0, n_rows + 1, length), 4, 1 / (1 + n_rows), False,
         )  # fmt: skip
-        shared_prefix_attention_out(*inputs, out=torch.zeros(*rows, d))
-        shared_prefix_attention_backward_out(
+        ops.shared_prefix_attention_out(*inputs, out=torch.zeros(*rows, d))
+        ops.shared_prefix_attention_backward_out(
             torch.zeros(*gradients, d), *inputs, d_query=torch.zeros(*gradients, d),
             d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=torch.zeros(n_cotangents, n_groups, n_prefix, 2 * d),
         )  # fmt: skip
         x, statistics = torch.zeros(n_rows, d), torch.zeros(n_rows, 2)
-        add_layer_norm_out(x, x, weight, weight, 1 / n_rows, total=x, normed=x, statistics=statistics)
-        layer_norm_backward_(*torch.zeros(2, n_cotangents, n_rows, d), x, statistics, weight)
+        ops.add_layer_norm_out(x, x, weight, weight, 1 / n_rows, total=x, normed=x, statistics=statistics)
+        ops.layer_norm_backward_(*torch.zeros(2, n_cotangents, n_rows, d), x, statistics, weight)
         n_kernels.append(len(compiled))
     assert n_kernels == [5, 5, 5]

@@ -1,11 +1,10 @@
-"""The authors' trajectories through the prompt encoder, losses and optimizers on Triton."""
+"""Guards the authors' trajectories through the prompt encoder, losses and optimizers on Triton."""
 
 import pytest
 import torch
 
 from tests.golden.methods import COCOOP, check_cocoop
 from tests.golden.test_prompt import CASES, Run, check_trajectory
-from tests.gpu.triton.interpreted.common import triton_on_the_cpu  # noqa: F401  used by every test
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,4 +1,4 @@
-"""Attention with a shared prefix, norm and GELU on Triton, forward and backward, against the formulas in float64."""
+"""Guards attention with a shared prefix on Triton, forward and backward, against its formulas in float64."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from prograd_fast.backends.triton_kernels import attention as kernels
-from prograd_fast.reference import transformer as formulas
-from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from prograd_fast.ops import attention as formulas
+from tests.gpu.triton.support import draw, ops
+from tests.ops.support import DTYPES
 from tests.tolerances import assert_close
 
 
@@ -124,74 +125,3 @@ def test_attention_of_no_segments():
     options[0] = torch.zeros(1, dtype=torch.int64)
     *_, d_prefix = run(gradient[:, :, :0], query[:, :0], key_value[:, :0], prefix, *options)
     assert torch.equal(d_prefix, torch.zeros_like(d_prefix))
-
-
-# one element; rows that are no power of two, in one program and in several; a row over many threads
-ROWS = [(1, 1), (3, 100), (70, 40), (2, 3000)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ROWS)
-def test_layer_norm(shape, dtype):
-    width, acc = shape[1], accumulation(dtype)
-    x, branch = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
-    weight, bias = draw(width, dtype=acc, seed=2), draw(width, dtype=acc, seed=3)
-    total, normed = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-    statistics = torch.full((shape[0], 2), torch.nan, dtype=acc)
-    ops.add_layer_norm_out(x, branch, weight, bias, 1e-5, total=total, normed=normed, statistics=statistics)
-    assert_close(total, x.double() + branch.double(), "formula", dtype)
-    # from the total as it is stored: a norm enlarges what was rounded away
-    exact = total.double()
-    expected = formulas.add_layer_norm(exact, torch.zeros_like(exact), weight.double(), bias.double(), 1e-5)
-    assert_close(normed, expected[1], "formula", dtype)
-    assert_close(statistics, expected[2], "formula", acc)
-
-    d_total, d_normed = draw(3, *shape, dtype=dtype, seed=4), draw(3, *shape, dtype=dtype, seed=5)
-    exact = [t.double() for t in (d_total, d_normed, total, statistics, weight)]
-    expected = formulas.layer_norm_backward(*exact)
-    ops.layer_norm_backward_(d_total, d_normed, total, statistics, weight)
-    assert_close(d_total, expected, "formula", dtype)
-
-
-def test_layer_norm_far_from_zero():
-    """A spread of 1 around 1e4, which E[t²] - E[t]² would lose in float32; and rows of one value."""
-    x = torch.cat([draw(2, 64) + 1e4, torch.full((1, 64), 3e18)]).float()
-    ones, zeros = torch.ones(64), torch.zeros(64)
-    total, normed, statistics = torch.empty_like(x), torch.empty_like(x), torch.empty(3, 2)
-    ops.add_layer_norm_out(x, torch.zeros_like(x), ones, zeros, 1e-5, total=total, normed=normed, statistics=statistics)
-    exact = x.double() - x.double().mean(1, keepdim=True)
-    expected = exact / (exact.square().mean(1, keepdim=True) + 1e-5).sqrt()
-    # what is off is one float32 rounding of the mean
-    assert_close(normed[:2], expected[:2], "formula", torch.float32, scale=x[:2])
-    assert torch.equal(normed[2], zeros)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", range(3))
-def test_gelu(kind, dtype):
-    """Two programs (of 2048 elements), the second with a few elements."""
-    name = formulas.APPROXIMATIONS[kind]
-    x, out = draw(2, 5, 207, dtype=dtype, scale=2), torch.full((2, 5, 207), torch.nan, dtype=dtype)
-    ops.gelu_out(x, kind, out=out)
-    assert_close(out, formulas.gelu(x.double(), name), "formula", dtype)
-    gradient = draw(3, 2, 5, 207, dtype=dtype, seed=1)
-    expected = formulas.gelu_backward(gradient.double(), x.double(), name)
-    ops.gelu_backward_(gradient, x, kind)
-    assert_close(gradient, expected, "formula", dtype)
-
-
-@pytest.mark.parametrize("kind", range(3))
-def test_gelu_of_extreme_values(kind):
-    """Where exp is 0 or infinite, and where x² and x³ overflow float32: gate and slope are 0 or 1, never NaN."""
-    name = formulas.APPROXIMATIONS[kind]
-    x = torch.tensor([-3e38, -1e20, -1e13, -200.0, -20.0, -1e-30, 0.0, 1e-30, 20.0, 200.0, 1e13, 1e20, 3e38])
-    out, slope = torch.empty_like(x), torch.ones(1, len(x))
-    ops.gelu_out(x, kind, out=out)
-    ops.gelu_backward_(slope, x, kind)
-    expected = formulas.gelu(x.double(), name)
-    some = x != 0
-    assert_close(out[some] / x[some], expected[some] / x.double()[some], "formula", torch.float32)
-    assert out[~some] == 0
-    exact = x.double().requires_grad_()
-    (derivative,) = torch.autograd.grad(formulas.gelu(exact, name).sum(), exact)
-    assert_close(slope[0], derivative, "formula", torch.float32)

@@ -1,4 +1,4 @@
-"""Samples, differences and the linear cross-entropy on Triton, against PyTorch's own losses in float64."""
+"""Guards the losses and predictions averaged over samples on Triton, against torch's own losses in float64."""
 
 import math
 
@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from prograd_fast import functional
-from prograd_fast.reference import soft_wing, text_to_text_loss
-from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.gpu.triton.support import draw, ops
+from tests.ops.support import DTYPES, accumulation
 from tests.tolerances import assert_close
-
-# ---- samples
 
 
 def labels_of(shape):
@@ -84,55 +82,3 @@ def test_samples_corners():
         strict=True,
     ):
         assert torch.equal(a, b)
-
-
-# ---- differences
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# one element; odd; landmarks; several blocks, odd and a multiple of the widest load
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 68, 2), (5001,), (3, 4096)])
-def test_differences(shape, dtype):
-    x, t = draw(*shape, dtype=dtype, scale=4).requires_grad_(), draw(*shape, dtype=dtype, scale=4, seed=1)
-    wide = x.detach().double().requires_grad_()
-    for ours, theirs in (
-        (functional.squared_error, F.mse_loss),
-        (functional.soft_wing, soft_wing),
-        (lambda a, b: functional.soft_wing(a, b, 0.7, 3.0, 0.1), lambda a, b: soft_wing(a, b, 0.7, 3.0, 0.1)),
-    ):
-        loss, expected = ours(x, t), theirs(wide, t.double())
-        assert_close(loss, expected, "formula", accumulation(dtype))
-        gradients = torch.autograd.grad(loss, x)[0], torch.autograd.grad(expected, wide)[0]
-        assert_close(*gradients, "formula", dtype)
-
-
-def test_differences_corners():
-    """Nothing at all; no slope at 0; infinity and NaN only where they were; a prediction with strides."""
-    assert functional.squared_error(torch.zeros(0), torch.zeros(0)).isnan()
-    assert functional.squared_error(torch.zeros(0), torch.zeros(0), "sum") == 0
-    x = torch.tensor([[0.0, math.nan, math.inf, -math.inf, 1e-30, 1.0, -1.0]])
-    _, cotangents = ops.difference_loss(x, torch.zeros(1, 7), True, 2.0, 20.0, 0.5, 1.0)
-    assert cotangents.isnan().tolist() == [[False, True] + [False] * 5]
-    assert cotangents[0, [0, 4, 5, 6]].tolist() == [0, 1, 1, -1]
-    y = draw(6, 5, dtype=torch.float32)
-    strided, copy = (
-        ops.difference_loss(a, torch.zeros(5, 6), False, 1, 1, 1, 1.0) for a in (y.t(), y.t().contiguous())
-    )
-    assert all(torch.equal(a, b) for a, b in zip(strided, copy, strict=True))
-
-
-# ---- linear cross-entropy
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# templates, classes, width: one of everything; partial tiles; several blocks of rows and tiles of classes
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 33), (2, 70, 40)])
-def test_text_to_text(shape, dtype):
-    learned = F.normalize(draw(*shape[1:]), dim=1).to(dtype).requires_grad_()
-    written = F.normalize(draw(*shape, seed=1), dim=2).to(dtype)
-    loss = functional.text_to_text_loss(learned, written, 20.0)
-    wide = learned.detach().double().requires_grad_()
-    expected = text_to_text_loss(wide, written.double(), 20.0)
-    assert_close(loss, expected, "formula", accumulation(dtype), scale=expected.detach().clamp(min=1))
-    (gradient,), (by_formula,) = torch.autograd.grad(loss, learned), torch.autograd.grad(expected, wide)
-    assert_close(gradient, by_formula, "formula", dtype, scale=by_formula.abs().clamp(min=1e-3))

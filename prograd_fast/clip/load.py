@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.clip import Tokenizer, load_emoji_lite
-from prograd_fast.clip.emoji_lite import NAMES
+from prograd_fast.clip.emoji_lite import NAMES, load_emoji_lite
+from prograd_fast.clip.tokens import Tokenizer
 from prograd_fast.files.reading import read_json
 
 _TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
-class Clip:
+class LoadedClip:
     """An image-text model with all that belongs to it.
 
     Attributes:
@@ -40,13 +40,13 @@ class Clip:
 
     @property
     def transform(self) -> str:
-        """What `preprocess` is, for records."""
+        """The name of `preprocess`, for records."""
         function = self.preprocess
         name = getattr(function, "__qualname__", None)
         return f"{function.__module__}.{name}" if name else " ".join(repr(function).split())
 
 
-def load_model(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:
+def load_model(name: str, pretrained: str | None = None, device: str | None = None) -> LoadedClip:
     """Load a model, frozen.
 
     Args:
@@ -70,7 +70,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         if pretrained is not None:
             raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
         model, tokenizer, preprocess = load_emoji_lite(name)
-        return Clip(name, None, model.to(where), tokenizer, preprocess, where)
+        return LoadedClip(name, None, model.to(where), tokenizer, preprocess, where)
     import open_clip
 
     if ":" in name:
@@ -99,16 +99,16 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
             )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip, torch and the download each raise their own kinds
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {told}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {reason}") from error
     model.eval().requires_grad_(False)
-    return Clip(name, pretrained, model, tokenizer, preprocess, where)
+    return LoadedClip(name, pretrained, model, tokenizer, preprocess, where)
 
 
 def is_known_model(name: str, pretrained: str | None) -> bool:
-    """Whether a model comes from where no stranger chooses: it is embedded, or of open_clip's own list of weights.
+    """Return whether a model is embedded, or in open_clip's own list of weights.
 
-    Others are files, folders and repositories, where whoever wrote a record that names one could have put anything.
+    Any other name is a file, a folder or a repository. The writer of a record can name one and put anything there.
     """
     if name in NAMES:
         return pretrained is None
@@ -136,7 +136,7 @@ def _check_config(name: str) -> None:
 
 @contextmanager
 def _numbers_only() -> Iterator[None]:
-    """Whoever calls torch.load meanwhile gets tensors, or an error: no pickle and no TorchScript runs."""
+    """Meanwhile torch.load gives tensors or raises an error; no pickle and no TorchScript runs."""
     load, load_script = torch.load, torch.jit.load
 
     def load_tensors(file: Any, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Lists of tensors as kernels see them: a table of addresses on the device, and which chunk of work is whose.
+"""Lists of tensors as kernels see them: a table of addresses on the device, and the tensor of each chunk.
 
 One launch covers all tensors of a list. Addresses go over as an int64 tensor: 200 launches would cost more than the
 work itself, and tuples of pointers would compile anew for every length. The table is kept while the addresses stay the
@@ -20,7 +20,7 @@ ONE_LAUNCH = 65536  # elements that one program works through by itself
 CHUNK = 4096  # elements of a program beyond that, times a factor where that would give more than MAX_CHUNKS programs
 MAX_CHUNKS = 2048
 WIDE = tl.constexpr(8)  # elements of the widest load, 16 bytes of a 16-bit dtype
-SCOPE_TENSOR, SCOPE_ROW, SCOPE_GLOBAL = 0, 1, 2
+SCOPE_ROW, SCOPE_GLOBAL = 1, 2
 
 # the columns of the table; the addresses of the lists follow from ADDRESS on
 ROWS = tl.constexpr(0)  # rows that are units of the conflict test by themselves; 1 unless the scope is "row"
@@ -28,42 +28,6 @@ VECTORS = tl.constexpr(1)  # elements of a row, in vectors
 UNIT = tl.constexpr(2)  # the tensor's first unit
 FIRST_CHUNK = tl.constexpr(3)  # the tensor's first chunk
 ADDRESS = tl.constexpr(4)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tensors with the same dtypes and alignment, worked on by the same launch."""
-
-    table: Tensor  # (n_tensors, columns) int64
-    owner: Tensor  # (n_chunks,) int32, the tensor of each chunk
-    first_chunk: int
-    dtypes: tuple[torch.dtype, ...]  # of each list
-    vector: int  # elements that can be loaded at once: addresses and row lengths are multiples of it
-
-    @property
-    def n_tensors(self) -> int:
-        """Rows of the table."""
-        return self.table.shape[0]
-
-    @property
-    def n_chunks(self) -> int:
-        """Programs of a launch over chunks."""
-        return self.owner.numel()
-
-    def dtype(self, position: int) -> tl.dtype:
-        """Triton's name for the dtype of one list."""
-        return TRITON_DTYPES[self.dtypes[position]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """How lists of tensors are cut into chunks; depends on shapes, dtypes and alignment, never on the device."""
-
-    groups: tuple[Group, ...]
-    n_units: int
-    n_chunks: int
-    chunk: int  # elements
-    one_launch: bool  # every unit fits one program
 
 
 TRITON_DTYPES = {
@@ -74,8 +38,56 @@ TRITON_DTYPES = {
 }
 
 
-def plan(lists: Sequence[Sequence[Tensor]], scope: int, steps: Sequence[Tensor] = ()) -> Work:
-    """The work on lists of contiguous tensors of the same shapes, and (last in the table) their step counters."""
+@dataclass(frozen=True)
+class LaunchGroup:
+    """Tensors with the same dtypes and alignment. One launch works on all of them."""
+
+    table: Tensor  # (n_tensors, columns) int64
+    owner: Tensor  # (n_chunks,) int32, the tensor of each chunk
+    first_chunk: int
+    chunk: int  # elements
+    dtypes: tuple[torch.dtype, ...]  # of each list
+    vector: int  # elements that can be loaded at once: addresses and row lengths are multiples of it
+
+    @property
+    def n_tensors(self) -> int:
+        """Rows of the table."""
+        return self.table.shape[0]
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the table."""
+        return self.table.shape[1]
+
+    @property
+    def n_chunks(self) -> int:
+        """Programs of a launch over chunks."""
+        return self.owner.numel()
+
+    @property
+    def chunk_arguments(self) -> tuple[Tensor, int, Tensor, int, int]:
+        """The first arguments of every kernel over chunks."""
+        return self.table, self.n_columns, self.owner, self.first_chunk, self.chunk // WIDE.value
+
+    def dtype(self, position: int) -> tl.dtype:
+        """Triton's name for the dtype of one list."""
+        return TRITON_DTYPES[self.dtypes[position]]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """The launches that cover lists of tensors; depends on shapes, dtypes and alignment, never on the device."""
+
+    groups: tuple[LaunchGroup, ...]
+    n_chunks: int
+    one_launch: bool  # every unit fits one program
+
+
+def plan_launches(lists: Sequence[Sequence[Tensor]], scope: int, steps: Sequence[Tensor] = ()) -> LaunchPlan:
+    """The launches over lists of contiguous tensors of the same shapes.
+
+    The plan has the addresses of the tensors and does not keep them alive. Step counters come last in the table.
+    """
     first = lists[0]
     shapes = tuple((t.shape[0] if scope == SCOPE_ROW and t.dim() else 1, t.numel()) for t in first)
     with_steps = [*lists, steps] if steps else lists
@@ -85,12 +97,12 @@ def plan(lists: Sequence[Sequence[Tensor]], scope: int, steps: Sequence[Tensor] 
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     # a graph fills its tables when it is replayed, so they are its own
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    make = _plan.__wrapped__ if capturing else _plan
+    make = cached_plan.__wrapped__ if capturing else cached_plan
     return make(shapes, addresses, dtypes, len(lists), scope == SCOPE_GLOBAL, device, stream)
 
 
 @lru_cache(maxsize=64)  # an optimizer makes one plan per group; more only while addresses still change
-def _plan(
+def cached_plan(
     shapes: tuple[tuple[int, int], ...],
     addresses: tuple[tuple[int, ...], ...],
     dtypes: tuple[tuple[torch.dtype, ...], ...],
@@ -98,7 +110,8 @@ def _plan(
     is_global: bool,
     device: torch.device,
     stream: int,  # on which the tables are sent: another would have to wait for them
-) -> Work:
+) -> LaunchPlan:
+    """The plan for tensors of these shapes, (rows that are units, elements), at these addresses."""
     sizes = [numel for _, numel in shapes]
     together = sum(sizes) if is_global else max(sizes)
     chunk = CHUNK * max(1, math.ceil(sum(sizes) / (CHUNK * MAX_CHUNKS)))
@@ -112,7 +125,7 @@ def _plan(
         units.append(units[-1] + (0 if is_global else rows))
     groups, n_chunks = [], 0
     for (kinds, vector), indices in members.items():
-        table, owner, begin = [], [], n_chunks
+        table, owner, first_chunk = [], [], n_chunks
         for position, i in enumerate(indices):
             rows, numel = shapes[i]
             row = numel // rows if rows else 0
@@ -121,12 +134,13 @@ def _plan(
             n_tensor = rows * max(1, math.ceil(row / chunk))
             owner += [position] * n_tensor
             n_chunks += n_tensor
-        groups.append(Group(_send(table, torch.int64, device), _send(owner, torch.int32, device), begin, kinds, vector))
+        sent_table, sent_owner = _send(table, torch.int64, device), _send(owner, torch.int32, device)
+        groups.append(LaunchGroup(sent_table, sent_owner, first_chunk, chunk, kinds, vector))
     one_launch = together <= ONE_LAUNCH and (len(groups) == 1 or not is_global)
-    return Work(tuple(groups), 1 if is_global else units[-1], n_chunks, chunk, one_launch)
+    return LaunchPlan(tuple(groups), n_chunks, one_launch)
 
 
-_replayed: list[Tensor] = []  # what CUDA graphs copy from, as long as the process lives
+_replayed: list[Tensor] = []  # CUDA graphs copy from these as long as the process lives
 
 
 def _send(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:

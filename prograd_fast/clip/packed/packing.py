@@ -1,4 +1,4 @@
-"""Which rows of the class prompts are different from each other, and where they stand."""
+"""The distinct rows of the class prompts, and their positions."""
 
 from dataclasses import dataclass, fields
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
+class PromptRows:
     """Some positions of the prompts, in the order in which they are computed.
 
     Attributes:
@@ -22,9 +22,9 @@ class Rows:
     at: Tensor
     context: Tensor
 
-    def to(self, device: torch.device) -> "Rows":
-        """The same on a device."""
-        return Rows(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def to(self, device: torch.device) -> "PromptRows":
+        """Copy to a device."""
+        return PromptRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Packing:
         offsets: (C + 1,) int64.
     """
 
-    prefix: Rows
-    suffixes: Rows
+    prefix: PromptRows
+    suffixes: PromptRows
     offsets: Tensor
 
     @classmethod
@@ -70,12 +70,12 @@ class Packing:
         positions = n_prefix + torch.arange(len(classes)) - offsets[classes]
         shift = n_ctx if class_specific else 0
         return cls(
-            _rows(token_ids[0, :n_prefix], content[0, :n_prefix], torch.arange(n_prefix), torch.zeros(1)),
-            _rows(token_ids[classes, positions], content[classes, positions], positions, shift * classes),
+            _prompt_rows(token_ids[0, :n_prefix], content[0, :n_prefix], torch.arange(n_prefix), torch.zeros(1)),
+            _prompt_rows(token_ids[classes, positions], content[classes, positions], positions, shift * classes),
             offsets,
         )
 
 
-def _rows(token_ids: Tensor, content: Tensor, positions: Tensor, first: Tensor) -> Rows:
+def _prompt_rows(token_ids: Tensor, content: Tensor, positions: Tensor, first: Tensor) -> PromptRows:
     at = (content < 0).nonzero().flatten()
-    return Rows(token_ids, positions, at, (-1 - content + first)[at].long())
+    return PromptRows(token_ids, positions, at, (-1 - content + first)[at].long())

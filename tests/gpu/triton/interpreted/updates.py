@@ -1,122 +1,15 @@
-"""Gram entries, projection and the fused steps on Triton, over lists of tensors."""
+"""Guards the fused steps of AdamW and SGD on Triton, against torch.optim in float64."""
 
 import math
 
 import pytest
 import torch
 
-from prograd_fast.backends.triton_kernels import tensors as lists
-from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.gpu.triton.support import SCOPES, draw, expected_entries, expected_projection, ops, prograd, tensors, units
+from tests.ops.support import accumulation
 from tests.tolerances import assert_close
 
-# 0-d, one element, odd, a context, class-specific contexts, empty ones; all in one launch
-SMALL = [(), (1,), (7, 3, 5), (16, 512), (10, 4, 32), (0,), (3, 0), (0, 5)]
-# several chunks in a tensor, and in a row, of odd length; one that has room to spare; one that starts unaligned
-LARGE = [(2, lists.CHUNK + 905), (3, 16), (5,)]
-SCOPES = {"tensor": 0, "row": 1, "global": 2}
-
-
-@pytest.fixture(params=["one launch", "two launches"])
-def shapes(request, monkeypatch):
-    """Shapes that one launch covers, and shapes for which the limit is lowered: the interpreter is slow."""
-    lists._plan.cache_clear()
-    if request.param == "one launch":
-        return SMALL
-    monkeypatch.setattr(lists, "ONE_LAUNCH", lists.CHUNK)
-    return LARGE
-
-
-def tensors(shapes, dtype=torch.float64, seed=0):
-    """Random lists; `dtype` "mixed" alternates."""
-    kinds = [torch.float32, torch.bfloat16] if dtype == "mixed" else [dtype]
-    return [draw(*shape, seed=seed + 10 * i).reshape(shape).to(kinds[i % len(kinds)]) for i, shape in enumerate(shapes)]
-
-
-def units(a, scope):
-    """The tensors of every unit, as flat float64 pieces."""
-    if scope == "global":
-        return [torch.cat([x.double().flatten() for x in a])]
-    if scope == "tensor":
-        return [x.double().flatten() for x in a]
-    return [row.flatten() for x in a for row in (x.double() if x.dim() else x.double().reshape(1, 1))]
-
-
-def expected_entries(a, b, scope):
-    return torch.stack(
-        [torch.stack([u @ u, u @ v, v @ v]) for u, v in zip(units(a, scope), units(b, scope), strict=True)]
-    )
-
-
-def expected_projection(a, b, scope, coefficients):
-    """Alpha·a + beta·b per unit, cut back into the tensors."""
-    pieces = [
-        u if (alpha, beta) == (1, 0) else alpha * u + (beta * v if beta else 0)
-        for u, v, (alpha, beta) in zip(units(a, scope), units(b, scope), coefficients.double().tolist(), strict=True)
-    ]
-    flat = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
-    return [x.reshape(t.shape) for x, t in zip(flat.split([t.numel() for t in a]), a, strict=True)]
-
-
-def prograd(entries, lambda_):
-    """(alpha, beta) of every unit in plain Python."""
-    rows = []
-    for _, dot, norm in entries.tolist():
-        usable = math.isfinite(dot) and math.isfinite(norm) and norm > 0
-        rows.append([1.0, -lambda_ * min(0.0, dot) / norm if usable else 0.0])
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def gram(a, b, scope, dtype=torch.float32):
-    entries = torch.full((len(units(a, scope)), 3), 7.0, dtype=dtype)
-    ops.gram_out(a, b, SCOPES[scope], entries=entries)
-    return entries
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, "mixed"])
-@pytest.mark.parametrize("scope", SCOPES)
-def test_gram_and_project(shapes, dtype, scope):
-    a, b = tensors(shapes, dtype), tensors(shapes, dtype, seed=1)
-    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    entries = gram(a, b, scope, accumulated)
-    assert_close(entries, expected_entries(a, b, scope), "formula", accumulated)
-    assert torch.equal(entries, gram(a, b, scope, accumulated))
-
-    coefficients = draw(len(entries), 2, dtype=accumulated)
-    coefficients[::3] = torch.tensor([1.0, 0.0])
-    projected = [x.clone() for x in a]
-    ops.project_(projected, b, coefficients, SCOPES[scope])
-    for actual, e in zip(projected, expected_projection(a, b, scope, coefficients), strict=True):
-        assert_close(actual, e, "formula", actual.dtype)
-
-
-def test_views():
-    """Transposed, expanded and unaligned views of bigger buffers give the numbers of contiguous copies."""
-    big = draw(12, 30, dtype=torch.float32)
-    a = [big.t()[3:9], big[::3, 1::2], big.flatten()[1:300].reshape(13, 23), big[:1]]
-    b = [draw(*x.shape, dtype=torch.float32, seed=1) for x in a[:-1]] + [torch.ones(1).expand(1, 30)]
-    for scope in SCOPES:
-        entries = gram([x.contiguous() for x in a], [x.contiguous() for x in b], scope)
-        assert_close(gram(a, b, scope), entries, "formula", torch.float32)
-        coefficients = torch.tensor([[2.0, -0.5]]).repeat(len(entries), 1)
-        buffer = big.clone()
-        view = buffer[::3, 1::2]
-        ops.project_([view], [b[1]], coefficients[: len(a[1]) if scope == "row" else 1], SCOPES[scope])
-        assert_close(view, 2 * a[1] - 0.5 * b[1], "formula", torch.float32)
-        assert torch.equal(buffer[1::3], big[1::3])
-        assert torch.equal(buffer[::3, ::2], big[::3, ::2])
-
-
-def test_project_leaves_what_is_not_projected():
-    """(1, 0) keeps every bit, NaN and infinities in either gradient included."""
-    a, b = torch.tensor([1.0, math.nan, -0.0, math.inf]), torch.tensor([math.nan, math.inf, 1.0, 1.0])
-    before = a.view(torch.int32).clone()
-    ops.project_([a], [b], torch.tensor([[1.0, 0.0]]), 0)
-    assert torch.equal(a.view(torch.int32), before)
-    ops.project_([a[2:3]], [b[:1]], torch.tensor([[3.0, 0.0]]), 0)
-    assert a[2] == 0
-
-
-# what is not the default in any step, so that nothing is tested only where it vanishes
+# no default of a step, so that nothing is tested only where it vanishes
 ADAMW = {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 SGD = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1}
 LAMBDA = 0.7

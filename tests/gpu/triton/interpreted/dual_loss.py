@@ -1,15 +1,13 @@
-"""Dual loss and linear dual loss on Triton."""
+"""Guards the dual loss on Triton, against torch's own losses in float64."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tests.gpu.triton.interpreted.common import DTYPES, accumulation, draw, ops, triton_on_the_cpu  # noqa: F401
+from tests.gpu.triton.support import draw, expected_losses, ops
+from tests.ops.support import DTYPES, accumulation
 from tests.tolerances import assert_close
-
-# ---- dual loss
 
 
 def dual_loss(student, teacher, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
@@ -23,19 +21,6 @@ def dual_loss(student, teacher, labels, offset=None, weights=(None, None), tempe
         losses=losses, cotangents=cotangents, correct=correct,
     )  # fmt: skip
     return losses, cotangents, correct
-
-
-def expected_losses(z, t, labels, offset=None, weights=(None, None), temperature=1.7, soft_ce=False, reduction=1):
-    """From torch's float64 losses; 0 · log 0 = 0."""
-    t = t if offset is None else t + offset.double()
-    task = F.cross_entropy(z, labels, reduction="none")
-    log_p, log_q = (z / temperature).log_softmax(1), (t / temperature).log_softmax(1)
-    q = log_q.exp()
-    seen = q > 0
-    terms = torch.where(seen, q, 0) * ((0 if soft_ce else log_q.where(seen, 0)) - log_p.where(seen, 0))
-    losses = torch.stack([task, temperature**2 * terms.sum(1)])
-    losses = torch.stack([x if w is None else x * w.double() for x, w in zip(losses, weights, strict=True)])
-    return (losses, losses.mean(1), losses.sum(1))[reduction]
 
 
 def check_dual_loss(student, teacher, labels, **options):
@@ -113,60 +98,3 @@ def test_dual_loss_corners():
             [False, True],
             [False, False],
         ]
-
-
-# ---- linear dual loss
-
-
-def linear(features, student, teacher, labels, offset=None, weights=(None, None), soft_ce=False, reduction=1):
-    dtype = accumulation(features.dtype)
-    losses = torch.full((2, len(features)) if reduction == 0 else (2,), 7.0, dtype=dtype)
-    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
-    correct = torch.full((), 7)
-    offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
-    ops.linear_dual_loss_out(
-        features, student, teacher, labels, offset, *weights, 20.0, 1.7, soft_ce, reduction,
-        losses=losses, cotangents=cotangents, correct=correct,
-    )  # fmt: skip
-    return losses, cotangents, correct
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# one of everything; partial tiles; several row blocks; several tiles in a span of classes; features in several blocks
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 70, 33), (67, 65, 40), (3, 2100, 8), (2, 20, 136)])
-def test_linear_dual_loss(shape, dtype):
-    check_linear(*shape, dtype)
-
-
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("soft_ce", [False, True])
-def test_linear_dual_loss_options(reduction, soft_ce):
-    weights = (draw(5, seed=3).abs(), draw(5, seed=4).abs())
-    offset = draw(70, seed=5)
-    offset[:66] = -math.inf  # the whole first tile and part of the second
-    check_linear(5, 70, 16, torch.float32, offset=offset, weights=weights, soft_ce=soft_ce, reduction=reduction)
-
-
-def check_linear(n_rows, n_classes, n_features, dtype, **options):
-    features, student, teacher = (
-        F.normalize(draw(n, n_features, seed=i), dim=1).to(dtype) for i, n in enumerate((n_rows, n_classes, n_classes))
-    )
-    labels = torch.arange(n_rows) * 7 % n_classes
-    losses, cotangents, correct = linear(features, student, teacher, labels, **options)
-    w = student.double().requires_grad_()
-    z, t = 20 * features.double() @ w.mT, 20 * features.double() @ teacher.double().mT
-    expected = expected_losses(z, t, labels, **options)
-    assert_close(losses, expected.detach(), "formula", accumulation(dtype), scale=expected.detach().abs().clamp(min=1))
-    for actual, loss in zip(cotangents, expected, strict=True):
-        (gradient,) = torch.autograd.grad(loss.sum(), w, retain_graph=True)
-        assert_close(actual, gradient, "formula", dtype, scale=gradient.abs().clamp(min=1e-3))
-    assert int(correct) == int((z.argmax(1) == labels).sum())
-
-
-def test_linear_dual_loss_of_no_rows():
-    losses, cotangents, correct = linear(
-        torch.zeros(0, 8), torch.ones(3, 8), torch.ones(3, 8), torch.zeros(0, dtype=torch.int64)
-    )
-    assert losses.isnan().all()
-    assert torch.equal(cotangents, torch.zeros(2, 3, 8))
-    assert int(correct) == 0

@@ -1,0 +1,413 @@
+"""Projection and optimizer step over lists of tensors: AdamW and SGD.
+
+Small tensors take one launch (`adamw_units`, `sgd_units`), larger ones two: `gram_chunks`, then `adamw_chunks` or
+`sgd_chunks`. `adamw_range` and `sgd_range` are the formulas of the two optimizers; they share all the rest.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, learning_rate, on_device
+from prograd_fast.backends.triton_kernels.projection import (
+    advance,
+    combine,
+    conflict,
+    is_first,
+    launch_gram_chunks,
+    live,
+    load_coefficients,
+    load_gradients,
+    scale_of,
+    store_entries,
+    unit_dots,
+    unit_partials,
+)
+from prograd_fast.backends.triton_kernels.tensor_lists import (
+    ROWS,
+    SCOPE_GLOBAL,
+    UNIT,
+    VECTORS,
+    WIDE,
+    address,
+    chunk_of,
+    field,
+    plan_launches,
+)
+
+UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: AdamW 5 x 16 KB here
+CHUNKS_BLOCK, CHUNKS_WARPS = 1024, 4
+
+# where the lists are in the table, after the two gradients; the steps of AdamW come last
+PARAM, FIRST_STATE, SECOND_STATE, THIRD_STATE = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
+
+
+@triton.jit
+def _rate(lr_tensor, lr):
+    """The learning rate in float64."""
+    rate = tl.full([], lr, tl.float64)
+    if lr_tensor is not None:
+        rate = tl.load(lr_tensor).to(tl.float64)
+    return rate
+
+
+@triton.jit
+def _unit_factors(
+    table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny,
+    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
+    acc: tl.constexpr = entries.dtype.element_ty
+    unit = field(table, n_columns, first, UNIT) + row
+    if coefficients is not None:
+        alpha, beta = load_coefficients(coefficients, unit)
+    else:
+        # the update reads the gradients a second time, from the caches
+        aa, ab, bb = unit_dots(table, n_columns, first, last, row, scale, acc, A, B, VECTOR, BLOCK)
+        store_entries(entries, unit, aa, ab, bb)
+        alpha, beta = conflict(aa, ab, bb, tl.full([], lambda_, acc), tl.full([], tiny, acc))
+    return alpha, beta
+
+
+@triton.jit
+def _chunk_factors(
+    table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+    lambda_, tiny, IS_GLOBAL: tl.constexpr,
+):  # fmt: skip
+    """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
+    acc: tl.constexpr = entries.dtype.element_ty
+    unit = field(table, n_columns, tensor, UNIT) + row
+    if coefficients is not None:
+        alpha, beta = load_coefficients(coefficients, unit)
+    else:
+        aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
+        if is_first(number, start, IS_GLOBAL):
+            store_entries(entries, unit, aa, ab, bb)
+        alpha, beta = conflict(aa, ab, bb, tl.full([], lambda_, acc), tl.full([], tiny, acc))
+    return alpha, beta
+
+
+# ---- AdamW
+
+
+@triton.jit
+def adamw_range(
+    table, n_columns, tensor, row, start, end, elements, alpha, beta, scale, step,
+    lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, AMSGRAD: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Elements start ... end - 1 of a row: combine the gradients, update the moments, step. `step` counts from 1."""
+    acc: tl.constexpr = alpha.dtype
+    offset = row * elements
+    a_start = address(table, n_columns, tensor, 0, A, VECTOR) + offset
+    b_start = address(table, n_columns, tensor, 1, B, VECTOR) + offset
+    p_start = address(table, n_columns, tensor, PARAM, P, VECTOR) + offset
+    m_start = address(table, n_columns, tensor, FIRST_STATE, M, VECTOR) + offset
+    v_start = address(table, n_columns, tensor, SECOND_STATE, M, VECTOR) + offset
+
+    # scalars in float64: 1 - 0.999^t has no digits to spare in float32
+    rate = _rate(lr_tensor, lr)
+    step_size = (rate / (1.0 - tl.exp2(step * log2_beta1))).to(acc)
+    correction2_root = tl.sqrt(1.0 - tl.exp2(step * log2_beta2)).to(acc)
+    decay = (rate * weight_decay).to(acc)
+    sign = tl.full([], sign, acc)
+    keep1, take1 = tl.full([], beta1, acc), tl.full([], 1.0 - beta1, acc)
+    keep2, take2 = tl.full([], beta2, acc), tl.full([], 1.0 - beta2, acc)
+    eps = tl.full([], eps, acc)
+
+    for o in range(start, end, BLOCK):
+        o_block = o + tl.arange(0, BLOCK)
+        inside = o_block < elements
+        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
+        p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
+        m = tl.load(m_start + o_block, mask=inside, other=0.0).to(acc)
+        v = tl.load(v_start + o_block, mask=inside, other=0.0).to(acc)
+        g = sign * combine(a, b, alpha, beta)
+        p -= decay * p
+        m = keep1 * m + take1 * g
+        v = keep2 * v + take2 * g * g
+        tl.store(m_start + o_block, m.to(M), mask=inside)
+        tl.store(v_start + o_block, v.to(M), mask=inside)
+        if AMSGRAD:
+            x_start = address(table, n_columns, tensor, THIRD_STATE, M, VECTOR) + offset
+            v = tl.maximum(v, tl.load(x_start + o_block, mask=inside, other=0.0).to(acc))
+            tl.store(x_start + o_block, v.to(M), mask=inside)
+        p -= step_size * m / (tl.sqrt(v) / correction2_root + eps)
+        tl.store(p_start + o_block, p.to(P), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_tensors"])
+def adamw_units(
+    table, n_columns, n_tensors, entries, coefficients, lr_tensor, grad_scale, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
+    AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
+    first = tl.program_id(0)
+    last = n_tensors if IS_GLOBAL else first + 1
+    alive, scale = live(found_inf), scale_of(grad_scale, entries.dtype.element_ty)
+    for row in range(0, field(table, n_columns, first, ROWS)):
+        alpha, beta = _unit_factors(
+            table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny, A, B, VECTOR, BLOCK
+        )
+        for tensor in range(first, last):
+            elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+            step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64) + 1.0
+            adamw_range(
+                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, scale, step,
+                lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
+                P, A, B, M, AMSGRAD, VECTOR, BLOCK,
+            )  # fmt: skip
+    tl.debug_barrier()  # a thread that is ahead must not count the step that another has yet to read
+    for tensor in range(first, last):
+        advance(table, n_columns, tensor, alive, STEP, STEP_AT)
+
+
+@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks"])
+def adamw_chunks(
+    table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
+    lr_tensor, grad_scale, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
+    AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The second of two launches: each program has one chunk."""
+    chunk = chunk_vectors * WIDE
+    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
+    alpha, beta = _chunk_factors(
+        table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+        lambda_, tiny, IS_GLOBAL,
+    )  # fmt: skip
+    step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)  # counted already
+    adamw_range(
+        table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
+        scale_of(grad_scale, entries.dtype.element_ty), step,
+        lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
+        P, A, B, M, AMSGRAD, VECTOR, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def count_steps(table, n_columns, found_inf, STEP: tl.constexpr, STEP_AT: tl.constexpr):
+    """Advance the step counter of each tensor, where no Gram launch does it."""
+    advance(table, n_columns, tl.program_id(0), live(found_inf), STEP, STEP_AT)
+
+
+# ---- SGD
+
+
+@triton.jit
+def sgd_range(
+    table, n_columns, tensor, row, start, end, elements, alpha, beta, scale,
+    lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Elements start ... end - 1 of a row: combine the gradients, update the momentum, step. M is None without one."""
+    acc: tl.constexpr = alpha.dtype
+    offset = row * elements
+    a_start = address(table, n_columns, tensor, 0, A, VECTOR) + offset
+    b_start = address(table, n_columns, tensor, 1, B, VECTOR) + offset
+    p_start = address(table, n_columns, tensor, PARAM, P, VECTOR) + offset
+
+    rate = _rate(lr_tensor, lr).to(acc)
+    decay, sign = tl.full([], weight_decay, acc), tl.full([], sign, acc)
+    keep, take = tl.full([], momentum, acc), tl.full([], 1.0 - dampening, acc)
+
+    for o in range(start, end, BLOCK):
+        o_block = o + tl.arange(0, BLOCK)
+        inside = o_block < elements
+        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
+        p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
+        g = sign * combine(a, b, alpha, beta) + decay * p
+        if M is not None:
+            m_start = address(table, n_columns, tensor, FIRST_STATE, M, VECTOR) + offset
+            m = tl.load(m_start + o_block, mask=inside, other=0.0).to(acc)
+            m = tl.where(first_step != 0, g, keep * m + take * g)
+            tl.store(m_start + o_block, m.to(M), mask=inside)
+            g = tl.where(nesterov != 0, g + keep * m, m)
+        tl.store(p_start + o_block, (p - rate * g).to(P), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_tensors", "nesterov", "first_step"])
+def sgd_units(
+    table, n_columns, n_tensors, entries, coefficients, lr_tensor, grad_scale, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
+    IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
+    first = tl.program_id(0)
+    last = n_tensors if IS_GLOBAL else first + 1
+    alive, scale = live(found_inf), scale_of(grad_scale, entries.dtype.element_ty)
+    for row in range(0, field(table, n_columns, first, ROWS)):
+        alpha, beta = _unit_factors(
+            table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny, A, B, VECTOR, BLOCK
+        )
+        for tensor in range(first, last):
+            elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+            sgd_range(
+                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, scale,
+                lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
+                P, A, B, M, VECTOR, BLOCK,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks", "nesterov", "first_step"])
+def sgd_chunks(
+    table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
+    lr_tensor, grad_scale, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
+    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
+    IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The second of two launches: each program has one chunk."""
+    chunk = chunk_vectors * WIDE
+    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
+    alpha, beta = _chunk_factors(
+        table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+        lambda_, tiny, IS_GLOBAL,
+    )  # fmt: skip
+    sgd_range(
+        table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
+        scale_of(grad_scale, entries.dtype.element_ty),
+        lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step, P, A, B, M, VECTOR, BLOCK,
+    )  # fmt: skip
+
+
+# ---- launches
+
+
+def _launch(
+    units_kernel, chunks_kernel, task: Sequence[Tensor], general: Sequence[Tensor],
+    params_and_states: Sequence[Sequence[Tensor]], steps: Sequence[Tensor], entries: Tensor,
+    coefficients: Tensor | None, lr_tensor: Tensor | None, lr: float, weight_decay: float, lambda_: float, scope: int,
+    maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None, *scalars: float, **constants: bool,
+) -> None:  # fmt: skip
+    """One launch of `units_kernel` for small tensors, else one for the Gram entries and one of `chunks_kernel`.
+
+    `scalars` and `constants` are those that only this optimizer's kernels take.
+    """
+    params = params_and_states[0]
+    if not params:
+        return
+    dense = [contiguous(tensors) for tensors in params_and_states]
+    lists = [contiguous(task), contiguous(general), *dense]  # held until the launch: a plan has addresses only
+    plan = plan_launches(lists, scope, steps)
+    is_global = scope == SCOPE_GLOBAL
+    step_at = len(lists) if steps else None
+    lr_tensor, lr = learning_rate(lr_tensor, lr, params[0])
+    dense_entries, coefficients = contiguous([entries, coefficients])
+    tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if maximize else 1.0
+    inputs = (
+        dense_entries, coefficients, lr_tensor, grad_scale, found_inf, lr, weight_decay, lambda_, tiny, sign, *scalars
+    )  # fmt: skip
+    with on_device(params[0]):
+        partials = None
+        if not plan.one_launch:
+            if coefficients is None:
+                partials = entries.new_empty(plan.n_chunks, 3)
+                launch_gram_chunks(plan, grad_scale, found_inf, partials, step_at)
+            elif step_at is not None:
+                for group in plan.groups:
+                    count_steps[(group.n_tensors,)](
+                        group.table, group.n_columns, found_inf, STEP=group.dtype(step_at), STEP_AT=step_at
+                    )
+        for group in plan.groups:
+            kinds = constants | {
+                "P": group.dtype(2), "A": group.dtype(0), "B": group.dtype(1),
+                "M": group.dtype(3) if len(lists) > 3 else None, "VECTOR": group.vector, "IS_GLOBAL": is_global,
+            }  # fmt: skip
+            if step_at is not None:
+                kinds |= {"STEP": group.dtype(step_at), "STEP_AT": step_at}
+            if plan.one_launch:
+                units_kernel[(1 if is_global else group.n_tensors,)](
+                    group.table, group.n_columns, group.n_tensors, *inputs,
+                    **kinds, BLOCK=UNITS_BLOCK, num_warps=UNITS_WARPS,
+                )  # fmt: skip
+            elif group.n_chunks:
+                chunks_kernel[(group.n_chunks,)](
+                    *group.chunk_arguments, plan.n_chunks, partials, *inputs,
+                    **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
+                )  # fmt: skip
+    copy_back([entries], [dense_entries])
+    for tensors, changed in zip(params_and_states, dense, strict=True):
+        copy_back(tensors, changed)
+
+
+def project_adamw_(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    entries: Tensor,
+    coefficients: Tensor | None,
+    lr_tensor: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    lambda_: float,
+    scope: int,
+    amsgrad: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """The operator `project_adamw_` on Triton: one launch for small tensors, else two."""
+    states = [exp_avgs, exp_avg_sqs] + ([max_exp_avg_sqs] if amsgrad else [])
+    _launch(
+        adamw_units, adamw_chunks, task, general, [params, *states], steps, entries, coefficients,
+        lr_tensor, lr, weight_decay, lambda_, scope, maximize, grad_scale, found_inf,
+        beta1, beta2, _log2(beta1), _log2(beta2), eps, AMSGRAD=amsgrad,
+    )  # fmt: skip
+
+
+def _log2(beta: float) -> float:
+    return math.log2(beta) if beta > 0 else -math.inf
+
+
+def project_sgd_(
+    params: Sequence[Tensor],
+    task: Sequence[Tensor],
+    general: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    entries: Tensor,
+    coefficients: Tensor | None,
+    lr_tensor: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    lambda_: float,
+    scope: int,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """The operator `project_sgd_` on Triton: one launch for small tensors, else two."""
+    states = [momentum_buffers] if momentum_buffers else []
+    _launch(
+        sgd_units, sgd_chunks, task, general, [params, *states], (), entries, coefficients,
+        lr_tensor, lr, weight_decay, lambda_, scope, maximize, grad_scale, found_inf,
+        momentum, dampening, int(nesterov), int(first),
+    )  # fmt: skip
+
+
+OPERATORS = (project_adamw_, project_sgd_)

@@ -1,0 +1,142 @@
+"""Backward of the packed tower: the gradients of its rows for K cotangents at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prograd_fast.clip.packed.forward import MLP_ROWS, Kept, KeptAttention, KeptMLP, KeptNorm, Part
+from prograd_fast.clip.packed.weights import Block, Norm
+
+
+def backward(
+    part: Part,
+    cotangents: Tensor,
+    kept: Kept,
+    d_prefix_key_values: Sequence[Tensor],
+    n_deep: tuple[int, int],
+    of_suffixes: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of rows and deep prompts.
+
+    Args:
+        part: which rows these are.
+        cotangents: (K, G, N, D).
+        kept: by `forward`; is used up.
+        d_prefix_key_values: (K, G, P, 2·d) of the prefix's keys and values in each block: a part without own prefix
+            adds to them, the prefix alone takes them, for a part with both there are none.
+        n_deep: number J of deep prompts, and their rows M.
+        of_suffixes: whether the rows of the suffixes need a gradient.
+
+    Returns:
+        (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, M, d).
+    """
+    weights, d = part.weights, part.weights.width
+    n, groups = cotangents.shape[:2]
+    d_deep = cotangents.new_zeros(n, *n_deep, d)
+    d_total = cotangents.new_zeros(n, groups * len(part.ends), d)
+    d_features, projection = cotangents.flatten(1, 2), weights.projection
+    d_normed = d_features.contiguous() if projection is None else projection.backward(d_features)
+    assert kept.norm is not None
+    _norm_backward(d_total, d_normed, kept.norm, weights.norm)
+    d_qkv: Tensor | None = None  # one for all blocks: fresh memory of its size costs more than what is put there
+    for i in reversed(range(len(weights.blocks))):
+        block, last = weights.blocks[i], i == len(weights.blocks) - 1
+        _mlp_backward(d_total, kept.mlps.pop(), block, weights.approximate)
+        d_attended = block.out.backward(d_total).unflatten(1, (groups, -1))
+        attention = kept.attentions.pop()
+        rows = slice(None) if i or of_suffixes else slice(part.n_prefix)
+        if last:
+            d_query = torch.empty_like(d_attended)
+            d_key_value = d_attended.new_empty(n, *attention.key_value.shape)
+            _attention_backward(part, i, d_attended, attention, d_query, d_key_value, d_prefix_key_values)
+            d_normed = weights.key_value.backward(d_key_value)
+            d_normed.index_add_(2, part.ends, weights.query.backward(d_query))
+            d_total = torch.zeros_like(d_normed).index_copy_(2, part.ends, d_total.unflatten(1, (groups, -1)))
+            d_normed, d_total = d_normed[:, :, rows], d_total[:, :, rows]
+        else:
+            if d_qkv is None:
+                d_qkv = d_attended.new_empty(*d_attended.shape[:-1], 3 * d)
+            _attention_backward(part, i, d_attended, attention, d_qkv[..., :d], d_qkv[..., d:], d_prefix_key_values)
+            d_normed = block.qkv.backward(d_qkv[:, :, rows])
+            d_total = d_total.unflatten(1, (groups, -1))[:, :, rows]
+        norm = KeptNorm(*(x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1).contiguous() for x in attention.norm))
+        d_total = d_total.flatten(1, 2).contiguous()
+        _norm_backward(d_total, d_normed.flatten(1, 2).contiguous(), norm, block.norm_1)
+        if 1 <= i <= n_deep[0]:
+            d_context = d_total.unflatten(1, (groups, -1))[:, :, 1 : 1 + n_deep[1]]
+            d_deep[:, i - 1] = d_context.sum(1)
+            d_context.zero_()
+    return d_total.unflatten(1, (groups, -1)), d_deep
+
+
+def _mlp_backward(d_total: Tensor, kept: KeptMLP, block: Block, approximate: int) -> None:
+    """Adds to `d_total` (K, rows, d) what comes back through the MLP."""
+    pieces = [_mlp_piece(d, kept.hidden.pop(), block, approximate) for d in d_total.split(MLP_ROWS, 1)[::-1]]
+    d_normed = pieces[0] if len(pieces) == 1 else torch.cat(pieces[::-1], 1)
+    _norm_backward(d_total, d_normed, kept.norm, block.norm_2)
+
+
+def _mlp_piece(d_branch: Tensor, hidden: Tensor, block: Block, approximate: int) -> Tensor:
+    d_hidden = block.down.backward(d_branch)
+    torch.ops.prograd_fast.gelu_backward_(d_hidden, hidden, approximate)
+    return block.up.backward(d_hidden)
+
+
+def _attention_backward(
+    part: Part,
+    i: int,
+    d_attended: Tensor,
+    kept: KeptAttention,
+    d_query: Tensor,
+    d_key_value: Tensor,
+    d_prefix_key_values: Sequence[Tensor],
+) -> None:
+    """Writes `d_query` and `d_key_value`, and adds to `d_prefix_key_values` unless the prefix is computed here."""
+    weights, n_prefix, last = part.weights, part.n_prefix, i == len(part.weights.blocks) - 1
+    attention_backward = torch.ops.prograd_fast.shared_prefix_attention_backward_out
+    query, key_value = kept.query, kept.key_value
+    shared = part.shared(key_value, i)
+    d_shared = shared.new_zeros(len(d_attended), *shared.shape)
+    first = 0 if last else n_prefix
+    if len(part.ends):
+        attention_backward(
+            d_attended[:, :, first:],
+            query[:, first:],
+            key_value[:, n_prefix:],
+            shared,
+            part.offsets,
+            weights.heads,
+            weights.scale,
+            last,
+            d_query=d_query[:, :, first:],
+            d_key_value=d_key_value[:, :, n_prefix:],
+            d_prefix=d_shared,
+        )
+    if not n_prefix:
+        d_prefix_key_values[i].add_(d_shared)
+        return
+    if first:
+        attention_backward(
+            d_attended[:, :, :first],
+            query[:, :first],
+            key_value[:, :first],
+            key_value[:, :0],
+            part.prefix_offsets,
+            weights.heads,
+            weights.scale,
+            False,
+            d_query=d_query[:, :, :first],
+            d_key_value=d_key_value[:, :, :first],
+            d_prefix=d_shared[:, :, :0],
+        )
+        d_key_value[:, :, :n_prefix] += d_shared
+    else:
+        d_key_value[:, :, :n_prefix] = d_shared
+    if d_prefix_key_values:
+        d_key_value[:, :, :n_prefix] += d_prefix_key_values[i]
+
+
+def _norm_backward(d_total: Tensor, d_normed: Tensor, kept: KeptNorm, norm: Norm) -> None:
+    """Adds to `d_total` what comes back through a norm."""
+    torch.ops.prograd_fast.layer_norm_backward_(d_total, d_normed, *kept, norm.weight)

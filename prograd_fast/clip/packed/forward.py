@@ -1,0 +1,226 @@
+"""Forward of the packed tower: features of some prompts, and the tensors that their backward needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prograd_fast.clip.packed.weights import Block, Linear, Norm, TowerWeights
+
+# The MLP takes so many rows at a time that its hidden layer, 4·d wide, stays in the caches between its products.
+MLP_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that go through the blocks together: the prefix, the suffixes of some classes, or both.
+
+    Attributes:
+        weights: of the tower.
+        n_prefix: the number of rows of the prefix that lead each group; 0 where they were computed before.
+        offsets: (N + 1,) int64, of the suffixes that follow, from 0; N may be 0.
+        prefix_key_values: where the prefix was computed before: its keys and values (G, P, 2·d) in each block.
+    """
+
+    weights: TowerWeights
+    n_prefix: int
+    offsets: Tensor
+    prefix_key_values: Sequence[Tensor] = ()
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(N,) int64, which rows of a group are the ends of text."""
+        return self.n_prefix + self.offsets[1:] - 1
+
+    @cached_property
+    def prefix_offsets(self) -> Tensor:
+        """(2,) int64, the prefix as one segment."""
+        return torch.arange(2, device=self.offsets.device) * self.n_prefix
+
+    def shared(self, key_value: Tensor, i: int) -> Tensor:
+        """The prefix's keys and values (G, P, 2·d) in block i, where `key_value` (G, R, 2·d) are those of the part."""
+        return key_value[:, : self.n_prefix] if self.n_prefix else self.prefix_key_values[i]
+
+
+class KeptNorm(NamedTuple):
+    """The residual stream before a norm, (rows, d), and the norm's statistics, (rows, 2)."""
+
+    total: Tensor
+    statistics: Tensor
+
+
+class KeptAttention(NamedTuple):
+    """The norm before an attention, its queries (G, Q, d), its keys and values (G, R, 2·d).
+
+    In the last block the Q queries are those of the ends of text, elsewhere those of all R rows.
+    """
+
+    norm: KeptNorm
+    query: Tensor
+    key_value: Tensor
+
+
+class KeptMLP(NamedTuple):
+    """The norm before an MLP, and the inputs of its GELU, in pieces of `MLP_ROWS` rows."""
+
+    norm: KeptNorm
+    hidden: list[Tensor]
+
+
+@dataclass
+class Kept:
+    """The tensors that the backward of a part needs; it takes them out, last block first, so that they are freed."""
+
+    attentions: list[KeptAttention] = field(default_factory=list)
+    mlps: list[KeptMLP] = field(default_factory=list)
+    norm: KeptNorm | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors in one list, for autograd."""
+        found: list[Tensor] = []
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            found += [*attention.norm, attention.query, attention.key_value, *mlp.norm, *mlp.hidden]
+        return [*found, *(self.norm or ())]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], n_blocks: int) -> "Kept":
+        """Give the tensors of such a list their names again."""
+        rest = iter(tensors)
+        kept = cls()
+        for _ in range(n_blocks):
+            kept.attentions.append(KeptAttention(KeptNorm(next(rest), next(rest)), next(rest), next(rest)))
+            norm = KeptNorm(next(rest), next(rest))
+            n_pieces = max(1, -(-len(norm.total) // MLP_ROWS))
+            kept.mlps.append(KeptMLP(norm, [next(rest) for _ in range(n_pieces)]))
+        kept.norm = KeptNorm(next(rest), next(rest))
+        return kept
+
+
+def forward(
+    part: Part,
+    rows: Tensor,
+    positions: Tensor,
+    deep: Tensor | None = None,
+    first: Tensor | None = None,
+    kept: Kept | None = None,
+) -> Tensor:
+    """Features of the classes of a part.
+
+    Args:
+        part: which rows these are.
+        rows: (G, R, d) token embeddings without positions.
+        positions: (R, d) positional embeddings.
+        deep: (J, M, d), or None: replaces rows 1 ... M of each group before block j = 1 ... J.
+        first: queries, keys and values of the suffixes in the first block, see `first_block`; None to compute them.
+        kept: empty, to collect the tensors that `backward` needs; None without a backward.
+
+    Returns:
+        (G, N, D), not normalised.
+    """
+    weights, groups = part.weights, len(rows)
+    total, branch = rows.flatten(0, 1), positions.expand_as(rows).flatten(0, 1)
+    for i, block in enumerate(weights.blocks):
+        total, branch = _attention(part, i, groups, total, branch, deep, first, kept)
+        total, branch = _mlp(total, branch, block, weights.approximate, kept)
+    normed, norm = _add_norm(total, branch, weights.norm)
+    if kept is not None:
+        kept.norm = norm
+    features = normed if weights.projection is None else weights.projection(normed)
+    return features.unflatten(0, (groups, -1))
+
+
+def first_block(rows: Tensor, weights: TowerWeights) -> Tensor:
+    """Queries, keys and values (T, 3·d) of rows (T, d), positions included, in the first block."""
+    block = weights.blocks[0]
+    normed, _ = _add_norm(rows, torch.zeros_like(rows), block.norm_1)
+    return block.qkv(normed)
+
+
+def _attention(
+    part: Part,
+    i: int,
+    groups: int,
+    total: Tensor,
+    branch: Tensor,
+    deep: Tensor | None,
+    first: Tensor | None,
+    kept: Kept | None,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream and what attention adds to it: of all rows, in the last block of the ends of text."""
+    weights, block = part.weights, part.weights.blocks[i]
+    last = i == len(weights.blocks) - 1
+    normed, norm = _add_norm(total, branch, block.norm_1)
+    if deep is not None and 1 <= i <= len(deep):
+        _replace_context(groups, deep[i - 1], block.norm_1, normed, norm)
+    total = norm.total
+    if last:
+        key_value = weights.key_value(normed).unflatten(0, (groups, -1))
+        query = weights.query(normed.unflatten(0, (groups, -1))[:, part.ends])
+        total = total.unflatten(0, (groups, -1))[:, part.ends].flatten(0, 1)
+    else:
+        qkv = _qkv(part, normed.unflatten(0, (groups, -1)), block.qkv, first if i == 0 else None)
+        query, key_value = qkv[..., : weights.width], qkv[..., weights.width :]
+    if kept is not None:
+        kept.attentions.append(KeptAttention(norm, query, key_value))
+    return total, block.out(_attend(part, query, key_value, i, last).flatten(0, 1))
+
+
+def _mlp(total: Tensor, branch: Tensor, block: Block, approximate: int, kept: Kept | None) -> tuple[Tensor, Tensor]:
+    """The residual stream and what the MLP adds to it."""
+    normed, norm = _add_norm(total, branch, block.norm_2)
+    hidden: list[Tensor] | None = None
+    if kept is not None:
+        hidden = []
+        kept.mlps.append(KeptMLP(norm, hidden))
+    pieces = [_mlp_piece(piece, block, approximate, hidden) for piece in normed.split(MLP_ROWS)]
+    return norm.total, pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _mlp_piece(normed: Tensor, block: Block, approximate: int, kept: list[Tensor] | None) -> Tensor:
+    hidden = block.up(normed)
+    if kept is not None:
+        kept.append(hidden)
+    active = torch.empty_like(hidden)
+    torch.ops.prograd_fast.gelu_out(hidden, approximate, out=active)
+    return block.down(active)
+
+
+def _qkv(part: Part, normed: Tensor, qkv: Linear, of_suffixes: Tensor | None) -> Tensor:
+    if of_suffixes is None:
+        return qkv(normed)
+    return torch.cat([qkv(normed[:, : part.n_prefix]), of_suffixes.expand(len(normed), -1, -1)], 1)
+
+
+def _replace_context(groups: int, deep: Tensor, norm: Norm, normed: Tensor, kept: KeptNorm) -> None:
+    new_normed, new_kept = _add_norm(deep, torch.zeros_like(deep), norm)
+    for x, new in zip((normed, *kept), (new_normed, *new_kept), strict=True):
+        x.unflatten(0, (groups, -1))[:, 1 : 1 + len(deep)] = new
+
+
+def _attend(part: Part, query: Tensor, key_value: Tensor, i: int, last: bool) -> Tensor:
+    """Every query's mixture of values, as `query`. In the last block there are no queries of the prefix."""
+    weights, n_prefix = part.weights, part.n_prefix
+    attention = torch.ops.prograd_fast.shared_prefix_attention_out
+    attended = query.new_empty(query.shape)
+    first = 0 if last else n_prefix
+    if first:
+        own = (query[:, :first], key_value[:, :first], key_value[:, :0])
+        attention(*own, part.prefix_offsets, weights.heads, weights.scale, False, out=attended[:, :first])
+    if len(part.ends):
+        suffixes = (query[:, first:], key_value[:, n_prefix:], part.shared(key_value, i))
+        attention(*suffixes, part.offsets, weights.heads, weights.scale, last, out=attended[:, first:])
+    return attended
+
+
+def _add_norm(x: Tensor, branch: Tensor, norm: Norm) -> tuple[Tensor, KeptNorm]:
+    """The norm of x + branch, and the tensors that its backward needs."""
+    x, branch = x.contiguous(), branch.contiguous()
+    total, normed = torch.empty_like(branch), torch.empty_like(branch)
+    statistics = norm.weight.new_empty(len(branch), 2)
+    torch.ops.prograd_fast.add_layer_norm_out(
+        x, branch, norm.weight, norm.bias, norm.eps, total=total, normed=normed, statistics=statistics
+    )
+    return normed, KeptNorm(total, statistics)
