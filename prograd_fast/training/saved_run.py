@@ -46,7 +46,9 @@ def save_run(folder: Path, record: Record, learner: Learner) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     record_file, prompt_file = (folder / name for name in RUN_FILES)
-    about = {name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")}
+    metadata = {
+        name: record[name] for name in ("model", "method", "settings", "shots", "seed", "partition", "accuracy")
+    }
     new = folder / f".new-{secrets.token_hex(8)}.{prompt_file.name}"
     learner.save(new, **metadata, record=record_digest(record))
     try:
