@@ -1,8 +1,8 @@
 """Guards the Triton kernels: Triton's interpreter executes them on the CPU.
 
-An environment variable chooses the interpreter before Triton is imported, so the files of `interpreted/` run in
-processes of their own, two for two cores. There one program runs after another, in order: a race between programs would not show. None of
-these kernels has programs that wait for each other.
+An environment variable chooses the interpreter before Triton is imported, so the files of `interpreted/` run in two
+processes of their own. There one program runs after another, in order: a race between programs would not show. None
+of these kernels has programs that wait for each other.
 """
 
 import os
