@@ -23,7 +23,7 @@ from tests.fuzz.registry import TARGETS, WEIGHTS
 from tests.paths import REPOSITORY
 
 PATIENCE = 60.0  # seconds for one case, and for the start of a worker
-LEAST = 20  # cases of each target, however little time there is
+LEAST = 20  # cases of a target of weight 1, however little time there is
 MEMORY = 12 * 2**30  # bytes of addresses that a worker may take
 
 
@@ -72,7 +72,7 @@ def run(names: Sequence[str], seed: int, seconds: float, most_cases: int, most_f
     Args:
         names: the targets.
         seed: decides all cases.
-        seconds: for all targets together; each has `LEAST` cases, and a case is not cut short.
+        seconds: for all targets together; each has its least number of cases, and a case is not cut short.
         most_cases: of each target.
         most_findings: of each target, after which it is left.
     """
@@ -167,7 +167,7 @@ def work(plan: Sequence[tuple[str, int]], seed: int, seconds: float, most_cases:
             weights = [WEIGHTS[name] for name, _ in plan[position:]]
             until = started + (end - started) * weights[0] / sum(weights)  # what one leaves over, the next ones have
             for index in range(first, most_cases):
-                if index >= LEAST and time.monotonic() > until:
+                if index >= LEAST * WEIGHTS[name] and time.monotonic() > until:
                     break
                 note(name=name, case=index, at=time.monotonic() - started)
                 try:

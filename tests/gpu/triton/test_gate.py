@@ -15,12 +15,18 @@ from tests.paths import REPOSITORY
 CASE = "1000 classes, bf16"
 
 
-@pytest.fixture
-def gate(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "tools" / "kernels")
-    import triton_gate
+@pytest.fixture(scope="module")
+def gate():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "tools" / "kernels")
+        import triton_gate
 
-    return triton_gate
+        yield triton_gate
+
+
+@pytest.fixture(scope="module")
+def rows(gate):
+    return gate.compile_case(CASE, 90)
 
 
 @pytest.fixture
@@ -29,9 +35,9 @@ def limits(gate):
     return {key: limit for key, limit in recorded.items() if f", {CASE} sm_90" in key}
 
 
-def test_the_kernels_pass(gate, limits):
+def test_the_kernels_pass(gate, rows, limits):
     assert len(limits) == 2
-    assert gate.judge(gate.compile_case(CASE, 90), limits) == []
+    assert gate.judge(rows, limits) == []
 
 
 def test_narrow_loads_fail(gate, limits, monkeypatch):
@@ -50,9 +56,8 @@ def test_narrow_loads_fail(gate, limits, monkeypatch):
         ({"kernel": "unheard of"}, "not in triton_limits.json"),
     ],
 )
-def test_faults(gate, limits, change, what):
-    good = gate.compile_case(CASE, 90)
-    faults = gate.judge([dataclasses.replace(good[0], **change), *good[1:]], limits)
+def test_faults(gate, rows, limits, change, what):
+    faults = gate.judge([dataclasses.replace(rows[0], **change), *rows[1:]], limits)
     assert any(what in fault for fault in faults)
 
 

@@ -1,8 +1,8 @@
 """Guards the Triton kernels: Triton's interpreter executes them on the CPU.
 
-An environment variable chooses the interpreter before Triton is imported, so each file of `interpreted/` runs in a
-process of its own. There one program runs after another, in order: a race between programs would not show. None of
-these kernels has programs that wait for each other.
+An environment variable chooses the interpreter before Triton is imported, so the files of `interpreted/` run in two
+processes of their own. There one program runs after another, in order: a race between programs would not show. None
+of these kernels has programs that wait for each other.
 """
 
 import os
@@ -17,10 +17,11 @@ from tests.paths import REPOSITORY
 CASES = sorted(file for file in (Path(__file__).parent / "interpreted").glob("*.py") if file.stem != "__init__")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
-def test_cases_in_the_interpreter(case):
+@pytest.mark.parametrize("cases", [CASES[::2], CASES[1::2]], ids=lambda cases: "-".join(case.stem for case in cases))
+def test_cases_in_the_interpreter(cases, pytestconfig):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(case)]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, cases)]
+    command += ["-m", pytestconfig.option.markexpr]  # without the slow ones, where this process leaves them out
     command += ["-p", "tests.gpu.triton.support"]  # registers the kernels
     # the interpreter computes masked-out lanes with numpy, which warns of -inf - -inf there
     command += ["-W", "ignore::RuntimeWarning"]
