@@ -83,7 +83,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
 
 
 def run_facts(method: Method, clip: LoadedClip, pictures: PictureSet, plan: Plan, options: TrainOptions) -> Record:
-    """The facts that decide the numbers of a run, but for versions and machine: a checkpoint needs them all to agree."""
+    """The facts that decide the numbers of a run, but for versions and machine: a checkpoint needs all to agree."""
     digest = hashlib.sha256()
     for row in plan.train.rows.tolist():
         digest.update(hashlib.sha256(pictures.content(row)).digest())
