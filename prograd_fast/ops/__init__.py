@@ -17,14 +17,8 @@ reductions in an order that depends on the sizes alone; hyper-parameters are run
 the host. Accumulation dtype: float32, or float64 for float64 tensors.
 """
 
-from prograd_fast.ops import (  # noqa: F401  each defines its operators
-    attention,
-    differences,
-    dual_loss,
-    gelu,
-    layer_norm,
-    linear_dual_loss,
-    projection,
-    samples,
-    updates,
-)
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
