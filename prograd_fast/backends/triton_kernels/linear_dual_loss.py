@@ -67,10 +67,10 @@ def _merge(
     cross = Σ w · (entropy · (t - m_t) - (z - m_z)) / T.
     """
     max_z, max_t = exp_anchor(tl.maximum(top_z, other_top_z)), exp_anchor(tl.maximum(top_t, other_top_t))
-    rise_z, other_rise_z = max_z - exp_anchor(top_z), max_z - exp_anchor(other_top_z)
-    rise_t, other_rise_t = max_t - exp_anchor(top_t), max_t - exp_anchor(other_top_t)
-    cross -= sum_t * (entropy * rise_t - rise_z) * inverse_t
-    other_cross -= other_sum_t * (entropy * other_rise_t - other_rise_z) * inverse_t
+    cross -= sum_t * (entropy * (max_t - exp_anchor(top_t)) - (max_z - exp_anchor(top_z))) * inverse_t
+    other_cross -= (
+        other_sum_t * (entropy * (max_t - exp_anchor(other_top_t)) - (max_z - exp_anchor(other_top_z))) * inverse_t
+    )
     # exp(-inf) = 0 drops what has seen no class yet
     keep, other_keep = tl.exp((top_t - max_t) * inverse_t), tl.exp((other_top_t - max_t) * inverse_t)
     return (
