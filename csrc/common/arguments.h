@@ -1,5 +1,5 @@
 // What an operator may ask of its arguments before it reads or writes anything. A wrong call ends with a ValueError or
-// TypeError that names the argument, what was expected and what came. The same for kernels in Python: prograd_fast/ops/.
+// TypeError that names the argument, what was expected and what came. prograd_fast/ops/ has the same for Python.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -42,7 +42,7 @@ PF_HOST_DEVICE float log(float x) {
 #ifdef __CUDA_ARCH__
   return ::logf(x);
 #else
-  // x = m 2^n with m in [root of 1/2, root of 2): subtracting the root's bits carries into the exponent where m is above
+  // x = m 2^n with m in [root of 1/2, root of 2): where m is above, subtracting the root's bits carries into the exponent
   const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
   const float n = float(std::int32_t(n_bits) >> 23), f = __builtin_bit_cast(float, bits - n_bits) - 1.0f;
   const float square = f * f;
@@ -66,7 +66,7 @@ PF_HOST_DEVICE float log(float x) {
 #endif
 }
 
-// What a formula for numbers of type F, or for registers full of them (csrc/cpu/kernels/vector.h), needs besides operators.
+// What a formula needs besides operators: for numbers of type F, or for registers full of them (cpu/kernels/vector.h).
 template <typename F>
 struct Arithmetic;
 template <>

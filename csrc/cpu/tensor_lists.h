@@ -14,11 +14,13 @@
 
 namespace prograd::cpu {
 
-constexpr int64_t chunk_size = 16384;    // elements of one partial sum: 64 KiB of float32
-constexpr int64_t one_pass_size = 65536; // a unit of up to so many is summed and updated while it is in the cache;
-constexpr int64_t several_units = 4;     // up to twice as many where there are this many times as many elements, so that
-                                         // the other threads have their share
-constexpr int64_t grain_size = 65536;    // elements for which a second thread pays
+constexpr int64_t chunk_size = 16384;  // elements of one partial sum: 64 KiB of float32
+constexpr int64_t grain_size = 65536;  // elements for which a second thread pays
+
+// A unit of up to so many elements is summed and updated while it is in the cache; one of up to twice as many, where
+// there are `several_units` times as many elements, so that the other threads have their share.
+constexpr int64_t one_pass_size = 65536;
+constexpr int64_t several_units = 4;
 
 struct Unit {
   int64_t tensor, begin, end;  // elements of one tensor
