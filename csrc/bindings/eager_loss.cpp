@@ -94,8 +94,7 @@ std::optional<std::pair<at::Tensor, at::Tensor>> eager_dual_loss(const at::Tenso
     LossResults results(student, teacher, reduction, student);
     kernel.call(student, teacher, labels.to(at::kLong), teacher_offset, task_weight, general_weight, temperature,
                 soft_ce, reduction, results.losses, results.cotangents, results.correct);
-    losses = differentiable ? DualLoss::apply(student, results)
-                            : variable_list{results.losses[0], results.losses[1]};
+    losses = differentiable ? DualLoss::apply(student, results) : variable_list{results.losses[0], results.losses[1]};
   }
   return {{losses[0], losses[1]}};
 }

@@ -17,8 +17,8 @@ using Entries = Sums<A, 3>;
 
 // Of one chunk. keep: also put its gradients into shared memory.
 template <typename T>
-__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk, const float* grad_scale,
-                                                         bool keep) {
+__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk,
+                                                                  const float* grad_scale, bool keep) {
   Entries<Accumulation<T>> sums;
 #pragma unroll
   for (int p = 0; p < kParts<T>; ++p) {
@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// Beyond so many elements (32 MB of fp32 gradients, about what an L2 cache keeps) measuring and updating are two launches.
+// Beyond so many elements (32 MB of fp32 gradients, about what an L2 cache keeps) measuring and updating are two
+// launches.
 constexpr int64_t kOneLaunch = int64_t(1) << 22;
 
 inline Source source_of(const Table& table, const Projection& projection) {

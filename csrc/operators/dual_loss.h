@@ -49,8 +49,8 @@ struct RowOptions {
 };
 
 struct DualLossArguments {
-  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, MaybeTensor, MaybeTensor,
-                         MaybeTensor, double, bool, int64_t);
+  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, MaybeTensor, MaybeTensor, MaybeTensor,
+                         double, bool, int64_t);
 
   const at::Tensor &student, &teacher, &labels;
   MaybeTensor teacher_offset, task_weight, general_weight;
