@@ -35,7 +35,7 @@ InstructionSet best();
 const char* name_of(InstructionSet set);
 
 template <typename Kernels>
-const Kernels& kernels_for(InstructionSet set, Storage storage) {
+const Kernels& kernels_for([[maybe_unused]] InstructionSet set, Storage storage) {
 #ifdef PF_X86
   if (set == InstructionSet::avx512) return Compiled<Kernels>::avx512[storage];
   if (set == InstructionSet::avx2) return Compiled<Kernels>::avx2[storage];
