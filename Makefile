@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 install: $(VENV)/.installed
 
 # torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
-$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11
 	$(BIN)/python -m pip install --quiet torch torchvision
@@ -33,6 +33,7 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cuh' '*.cu')
 	$(BIN)/mypy
 
 # random calls, files, pictures and options, for at most ten minutes; the tests begin with the same cases

@@ -17,30 +17,16 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 using Maybe = const std::optional<at::Tensor>&;
 
-using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using Operator = Results(const at::Tensor&, const at::Tensor&, const at::Tensor&, Maybe, Maybe, Maybe, double, bool,
-                         int64_t);
-
-// The arguments of torch.ops.prograd_fast.dual_loss but for the student.
-struct Inputs {
-  const at::Tensor& teacher;
-  at::Tensor labels;  // int64
-  Maybe offset, task_weight, general_weight;
-  double temperature;
-  bool soft_ce;
-  int64_t reduction;
-};
-
-// Losses whose cotangents are known. The gradient itself, when it is differentiated in turn (create_graph=True), comes from
-// the operator, whose further derivatives go through the formula, prograd_fast/ops/losses.py.
+// Losses whose cotangents are known. A gradient that is differentiated in turn (create_graph=True) comes from the
+// operator, whose further derivatives go through the formula, prograd_fast/ops/losses.py.
 struct DualLoss : Function<DualLoss> {
   static constexpr bool is_traceable = true;  // by compiled autograd, whose tensors are not plain
 
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& student, const Inputs& inputs,
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& student, const DualLossArguments& inputs,
                                const LossResults& results) {
     ctx->set_materialize_grads(false);  // a loss that is not used must not contribute 0 · inf = NaN
     ctx->save_for_backward({results.cotangents[0], results.cotangents[1], student, inputs.teacher, inputs.labels,
-                            inputs.offset.value_or(at::Tensor()), inputs.task_weight.value_or(at::Tensor()),
+                            inputs.teacher_offset.value_or(at::Tensor()), inputs.task_weight.value_or(at::Tensor()),
                             inputs.general_weight.value_or(at::Tensor())});
     ctx->saved_data["options"] = c10::ivalue::Tuple::create(inputs.temperature, inputs.soft_ce, inputs.reduction);
     return {results.losses[0], results.losses[1]};
@@ -64,7 +50,7 @@ struct DualLoss : Function<DualLoss> {
     const auto& options = ctx->saved_data["options"].toTupleRef().elements();
     static const auto dual_loss = c10::Dispatcher::singleton()
                                       .findSchemaOrThrow("prograd_fast::dual_loss", "")
-                                      .typed<Operator>();
+                                      .typed<LossOperator<DualLossArguments>::Returned>();
     const auto [task, general, cotangents, correct] =
         dual_loss.call(saved[2], saved[3], saved[4], maybe(5), maybe(6), maybe(7), options[0].toDouble(),
                        options[1].toBool(), options[2].toInt());
@@ -75,7 +61,8 @@ struct DualLoss : Function<DualLoss> {
       factors.push_back(gradients[i]);
     }
     if (losses.empty()) return {{}, {}, {}};
-    return {torch::autograd::grad(losses, {saved[2]}, factors, /*retain_graph=*/true, /*create_graph=*/true)[0], {}, {}};
+    return {
+        torch::autograd::grad(losses, {saved[2]}, factors, /*retain_graph=*/true, /*create_graph=*/true)[0], {}, {}};
   }
 
   // A loss that is differentiated by itself has the factor 1: its cotangent is the gradient, and need not be copied.
@@ -115,12 +102,13 @@ std::optional<EagerLosses> eager_dual_loss(const at::Tensor& student, const at::
                                  .findSchemaOrThrow("prograd_fast::dual_loss_out", "")
                                  .typed<LossOperator<DualLossArguments>::Out>();
   const bool differentiable = student.requires_grad() && at::GradMode::is_enabled();
-  const Inputs inputs{teacher,     labels.to(at::kLong), teacher_offset, task_weight, general_weight,
-                      temperature, soft_ce,              reduction};
+  const at::Tensor indices = labels.to(at::kLong);
+  const DualLossArguments inputs{student,        teacher,     indices, teacher_offset, task_weight,
+                                 general_weight, temperature, soft_ce, reduction};
   const at::AutoDispatchBelowADInplaceOrView below_autograd;  // the two losses are then no views of each other
-  LossResults results(student, teacher, reduction, student);
-  kernel.call(student, teacher, inputs.labels, teacher_offset, task_weight, general_weight, temperature, soft_ce,
-              reduction, results.losses, results.cotangents, results.correct);
+  LossResults results = inputs.room();
+  kernel.call(student, teacher, indices, teacher_offset, task_weight, general_weight, temperature, soft_ce, reduction,
+              results.losses, results.cotangents, results.correct);
   if (!differentiable) return {{results.losses[0], results.losses[1], results.correct}};
   const variable_list losses = DualLoss::apply(student, inputs, results);
   return {{losses[0], losses[1], results.correct}};

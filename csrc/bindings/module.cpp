@@ -136,7 +136,9 @@ py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, 
   const auto is_tensor = [](py::handle object) { return THPVariable_CheckExact(object.ptr()); };  // of no subclass
   const auto may_be = [&](py::handle object) { return object.is_none() || is_tensor(object); };
   const auto tensor = [](py::handle object) -> const at::Tensor& { return THPVariable_Unpack(object.ptr()); };
-  const auto maybe = [&](py::handle object) { return object.is_none() ? std::optional<at::Tensor>() : std::optional<at::Tensor>(tensor(object)); };
+  const auto maybe = [&](py::handle object) {
+    return object.is_none() ? std::optional<at::Tensor>() : std::optional<at::Tensor>(tensor(object));
+  };
   if (!is_tensor(student) || !is_tensor(teacher) || !is_tensor(labels) || !may_be(teacher_offset) ||
       !may_be(task_weight) || !may_be(general_weight)) {
     return py::none();
@@ -160,12 +162,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("register_cpu", [] { register_operators(c10::DispatchKey::CPU); }, "Put the CPU kernels into the dispatcher.");
   m.def("unregister_cpu", [] { unregister_operators(c10::DispatchKey::CPU); }, "Take them out.");
   const py::call_guard<py::gil_scoped_release> no_gil;
-  m.def("project_adamw_", &Eager<AdamWArguments>::call<cpu::project_adamw>, "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
-  m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>, "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
-  m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.", no_gil);
+  m.def("project_adamw_", &Eager<AdamWArguments>::call<cpu::project_adamw>,
+        "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
+  m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>,
+        "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
+  m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
+        no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
-  m.def("register_cuda", [] { register_operators(c10::DispatchKey::CUDA); }, "Put the CUDA kernels into the dispatcher.");
+  m.def(
+      "register_cuda", [] { register_operators(c10::DispatchKey::CUDA); }, "Put the CUDA kernels into the dispatcher.");
   m.def("unregister_cuda", [] { unregister_operators(c10::DispatchKey::CUDA); }, "Take them out.");
 #endif
 }

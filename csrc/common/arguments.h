@@ -1,5 +1,5 @@
 // What an operator may ask of its arguments before it reads or writes anything. A wrong call ends with a ValueError or
-// TypeError that names the argument, what was expected and what came. The same for kernels in Python: prograd_fast/ops/.
+// TypeError that names the argument, what was expected and what came. prograd_fast/ops/ has the same for Python.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -31,7 +31,8 @@ class Arguments {
   // A floating-point tensor with so many dimensions, of any sizes.
   void dimensions(const char* name, const at::Tensor& tensor, int64_t count) const {
     dense(name, tensor);
-    TORCH_CHECK_VALUE(tensor.dim() == count, name, ": expected ", count, " dimensions, got shape ", tensor.sizes(), ".");
+    TORCH_CHECK_VALUE(tensor.dim() == count, name, ": expected ", count, " dimensions, got shape ", tensor.sizes(),
+                      ".");
     floating(name, tensor, tensor.sizes());
   }
 
@@ -73,8 +74,8 @@ class Arguments {
 
   // As many tensors as in another list, each of its partner's shape.
   void same(const char* name, at::TensorList tensors, at::TensorList like, bool written = false) const {
-    TORCH_CHECK_VALUE(tensors.size() == like.size(), name, ": expected ", like.size(), " tensors, got ",
-                      tensors.size(), ".");
+    TORCH_CHECK_VALUE(tensors.size() == like.size(), name, ": expected ", like.size(), " tensors, got ", tensors.size(),
+                      ".");
     for (size_t i = 0; i < tensors.size(); ++i) {
       defined(name, like[i], int64_t(i));
       floating(name, tensors[i], like[i].sizes(), int64_t(i));
@@ -122,21 +123,22 @@ class Arguments {
 
   static void own_memory(const char* name, const at::Tensor& written, int64_t index = -1) {
     TORCH_CHECK_VALUE(written.is_contiguous() || at::has_internal_overlap(written) != at::MemOverlap::Yes,
-                      label(name, index), ": expected a place for each element, got an expanded tensor: "
+                      label(name, index),
+                      ": expected a place for each element, got an expanded tensor: "
                       "call .clone() first.");
   }
 
   // Of this shape, on the device of the others, with memory for all of its elements: that of a parameter may have been
   // given back while its shape stays, as sharding does between two steps.
   void placed(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes, int64_t index = -1) const {
-    TORCH_CHECK_VALUE(tensor.sizes() == sizes, label(name, index), ": expected shape ", sizes, ", got ",
-                      tensor.sizes(), ".");
+    TORCH_CHECK_VALUE(tensor.sizes() == sizes, label(name, index), ": expected shape ", sizes, ", got ", tensor.sizes(),
+                      ".");
     TORCH_CHECK_VALUE(tensor.device() == device_, label(name, index), ": expected device ", device_,
                       " as for the others, got ", tensor.device(), ".");
-    const size_t needed = tensor.is_contiguous()
-                              ? size_t(tensor.storage_offset() + tensor.numel()) * tensor.itemsize()
-                              : at::detail::computeStorageNbytes(sizes, tensor.strides(), tensor.itemsize(),
-                                                                 tensor.storage_offset());
+    const size_t needed =
+        tensor.is_contiguous()
+            ? size_t(tensor.storage_offset() + tensor.numel()) * tensor.itemsize()
+            : at::detail::computeStorageNbytes(sizes, tensor.strides(), tensor.itemsize(), tensor.storage_offset());
     TORCH_CHECK_VALUE(tensor.numel() == 0 || tensor.storage().nbytes() >= needed, label(name, index), ": expected ",
                       needed, " bytes of memory, got ", tensor.storage().nbytes(), ": it was freed.");
   }
@@ -149,8 +151,8 @@ inline void check_positive(const char* name, double value) {
 }
 
 inline void check_reduction(int64_t reduction) {
-  TORCH_CHECK_VALUE(0 <= reduction && reduction <= int64_t(Reduction::sum), "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ",
-                    reduction, ".");
+  TORCH_CHECK_VALUE(0 <= reduction && reduction <= int64_t(Reduction::sum),
+                    "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ", reduction, ".");
 }
 
 }  // namespace prograd

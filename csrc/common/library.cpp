@@ -29,8 +29,7 @@ Registration::Registration(c10::DispatchKey device, Implement implement) {
 
 void register_operators(c10::DispatchKey key) {
   Device& device = device_of(key);
-  device.library =
-      std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", key, __FILE__, __LINE__);
+  device.library = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", key, __FILE__, __LINE__);
   for (const Registration::Implement implement : device.families) implement(*device.library);
 }
 

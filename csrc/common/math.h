@@ -15,8 +15,8 @@
 
 namespace prograd {
 
-// a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that the
-// roundings of the updates are those of torch.optim's fused kernels.
+// a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that
+// the roundings of the updates are those of torch.optim's fused kernels.
 PF_HOST_DEVICE float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__)
   return ::fmaf(a, b, c);
@@ -36,13 +36,14 @@ PF_HOST_DEVICE float root(float x) { return ::sqrtf(x); }
 PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
 PF_HOST_DEVICE double log(double x) { return ::log(x); }
 
-// ln x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where x is a normal number;
-// -inf for 0, NaN below it and for NaN.
+// ln x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where x is a normal
+// number; -inf for 0, NaN below it and for NaN.
 PF_HOST_DEVICE float log(float x) {
 #ifdef __CUDA_ARCH__
   return ::logf(x);
 #else
-  // x = m 2^n with m in [root of 1/2, root of 2): subtracting the root's bits carries into the exponent where m is above
+  // x = m 2^n with m in [root of 1/2, root of 2): where m is above, subtracting the root's bits carries into the
+  // exponent
   const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
   const float n = float(std::int32_t(n_bits) >> 23), f = __builtin_bit_cast(float, bits - n_bits) - 1.0f;
   const float square = f * f;
@@ -66,7 +67,7 @@ PF_HOST_DEVICE float log(float x) {
 #endif
 }
 
-// What a formula for numbers of type F, or for registers full of them (csrc/cpu/kernels/vector.h), needs besides operators.
+// What a formula needs besides operators: for numbers of type F, or for registers full of them (cpu/kernels/vector.h).
 template <typename F>
 struct Arithmetic;
 template <>
@@ -76,8 +77,8 @@ struct Arithmetic<float> {
 };
 
 // e^x for x up to 88: a softmax asks for none above 0. A polynomial without branches, so that loops vectorise: error
-// below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell), NaN
-// for NaN.
+// below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell),
+// NaN for NaN.
 template <typename F>
 PF_HOST_DEVICE F exp_by_polynomial(F x) {
   using A = Arithmetic<F>;

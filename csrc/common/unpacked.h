@@ -3,7 +3,7 @@
 
 namespace prograd {
 
-// Arguments: a struct whose fields stand in the order of the operator's schema, with their types in Arguments::Signature.
+// Arguments: a struct. Its fields stand in the order of the operator's schema; Arguments::Signature has their types.
 template <typename Arguments, typename Signature = typename Arguments::Signature>
 struct Unpacked;
 

@@ -123,7 +123,8 @@ void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_
   const Tasks tasks(query, key_value, prefix, offsets, heads, scale, last);
   tasks.each(0, [&](const auto& task, const Attention& attention, void* scratch) {
     tasks.kernels.forward(attention, tasks.begin(task), tasks.end(task),
-                    at_element(out, task.group * out.stride(0) + task.head * tasks.width), out.stride(1), scratch);
+                          at_element(out, task.group * out.stride(0) + task.head * tasks.width), out.stride(1),
+                          scratch);
   });
 }
 
@@ -158,18 +159,17 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
     tasks.kernels.backward(attention, gradients, tasks.begin(task), tasks.end(task), scratch);
   });
   const int64_t per_group = heads * count * 2 * rows, additions = std::max<int64_t>(1, tasks.chunks() * width);
-  at::parallel_for(0, tasks.groups * per_group, std::max<int64_t>(1, grain_size / additions),
-                   [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / per_group, head = i / (count * 2 * rows) % heads, k = i / (2 * rows) % count,
-                    half = i / rows % 2, row = i % rows;
-      tasks.kernels.sum(
-                element_of(partial, (group * tasks.chunks() * per_group + i % per_group) * width), tasks.chunks(),
-                per_group * width, width,
-                at_element(d_prefix, k * d_prefix.stride(0) + group * d_prefix.stride(1) + row * d_prefix.stride(2) +
-                                         half * d + head * width));
-    }
-  });
+  at::parallel_for(
+      0, tasks.groups * per_group, std::max<int64_t>(1, grain_size / additions), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t group = i / per_group, head = i / (count * 2 * rows) % heads, k = i / (2 * rows) % count,
+                        half = i / rows % 2, row = i % rows;
+          tasks.kernels.sum(element_of(partial, (group * tasks.chunks() * per_group + i % per_group) * width),
+                            tasks.chunks(), per_group * width, width,
+                            at_element(d_prefix, k * d_prefix.stride(0) + group * d_prefix.stride(1) +
+                                                     row * d_prefix.stride(2) + half * d + head * width));
+        }
+      });
 }
 
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {

@@ -30,13 +30,13 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = i * chunk_size, bytes = at * size;
       const Difference difference{static_cast<const char*>(data_of(x)) + bytes,
-                                           static_cast<const char*>(data_of(t)) + bytes,
-                                           written.data() + bytes,
-                                           soft_wing,
-                                           omega1,
-                                           omega2,
-                                           epsilon,
-                                           factor};
+                                  static_cast<const char*>(data_of(t)) + bytes,
+                                  written.data() + bytes,
+                                  soft_wing,
+                                  omega1,
+                                  omega2,
+                                  epsilon,
+                                  factor};
       sums[i] = kernels.loss(difference, std::min(chunk_size, n - at));
     }
   });

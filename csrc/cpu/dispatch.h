@@ -1,8 +1,8 @@
 // From a family of kernels to those for this machine and for a storage.
 //
-// What is in csrc/cpu/kernels is compiled once for each instruction set: plain functions on contiguous memory, one thread
-// each, no torch. A family X has a table of them, XKernels in csrc/cpu/x.h. Callers split the work in chunks whose sizes
-// do not depend on the number of threads.
+// What is in csrc/cpu/kernels is compiled once for each instruction set: plain functions on contiguous memory, one
+// thread each, no torch. A family X has a table of them, XKernels in csrc/cpu/x.h. Callers split the work in chunks
+// whose sizes do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ InstructionSet best();
 const char* name_of(InstructionSet set);
 
 template <typename Kernels>
-const Kernels& kernels_for(InstructionSet set, Storage storage) {
+const Kernels& kernels_for([[maybe_unused]] InstructionSet set, Storage storage) {
 #ifdef PF_X86
   if (set == InstructionSet::avx512) return Compiled<Kernels>::avx512[storage];
   if (set == InstructionSet::avx2) return Compiled<Kernels>::avx2[storage];

@@ -8,8 +8,8 @@ namespace prograd::cpu {
 // Classes of a row whose logits stay in the first-level cache from their maximum to their exponentials.
 constexpr std::int64_t dual_loss_block = 1024;
 
-// Elements of the accumulation dtype: for each of two rows its exponentials, read in registers that may reach beyond the
-// last one, and the maxima of its blocks.
+// Elements of the accumulation dtype: for each of two rows its exponentials, read in registers that may reach beyond
+// the last one, and the maxima of its blocks.
 constexpr std::int64_t dual_loss_scratch(std::int64_t classes) {
   const std::int64_t exponentials = 3 * (classes + widest_register), maxima = 2 * (classes / dual_loss_block + 1);
   return 2 * ((exponentials + maxima) / widest_register + 2) * widest_register;

@@ -12,8 +12,8 @@ constexpr int64_t pack_grain = 16384;       // elements for which a second threa
 constexpr int64_t product_grain = 1 << 20;  // products of two elements for which a second thread pays
 
 // B of a product, packed on all threads.
-void pack(const ProductKernels& kernels, int64_t depth, int64_t columns, const at::Tensor& b, int64_t b_row, int64_t b_column,
-          const at::Tensor& packed) {
+void pack(const ProductKernels& kernels, int64_t depth, int64_t columns, const at::Tensor& b, int64_t b_row,
+          int64_t b_column, const at::Tensor& packed) {
   const int64_t groups = (columns + panel_group - 1) / panel_group, size = b.itemsize();
   const char* from = static_cast<const char*>(data_of(b));
   char* to = static_cast<char*>(packed.mutable_data_ptr());
@@ -43,7 +43,7 @@ void multiply(const ProductKernels& kernels, const Product& all, const at::Tenso
 // formula, none twice. Without a teacher (undefined) the student is its own: nothing is multiplied for it, and nothing
 // comes out.
 std::vector<DualLosses> rows_of_linear(const Rows& all, const at::Tensor& x, const at::Tensor& student,
-                                                const at::Tensor& teacher, double scale, const at::Tensor& cotangents) {
+                                       const at::Tensor& teacher, double scale, const at::Tensor& cotangents) {
   const int64_t rows = x.size(0), classes = student.size(0), width = x.size(1);
   const int64_t block = std::max<int64_t>(1, std::min(rows, width / 2));
   const auto& kernels = kernels_for<ProductKernels>(storage_of(x.scalar_type()));
@@ -79,13 +79,11 @@ std::vector<DualLosses> rows_of_linear(const Rows& all, const at::Tensor& x, con
 
 void linear_dual_loss(const LinearDualLossArguments& all, at::Tensor& losses, at::Tensor& cotangents,
                       at::Tensor& correct) {
-  const at::ScalarType dtype =
-      accumulation_dtype(common_dtype(all.features, all.student_classes, all.teacher_classes));
+  const at::ScalarType dtype = accumulation_dtype(common_dtype(all.features, all.student_classes, all.teacher_classes));
   const Rows rows(all.row_options(), all.student_classes.size(0), dtype);
   const Written written(cotangents, dtype);
-  const auto results =
-      rows_of_linear(rows, contiguous(all.features, dtype), contiguous(all.student_classes, dtype),
-                     contiguous(all.teacher_classes, dtype), all.scale, written.tensor());
+  const auto results = rows_of_linear(rows, contiguous(all.features, dtype), contiguous(all.student_classes, dtype),
+                                      contiguous(all.teacher_classes, dtype), all.scale, written.tensor());
   written.write_back();
   rows.write(results, losses, correct);
 }

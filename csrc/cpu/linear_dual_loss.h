@@ -27,8 +27,8 @@ struct Product {
 
 // All matrices are in the accumulation dtype of the storage.
 struct ProductKernels {
-  // B (depth, columns) of a product in the order in which it is read; element (k, j) is at k b_row + j b_column. Column j
-  // starts at packed + j depth where j is a multiple of panel_group.
+  // B (depth, columns) of a product in the order in which it is read; element (k, j) is at k b_row + j b_column. Column
+  // j starts at packed + j depth where j is a multiple of panel_group.
   void (*pack)(std::int64_t depth, std::int64_t columns, const void* b, std::int64_t b_row, std::int64_t b_column,
                void* packed);
   void (*product)(const Product&);

@@ -33,7 +33,7 @@ void project_(at::TensorList task, at::TensorList general, const at::Tensor& giv
   units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
     const Gradients& pair = gradients[unit.tensor];
     pair.kernels.project(written[unit.tensor].data() + begin * pair.task.itemsize(), pair.general_at(begin),
-                      end - begin, get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1));
+                         end - begin, get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1));
   });
   for (const Written& tensor : written) tensor.write_back();
 }

@@ -27,7 +27,7 @@ void each_row(const at::Tensor& logits, char* cotangents, const Body& body) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t offset = i * classes * size;
       body(i, SampledRow{static_cast<const char*>(data_of(logits)) + offset, samples, classes, rows * classes,
-                                  cotangents ? cotangents + offset : nullptr, scratch.mutable_data_ptr(), stream});
+                         cotangents ? cotangents + offset : nullptr, scratch.mutable_data_ptr(), stream});
     }
   });
 }
@@ -49,16 +49,16 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
   const double weight = reduction == Reduction::mean ? 1.0 / double(rows) : 1.0;
   const auto& kernels = kernels_for<SampleKernels>(storage_of(dtype));
   std::vector<double> results(rows);
-  each_row(z, written.data(), [&](int64_t i, const SampledRow& row) {
-    results[i] = kernels.cross_entropy(row, label[i], weight);
-  });
+  each_row(z, written.data(),
+           [&](int64_t i, const SampledRow& row) { results[i] = kernels.cross_entropy(row, label[i], weight); });
   written.write_back();
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) {
     total += results[i];
     if (reduction == Reduction::none) set(written_losses.tensor(), i, results[i]);
   }
-  if (reduction != Reduction::none) set(written_losses.tensor(), 0, reduction == Reduction::mean ? total / double(rows) : total);
+  if (reduction != Reduction::none)
+    set(written_losses.tensor(), 0, reduction == Reduction::mean ? total / double(rows) : total);
   written_losses.write_back();
 }
 
@@ -68,9 +68,7 @@ void sampled_log_probs_out(const at::Tensor& logits, at::Tensor& log_probs) {
   const Written written(log_probs, accumulation_dtype(z.scalar_type()));
   const int64_t bytes = z.size(2) * int64_t(written.tensor().itemsize());
   const auto& kernels = kernels_for<SampleKernels>(storage_of(z.scalar_type()));
-  each_row(z, nullptr, [&](int64_t i, const SampledRow& row) {
-    kernels.log_probs(row, written.data() + i * bytes);
-  });
+  each_row(z, nullptr, [&](int64_t i, const SampledRow& row) { kernels.log_probs(row, written.data() + i * bytes); });
   written.write_back();
 }
 

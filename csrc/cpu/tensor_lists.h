@@ -1,5 +1,5 @@
-// Lists of tensors. Their elements are split in units, each with one conflict test, and in chunks, each with one partial
-// sum. Neither depends on the number of threads, so that no result does.
+// Lists of tensors. Their elements are split in units, each with one conflict test, and in chunks, each with one
+// partial sum. Neither depends on the number of threads, so that no result does.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -14,11 +14,13 @@
 
 namespace prograd::cpu {
 
-constexpr int64_t chunk_size = 16384;    // elements of one partial sum: 64 KiB of float32
-constexpr int64_t one_pass_size = 65536; // a unit of up to so many is summed and updated while it is in the cache;
-constexpr int64_t several_units = 4;     // up to twice as many where there are this many times as many elements, so that
-                                         // the other threads have their share
-constexpr int64_t grain_size = 65536;    // elements for which a second thread pays
+constexpr int64_t chunk_size = 16384;  // elements of one partial sum: 64 KiB of float32
+constexpr int64_t grain_size = 65536;  // elements for which a second thread pays
+
+// A unit of up to so many elements is summed and updated while it is in the cache; one of up to twice as many, where
+// there are `several_units` times as many elements, so that the other threads have their share.
+constexpr int64_t one_pass_size = 65536;
+constexpr int64_t several_units = 4;
 
 struct Unit {
   int64_t tensor, begin, end;  // elements of one tensor
@@ -44,7 +46,8 @@ class Units {
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t n = size / rows, begin = row * n, end = begin + n, index = units_.size();
         const bool whole = n <= one_pass_size || (n <= 2 * one_pass_size && n * several_units <= all);
-        units_.push_back({int64_t(i), begin, end, scope == Scope::global ? 0 : index, n_chunks_, whole && scope != Scope::global});
+        units_.push_back(
+            {int64_t(i), begin, end, scope == Scope::global ? 0 : index, n_chunks_, whole && scope != Scope::global});
         n_chunks_ += (n + chunk_size - 1) / chunk_size;
         const int64_t step = whole ? n : chunk_size;
         for (int64_t at = begin; at < end; at += step) {
@@ -92,7 +95,9 @@ struct Gradients {
   at::Tensor task, general;
 
   Gradients(const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype)
-      : kernels(kernels_for<ProjectionKernels>(storage_of(dtype))), task(contiguous(a, dtype)), general(contiguous(b, dtype)) {}
+      : kernels(kernels_for<ProjectionKernels>(storage_of(dtype))),
+        task(contiguous(a, dtype)),
+        general(contiguous(b, dtype)) {}
 
   const char* task_at(int64_t i) const { return static_cast<const char*>(data_of(task)) + i * task.itemsize(); }
   const char* general_at(int64_t i) const { return static_cast<const char*>(data_of(general)) + i * task.itemsize(); }

@@ -1,8 +1,8 @@
 // The kernels of project_adamw_ and project_sgd_.
 #pragma once
 
-#include "dispatch.h"
 #include "../formulas/updates.h"
+#include "dispatch.h"
 
 namespace prograd::cpu {
 
@@ -21,7 +21,8 @@ struct SGDTensors {
 // One step of n elements on g = alpha a + beta b. The moments are stored as the parameter is, or in its
 // accumulation dtype (wide).
 struct UpdateKernels {
-  void (*adamw)(bool wide_moments, const AdamWTensors&, std::int64_t n, const AdamW<double>&, double alpha, double beta);
+  void (*adamw)(bool wide_moments, const AdamWTensors&, std::int64_t n, const AdamW<double>&, double alpha,
+                double beta);
   void (*sgd)(bool wide_moments, const SGDTensors&, std::int64_t n, const SGD<double>&, double alpha, double beta);
 };
 

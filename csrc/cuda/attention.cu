@@ -28,9 +28,7 @@ void launch_attention(const Attention& attention, const Rows& out, void* stream)
 // ---- the operator
 
 void shared_prefix_attention(Storage storage, const Attention& attention, const Rows& out, void* stream) {
-  with_storage(storage, [&](auto type) {
-    launch_attention<typename decltype(type)::type>(attention, out, stream);
-  });
+  with_storage(storage, [&](auto type) { launch_attention<typename decltype(type)::type>(attention, out, stream); });
 }
 
 }  // namespace prograd::cuda

@@ -16,9 +16,9 @@ struct Rows {
 
 // Attention of packed segments with a shared prefix. Columns: heads of `width` each, in key_value and prefix twice.
 struct Attention {
-  Rows query;      // (groups, queries, heads * width)
-  Rows key_value;  // (groups, rows, 2 * heads * width)
-  Rows prefix;     // (groups, prefix_rows, 2 * heads * width)
+  Rows query;              // (groups, queries, heads * width)
+  Rows key_value;          // (groups, rows, 2 * heads * width)
+  Rows prefix;             // (groups, prefix_rows, 2 * heads * width)
   const int64_t* offsets;  // (segments + 1,)
   int64_t groups, queries, rows, prefix_rows, segments;
   int heads, width;

@@ -10,16 +10,16 @@
 
 namespace prograd::cuda {
 
-constexpr int kMaxCotangents = 2;                             // of one launch
+constexpr int kMaxCotangents = 2;  // of one launch
 constexpr int kAttentionWarps = kAttentionThreads / kWarp;
-constexpr int kQueriesOfWarp = 32;                            // that give to a key of the prefix
+constexpr int kQueriesOfWarp = 32;  // that give to a key of the prefix
 constexpr int kQueriesOfBlock = kAttentionWarps * kQueriesOfWarp;
 
 // What the weights of a query and their gradients need.
 template <typename A>
 struct alignas(16) Statistics {
-  A max, inverse_sum;        // weight = e^(score - max) inverse_sum
-  A mean[kMaxCotangents];    // of dO v over the weights
+  A max, inverse_sum;      // weight = e^(score - max) inverse_sum
+  A mean[kMaxCotangents];  // of dO v over the weights
 };
 
 template <typename A>
@@ -130,10 +130,9 @@ __device__ void own_key_gradients(const AttentionBackward<Accumulation<T>>& back
   const Attention& attention = arguments.attention;
   const Item item((block * blockDim.x + threadIdx.x) / kLanes, attention.rows, attention);
   const int64_t segment = segment_of(attention, item.row);
-  const Span queries =
-      attention.last ? Span{segment, segment + 1} : Span{item.row, attention.offsets[segment + 1]};
-  Key<T, kLanes, kCotangents> key(
-      arguments, head_of<const T>(attention.key_value, attention, item.group, item.row, item.head));
+  const Span queries = attention.last ? Span{segment, segment + 1} : Span{item.row, attention.offsets[segment + 1]};
+  Key<T, kLanes, kCotangents> key(arguments,
+                                  head_of<const T>(attention.key_value, attention, item.group, item.row, item.head));
   key.add(backward, item.group, item.head, queries);
   if (item.repeated) return;
 #pragma unroll

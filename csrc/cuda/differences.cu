@@ -26,7 +26,8 @@ struct DifferenceArguments {
 };
 
 template <typename T, typename F>
-__global__ void __launch_bounds__(kDifferenceThreads) difference_loss_kernel(PF_CONSTANT DifferenceArguments<T, F> all) {
+__global__ void __launch_bounds__(kDifferenceThreads)
+    difference_loss_kernel(PF_CONSTANT DifferenceArguments<T, F> all) {
   using A = Accumulation<T>;
   constexpr int N = kVector<T>;
   const int64_t begin = int64_t(blockIdx.x) * kDifferenceChunk;
@@ -66,9 +67,8 @@ void launch_difference_loss(const T* prediction, const T* target, int64_t size, 
   A* parts = static_cast<A*>(workspace);
   auto* ticket = reinterpret_cast<unsigned*>(parts + blocks);
   const bool aligned = is_aligned(prediction) && is_aligned(target) && is_aligned(cotangents);
-  const DifferenceArguments<T, F> arguments{
-      prediction, target,    static_cast<T*>(cotangents), size,  aligned,
-      function,   A(factor), static_cast<A*>(loss),       parts, ticket};
+  const DifferenceArguments<T, F> arguments{prediction, target,    static_cast<T*>(cotangents), size,  aligned,
+                                            function,   A(factor), static_cast<A*>(loss),       parts, ticket};
   if (blocks > 1) fill_zero(ticket, sizeof(unsigned), stream);
   launch(difference_loss_kernel<T, F>, blocks, kDifferenceThreads, 0, false, stream, arguments);
 }

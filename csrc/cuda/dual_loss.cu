@@ -1,5 +1,5 @@
-// Both losses of a batch of logits and both cotangents: one block for each row. The sums of both softmaxes come from one
-// read of the row; the cotangents from shared memory, or from a second read where a row is too long for it.
+// Both losses of a batch of logits and both cotangents: one block for each row. The sums of both softmaxes come from
+// one read of the row; the cotangents from shared memory, or from a second read where a row is too long for it.
 #include "dual_loss_rows.cuh"
 #include "storage.cuh"
 

@@ -10,10 +10,10 @@ namespace prograd::cuda {
 
 // What the dual loss and the linear dual loss have in common. Offset, weights and losses are in the arithmetic type.
 struct LossOptions {
-  const int64_t* labels;         // (B,)
-  const void* teacher_offset;    // (C,) or null
-  const void* task_weight;       // (B,) or null
-  const void* general_weight;    // (B,) or null
+  const int64_t* labels;       // (B,)
+  const void* teacher_offset;  // (C,) or null
+  const void* task_weight;     // (B,) or null
+  const void* general_weight;  // (B,) or null
   double temperature;
   bool soft_ce;
   Reduction reduction;

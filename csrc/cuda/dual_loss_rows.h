@@ -23,9 +23,15 @@ class Rows {
         reduction_(Reduction(options.reduction)) {}
 
   LossOptions options() const {
-    return {pointer_or_null<int64_t>(labels_), pointer_or_null(teacher_offset_), pointer_or_null(task_weight_),
-            pointer_or_null(general_weight_),  temperature_,                     soft_ce_,
-            reduction_,                        losses_.data(),                   cotangents_.data(),
+    return {pointer_or_null<int64_t>(labels_),
+            pointer_or_null(teacher_offset_),
+            pointer_or_null(task_weight_),
+            pointer_or_null(general_weight_),
+            temperature_,
+            soft_ce_,
+            reduction_,
+            losses_.data(),
+            cotangents_.data(),
             reinterpret_cast<int64_t*>(correct_.data())};
   }
 

@@ -11,8 +11,8 @@ namespace {
 void gelu_out(const at::Tensor& x, int64_t approximate, at::Tensor& out) {
   check_gelu(at::kCUDA, x, approximate, out);
   const Launch launch(x);
-  gelu(storage_of(x.scalar_type()), x.const_data_ptr(), x.numel(), GeluApproximation(approximate), out.mutable_data_ptr(),
-       launch.stream());
+  gelu(storage_of(x.scalar_type()), x.const_data_ptr(), x.numel(), GeluApproximation(approximate),
+       out.mutable_data_ptr(), launch.stream());
 }
 
 void gelu_backward_(at::Tensor& gradient, const at::Tensor& x, int64_t approximate) {

@@ -83,8 +83,7 @@ void gelu_backward(Storage storage, void* gradient, int64_t cotangents, const vo
                    GeluApproximation approximation, void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_gelu_backward(static_cast<T*>(gradient), cotangents, static_cast<const T*>(x), size,
-                         approximation, stream);
+    launch_gelu_backward(static_cast<T*>(gradient), cotangents, static_cast<const T*>(x), size, approximation, stream);
   });
 }
 

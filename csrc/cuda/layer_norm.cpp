@@ -8,9 +8,8 @@
 namespace prograd::cuda {
 namespace {
 
-void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& weight,
-                        const at::Tensor& bias, double eps, at::Tensor& total, at::Tensor& normed,
-                        at::Tensor& statistics) {
+void add_layer_norm_out(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& weight, const at::Tensor& bias,
+                        double eps, at::Tensor& total, at::Tensor& normed, at::Tensor& statistics) {
   check_add_layer_norm(at::kCUDA, x, branch, weight, bias, total, normed, statistics);
   const Launch launch(x);
   add_layer_norm(storage_of(x.scalar_type()), x.const_data_ptr(), branch.const_data_ptr(), weight.const_data_ptr(),

@@ -53,8 +53,9 @@ __device__ __forceinline__ A warp_sum(A value) {
 
 template <typename T>
 __global__ void __launch_bounds__(kNormWarps* kWarp)
-    add_layer_norm_kernel(PF_CONSTANT NormArguments<T> arguments, const T* x, const T* branch, const Accumulation<T>* bias,
-                          Accumulation<T> eps, T* total, T* normed, Accumulation<T>* statistics) {
+    add_layer_norm_kernel(PF_CONSTANT NormArguments<T> arguments, const T* x, const T* branch,
+                          const Accumulation<T>* bias, Accumulation<T> eps, T* total, T* normed,
+                          Accumulation<T>* statistics) {
   using A = Accumulation<T>;
   constexpr int N = kVector<T>;
   const NormRow<T> row{arguments};
@@ -175,8 +176,9 @@ bool rows_are_aligned(int64_t columns, Pointers... pointers) {
 }
 
 template <typename T>
-void launch_add_layer_norm(const T* x, const T* branch, const Accumulation<T>* weight, const Accumulation<T>* bias, double eps,
-                           int64_t rows, int64_t columns, T* total, T* normed, Accumulation<T>* statistics, void* stream) {
+void launch_add_layer_norm(const T* x, const T* branch, const Accumulation<T>* weight, const Accumulation<T>* bias,
+                           double eps, int64_t rows, int64_t columns, T* total, T* normed, Accumulation<T>* statistics,
+                           void* stream) {
   if (rows == 0) return;
   const NormLaunch<T> plan(columns, 1);
   const bool aligned = rows_are_aligned<T>(columns, x, branch, weight, bias, total, normed);
@@ -204,20 +206,21 @@ void add_layer_norm(Storage storage, const void* x, const void* branch, const vo
                     void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_add_layer_norm(static_cast<const T*>(x), static_cast<const T*>(branch), static_cast<const Accumulation<T>*>(weight),
-                          static_cast<const Accumulation<T>*>(bias), eps, rows, columns, static_cast<T*>(total),
-                          static_cast<T*>(normed), static_cast<Accumulation<T>*>(statistics), stream);
+    launch_add_layer_norm(static_cast<const T*>(x), static_cast<const T*>(branch),
+                          static_cast<const Accumulation<T>*>(weight), static_cast<const Accumulation<T>*>(bias), eps,
+                          rows, columns, static_cast<T*>(total), static_cast<T*>(normed),
+                          static_cast<Accumulation<T>*>(statistics), stream);
   });
 }
 
 void layer_norm_backward(Storage storage, void* d_total, const void* d_normed, const void* total,
-                         const void* statistics, const void* weight, int64_t cotangents, int64_t rows,
-                         int64_t columns, void* stream) {
+                         const void* statistics, const void* weight, int64_t cotangents, int64_t rows, int64_t columns,
+                         void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     launch_layer_norm_backward(static_cast<T*>(d_total), static_cast<const T*>(d_normed), static_cast<const T*>(total),
-                               static_cast<const Accumulation<T>*>(statistics), static_cast<const Accumulation<T>*>(weight), cotangents,
-                               rows, columns, stream);
+                               static_cast<const Accumulation<T>*>(statistics),
+                               static_cast<const Accumulation<T>*>(weight), cotangents, rows, columns, stream);
   });
 }
 

@@ -15,7 +15,7 @@ void add_layer_norm(Storage storage, const void* x, const void* branch, const vo
 
 // d_total, d_normed: (cotangents, rows, columns).
 void layer_norm_backward(Storage storage, void* d_total, const void* d_normed, const void* total,
-                         const void* statistics, const void* weight, int64_t cotangents, int64_t rows,
-                         int64_t columns, void* stream);
+                         const void* statistics, const void* weight, int64_t cotangents, int64_t rows, int64_t columns,
+                         void* stream);
 
 }  // namespace prograd::cuda

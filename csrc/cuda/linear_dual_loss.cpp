@@ -18,8 +18,7 @@ void launch_linear_dual_loss(const LinearDualLossArguments& all, at::Tensor& los
   const at::Tensor x = launch.operand(all.features, dtype, "features");
   const at::Tensor student = launch.operand(all.student_classes, dtype, "student_classes");
   const at::Tensor teacher = launch.operand(all.teacher_classes, dtype, "teacher_classes");
-  const at::Tensor workspace =
-      launch.workspace(linear_dual_loss_workspace(storage, x.size(0), student.size(0)));
+  const at::Tensor workspace = launch.workspace(linear_dual_loss_workspace(storage, x.size(0), student.size(0)));
   linear_dual_loss(storage, x.const_data_ptr(), student.const_data_ptr(), teacher.const_data_ptr(), x.size(0),
                    student.size(0), x.size(1), all.scale, rows.options(), workspace.mutable_data_ptr(),
                    launch.stream());
@@ -36,8 +35,16 @@ void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& clas
   const at::Tensor losses = at::empty({2}, x.options().dtype(accumulation_dtype(dtype)));
   const at::Tensor correct = at::empty({}, y.options());
   const Written written(cotangents, dtype);
-  const LossOptions options{y.const_data_ptr<int64_t>(), nullptr, nullptr, nullptr, 1, false, Reduction::mean,
-                            losses.mutable_data_ptr(), written.data(), correct.mutable_data_ptr<int64_t>()};
+  const LossOptions options{y.const_data_ptr<int64_t>(),
+                            nullptr,
+                            nullptr,
+                            nullptr,
+                            1,
+                            false,
+                            Reduction::mean,
+                            losses.mutable_data_ptr(),
+                            written.data(),
+                            correct.mutable_data_ptr<int64_t>()};
   const at::Tensor workspace = launch.workspace(linear_dual_loss_workspace(storage_of(dtype), x.size(0), w.size(0)));
   linear_dual_loss(storage_of(dtype), x.const_data_ptr(), w.const_data_ptr(), nullptr, x.size(0), w.size(0), x.size(1),
                    scale, options, workspace.mutable_data_ptr(), launch.stream());

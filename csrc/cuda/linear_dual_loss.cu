@@ -1,4 +1,5 @@
-// The dual loss of logits that are never stored: scale * features @ classes^T, for the student's and the teacher's classes.
+// The dual loss of logits that are never stored: scale * features @ classes^T, for the student's and the teacher's
+// classes.
 //   linear_sums_kernel        for each row, the sums of both softmaxes over a range of classes
 //   linear_rows_kernel        the ranges of each row in order; losses
 //   linear_cotangents_kernel  for each range of classes, the logits again, tile by tile, and from them the cotangents
@@ -11,11 +12,11 @@
 
 namespace prograd::cuda {
 
-constexpr int kTileThreads = 256;  // 16 x 16
-constexpr int kTileRows = 64;      // 4 for each thread
-constexpr int kSplit = 1024;       // classes of one block of linear_sums_kernel
-constexpr int kSumClasses = 64;    // of a tile there
-constexpr int kOwnClasses = 16;    // of a block of linear_cotangents_kernel
+constexpr int kTileThreads = 256;         // 16 x 16
+constexpr int kTileRows = 64;             // 4 for each thread
+constexpr int kSplit = 1024;              // classes of one block of linear_sums_kernel
+constexpr int kSumClasses = 64;           // of a tile there
+constexpr int kOwnClasses = 16;           // of a block of linear_cotangents_kernel
 constexpr int kPanel = 2 * kTileThreads;  // columns of a block there: two for each thread
 
 template <typename T>
@@ -26,7 +27,7 @@ struct LinearArguments {
   T* cotangents;                          // (2, classes, width), or the first half without a teacher
   int width;
   A scale;
-  bool aligned;       // every row of the three matrices starts on 16 bytes
+  bool aligned;  // every row of the three matrices starts on 16 bytes
   int splits;
   RowPart<A>* parts;  // (splits, rows); the first row of it holds the merged ones in the end
   A* label_logits;    // (rows,)
@@ -48,8 +49,8 @@ struct LogitTile {
 
   // A run of `count` rows of a matrix from row `first`, columns from `column`, transposed; zero outside.
   template <int kWide>
-  __device__ static void load_transposed(A (&to)[kDepth][kWide], const T* matrix, int64_t first, int64_t count, int size,
-                                         int column, const LinearArguments<T>& arguments) {
+  __device__ static void load_transposed(A (&to)[kDepth][kWide], const T* matrix, int64_t first, int64_t count,
+                                         int size, int column, const LinearArguments<T>& arguments) {
     const int row = int(threadIdx.x) / 4, k = int(threadIdx.x) % 4 * kVector<T>;
     if (row >= size) return;
     Pack<T> pack;
@@ -242,9 +243,10 @@ void launch_linear_dual_loss(const T* features, const T* student, const T* teach
   auto* parts = static_cast<RowPart<A>*>(workspace);
   A* label_logits = reinterpret_cast<A*>(parts + splits * rows);
   const auto losses = make_losses<A>(options, rows, classes, label_logits + rows);
-  const bool aligned = width % kVector<T> == 0 && is_aligned(features) && is_aligned(student) && is_aligned(teacher);  // null is
-  const LinearArguments<T> arguments{losses,         features, student, teacher, static_cast<T*>(options.cotangents),
-                                     int(width),     A(scale), aligned, splits,  parts,
+  const bool aligned =
+      width % kVector<T> == 0 && is_aligned(features) && is_aligned(student) && is_aligned(teacher);  // null is
+  const LinearArguments<T> arguments{losses,      features, student, teacher, static_cast<T*>(options.cotangents),
+                                     int(width),  A(scale), aligned, splits,  parts,
                                      label_logits};
   const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t row_blocks = std::max<int64_t>((rows + kTileThreads - 1) / kTileThreads, 1);
@@ -260,8 +262,8 @@ void launch_linear_dual_loss(const T* features, const T* student, const T* teach
 // ---- the operators
 
 size_t linear_dual_loss_workspace(Storage storage, int64_t rows, int64_t classes) {
-  return with_accumulation(
-      storage, [&](auto type) { return linear_workspace<typename decltype(type)::type>(rows, classes); });
+  return with_accumulation(storage,
+                           [&](auto type) { return linear_workspace<typename decltype(type)::type>(rows, classes); });
 }
 
 void linear_dual_loss(Storage storage, const void* features, const void* student, const void* teacher, int64_t rows,

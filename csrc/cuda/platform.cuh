@@ -1,5 +1,5 @@
-// The few words that the kernels need beyond C++: from CUDA on a GPU, from tests/gpu/simt/simt.h where the tests run the same
-// source on a CPU. No torch header here.
+// The few words that the kernels need beyond C++: from CUDA on a GPU, from tests/gpu/simt/simt.h where the tests run
+// the same source on a CPU. No torch header here.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@
 // A kernel parameter that is read in place, never copied to local memory.
 #define PF_CONSTANT const __grid_constant__
 // Declares `name` of type `type` in the shared memory of the block, uninitialised.
-#define PF_SHARED(type, name)                                                                          \
-  __shared__ __align__(16) unsigned char name##_bytes[sizeof(::prograd::cuda::Same<type>)];             \
+#define PF_SHARED(type, name)                                                               \
+  __shared__ __align__(16) unsigned char name##_bytes[sizeof(::prograd::cuda::Same<type>)]; \
   auto& name = *reinterpret_cast<::prograd::cuda::Same<type>*>(name##_bytes)
 #define PF_CHECK(condition) \
   if (!(condition)) __assert_fail(#condition, __FILE__, __LINE__, __func__)

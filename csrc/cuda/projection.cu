@@ -9,7 +9,8 @@ namespace prograd::cuda {
 // One block for each chunk; the last block of a unit adds up its chunks. tickets: one per unit, 0 at the start.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    gram_kernel(PF_CONSTANT Table table, Accumulation<T>* entries, Accumulation<T>* partials, unsigned* tickets, const float* grad_scale) {
+    gram_kernel(PF_CONSTANT Table table, Accumulation<T>* entries, Accumulation<T>* partials, unsigned* tickets,
+                const float* grad_scale) {
   const Chunk chunk = find_chunk(table, blockIdx.x);
   const auto sums = chunk_entries<T>(table, chunk, grad_scale, false);
   if (chunk.number == 1) {
@@ -23,8 +24,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <typename T>
-void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace, const float* grad_scale,
-                 void* stream) {
+void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
+                 const float* grad_scale, void* stream) {
   if (table.chunks() == 0) return;
   launch(gram_kernel<T>, table.chunks(), table.threads, 0, false, stream, table, entries, workspace.partials,
          workspace.tickets, grad_scale);

@@ -10,15 +10,15 @@
 
 namespace prograd::cuda {
 
-// ---- ||a||^2, <a,b>, ||b||^2 of every unit. Each chunk has a partial sum; a unit's are added in the order of the chunks.
+// ---- Gram entries: ||a||^2, <a,b>, ||b||^2 of every unit. Those of its chunks are added in their order.
 
 template <typename A>
 using Entries = Sums<A, 3>;
 
 // Of one chunk. keep: also put its gradients into shared memory.
 template <typename T>
-__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk, const float* grad_scale,
-                                                         bool keep) {
+__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk,
+                                                                  const float* grad_scale, bool keep) {
   Entries<Accumulation<T>> sums;
 #pragma unroll
   for (int p = 0; p < kParts<T>; ++p) {
@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// Beyond this many elements (32 MB of fp32 gradients, about what an L2 cache keeps) measuring and updating are two launches.
+// Beyond so many elements (32 MB of fp32 gradients, about what an L2 cache keeps) measuring and updating are two
+// launches.
 constexpr int64_t kOneLaunch = int64_t(1) << 22;
 
 inline Source source_of(const Table& table, const Projection& projection) {
@@ -201,7 +202,8 @@ void launch_update(const Tensor* tensors, int count, const Projection& projectio
   const Workspace<A> workspace(memory, tables, units);
   A* entries = static_cast<A*>(projection.entries);
   const auto kernel = update_kernel<T, Rule>;
-  const auto alone = [&](const Table& table) {  // a block alone needs no ticket, and a cooperative launch clears its own
+  // a block alone needs no ticket, and a cooperative launch clears its own
+  const auto alone = [&](const Table& table) {
     return table.chunks() <= 1 || source_of(table, projection) == Source::grid;
   };
   if (!std::all_of(tables.begin(), tables.end(), alone)) {

@@ -8,8 +8,8 @@
 
 namespace prograd::cuda {
 
-// How an operator comes by the coefficients of its projection. coefficients (U, 2): given, in the arithmetic type. Null: ProGrad's, from
-// entries (U, 3), which are computed and written.
+// How an operator comes by the coefficients of its projection. coefficients (U, 2): given, in the arithmetic type.
+// Null: ProGrad's, from entries (U, 3), which are computed and written.
 struct Projection {
   Scope scope;
   const void* coefficients;

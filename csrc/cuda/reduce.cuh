@@ -44,8 +44,8 @@ __device__ __forceinline__ Sums<A, N> block_sum(const Sums<A, N>& mine) {
   return block_reduce(mine, shuffle, add);
 }
 
-// True in every thread of the block that is the last of `blocks` to come here; it then sees all that the others wrote to
-// global memory before. `ticket` starts at 0.
+// True in every thread of the block that is the last of `blocks` to come here; it then sees all that the others wrote
+// to global memory before. `ticket` starts at 0.
 __device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned blocks) {
   if (blocks == 1) return true;
   PF_SHARED(bool, last);

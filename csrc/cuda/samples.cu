@@ -1,4 +1,5 @@
-// Losses and predictions averaged over samples of the prompt. A block for each sample and row, since there are few rows:
+// Losses and predictions averaged over samples of the prompt. A block for each sample and row, since there are few
+// rows:
 //   sample_sums_kernel         maximum and sum of exp of a row of logits, and the log-probability of its label
 //   sample_cotangents_kernel   from the log-probabilities of all samples, each one's share; cotangents and losses
 //   sample_log_probs_kernel    a thread for each row and class goes over the samples
@@ -47,7 +48,7 @@ struct SampleArguments {
   const int64_t* labels;
   int64_t samples, rows, classes;
   Reduction reduction;
-  T* cotangents;          // as the logits
+  T* cotangents;  // as the logits
   A* losses;
   A* log_probs;           // (rows, classes)
   SoftmaxPart<A>* parts;  // (samples, rows)
@@ -100,13 +101,13 @@ __device__ void finish_samples(const SampleArguments<T>& arguments) {
   }
   total = block_sum(total);
   if (threadIdx.x != 0) return;
-  *arguments.losses =
-      arguments.reduction == Reduction::mean ? total.values[0] / A(arguments.rows) : total.values[0];
+  *arguments.losses = arguments.reduction == Reduction::mean ? total.values[0] / A(arguments.rows) : total.values[0];
 }
 
 // One block for a multiprocessor is enough: asking for no more keeps ptxas from spilling in double.
 template <typename T>
-__global__ void __launch_bounds__(kSampleThreads, 1) sample_cotangents_kernel(PF_CONSTANT SampleArguments<T> arguments) {
+__global__ void __launch_bounds__(kSampleThreads, 1)
+    sample_cotangents_kernel(PF_CONSTANT SampleArguments<T> arguments) {
   using A = Accumulation<T>;
   constexpr int N = kVector<T>;
   if (arguments.rows == 0) return finish_samples(arguments);
@@ -202,8 +203,8 @@ void launch_sampled_log_probs(SampleArguments<T> arguments, void* log_probs, voi
 // ---- the operators
 
 size_t samples_workspace(Storage storage, int64_t samples, int64_t rows) {
-  return with_accumulation(
-      storage, [&](auto type) { return samples_workspace<typename decltype(type)::type>(samples, rows); });
+  return with_accumulation(storage,
+                           [&](auto type) { return samples_workspace<typename decltype(type)::type>(samples, rows); });
 }
 
 void sampled_cross_entropy(Storage storage, const void* logits, const int64_t* labels, int64_t samples, int64_t rows,
@@ -211,9 +212,8 @@ void sampled_cross_entropy(Storage storage, const void* logits, const int64_t* l
                            void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_sampled_cross_entropy(
-        sample_arguments(static_cast<const T*>(logits), samples, rows, classes, workspace), labels, reduction, losses,
-        cotangents, stream);
+    launch_sampled_cross_entropy(sample_arguments(static_cast<const T*>(logits), samples, rows, classes, workspace),
+                                 labels, reduction, losses, cotangents, stream);
   });
 }
 

@@ -1,5 +1,5 @@
-// Lists of tensors, cut into chunks: one block works on one chunk at a time. The cuts depend on the sizes alone, so that
-// sums come out the same on every device.
+// Lists of tensors, cut into chunks: one block works on one chunk at a time. The cuts depend on the sizes alone, so
+// that sums come out the same on every device.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ constexpr int kEach = 16;  // elements of a chunk that one thread has
 constexpr int kChunk = kThreads * kEach;
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;  // that a multiprocessor must have the registers for
-constexpr int kMaxTensors = 40;  // of one launch: its table must fit into 4 KB of kernel arguments
+constexpr int kMaxTensors = 40;                  // of one launch: its table must fit into 4 KB of kernel arguments
 
 // A part of a list of tensors that one launch works on.
 struct Table {
@@ -27,9 +27,9 @@ struct Table {
   int64_t chunks_of_all;                 // in all tables
   int64_t elements;
   int count;
-  bool global;                           // all tensors are one unit
-  bool split_units;                      // some unit has several chunks
-  int threads;                           // of a block: enough for the largest unit
+  bool global;       // all tensors are one unit
+  bool split_units;  // some unit has several chunks
+  int threads;       // of a block: enough for the largest unit
 
   __host__ __device__ int64_t chunks() const { return first_chunk[count]; }
 };
@@ -37,7 +37,7 @@ struct Table {
 // Where one chunk lies.
 struct Chunk {
   int tensor;
-  int64_t offset;         // its first element
+  int64_t offset;  // its first element
   int size;
   int64_t unit;
   int64_t first, number;  // of the chunks of its unit, counted over all tables
@@ -151,7 +151,8 @@ struct Gradients {
   }
 
   // For arithmetic; the task gradient is divided by `scale`.
-  __device__ __forceinline__ void widened(const float* scale, Accumulation<T> (&a)[kVector<T>], Accumulation<T> (&b)[kVector<T>]) const {
+  __device__ __forceinline__ void widened(const float* scale, Accumulation<T> (&a)[kVector<T>],
+                                          Accumulation<T> (&b)[kVector<T>]) const {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       a[i] = widen(task.values[i]);

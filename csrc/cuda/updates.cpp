@@ -20,12 +20,8 @@ class Step {
     const bool on_host = all.lr_tensor && all.lr_tensor->is_cpu();  // nothing to wait for
     if (!on_host) lr_tensor_ = launch.operand(all.lr_tensor, at::kFloat, "lr_tensor");
     rate = {on_host ? all.lr_tensor->template item<double>() : all.lr, pointer_or_null<float>(lr_tensor_)};
-    projection = {Scope(all.scope),
-                  pointer_or_null(coefficients_),
-                  entries_.data(),
-                  all.lambda,
-                  pointer_or_null<float>(grad_scale_),
-                  pointer_or_null<float>(found_inf_),
+    projection = {Scope(all.scope), pointer_or_null(coefficients_),      entries_.data(),
+                  all.lambda,       pointer_or_null<float>(grad_scale_), pointer_or_null<float>(found_inf_),
                   all.maximize};
   }
 

@@ -59,8 +59,8 @@ struct SGDRule {
 
   __device__ Context context(const Tensor&) const {
     using A = Accumulation<T>;
-    return {A(rate(settings.lr)), A(settings.momentum),  A(1 - settings.dampening), A(settings.weight_decay),
-            settings.nesterov,    settings.first};
+    return {A(rate(settings.lr)),     A(settings.momentum), A(1 - settings.dampening),
+            A(settings.weight_decay), settings.nesterov,    settings.first};
   }
 
   __device__ __forceinline__ void apply(const Context& rule, const Tensor& tensor, int64_t at, int valid, bool aligned,

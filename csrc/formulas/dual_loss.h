@@ -50,8 +50,8 @@ struct DualLossSums {
   }
 
   // Two parts of one row. Any order gives the same sums but for rounding: callers keep theirs fixed.
-  PF_HOST_DEVICE static DualLossSums merged(
-      const DualLossSums& a, const DualLossSums& b, T inverse_temperature, bool soft_ce) {
+  PF_HOST_DEVICE static DualLossSums merged(const DualLossSums& a, const DualLossSums& b, T inverse_temperature,
+                                            bool soft_ce) {
     const T z_max = larger(a.student_max, b.student_max), t_max = larger(a.teacher_max, b.teacher_max);
     DualLossSums sum = a.relative_to(z_max, t_max, inverse_temperature, soft_ce);
     const DualLossSums other = b.relative_to(z_max, t_max, inverse_temperature, soft_ce);

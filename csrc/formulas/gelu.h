@@ -86,7 +86,8 @@ PF_HOST_DEVICE void with_approximation(GeluApproximation approximation, Body bod
   switch (approximation) {
     case GeluApproximation::none: return body(std::integral_constant<GeluApproximation, GeluApproximation::none>{});
     case GeluApproximation::tanh: return body(std::integral_constant<GeluApproximation, GeluApproximation::tanh>{});
-    case GeluApproximation::sigmoid: return body(std::integral_constant<GeluApproximation, GeluApproximation::sigmoid>{});
+    case GeluApproximation::sigmoid:
+      return body(std::integral_constant<GeluApproximation, GeluApproximation::sigmoid>{});
   }
 }
 

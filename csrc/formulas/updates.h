@@ -7,7 +7,7 @@ namespace prograd {
 
 template <typename T>
 struct AdamW {
-  T decay;         // 1 - lr wd
+  T decay;  // 1 - lr wd
   T beta2;
   T grad1, grad2;  // 1 - beta1, 1 - beta2
   T step_size;     // lr / (1 - beta1^t)
@@ -16,10 +16,8 @@ struct AdamW {
 
   // step: t, 1 at the first step. In double and rounded once, as torch.optim does.
   PF_HOST_DEVICE static AdamW at(double step, double lr, double beta1, double beta2, double eps, double weight_decay) {
-    return {T(1 - lr * weight_decay), T(beta2),
-            T(1 - beta1),             T(1 - beta2),
-            T(lr / (1 - ::pow(beta1, step))), T(::sqrt(1 - ::pow(beta2, step))),
-            T(eps)};
+    return {T(1 - lr * weight_decay),          T(beta2), T(1 - beta1), T(1 - beta2), T(lr / (1 - ::pow(beta1, step))),
+            T(::sqrt(1 - ::pow(beta2, step))), T(eps)};
   }
 
   // By linear interpolation, as torch.optim does.

@@ -49,8 +49,8 @@ struct RowOptions {
 };
 
 struct DualLossArguments {
-  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, MaybeTensor, MaybeTensor,
-                         MaybeTensor, double, bool, int64_t);
+  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, MaybeTensor, MaybeTensor, MaybeTensor,
+                         double, bool, int64_t);
 
   const at::Tensor &student, &teacher, &labels;
   MaybeTensor teacher_offset, task_weight, general_weight;
@@ -105,6 +105,7 @@ struct LossOperator;
 template <typename Inputs, typename... Each>
 struct LossOperator<Inputs, void(Each...)> {
   using Out = void(Each..., at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct);
+  using Returned = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(Each...);
   using Kernel = void(const Inputs&, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct);
 
   template <Kernel* kernel, c10::DeviceType type>

@@ -22,8 +22,7 @@ inline void check_add_layer_norm(c10::DeviceType type, const at::Tensor& x, cons
 }
 
 inline void check_layer_norm_backward(c10::DeviceType type, const at::Tensor& d_total, const at::Tensor& d_normed,
-                                      const at::Tensor& total, const at::Tensor& statistics,
-                                      const at::Tensor& weight) {
+                                      const at::Tensor& total, const at::Tensor& statistics, const at::Tensor& weight) {
   const Arguments arguments("d_total", d_total, type);
   arguments.dimensions("d_total", d_total, 3);
   const at::ScalarType dtype = d_total.scalar_type();

@@ -35,8 +35,7 @@ inline Arguments check_inputs(c10::DeviceType type, const LinearDualLossArgument
 }
 
 inline void check_linear_cross_entropy(c10::DeviceType type, const at::Tensor& features, const at::Tensor& classes,
-                                       const at::Tensor& labels, const at::Tensor& loss,
-                                       const at::Tensor& cotangents) {
+                                       const at::Tensor& labels, const at::Tensor& loss, const at::Tensor& cotangents) {
   const Arguments arguments("features", features, type);
   arguments.dimensions("features", features, 2);
   arguments.dimensions("classes", classes, 2);

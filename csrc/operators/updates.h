@@ -8,9 +8,9 @@ namespace prograd {
 
 struct AdamWArguments {
   static constexpr const char* name = "prograd_fast::project_adamw_";
-  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
-                         at::TensorList, at::TensorList, at::Tensor&, MaybeTensor, MaybeTensor, double, double, double,
-                         double, double, double, int64_t, bool, bool, MaybeTensor, MaybeTensor);
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         at::TensorList, at::Tensor&, MaybeTensor, MaybeTensor, double, double, double, double, double,
+                         double, int64_t, bool, bool, MaybeTensor, MaybeTensor);
 
   at::TensorList params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
   at::Tensor& entries;

@@ -6,7 +6,8 @@
 namespace {
 
 void test_gelu(const Case& c) {
-  for (const Approximate approximation : {GeluApproximation::none, GeluApproximation::tanh, GeluApproximation::sigmoid}) {
+  for (const GeluApproximation approximation :
+       {GeluApproximation::none, GeluApproximation::tanh, GeluApproximation::sigmoid}) {
     double results[2][3] = {};
     for (int side = 0; side < 2; ++side) {
       const auto& kernels = c.kernels<GeluKernels>(side);

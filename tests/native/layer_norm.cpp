@@ -17,10 +17,10 @@ void test_layer_norm(const Case& c) {
         d_normed(c.storage, count * n, c.shift), d_total(c.storage, count * n);
     for (Buffer* buffer : {&x, &branch, &weight, &bias, &d_normed, &d_total}) buffer->fill(random, 0.5);
     kernels.forward({x.data(), branch.data(), weight.data(), bias.data(), total.data(), normed.data(),
-                            statistics.data(), c.n, 1e-2},
-                           0, rows);
-    kernels.backward({d_normed.data(), total.data(), statistics.data(), weight.data(), d_total.data(), count, rows, c.n}, 0,
-        rows);
+                     statistics.data(), c.n, 1e-2},
+                    0, rows);
+    kernels.backward(
+        {d_normed.data(), total.data(), statistics.data(), weight.data(), d_total.data(), count, rows, c.n}, 0, rows);
     const double values[4] = {total[n - 1], normed[n - 1], statistics[2 * rows - 1], d_total[count * n - 1]};
     std::memcpy(results[side], values, sizeof values);
   }

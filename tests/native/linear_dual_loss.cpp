@@ -24,15 +24,16 @@ struct ProductCase {
   Buffer product(std::int64_t at_once, std::int64_t bad = -1, double value = 0) const {
     const std::int64_t size = size_of(storage), a_row = strips ? 1 : depth, a_column = strips ? rows : 1;
     const std::int64_t c_row = transposed ? 1 : columns, c_column = transposed ? rows : 1;
-    Buffer a = random_buffer(rows * depth, 1), b = random_buffer(depth * columns, 2), c = random_buffer(rows * columns, 3);
+    Buffer a = random_buffer(rows * depth, 1), b = random_buffer(depth * columns, 2),
+           c = random_buffer(rows * columns, 3);
     if (bad >= 0 && rows * columns * depth > 0) a.set_at(bad % rows * a_row, value), b.set_at(bad % columns, value);
     Buffer packed(storage, packed_size(depth, columns)), scratch(storage, product_scratch);
     const auto& kernels = kernels_for<ProductKernels>(set, storage);
     kernels.pack(depth, columns, b.data(), columns, 1, packed.data());
     for (std::int64_t first = 0; first < rows; first += at_once) {
-      kernels.product({std::min(at_once, rows - first), columns, depth, static_cast<char*>(a.data()) + first * a_row * size,
-                       a_row, a_column, packed.data(), 0.5, add, static_cast<char*>(c.data()) + first * c_row * size, c_row,
-                       c_column, scratch.data()});
+      kernels.product({std::min(at_once, rows - first), columns, depth,
+                       static_cast<char*>(a.data()) + first * a_row * size, a_row, a_column, packed.data(), 0.5, add,
+                       static_cast<char*>(c.data()) + first * c_row * size, c_row, c_column, scratch.data()});
     }
     return c;
   }

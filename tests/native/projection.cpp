@@ -24,8 +24,8 @@ void test_projection(const Case& c) {
   }
 }
 
-// Equal numbers, whose roundings all go one way. Under a sanitizer the compiler may keep a run in one lane, so the bound
-// is wider than that of tests/ops/test_long_sums.py; a plain sum of so many is off by 3e-5.
+// Equal numbers, whose roundings all go one way. Under a sanitizer the compiler may keep a run in one lane, so the
+// bound is wider than that of tests/ops/test_long_sums.py; a plain sum of so many is off by 3e-5.
 void test_long_gram(InstructionSet set) {
   constexpr std::int64_t n = 16384;
   for (const double value : {0.1, 0.7, 1.1, 1.9, 3.3}) {

@@ -93,8 +93,8 @@ struct NoCotangents {  // where no row waits to be written
   PF_HOST_DEVICE void tail() const {}
 };
 
-// The sums of a row. The cotangents of another one, if there is one, go out meanwhile. The logits of the block after the
-// next are asked for register by register: a burst of such requests would queue, and the arithmetic behind it.
+// The sums of a row. The cotangents of another one, if there is one, go out meanwhile. The logits of the block after
+// the next are asked for register by register: a burst of such requests would queue, and the arithmetic behind it.
 template <typename S>
 SummedRow<S> summed(const DualLossRow& row, const SummedRow<S>* before, Accumulation<S>* scratch) {
   using T = Accumulation<S>;
@@ -115,7 +115,9 @@ SummedRow<S> summed(const DualLossRow& row, const SummedRow<S>* before, Accumula
       for (std::int64_t begin = 0; begin < classes; begin += block) {
         const std::int64_t n = smaller(block, classes - begin);
         // -inf for classes that there are not: they are no maximum, and have no exponential
-        const auto student = [&](std::int64_t c, std::int64_t width) { return loaded(z + begin + c, width, -infinity); };
+        const auto student = [&](std::int64_t c, std::int64_t width) {
+          return loaded(z + begin + c, width, -infinity);
+        };
         const auto teacher = [&](std::int64_t c, std::int64_t width) {
           V x = loaded(t + begin + c, width, -infinity);
           if constexpr (has_offset()) x += loaded(offset + begin + c, width, T(0));
@@ -191,8 +193,8 @@ DualLosses losses_of(const SummedRow<S>& summed) {
   const T label_logit = load(z[row.label]);
   bool correct = label_logit == sums.student_max && sums.student_sum == sums.student_sum;  // not with a NaN
   for (std::int64_t c = 0; correct && c < row.label; ++c) correct = load(z[c]) < label_logit;
-  return {row.task_weight * sums.task(label_logit),
-          row.general_weight * sums.general(T(row.temperature), row.soft_ce), correct};
+  return {row.task_weight * sums.task(label_logit), row.general_weight * sums.general(T(row.temperature), row.soft_ce),
+          correct};
 }
 
 template <typename S>

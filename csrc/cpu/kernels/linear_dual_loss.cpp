@@ -5,7 +5,8 @@
 //       for each panel of B              stays in the first-level cache, or near
 //         for each tile of C             stays in registers
 //
-// A is read where it lies if its rows are contiguous, so that a large A is not copied for the sake of a few columns of B.
+// A is read where it lies if its rows are contiguous, so that a large A is not copied for the sake of a few columns of
+// B.
 #include "../linear_dual_loss.h"
 
 #include "product.h"
@@ -23,7 +24,8 @@ static_assert(row_block % tile_rows == 0 && row_block * depth_block == product_s
 
 // B panel by panel: each has a row for each of B's, with zeros beyond the last column.
 template <typename T>
-void pack_panels(std::int64_t depth, std::int64_t columns, const T* b, std::int64_t b_row, std::int64_t b_column, T* packed) {
+void pack_panels(std::int64_t depth, std::int64_t columns, const T* b, std::int64_t b_row, std::int64_t b_column,
+                 T* packed) {
   constexpr std::int64_t width = panel_columns<T>;
   for (std::int64_t j = 0; j < columns; j += width, b += width * b_column, packed += width * depth) {
     const std::int64_t n = columns - j < width ? columns - j : width;

@@ -1,10 +1,10 @@
 // Matrix products whose sums have one order. Included by the kernels alone.
 //
 // Element (i, j) of A B is the sum of a_ik b_kj over k. Its terms are added one after the other, k = 0 first; a sum of
-// more than `depth_block` terms in packed_product (linear_dual_loss.cpp) is a sum of such blocks. So the bits of a result depend on the depth,
-// and on whether the instruction set rounds a product before it adds it. They do not depend on how many rows and columns
-// are multiplied at a time, on where the matrices lie, or on the thread. A matrix library promises less: it may choose
-// its blocks by the number of threads.
+// more than `depth_block` terms in packed_product (linear_dual_loss.cpp) is a sum of such blocks. So the bits of a
+// result depend on the depth, and on whether the instruction set rounds a product before it adds it. They do not depend
+// on how many rows and columns are multiplied at a time, on where the matrices lie, or on the thread. A matrix library
+// promises less: it may choose its blocks by the number of threads.
 #pragma once
 
 #include <cstdint>

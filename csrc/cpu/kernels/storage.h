@@ -1,5 +1,5 @@
-// The types of what tensors store, and their conversion to what they are computed in. The conversions have no branches, so
-// that loops over them vectorise for every instruction set.
+// The types of what tensors store, and their conversion to what they are computed in. The conversions have no branches,
+// so that loops over them vectorise for every instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // What the kernels of every family begin with. Included by csrc/cpu/kernels/*.cpp alone.
 //
-// Each of these files is compiled once for each instruction set, with other compiler flags and another PF_ISA. So that the
-// linker cannot mix them up, everything in them is in an anonymous namespace but their one table.
+// Each of these files is compiled once for each instruction set, with other compiler flags and another PF_ISA. So that
+// the linker cannot mix them up, everything in them is in an anonymous namespace but their one table.
 #pragma once
 
 #include <type_traits>

@@ -8,8 +8,7 @@ namespace prograd::cpu {
 namespace {
 
 template <typename S, typename M>
-void adamw_step(const AdamWTensors& tensors, std::int64_t n, const AdamW<double>& step_, double alpha_,
-           double beta_) {
+void adamw_step(const AdamWTensors& tensors, std::int64_t n, const AdamW<double>& step_, double alpha_, double beta_) {
   using T = Accumulation<S>;
   S* __restrict p = static_cast<S*>(tensors.param);
   const S* __restrict a = static_cast<const S*>(tensors.task);

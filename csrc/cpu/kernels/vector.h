@@ -1,5 +1,5 @@
-// A register full of floats or doubles, of the width of the instruction set that this is compiled for. For loops that keep
-// sums in registers; simple ones are left to the compiler. Included by the kernels alone.
+// A register full of floats or doubles, of the width of the instruction set that this is compiled for. For loops that
+// keep sums in registers; simple ones are left to the compiler. Included by the kernels alone.
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,7 @@
 #include "harness.h"
 
 PF_EXPORT const char* simt_difference_loss(Storage storage, const void* prediction, const void* target, int64_t size,
-                                 const DifferenceOptions* options) {
+                                           const DifferenceOptions* options) {
   return with_workspace(difference_loss_workspace(storage, size), [&](void* workspace) {
     difference_loss(storage, prediction, target, size, *options, workspace, nullptr);
   });

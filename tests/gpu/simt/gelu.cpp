@@ -2,7 +2,8 @@
 
 #include "harness.h"
 
-PF_EXPORT const char* simt_gelu(Storage storage, const void* x, int64_t size, GeluApproximation approximation, void* out) {
+PF_EXPORT const char* simt_gelu(Storage storage, const void* x, int64_t size, GeluApproximation approximation,
+                                void* out) {
   return caught([&] { gelu(storage, x, size, approximation, out, nullptr); });
 }
 

@@ -1,5 +1,5 @@
-// The launchers of csrc/cuda on the CPU, for Python's ctypes. X.cpp, which includes this after csrc/cuda/X.h, has a function
-// for each launcher of a family. The function returns what went wrong, or null.
+// The launchers of csrc/cuda on the CPU, for Python's ctypes. X.cpp, which includes this after csrc/cuda/X.h, has a
+// function for each launcher of a family. The function returns what went wrong, or null.
 #pragma once
 
 #include "simt.h"

@@ -129,8 +129,8 @@ using Same = T;
 inline std::unique_ptr<Block> make_block(uint64_t number) {
   const Launch& launch = *launch_now;
   auto block = std::make_unique<Block>();
-  block->index = dim3(number % launch.grid.x, number / launch.grid.x % launch.grid.y,
-                      number / launch.grid.x / launch.grid.y);
+  block->index =
+      dim3(number % launch.grid.x, number / launch.grid.x % launch.grid.y, number / launch.grid.x / launch.grid.y);
   const unsigned size = launch.block.x * launch.block.y * launch.block.z;
   block->alive = size;
   block->warps.resize((size + kWarp - 1) / kWarp);

@@ -58,8 +58,8 @@ static void grid_sum(int* partial, int* sums) {  // every block needs what every
 
 static void votes(unsigned* out) {
   const bool odd = threadIdx.x % 2;
-  out[threadIdx.x] = __ballot_sync(simt::kFullMask, odd) + __any_sync(simt::kFullMask, odd) +
-                     2 * __all_sync(simt::kFullMask, odd);
+  out[threadIdx.x] =
+      __ballot_sync(simt::kFullMask, odd) + __any_sync(simt::kFullMask, odd) + 2 * __all_sync(simt::kFullMask, odd);
   out[threadIdx.x] += __shfl_xor_sync(simt::kFullMask, threadIdx.x, 1) == (threadIdx.x ^ 1u) ? 0 : 1000;
   out[threadIdx.x] += __shfl_sync(simt::kFullMask, threadIdx.x, 7) == 7 ? 0 : 1000;
   out[threadIdx.x] += __shfl_up_sync(simt::kFullMask, threadIdx.x, 1) == (threadIdx.x ? threadIdx.x - 1 : 0) ? 0 : 1000;
@@ -119,8 +119,8 @@ static void check_faults() {
   const auto fault = [&](auto kernel, int grid, int block, int shared, bool cooperative) {
     return fault_of([&] { simt::launch(kernel, grid, block, shared, cooperative, out); });
   };
-  expect(fault(divergent_shuffle, 1, 64, 0, false) ==
-             "deadlock: block 0: 56 at __syncthreads, 8 at a shuffle", "divergent collective");
+  expect(fault(divergent_shuffle, 1, 64, 0, false) == "deadlock: block 0: 56 at __syncthreads, 8 at a shuffle",
+         "divergent collective");
   expect(fault(early_return, 1, 32, 0, false).find("returned") != std::string::npos, "barrier after a return");
   expect(fault(lonely_grid_sync, 2, 32, 0, false).find("not cooperative") != std::string::npos, "ordinary launch");
   expect(fault(lonely_grid_sync, 100, 32, 0, true).find("too many blocks") != std::string::npos, "grid too large");

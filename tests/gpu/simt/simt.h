@@ -1,16 +1,17 @@
 // Runs CUDA C++ kernels on the CPU, compiled by a plain C++17 compiler, to find wrong results, missing barriers and
 // divergent collectives where there is no GPU.
 //
-// Every CUDA thread is a fiber with a stack of its own. One scheduler runs all fibers of all running blocks and switches
-// where the hardware is free to: at barriers, warp collectives, atomics and fences. Its choices come from an order and a
-// seed, so that a failure can be repeated:
+// Every CUDA thread is a fiber with a stack of its own. One scheduler runs all fibers of all running blocks and
+// switches where the hardware is free to: at barriers, warp collectives, atomics and fences. Its choices come from an
+// order and a seed, so that a failure can be repeated:
 //   random   any thread that can run
 //   greedy   one warp as far as it can, then another (finds barriers that a fair schedule makes unnecessary)
 //   reverse  the last thread of the last block first
-// Shared memory is private to a block and filled with NaN patterns before it starts; bytes around it are checked when it ends.
-// A collective that cannot complete ends the launch with a message that says who waits where.
+// Shared memory is private to a block and filled with NaN patterns before it starts; bytes around it are checked when
+// it ends. A collective that cannot complete ends the launch with a message that says who waits where.
 //
-// Not shown by this: weak memory ordering (a missing __threadfence), bank conflicts, the accuracy of device intrinsics, speed.
+// Not shown by this: weak memory ordering (a missing __threadfence), bank conflicts, the accuracy of device intrinsics,
+// speed.
 #pragma once
 
 #include "half.h"

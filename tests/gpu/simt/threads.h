@@ -60,9 +60,9 @@ struct Thread {
   int lane = 0, warp = 0;
   Block* block = nullptr;
   Wait wait = Wait::none;
-  unsigned mask = 0;     // of the warp collective it waits at
-  uint64_t sent = 0;     // its value for the collective
-  uint64_t got[kWarp];   // the values of all lanes, once complete
+  unsigned mask = 0;    // of the warp collective it waits at
+  uint64_t sent = 0;    // its value for the collective
+  uint64_t got[kWarp];  // the values of all lanes, once complete
   bool started = false, done = false;
   char* stack = nullptr;
   ucontext_t context;
