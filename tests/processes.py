@@ -1,5 +1,6 @@
 """Processes that tests start by a fork: all is imported there already, which takes seconds in a new Python."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,9 @@ class Forked:
         for number in (1, 2):
             os.dup2(os.open(Path(self._folder.name, str(number)), os.O_CREAT | os.O_WRONLY), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        warnings.resetwarnings()  # they are errors in a test
+        # a test has made errors of warnings, and collects what is logged
+        warnings.resetwarnings()
+        logging.getLogger().handlers.clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background has inherited another
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         function()
