@@ -162,7 +162,6 @@ def test_warnings_are_lines_without_commands(monkeypatch):
     """In a process of its own, as a user sees them."""
 
     def run(arguments: list[str]) -> int:
-        logging.getLogger().handlers.clear()  # pytest's
         logging.lastResort = streams.LogLines()
         warnings.warn("w\x1b[2J", stacklevel=1)
         logging.getLogger("prograd_fast").warning("l\x1b[2J\nx")
