@@ -108,8 +108,9 @@ GRADIENT_METHODS = [method for method in METHODS if issubclass(method, GradientM
 @pytest.mark.parametrize("method", GRADIENT_METHODS, ids=lambda method: method.name)
 def test_every_method_goes_on_with_its_own_numbers(tmp_path, method):
     # stages, memories (trajectories, running averages) and random terms are in the checkpoint too
-    short = {"epochs": 4, "batch_size": 16, "lr": 0.05}
-    settings = method.of(short | ({"early_epochs": 3, "rank": 2} if hasattr(method, "early_epochs") else {}))
+    settings = {"epochs": 4, "batch_size": 16, "lr": 0.05}
+    settings |= {"early_epochs": 3, "rank": 2} if hasattr(method, "early_epochs") else {}
+    settings = method.of(settings | ({"novel_names": ["kite"]} if hasattr(method, "novel_names") else {}))
     whole = make_learner(settings)
     expected = outcome(whole, tune(whole))
     draw, stops = random.Random(0), 0
