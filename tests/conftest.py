@@ -1,6 +1,7 @@
 """What several tests need: a folder of generated pictures, and a tiny model that open_clip loads by name."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c() -> None:
+    """Tests in the background hear Ctrl-C too: their shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Easy to tell apart by colour, so that a few pictures of each are enough even for a model with random weights.
