@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,6 +173,55 @@ def project_sgd_formula(
 # one. lr_tensor counts where it is given, and may be on the CPU.
 
 
+class AdamWCall(NamedTuple):
+    """The arguments of `project_adamw_`, in the order of its schema."""
+
+    params: list[Tensor]
+    task: list[Tensor]
+    general: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    max_exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+    entries: Tensor
+    coefficients: Tensor | None
+    lr_tensor: Tensor | None
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lambda_: float
+    scope: int
+    amsgrad: bool
+    maximize: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+class SGDCall(NamedTuple):
+    """The arguments of `project_sgd_`, in the order of its schema."""
+
+    params: list[Tensor]
+    task: list[Tensor]
+    general: list[Tensor]
+    momentum_buffers: list[Tensor]
+    entries: Tensor
+    coefficients: Tensor | None
+    lr_tensor: Tensor | None
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    lambda_: float
+    scope: int
+    nesterov: bool
+    maximize: bool
+    first: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
 def _check_update(call: dict[str, Any]) -> Arguments:
     """Refuse arguments that neither update can take."""
     arguments = check_gradients(call)
@@ -204,108 +253,64 @@ def _check_sgd(call: dict[str, Any]) -> None:
     arguments.same("momentum_buffers", buffers, call["params"] if needed else [], written=True)
 
 
-def _adamw_kernel(
-    params: list[Tensor],
-    task: list[Tensor],
-    general: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    amsgrad: bool,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    gradients = _projected(task, general, entries, coefficients, lambda_, scope, grad_scale, maximize)
-    for i, g in enumerate(gradients):
-        _write(steps[i], steps[i] + 1, found_inf)
-        largest = max_exp_avg_sqs[i] if amsgrad else None
+def _adamw_kernel(*args: Any) -> None:
+    call = AdamWCall(*args)
+    for i, g in enumerate(_projected(call)):
+        _write(call.steps[i], call.steps[i] + 1, call.found_inf)
+        largest = call.max_exp_avg_sqs[i] if call.amsgrad else None
         updated = adamw(
-            params[i],
+            call.params[i],
             g,
-            exp_avgs[i],
-            exp_avg_sqs[i],
+            call.exp_avgs[i],
+            call.exp_avg_sqs[i],
             largest,
-            steps[i],
-            lr=lr if lr_tensor is None else lr_tensor.reshape(()),
-            betas=(beta1, beta2),
-            eps=eps,
-            weight_decay=weight_decay,
+            call.steps[i],
+            lr=_rate(call),
+            betas=(call.beta1, call.beta2),
+            eps=call.eps,
+            weight_decay=call.weight_decay,
         )
-        for state, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i], largest), updated, strict=True):
+        states = (call.params[i], call.exp_avgs[i], call.exp_avg_sqs[i], largest)
+        for state, new in zip(states, updated, strict=True):
             if state is not None and new is not None:
-                _write(state, new, found_inf)
+                _write(state, new, call.found_inf)
 
 
-def _sgd_kernel(
-    params: list[Tensor],
-    task: list[Tensor],
-    general: list[Tensor],
-    momentum_buffers: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    nesterov: bool,
-    maximize: bool,
-    first: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    gradients = _projected(task, general, entries, coefficients, lambda_, scope, grad_scale, maximize)
-    for i, g in enumerate(gradients):
-        param, buffer = sgd(
-            params[i],
+def _sgd_kernel(*args: Any) -> None:
+    call = SGDCall(*args)
+    for i, g in enumerate(_projected(call)):
+        buffer = call.momentum_buffers[i] if call.momentum_buffers else None
+        param, new_buffer = sgd(
+            call.params[i],
             g,
-            momentum_buffers[i] if momentum_buffers else None,
-            lr=lr if lr_tensor is None else lr_tensor.reshape(()),
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            first=first,
+            buffer,
+            lr=_rate(call),
+            momentum=call.momentum,
+            dampening=call.dampening,
+            weight_decay=call.weight_decay,
+            nesterov=call.nesterov,
+            first=call.first,
         )
-        _write(params[i], param, found_inf)
-        if buffer is not None:
-            _write(momentum_buffers[i], buffer, found_inf)
+        _write(call.params[i], param, call.found_inf)
+        if buffer is not None and new_buffer is not None:
+            _write(buffer, new_buffer, call.found_inf)
 
 
-def _projected(
-    task: list[Tensor],
-    general: list[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lambda_: float,
-    scope: int,
-    grad_scale: Tensor | None,
-    maximize: bool,
-) -> list[Tensor]:
-    """The gradients that the update sees, in the accumulation dtype; writes `entries` unless it is told the result."""
-    unit = SCOPES[scope]
-    if grad_scale is not None:
-        task = [a.to(accumulation_dtype(a)) / grad_scale for a in task]
+def _rate(call: AdamWCall | SGDCall) -> float | Tensor:
+    return call.lr if call.lr_tensor is None else call.lr_tensor.reshape(())
+
+
+def _projected(call: AdamWCall | SGDCall) -> list[Tensor]:
+    """The gradients that the update sees, in the accumulation dtype; writes the entries if there are no coefficients."""
+    task, unit, coefficients = call.task, SCOPES[call.scope], call.coefficients
+    if call.grad_scale is not None:
+        task = [a.to(accumulation_dtype(a)) / call.grad_scale for a in task]
     if coefficients is None:
-        entries.copy_(gram_formula(task, general, unit))
-        coefficients = prograd_coefficients(entries, lambda_)
+        call.entries.copy_(gram_formula(task, call.general, unit))
+        coefficients = prograd_coefficients(call.entries, call.lambda_)
     parts = split_units(coefficients, task, unit)
-    gradients = [combine(a, b, c) for a, b, c in zip(task, general, parts, strict=True)]
-    return [-g if maximize else g for g in gradients]
+    gradients = [combine(a, b, c) for a, b, c in zip(task, call.general, parts, strict=True)]
+    return [-g if call.maximize else g for g in gradients]
 
 
 def _write(state: Tensor, new: Tensor, found_inf: Tensor | None) -> None:

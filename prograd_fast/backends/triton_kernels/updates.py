@@ -39,6 +39,7 @@ from prograd_fast.backends.triton_kernels.tensor_lists import (
     field,
     plan_launches,
 )
+from prograd_fast.ops.updates import AdamWCall, SGDCall
 
 UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: AdamW 5 x 16 KB here
 CHUNKS_BLOCK, CHUNKS_WARPS = 1024, 4
@@ -289,10 +290,8 @@ def sgd_chunks(
 
 
 def _launch(
-    units_kernel, chunks_kernel, task: Sequence[Tensor], general: Sequence[Tensor],
-    params_and_states: Sequence[Sequence[Tensor]], steps: Sequence[Tensor], entries: Tensor,
-    coefficients: Tensor | None, lr_tensor: Tensor | None, lr: float, weight_decay: float, lambda_: float, scope: int,
-    maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None, *scalars: float, **constants: bool,
+    units_kernel, chunks_kernel, call: AdamWCall | SGDCall, params_and_states: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor], *scalars: float, **constants: bool,
 ) -> None:  # fmt: skip
     """One launch of `units_kernel` for small tensors, else one for the Gram entries and one of `chunks_kernel`.
 
@@ -302,26 +301,31 @@ def _launch(
     if not params:
         return
     dense = [contiguous(tensors) for tensors in params_and_states]
-    lists = [contiguous(task), contiguous(general), *dense]  # held until the launch: a plan has addresses only
-    plan = plan_launches(lists, scope, steps)
-    is_global = scope == SCOPE_GLOBAL
+    lists = [
+        contiguous(call.task),
+        contiguous(call.general),
+        *dense,
+    ]  # held until the launch: a plan has addresses only
+    plan = plan_launches(lists, call.scope, steps)
+    is_global = call.scope == SCOPE_GLOBAL
     step_at = len(lists) if steps else None
-    lr_tensor, lr = learning_rate(lr_tensor, lr, params[0])
-    dense_entries, coefficients = contiguous([entries, coefficients])
-    tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if maximize else 1.0
+    lr_tensor, lr = learning_rate(call.lr_tensor, call.lr, params[0])
+    entries, coefficients = contiguous([call.entries, call.coefficients])
+    tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if call.maximize else 1.0
     inputs = (
-        dense_entries, coefficients, lr_tensor, grad_scale, found_inf, lr, weight_decay, lambda_, tiny, sign, *scalars
+        entries, coefficients, lr_tensor, call.grad_scale, call.found_inf, lr, call.weight_decay, call.lambda_, tiny,
+        sign, *scalars,
     )  # fmt: skip
     with on_device(params[0]):
         partials = None
         if not plan.one_launch:
             if coefficients is None:
                 partials = entries.new_empty(plan.n_chunks, 3)
-                launch_gram_chunks(plan, grad_scale, found_inf, partials, step_at)
+                launch_gram_chunks(plan, call.grad_scale, call.found_inf, partials, step_at)
             elif step_at is not None:
                 for group in plan.groups:
                     count_steps[(group.n_tensors,)](
-                        group.table, group.n_columns, found_inf, STEP=group.dtype(step_at), STEP_AT=step_at
+                        group.table, group.n_columns, call.found_inf, STEP=group.dtype(step_at), STEP_AT=step_at
                     )
         for group in plan.groups:
             kinds = constants | {
@@ -340,40 +344,18 @@ def _launch(
                     *group.chunk_arguments, plan.n_chunks, partials, *inputs,
                     **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
-    copy_back([entries], [dense_entries])
+    copy_back([call.entries], [entries])
     for tensors, changed in zip(params_and_states, dense, strict=True):
         copy_back(tensors, changed)
 
 
-def project_adamw_(
-    params: Sequence[Tensor],
-    task: Sequence[Tensor],
-    general: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    max_exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    amsgrad: bool,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def project_adamw_(*args) -> None:
     """The operator `project_adamw_` on Triton: one launch for small tensors, else two."""
-    states = [exp_avgs, exp_avg_sqs] + ([max_exp_avg_sqs] if amsgrad else [])
+    call = AdamWCall(*args)
+    states = [call.exp_avgs, call.exp_avg_sqs] + ([call.max_exp_avg_sqs] if call.amsgrad else [])
     _launch(
-        adamw_units, adamw_chunks, task, general, [params, *states], steps, entries, coefficients,
-        lr_tensor, lr, weight_decay, lambda_, scope, maximize, grad_scale, found_inf,
-        beta1, beta2, _log2(beta1), _log2(beta2), eps, AMSGRAD=amsgrad,
+        adamw_units, adamw_chunks, call, [call.params, *states], call.steps,
+        call.beta1, call.beta2, _log2(call.beta1), _log2(call.beta2), call.eps, AMSGRAD=call.amsgrad,
     )  # fmt: skip
 
 
@@ -381,32 +363,13 @@ def _log2(beta: float) -> float:
     return math.log2(beta) if beta > 0 else -math.inf
 
 
-def project_sgd_(
-    params: Sequence[Tensor],
-    task: Sequence[Tensor],
-    general: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor],
-    entries: Tensor,
-    coefficients: Tensor | None,
-    lr_tensor: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    lambda_: float,
-    scope: int,
-    nesterov: bool,
-    maximize: bool,
-    first: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def project_sgd_(*args) -> None:
     """The operator `project_sgd_` on Triton: one launch for small tensors, else two."""
-    states = [momentum_buffers] if momentum_buffers else []
+    call = SGDCall(*args)
+    states = [call.momentum_buffers] if call.momentum_buffers else []
     _launch(
-        sgd_units, sgd_chunks, task, general, [params, *states], (), entries, coefficients,
-        lr_tensor, lr, weight_decay, lambda_, scope, maximize, grad_scale, found_inf,
-        momentum, dampening, int(nesterov), int(first),
+        sgd_units, sgd_chunks, call, [call.params, *states], (),
+        call.momentum, call.dampening, int(call.nesterov), int(call.first),
     )  # fmt: skip
 
 

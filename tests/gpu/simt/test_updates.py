@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prograd_fast.ops import projection, updates
 from prograd_fast.ops.common import SCOPES
+from prograd_fast.ops.updates import AdamWCall, SGDCall
 from tests.gpu.simt.build import changed_sources, compiler
 from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
 from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, pointer, storage_of
@@ -74,80 +75,45 @@ class Updates(Library):
     stem = "updates"
     needs = ("projection.cu",)
 
-    def project_adamw_(
-        self,
-        params: list[Tensor],
-        task: list[Tensor],
-        general: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        steps: list[Tensor],
-        entries: Tensor,
-        coefficients: Tensor | None,
-        lr_tensor: Tensor | None,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        lambda_: float,
-        scope: int,
-        amsgrad: bool,
-        maximize: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        assert bool(max_exp_avg_sqs) == amsgrad
-        tensors = tensor_list(scope, task, general, params, [exp_avgs, exp_avg_sqs, max_exp_avg_sqs], steps)
-        projection = ProjectionStruct(
-            scope,
-            pointer(coefficients),
-            pointer(entries),
-            lambda_,
-            pointer(grad_scale),
-            pointer(found_inf),
-            maximize,
-        )
-        settings = AdamWSettings(LearningRate(lr, pointer(lr_tensor)), beta1, beta2, eps, weight_decay)
-        storages = (storage_of(params[0]), storage_of(exp_avgs[0]))
-        self.call("adamw", *storages, tensors, len(task), byref(projection), byref(settings))
+    def project_adamw_(self, *args: Any) -> None:
+        call = AdamWCall(*args)
+        assert bool(call.max_exp_avg_sqs) == call.amsgrad
+        states = [call.exp_avgs, call.exp_avg_sqs, call.max_exp_avg_sqs]
+        settings = AdamWSettings(rate_of(call), call.beta1, call.beta2, call.eps, call.weight_decay)
+        self._update("adamw", call, states, settings, call.steps)
 
-    def project_sgd_(
-        self,
-        params: list[Tensor],
-        task: list[Tensor],
-        general: list[Tensor],
-        momentum_buffers: list[Tensor],
-        entries: Tensor,
-        coefficients: Tensor | None,
-        lr_tensor: Tensor | None,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        lambda_: float,
-        scope: int,
-        nesterov: bool,
-        maximize: bool,
-        first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        tensors = tensor_list(scope, task, general, params, [momentum_buffers])
-        projection = ProjectionStruct(
-            scope,
-            pointer(coefficients),
-            pointer(entries),
-            lambda_,
-            pointer(grad_scale),
-            pointer(found_inf),
-            maximize,
+    def project_sgd_(self, *args: Any) -> None:
+        call = SGDCall(*args)
+        settings = SGDSettings(
+            rate_of(call), call.momentum, call.dampening, call.weight_decay, call.nesterov, call.first
         )
-        settings = SGDSettings(LearningRate(lr, pointer(lr_tensor)), momentum, dampening, weight_decay, nesterov, first)
-        states = momentum_buffers or params
-        storages = (storage_of(params[0]), storage_of(states[0]))
-        self.call("sgd", *storages, tensors, len(task), byref(projection), byref(settings))
+        self._update("sgd", call, [call.momentum_buffers], settings)
+
+    def _update(
+        self,
+        name: str,
+        call: AdamWCall | SGDCall,
+        states: list[list[Tensor]],
+        settings: Structure,
+        *steps: list[Tensor],
+    ) -> None:
+        tensors = tensor_list(call.scope, call.task, call.general, call.params, states, *steps)
+        projection = ProjectionStruct(
+            call.scope,
+            pointer(call.coefficients),
+            pointer(call.entries),
+            call.lambda_,
+            pointer(call.grad_scale),
+            pointer(call.found_inf),
+            call.maximize,
+        )
+        storages = (storage_of(call.params[0]), storage_of((states[0] or call.params)[0]))
+        self.call(name, *storages, tensors, len(call.task), byref(projection), byref(settings))
+
+
+def rate_of(call: AdamWCall | SGDCall) -> LearningRate:
+    """The learning rate as the kernels take it: a number, or where it is in memory."""
+    return LearningRate(call.lr, pointer(call.lr_tensor))
 
 
 class Update:
