@@ -301,7 +301,7 @@ def _rate(call: AdamWCall | SGDCall) -> float | Tensor:
 
 
 def _projected(call: AdamWCall | SGDCall) -> list[Tensor]:
-    """The gradients that the update sees, in the accumulation dtype; writes the entries if there are no coefficients."""
+    """The gradients that the update sees, in the accumulation dtype; writes entries if there are no coefficients."""
     task, unit, coefficients = call.task, SCOPES[call.scope], call.coefficients
     if call.grad_scale is not None:
         task = [a.to(accumulation_dtype(a)) / call.grad_scale for a in task]
