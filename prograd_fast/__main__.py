@@ -14,7 +14,7 @@ def main() -> None:
         print(interrupts.line(), file=sys.stderr)
         interrupts.leave(code)
     try:
-        streams.flush_stdout()
+        sys.stdout.flush()
     except OSError as error:
         print(f"prograd-fast: {error}", file=sys.stderr)
         code = code or 2

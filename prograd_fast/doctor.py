@@ -1,4 +1,4 @@
-"""What is installed, what is active, and how to get what is missing."""
+"""The text of `prograd-fast doctor`: versions, devices, active backends, and how to install what is missing."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ import torch
 from prograd_fast import backends
 from prograd_fast.backends import cpu
 
-# what each package is for, and the extra that brings it
+# package -> its purpose, and the extra that installs it
 _OPTIONAL = {
     "open_clip_torch": ("CLIP models and tokenizers", "clip"),
     "torchvision": ("image transforms of open_clip models", "clip"),

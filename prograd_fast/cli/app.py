@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _code_and_message(error: Exception, debug: bool) -> tuple[int, str]:
-    """What an error means to the user: 2 for wrong input, 1 for all else."""
+    """The exit code of an error, 2 for wrong input and 1 for all else, and its message."""
     if hasattr(error, "format_message"):  # a usage error; typer's click has no public address in newer releases
         return 2, error.format_message()
     if isinstance(error, ValueError | OSError | ImportError):

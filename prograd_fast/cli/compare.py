@@ -52,7 +52,7 @@ def compare(
     from prograd_fast.training import Grid, Regime, run_grid
 
     check_writable(out)
-    kept = cache_folder(cache, no_cache)
+    feature_cache = cache_folder(cache, no_cache)
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, Regime(precision, views=views))
     pictures = picture_sets.load(data)
@@ -61,7 +61,7 @@ def compare(
     check_text_tower(clip, grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
-        results = run_grid(grid, clip, pictures, out, track, kept, others)
+        results = run_grid(grid, clip, pictures, out, track, feature_cache, others)
     report_comparison(results, out, console)
 
 

@@ -30,11 +30,11 @@ def demo(
     from prograd_fast.training import Grid, run_grid
 
     check_writable(out)
-    kept = cache_folder(cache, no_cache)
+    feature_cache = cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = open_model("emoji-lite", None, device)
     grid = Grid([ZeroShot(), LinearProbe(), CoOp(), ProGrad()], shots=[16], seeds=3, partitions=3)
     with progress() as track, TemporaryDirectory() as runs:  # a demo begins anew each time
-        results = run_grid(grid, clip, pictures, Path(runs), track, kept)
+        results = run_grid(grid, clip, pictures, Path(runs), track, feature_cache)
     out.mkdir(parents=True, exist_ok=True)
     report_demo(results, out, console)

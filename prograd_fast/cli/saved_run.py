@@ -29,12 +29,12 @@ def evaluate(
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import evaluate_run, load_run
 
-    kept = cache_folder(cache, no_cache)
+    feature_cache = cache_folder(cache, no_cache)
     record, learned = load_run(run)
     pictures = picture_sets.load(data)
     clip = open_model_of(run, record, model, pretrained, trust, device)
     with progress() as track:
-        accuracies = evaluate_run(record, learned, clip, pictures, track, kept)
+        accuracies = evaluate_run(record, learned, clip, pictures, track, feature_cache)
     rows: list[dict[str, Any]] = [{"method": name, "accuracy": values} for name, values in accuracies.items()]
     n = len(pictures.class_names)
     say(f"Accuracy in % on the {n} classes of {data} ({100 / n:.1f} by guessing):")

@@ -71,7 +71,7 @@ def train(
     from prograd_fast.training import CHECKPOINT, Regime, make_plan, run_facts, tensorboard, train_method
 
     check_writable(out)
-    kept = cache_folder(cache, no_cache)
+    feature_cache = cache_folder(cache, no_cache)
     _check_what_is_there(out, resume, force)
     if log is not None:
         check_writable(log, "--log")
@@ -100,7 +100,7 @@ def train(
         checkpoint.unlink(missing_ok=True)
     interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
     with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
-        record, learner = train_method(tuning, clip, pictures, plan, track, kept, regime, checkpoint, write)
+        record, learner = train_method(tuning, clip, pictures, plan, track, feature_cache, regime, checkpoint, write)
     _save(out, record, learner)
     say(f"Accuracy in % ({100 / learned:.1f} by guessing):")
     _report(out, record)

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def load(name_or_path: str | Path) -> PictureSet:
-    """Loads an embedded set by its name ("emoji" or "clipart"), or a folder of pictures by its path.
+    """Load an embedded set by its name ("emoji" or "clipart"), or a folder of pictures by its path.
 
     Raises:
         ValueError: it is neither, or the folder is not laid out as `load_folder` expects.

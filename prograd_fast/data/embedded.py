@@ -1,4 +1,4 @@
-"""The picture sets that ship with the library; `docs/data-card.md` tells where they come from."""
+"""The picture sets that ship with the library. `docs/data-card.md` names their sources."""
 
 import json
 import zipfile
@@ -18,7 +18,7 @@ _ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def load_embedded(name: str) -> PictureSet:
-    """Loads an embedded set of 64 by 64 pixel drawings.
+    """Load an embedded set of 64 by 64 pixel drawings.
 
     Args:
         name: "emoji", 44 classes in six styles, all of emojis that the embedded models never saw; the split is by

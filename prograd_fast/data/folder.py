@@ -103,7 +103,7 @@ def _pictures(folder: Path) -> list[Path]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES
-        and not file.is_dir()  # a pipe or a dangling link is not passed over in silence: it is refused when it is read
+        and not file.is_dir()  # a pipe or a dangling link stays, and is refused when it is read
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not found:

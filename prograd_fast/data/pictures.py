@@ -1,4 +1,4 @@
-"""A set of labelled pictures, wherever they come from. A file may be a stranger's: it is read with care."""
+"""A set of labelled pictures. A file may come from a stranger, and is read with care."""
 
 import ctypes
 import os
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
-# What pillow may take a file for, whatever its suffix. Pillow knows more formats, and starts other programs for some.
+# Pillow reads a file only as one of these, whatever its suffix. It knows more formats, and starts programs for some.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_BYTES = 256 * 2**20  # of a file
-# Pixels that are decoded, 356 MB: an A3 page at 600 dots per inch has 70 million. Of a JPEG twice as many can be read,
-# because it can be decoded smaller.
+# Pixels to decode at most, 356 MB. An A3 page at 600 dots per inch has 70 million. A JPEG may have twice as many,
+# because it can be decoded at half its size.
 MOST_PIXELS = 89_000_000
-STRIP = 2**22  # pixels that are put on white at once
+STRIP = 2**22  # pixels that `on_white` converts at once
 
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +33,7 @@ _UPRIGHT = {  # by EXIF orientation
 }
 _pillow_limit = threading.Lock()
 
-# Libtiff writes to stderr what it dislikes in a file. Pillow raises an exception as well, which is told with the name.
+# Libtiff writes its complaints to stderr. Pillow raises an exception as well, which is shown with the file's name.
 for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
     with suppress(OSError, AttributeError):  # a pillow without libtiff, or with one that is out of reach
         getattr(ctypes.CDLL(_imaging.__file__), _handler)(None)
@@ -44,13 +44,13 @@ class PictureSet:
     """Labelled pictures with a fixed split.
 
     Attributes:
-        name: What the set is called.
+        name: The name of the set.
         class_names: C readable names, as they go into a prompt.
         labels: (N,) int64, indices into `class_names`.
         split: (N,) str, "pool" (few-shot training pictures are drawn from it), "validation" or "test".
         style: (N,) str, the drawing style; "" where a set has none.
         source: N encoded pictures, or the N files that hold them.
-        folder: where a user's own pictures are, absolute; None for other sets.
+        folder: the absolute path of a user's own pictures; None for other sets.
 
     Raises:
         ValueError: the lengths differ, or a label is not an index into `class_names`.
@@ -88,9 +88,9 @@ class PictureSet:
             raise self._unreadable(index, error) from error
 
     def open(self, index: int) -> Image.Image:
-        """Decodes one picture: RGB, upright (EXIF orientation), on white where it is transparent.
+        """Decode one picture: RGB, upright (EXIF orientation), on white where it is transparent.
 
-        Of several pictures in a file it is the first. A JPEG of more than `MOST_PIXELS` comes at half its size.
+        A file of several pictures gives its first. A JPEG of more than `MOST_PIXELS` comes at half its size.
 
         Raises:
             ValueError: the picture is missing, damaged, too large, or not of one of the `FORMATS`; names the set and
@@ -115,14 +115,14 @@ class PictureSet:
 
 
 def _read(file: Path) -> bytes:
-    """The content of a regular file, which is looked at before anything is read from it: a pipe would never end."""
-    # a pipe without a writer must not be waited for
+    """The content of a regular file. The kind of file is checked first: a pipe would never end."""
+    # O_NONBLOCK: opening a pipe must not wait for a writer
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as opened:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a regular file")
-        if not found.st_size:  # so are the files of /proc, which can have no end
+        if not found.st_size:  # also the files of /proc, which can have no end
             raise ValueError("the file is empty")
         content = opened.read(MOST_BYTES + 1) if found.st_size <= MOST_BYTES else b""
     if not 0 < len(content) <= MOST_BYTES:
@@ -141,13 +141,13 @@ def _decode(content: bytes) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels; expected {MOST_PIXELS} at most; make it smaller")
         image.load()
         way = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        # not ImageOps.exif_transpose, which writes the EXIF data anew and stumbles over what is odd in them
+        # ImageOps.exif_transpose writes the EXIF data again, and fails on odd entries
         return on_white(image if way is None else image.transpose(way))
 
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Pillow's own limit, of which it warns on stderr and only then refuses, gives way to ours."""
+    """Replace pillow's own limit, which first warns on stderr, by ours."""
     with _pillow_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -162,7 +162,7 @@ def on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     white = Image.new("RGB", image.size)
     rows = max(1, STRIP // max(1, image.width))
-    for top in range(0, image.height, rows):  # a large picture has no room for four copies of it
+    for top in range(0, image.height, rows):  # four copies of a large picture would not fit in memory
         strip = image.crop((0, top, image.width, min(image.height, top + rows)))
         if strip.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
             strip = Image.fromarray((np.asarray(strip).clip(0, 65535) // 257).astype(np.uint8))

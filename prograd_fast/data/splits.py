@@ -1,4 +1,4 @@
-"""Who learns from what: base / new classes and few-shot samples, the same on every machine.
+"""Base / new classes and few-shot samples, the same on every machine.
 
 Both use `numpy.random.RandomState`, whose stream NumPy promises never to change.
 """
@@ -50,7 +50,7 @@ def rows_of(
 
 
 def long_tail(n_classes: int, ratio: float, seed: int) -> npt.NDArray[np.float64]:
-    """How frequent each class is in a long-tailed set, relative to the most frequent one.
+    """Frequency of each class in a long-tailed set, relative to the most frequent class.
 
     The usual exponential profile: ratio^(-rank / (C - 1)), the ranks in random order.
 
@@ -89,7 +89,7 @@ def few_shot(
         shots: Pictures per class, from 1 to `MOST_SHOTS`; one number, or one for each class.
         seed: Which random draw, 0, 1, ...
         styles: Styles to draw from; None means any.
-        split: What to draw from instead of the pool.
+        split: The split to draw from instead of the pool.
 
     Returns:
         Indices into the set, class by class, int64.

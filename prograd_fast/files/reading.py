@@ -1,4 +1,4 @@
-"""Reading files that anybody may have written or damaged: what is wrong with them is a ValueError, whatever it is."""
+"""Read files that anybody may have written or damaged. Every fault in their content is a ValueError."""
 
 import json
 import stat
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_TEXT = 64 << 20  # bytes of a JSON or text file; the largest that we write, the results of a grid, have a few MB
-MAX_DEPTH = 64  # of lists and objects in JSON: ours have up to 25, and whoever reads a tree recurses
+MAX_TEXT = 64 << 20  # bytes of a JSON or text file; our largest, the results of a grid, have a few MB
+MAX_DEPTH = 64  # of lists and objects in JSON; ours have up to 25, and functions that walk through them recurse
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
@@ -20,7 +20,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
     check_regular(path, limit)
     with path.open("rb") as file:
         content = file.read(limit + 1)
-    if len(content) > limit:  # it grew, or is one of /proc, which tell no size
+    if len(content) > limit:  # it grew, or is a file of /proc, whose size reads 0
         raise ValueError(f"{path} is too large: expected at most {limit} bytes")
     return content
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files whole or not at all."""
 
 import errno
 import os
@@ -24,15 +24,14 @@ _REMEDIES = {
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, renamed to it if all goes well, so that `path` never holds half of a file.
 
-    The temporary's name is random and the file is made here, so that writers in other containers do not meet, and a
-    link that somebody put there is not followed. What killed processes left is removed after an hour.
+    The temporary's name is random and the file is made here. Writers in other containers get other names, and a link
+    that somebody put there is not followed. Temporaries of killed processes are removed after an hour.
 
     Raises:
-        OSError: of the kind that came up; the message names `path`, the reason and the remedy.
+        OSError: of the kind that was raised; the message names `path`, the reason and the remedy.
     """
-    temporary = path.with_name(
-        f".pf-{secrets.token_hex(8)}.{path.name}"
-    )  # the suffix stays: it tells writers the format
+    # the suffix stays, because writers choose the format by it
+    temporary = path.with_name(f".pf-{secrets.token_hex(8)}.{path.name}")
     try:
         temporary.open("xb").close()  # fails where anything is, also a link
         _remove_stale(temporary)
@@ -52,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk too, where the system can do that."""
+    """Put the new name on the disk, where the system can do that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

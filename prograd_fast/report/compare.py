@@ -30,14 +30,14 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     runs = results["runs"]
     most = max(run["shots"] for run in runs)
     at_most = [run for run in runs if run["shots"] == most]
-    told, parts = description(results), _parts(runs)
+    about, parts = description(results), _parts(runs)
 
     def title(what: str, runs: Sequence[Record]) -> str:
-        told = description({**results, "runs": runs})
-        return f"{what}\n" + printable(f"Model {results['model']['name']}, {told.data[0].lower()}{told.data[1:-1]}")
+        data = description({**results, "runs": runs}).data
+        return f"{what}\n" + printable(f"Model {results['model']['name']}, {data[0].lower()}{data[1:-1]}")
 
     main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
-    console.print(plain(" ".join(told)), soft_wrap=True)
+    console.print(plain(" ".join(about)), soft_wrap=True)
     console.print(shots_table(runs, main))
 
     write_json(out / "results.json", results)
@@ -45,7 +45,7 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     lines = [header, ["---"] * len(header), *shots_rows(runs, parts)]
     with replacing(out / "tables.md") as temporary:
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-        temporary.write_text("\n\n".join([*map(printable, told), text]) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join([*map(printable, about), text]) + "\n", encoding="utf-8")
     written = ["results.json", "tables.md"]
     if len({run["shots"] for run in runs}) > 1:
         shots_figure(runs, main, out / "shots.png", title("Accuracy against shots; bars: 95 % intervals", runs))
@@ -68,7 +68,7 @@ def _cell(text: str) -> str:
 
 
 class Description(NamedTuple):
-    """What stands with every table and picture, a sentence each."""
+    """The sentences that stand with every table and picture."""
 
     model: str
     data: str

@@ -1,1 +1,1 @@
-"""What a person at a terminal sees and sends: printable text, tables, progress bars, streams and signals."""
+"""The command's side of a terminal: printable text, tables, progress bars, streams and signals."""

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: the command ends with one line, at once, or, while it trains, when its state is saved.
 
-What is imported here is imported before the handler is there, when nothing can end in a line: as little as possible.
+This module imports as little as possible: before its handler is set, no signal can end in a line.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COMMAND = "prograd-fast"
 
 hint: Callable[[], str] = str
-"""What the command adds to the line, printable: how to go on. Set by commands that can."""
+"""Tells how to go on, in printable text at the end of the line. Commands that can go on set it."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that was held back until the state was saved; only the command raises it.
+    """A signal that waited until the state was saved. Only the command raises it.
 
     Attributes:
         code: exit code of a process that ends by it.
@@ -35,11 +35,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Held:
-    """A context manager in which SIGINT and SIGTERM wait: what is in it is never stopped half-way.
+    """A context manager in which SIGINT and SIGTERM wait, so that its block is never stopped half-way.
 
-    A signal is noted in `came`. It goes on its way when `deliver` is called or the block is left: to the handler that
-    was there before, such as Python's, which raises KeyboardInterrupt. Signals that are ignored stay so; in a thread
-    other than the main one, to which signals do not come, nothing happens.
+    `came` holds a signal that arrives. `deliver` and the end of the block pass it to the handler that was set before,
+    such as Python's, which raises KeyboardInterrupt. Ignored signals stay ignored. In other threads than the main one
+    nothing happens, because signals do not come there.
 
     Attributes:
         came: the first signal that came, or None.
@@ -97,9 +97,7 @@ class Held:
         number, self.came = self.came, None
         if number is None:
             return
-        if (
-            signal.getsignal(number) is _end
-        ):  # would end the process at once; here is a good moment to close what is open
+        if signal.getsignal(number) is _end:  # it would end the process before open files are closed
             raise Interrupted(number)
         signal.raise_signal(number)
 
@@ -110,9 +108,9 @@ class Held:
 
 
 def is_command() -> bool:
-    """Whether this process is `prograd-fast` or `python -m prograd_fast`, told before the package is imported."""
+    """Whether this process is `prograd-fast` or `python -m prograd_fast`. Works before the package is imported."""
     started_as = sys.argv[0] if sys.argv else ""
-    if started_as == "-m":  # what Python puts there until it has found the module
+    if started_as == "-m":  # Python's placeholder until it has found the module
         return "prograd_fast" in sys.orig_argv
     return os.path.splitext(os.path.basename(started_as))[0] == _COMMAND
 
@@ -120,9 +118,9 @@ def is_command() -> bool:
 def end_in_one_line() -> None:
     """From now on SIGINT and SIGTERM end the process at once, with one line and exit code 130 or 143.
 
-    Nothing is unwound: an exception can come up as another one, or be lost, wherever Python code runs inside of C code,
-    as it does all the time while packages are imported. Files are written whole or not at all, so that ending here is
-    no worse than being killed. Signals that are ignored, as by `nohup`, stay so.
+    The stack is not unwound. While packages are imported, Python code runs inside of C code, which can change or lose
+    an exception. Files are written whole or not at all, so that this end is no worse than being killed. Signals that
+    are ignored, as by `nohup`, stay ignored.
     """
     for number in range(3):
         try:

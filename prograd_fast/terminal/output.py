@@ -1,4 +1,4 @@
-"""Tables, sentences and progress bars on a terminal: whatever is in a name, it is shown and does nothing else."""
+"""Tables, sentences and progress bars on a terminal. They show every name as text, whatever is in it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Text from outside (names, paths, messages), as it may be shown on a terminal."""
+"""Make text from outside (names, paths, messages) safe to show on a terminal."""
 
 import unicodedata
 

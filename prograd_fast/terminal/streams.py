@@ -16,15 +16,6 @@ def prepare() -> None:
     warnings.showwarning = _show_warning
 
 
-def flush_stdout() -> None:
-    """Write what is left. OSError where that is impossible; stdout leads to nowhere then."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and shows a traceback
-        raise
-
-
 class LogLines(logging.Handler):
     """Log records as printable lines on stderr."""
 
@@ -36,7 +27,7 @@ class LogLines(logging.Handler):
 class _Pipe(io.FileIO):
     """A standard stream whose reader may go away: a run that took hours does not end because `head` has seen enough.
 
-    stdout raises every other error. stderr raises none, as there is no place left to show it.
+    stdout raises any other error, once. stderr raises none, as there is no place left to show it.
     """
 
     def write(self, data: Any) -> int:
@@ -44,9 +35,9 @@ class _Pipe(io.FileIO):
         try:
             return super().write(data) or 0
         except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is buffered is written there later
             if self.fileno() != 2 and not isinstance(error, BrokenPipeError):
                 raise OSError(f"cannot write to stdout: {error.strerror}") from error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(data)
 
 

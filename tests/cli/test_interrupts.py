@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prograd_fast.terminal.interrupts import Held
+from prograd_fast.terminal.interrupts import Held, end_in_one_line
 from prograd_fast.training import loop
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.cli.support import run_here
@@ -91,7 +91,7 @@ def test_one_line_while_the_command_works(arguments, tmp_path, number, delay):
     interrupted_line(code, said, number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_what_was_trained_is_kept(arguments, tmp_path, monkeypatch, number):
     out, log = tmp_path / "run", tmp_path / "log"
     process = forked_command(*arguments, "--out", out, "--log", log)
@@ -151,14 +151,14 @@ def test_a_second_signal_while_the_state_is_saved(arguments, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", True)
         patch.setattr(Checkpoints, "save", slowly)
-        assert run_here(patch, *arguments, "--out", tmp_path) == 130
+        assert run_here(patch, *arguments, "--epochs", 10, "--out", tmp_path) == 130
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    assert run_here(monkeypatch, *arguments, "--out", tmp_path, "--resume") == 0
+    assert run_here(monkeypatch, *arguments, "--epochs", 10, "--out", tmp_path, "--resume") == 0
 
 
 def test_compare_says_how_to_go_on(shapes_dir, clip_dir, tmp_path, monkeypatch):
     options = ["--data", shapes_dir, "--model", f"local-dir:{clip_dir}", "--out", tmp_path, "--no-cache"]
-    options = ["compare", *options, "--methods", "coop", "--shots", "1", "--seeds", 200]
+    options = ["compare", *options, "--methods", "coop", "--shots", "1", "--seeds", 20]
     process = forked_command(*options)
     wait_for(lambda: any(tmp_path.rglob("*.json")))
     process.send_signal(signal.SIGINT)
@@ -176,7 +176,7 @@ def test_compare_says_how_to_go_on(shapes_dir, clip_dir, tmp_path, monkeypatch):
         ("{} --help | true", 0),
         ("{} --help <&- >&- 2>&-", 0),
         ("{} --help > /dev/full", 2),
-        ("{} trane 2> /dev/full", 2),
+        pytest.param("{} trane 2> /dev/full", 2, marks=pytest.mark.slow),
         pytest.param("{} --help >&-", 0, marks=pytest.mark.slow),
         pytest.param("{} --help 2>&-", 0, marks=pytest.mark.slow),
         pytest.param("{} trane 2>&-", 2, marks=pytest.mark.slow),
@@ -193,14 +193,16 @@ def test_streams_that_are_closed_or_full(shell, code):
 
 def test_an_ignored_signal_stays_ignored():
     """As under nohup."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prograd_fast", "--help"],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 0
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_in_one_line()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_signals_wait_and_then_go_to_who_listened_before():

@@ -66,7 +66,7 @@ def odd_layout(data: Path, random: np.random.RandomState) -> None:
                 file.unlink()
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", [*range(18), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(18, 36))])
 def test_odd_folders(tmp_path, clip_dir, capfd, monkeypatch, seed):
     random = np.random.RandomState(seed)
     data, out = draw_shapes(tmp_path / "data", per_class=4), tmp_path / "out"
