@@ -6,7 +6,7 @@ import torch
 from tests.golden.methods import COCOOP, check_cocoop
 from tests.golden.test_prompt import CASES, Run, check_trajectory
 
-IN_MAKE_TEST = ("random16_adamw", "cocoop_random_b1")  # the interpreter takes half a minute for each
+IN_MAKE_TEST = ("unified_sgd", "cocoop_random_b1")  # the interpreter takes half a minute for the others
 
 
 def slow_but_for_two(names):

@@ -18,7 +18,10 @@ def triton_on_the_cpu() -> None:
 OTHERS = {name: partial(running_on, name) for name in BACKENDS}
 
 
-others = pytest.mark.parametrize("other", OTHERS)
+# tests/optim compares the backends of the CPU with each other
+others = pytest.mark.parametrize(
+    "other", [pytest.param(name, marks=() if name == "reference" else pytest.mark.slow) for name in BACKENDS]
+)
 optimizers = pytest.mark.parametrize("name", support.OPTIMIZERS)
 
 
