@@ -1,4 +1,4 @@
-"""What the authors' trainer computes at each step, written out in eager PyTorch: the baseline of the benchmarks.
+"""The computation of the authors' trainer at each step, written out in eager PyTorch: the baseline of the benchmarks.
 
 After BeierZhu/Prompt-align, `prograd_backward_and_update` and `ProGradLoss`; see the notes in tests/golden/README.md.
 """

@@ -28,7 +28,7 @@ SLOW_COMPILE = "torch.compile"  # of 200 tensors: minutes
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the table is measured on."""
+    """The sizes that the table is measured on."""
 
     context: Shapes = tuple(CONTEXT)
     large: Shapes = tuple(LARGE)

@@ -157,7 +157,7 @@ def streams(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts that the figures depend on."""
     gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if DEVICE == "cuda" else {}
     return gpu | {
         "cpu": _cpu_name(),

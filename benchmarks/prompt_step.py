@@ -26,7 +26,7 @@ PACKED, PLAIN = "the encoder's product", "F.linear"
 
 @dataclass(frozen=True)
 class Works:
-    """What the table is measured on; the defaults are the ones with targets."""
+    """The sizes that the table is measured on; the defaults are the ones with targets."""
 
     small: int = 100
     large: int = 1000

@@ -9,6 +9,7 @@ from torch.nn import Parameter
 import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import DEVICE, Side
+from prograd_fast.ops.registry import operator_for
 
 Shapes = Sequence[tuple[int, ...]]
 Gradients = list[Tensor]
@@ -98,7 +99,7 @@ def adamw_operator(shapes: Shapes, conflict: bool = True) -> Side:
     moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
     steps = [torch.zeros((), device=DEVICE if DEVICE == "cuda" else "cpu") for _ in params]
     entries = torch.empty(len(params), 3, device=DEVICE)
-    operator = pf.backends.operator_for("project_adamw_", params[0])
+    operator = operator_for("project_adamw_", params[0])
 
     def step() -> list[Tensor]:
         operator(

@@ -1,4 +1,4 @@
-"""What several tests need: a folder of generated pictures, and a tiny model that open_clip loads by name."""
+"""Fixtures that several tests need: a folder of generated pictures, and a tiny model that open_clip loads by name."""
 
 import json
 import signal

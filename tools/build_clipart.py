@@ -62,7 +62,7 @@ def build_clipart(packages: dict[str, Path]) -> None:
 
 
 def series(path: Path) -> str:
-    """What numbered and black-and-white variants of a picture share: the file's name without numbers and suffixes."""
+    """The name that numbered and black-and-white variants of a picture share: without numbers and suffixes."""
     name = re.sub(r"(_bw|_colour|_lit|_notlit)(?=[_.]|$)", "", path.stem)
     return re.sub(r"(_[a-z]{0,2})?$", "", re.sub(r"\d+", "", name)).strip("_-")
 

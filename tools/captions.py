@@ -1,4 +1,4 @@
-"""What the text tower reads while it is aligned: captions made from Unicode's names and keywords."""
+"""The texts that the text tower reads while it is aligned: captions made from Unicode's names and keywords."""
 
 import random
 from collections.abc import Iterator

@@ -67,7 +67,7 @@ def code(hexcode: str) -> str:
 
 
 def stem(name: str) -> str:
-    """What the names of all variants of one drawing share."""
+    """The name that all variants of one drawing share."""
     words = re.sub(r"[^\w ]", "", name).split()
     rest = " ".join(word for word in words if word not in PEOPLE | DIRECTIONS)
     return SAME_DRAWING.get(rest, rest)

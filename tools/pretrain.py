@@ -158,7 +158,7 @@ def pretrain(named: bool, seed: int) -> None:
 def selection_accuracy(
     model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, records: list[Emoji], features: Features
 ) -> float:
-    """What chooses between seeds: zero-shot top-1 accuracy (%) on pool and validation, never on test.
+    """The measure that chooses between seeds: zero-shot top-1 accuracy (%) on pool and validation, never on test.
 
     Six averaged prompts, all 44 classes, held-out emojis in the four styles that pretraining sees.
     """

@@ -26,7 +26,7 @@ class Task:
         class_names: The C classes to learn.
         image_features: (N, D) unit rows, float32: the image tower's view of the labelled pictures.
         labels: (N,) int64, indices into `class_names`.
-        seed: What everything random in a method is drawn from.
+        seed: The seed of everything that is random in a method.
         max_memory: Bytes that the text tower's activations may take, None for no limit (`PromptedCLIP`).
     """
 
@@ -104,10 +104,10 @@ class GradientLearner(Learner):
 
     Attributes:
         settings: The method; its learning rate, epochs, batch size and so on are what the loop goes by.
-        task: What is learned from.
+        task: The training pictures.
         optimizer: Over the parameters of `module`. A stage may bring another one.
-        generator: What random terms draw from.
-        memory: What else must be kept from step to step; by name, in checkpoints.
+        generator: The source of random terms.
+        memory: Other tensors that are kept from step to step; by name, in checkpoints.
     """
 
     settings: "GradientMethod"
@@ -125,7 +125,7 @@ class GradientLearner(Learner):
         """Called after the last update of each epoch, which are counted from 1 through all stages."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What, beside the states of `module` and `optimizer`, goes on from here."""
+        """The state beside those of `module` and `optimizer` from which training goes on."""
         return {**self.memory, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

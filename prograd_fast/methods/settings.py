@@ -19,7 +19,7 @@ class Settings:
     """Named settings whose values have the types of their fields.
 
     Attributes:
-        name: What the owner is called on the command line and in run records.
+        name: The owner's name on the command line and in run records.
         presets: Published settings by name.
 
     Raises:

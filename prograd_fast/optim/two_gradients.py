@@ -285,7 +285,7 @@ class TwoGradients(Optimizer):
                 `backward` itself, as for torch.optim.
 
         Returns:
-            What the closure returned, or None.
+            The closure's result, or None.
         """
         losses = None
         if closure is not None:

@@ -90,7 +90,7 @@ def update(
     """One step on (B, D) features and (B,) labels, without waiting for the device.
 
     Returns:
-        What was measured before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
+        The figures from before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
         batch, in [0, 1], where the learner counts it, and the terms.
 
     Raises:

@@ -134,7 +134,7 @@ def test_a_comparison_is_written_whatever_sets_are_called(shapes, clip, tmp_path
     # the first name is in the pictures' titles, too
     names = [[EVIL[0], "$x^$", GLYPHS[0], "a|b"][i], *OTHER_NAMES[i::4]]
     first, *others = [replace(shapes, name=name) for name in names]
-    results = run_grid(Grid([ZeroShot()], [1, 2], 1), clip, first, tmp_path, lambda *_: lambda: None, elsewhere=others)
+    results = run_grid(Grid([ZeroShot()], [1, 2], 1), clip, first, tmp_path, lambda *_: lambda: None, transfer=others)
     stream = io.StringIO()
     report_comparison(results, tmp_path, Console(file=stream, width=400))
     assert all(printable(name) in stream.getvalue() for name in names)
@@ -150,7 +150,7 @@ def test_a_comparison_is_written_whatever_sets_are_called(shapes, clip, tmp_path
 def test_names_of_sets_that_would_mix_results(shapes, clip, tmp_path):
     def run(*names: str) -> None:
         others = [replace(shapes, name=name) for name in names]
-        run_grid(Grid([ZeroShot()], [1], 1), clip, shapes, tmp_path, lambda *_: lambda: None, elsewhere=others)
+        run_grid(Grid([ZeroShot()], [1], 1), clip, shapes, tmp_path, lambda *_: lambda: None, transfer=others)
 
     for names in (["all"], ["validation"], ["harmonic mean"], ["x", "x"]):
         with pytest.raises(ValueError, match="another set to test on is called"):

@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass
 class Result:
-    """What a target's cases gave."""
+    """The outcome of a target's cases."""
 
     name: str
     cases: int = 0
@@ -145,7 +145,7 @@ def _events(notes: Path) -> Iterator[dict[str, Any]]:
 
 
 def work(plan: Sequence[tuple[str, int]], seed: int, seconds: float, most_cases: int, notes: Path) -> None:
-    """What a worker process does: run cases, and note each before it begins and whatever it raised.
+    """The work of a worker process: run cases, and note each before it begins and whatever it raised.
 
     Args:
         plan: the targets, and the first case of each.

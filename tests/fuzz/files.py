@@ -253,7 +253,7 @@ def _run_files() -> dict[str, bytes]:
 
 
 class _Told(logging.Handler):
-    """What the library warned of."""
+    """The warnings of the library."""
 
     text = ""
 

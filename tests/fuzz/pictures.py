@@ -42,7 +42,7 @@ def whole() -> list[bytes]:
 
 
 def opened(file: Path) -> None:
-    """What a user's run does with the file."""
+    """The use that a user's run makes of the file."""
     one = np.zeros(1, np.int64)
     pictures = PictureSet("mine", ("a",), one, np.array(["test"]), np.array([""]), [file])
     try:

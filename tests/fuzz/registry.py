@@ -1,4 +1,4 @@
-"""What can be fuzzed: functions of one random case, by name. A new module of targets joins by being in this folder."""
+"""The targets that can be fuzzed: functions of one random case, by name. A new module of them joins by being here."""
 
 import importlib
 import pkgutil

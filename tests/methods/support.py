@@ -1,4 +1,4 @@
-"""What several tests of methods share: a task in float64."""
+"""Shared by the tests of methods: a task in float64."""
 
 import torch
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""What is each method's own, against a few lines that say it another way; float64 on a tiny CLIP."""
+"""Guards what is each method's own, against a few lines that say it another way; float64 on a tiny CLIP."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What every method promises, whichever it is: one class, batches of any size, checkpoints, saved runs, settings."""
+"""Guards what every method promises: one class, batches of any size, checkpoints, saved runs, settings."""
 
 import json
 import math

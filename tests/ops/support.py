@@ -1,4 +1,4 @@
-"""What the tests of the operators share: the backends that run here, and inputs that are awkward on purpose."""
+"""Shared by the tests of the operators: the backends that run here, and inputs that are awkward on purpose."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,5 +61,5 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def scale_of(*terms: Tensor) -> Tensor:
-    """What sums and differences of these are measured against."""
+    """The scale that sums and differences of these are measured against."""
     return torch.cat([term.detach().flatten() for term in terms])

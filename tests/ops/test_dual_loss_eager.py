@@ -1,4 +1,4 @@
-"""dual_loss for plain tensors in eager mode (csrc/eager_loss.cpp) is what it is through torch.library, only sooner."""
+"""Guards dual_loss in eager mode (csrc/bindings/eager_loss.cpp): the same as through torch.library, only sooner."""
 
 from collections.abc import Callable
 from typing import Any

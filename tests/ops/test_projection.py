@@ -115,7 +115,7 @@ UNCHANGED = {
 @pytest.mark.parametrize("case", UNCHANGED)
 @pytest.mark.parametrize("scope", ["tensor", "row", "global"])
 def test_edges_leave_the_task_gradient_as_it_is(case, scope):
-    """What cannot be projected on is left alone: exactly a, bit for bit, with no NaN but what a had."""
+    """A gradient that cannot be projected on is left alone: exactly a, bit for bit, with no NaN but what a had."""
     a, b = UNCHANGED[case]
     a = torch.tensor(a)
     if scope == "row":  # one row, so that the unit is the same

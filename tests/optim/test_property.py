@@ -60,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Step:
-    """What comes before it, how it is taken, both gradients of each tensor by batch, whether the counts are read."""
+    """The parts of a step: the time before it, its way, gradients by tensor and batch, whether the counts are read."""
 
     before: str
     way: str

@@ -1,4 +1,4 @@
-"""What several tests of training share: tiny learners, runs that vanish, bars that show nothing, a full disk."""
+"""Shared by the tests of training: tiny learners, runs that vanish, bars that show nothing, a full disk."""
 
 import errno
 import math

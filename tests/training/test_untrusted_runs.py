@@ -50,7 +50,7 @@ def run_of(clip, shapes, tmp_path_factory):
 
 
 class Runs:
-    """What a pickle must not do: it leaves a file."""
+    """The deed that no pickle may do: it leaves a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -71,7 +71,7 @@ def find_nvcc() -> str | None:
 
 
 def run(*command: str | Path) -> str:
-    """What a command prints; it must succeed."""
+    """The output of a command; it must succeed."""
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")

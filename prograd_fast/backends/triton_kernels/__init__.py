@@ -3,7 +3,7 @@
 Nothing here is imported before `operators` is called, so Triton may be missing. The families share `launch` (device,
 precision, strides), `sums` (softmax and sums over programs) and `tensor_lists` (lists of tensors on the device).
 
-What all kernels keep to, and `tests/gpu/triton/test_source.py` checks:
+All kernels keep to these rules, and `tests/gpu/triton/test_source.py` checks them:
 * every value is cast to the accumulation dtype in the expression that loads it, and to its storage dtype in the one
   that stores it: float32 arithmetic for 16-bit storage, float64 for float64 tensors;
 * reductions have a fixed order (no float atomics, no order of arrival), so results are the same from run to run;

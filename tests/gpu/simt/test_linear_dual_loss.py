@@ -1,4 +1,4 @@
-"""The CUDA kernels of the linear losses, run on the CPU by simt.h, against a float64 formulas."""
+"""The CUDA kernels of the linear losses, run on the CPU by simt.h, against float64 formulas."""
 
 import math
 from ctypes import byref, c_double, c_int64
