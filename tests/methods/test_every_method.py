@@ -22,6 +22,7 @@ from prograd_fast.training import (
 )
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
+from tests.slow import slow_but_for
 from tests.tiny_clip import CLASS_NAMES
 from tests.tolerances import assert_close
 from tests.training.support import no_bars
@@ -177,7 +178,7 @@ def emoji_task():
     return Task(clip.model, clip.tokenizer, names, features.values, labels)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", slow_but_for(["prograd", "lasp"], TRAINED))
 def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task):
     method = small(name, **({"epochs": 12, "early_epochs": 4} if "subpt" in name else {"epochs": 12}))
     learner = method.start(emoji_task)

@@ -10,6 +10,7 @@ from prograd_fast import functional
 from prograd_fast.ops.common import Reduction
 from prograd_fast.ops.dual_loss import General
 from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
+from tests.slow import slow_but_for
 from tests.tolerances import assert_close
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -205,7 +206,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     assert_close(results[0][2][:, :3], wanted, "formula", torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", slow_but_for([torch.float32, torch.bfloat16], DTYPES), ids=str)
 def test_results_beyond_the_caches(dtype: torch.dtype) -> None:
     # 21 MB of bfloat16, so that all dtypes go past the caches; the odd length starts rows anywhere in a cache line
     z, t, labels = inputs(5, 1_050_001, dtype)

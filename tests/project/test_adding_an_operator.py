@@ -40,6 +40,7 @@ def test_the_operator(copy):
     passes(copy, "tests/ops/test_brier.py")
 
 
+@pytest.mark.slow
 def test_the_triton_kernel(copy):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     passes(copy, "tests/gpu/triton/interpreted/brier.py", "-p", "tests.gpu.triton.support", TRITON_INTERPRET="1")

@@ -64,6 +64,7 @@ print("stepped", bool((weight != 1).all()))
 """
 
 
+@pytest.mark.slow
 def test_sdist_to_wheel_to_installation_that_works(tmp_path: Path) -> None:
     """In pure Python, which takes seconds; `make package` compiles on the way, which takes a minute."""
     run(sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})")

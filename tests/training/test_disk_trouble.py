@@ -242,6 +242,7 @@ def test_compare_on_a_full_disk(small_disk, shapes_dir, clip_dir, capfd, monkeyp
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+@pytest.mark.slow
 def test_a_full_stdout_is_named():
     """What was to be printed is lost, which no file can show."""
     with open("/dev/full", "w") as full:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prograd_fast.methods import METHODS, CoOp, GradientMethod
+from prograd_fast.methods import METHODS, CoOp, GradientMethod, Variational
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.processes import Forked
+from tests.slow import slow_but_for
 from tests.training.support import MINI, RUN, STEPS, Killed, interrupted, make_learner, outcome
 
 
@@ -105,7 +106,8 @@ def test_checkpoints_are_written_when_due(tmp_path, monkeypatch):
 GRADIENT_METHODS = [method for method in METHODS if issubclass(method, GradientMethod)]
 
 
-@pytest.mark.parametrize("method", GRADIENT_METHODS, ids=lambda method: method.name)
+# tests/methods/test_every_method.py stops each of them once; here they are stopped at several steps
+@pytest.mark.parametrize("method", slow_but_for([Variational], GRADIENT_METHODS), ids=lambda method: method.name)
 def test_every_method_goes_on_with_its_own_numbers(tmp_path, method):
     # stages, memories (trajectories, running averages) and random terms are in the checkpoint too
     settings = {"epochs": 4, "batch_size": 16, "lr": 0.05}

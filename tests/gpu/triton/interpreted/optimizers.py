@@ -8,6 +8,7 @@ from prograd_fast.ops.common import SCOPES
 from tests.gpu.triton.support import running_on_triton
 from tests.ops.support import BACKENDS, running_on
 from tests.optim import support
+from tests.slow import slow_but_for
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,9 @@ OTHERS = {name: partial(running_on, name) for name in BACKENDS}
 
 
 # tests/optim compares the backends of the CPU with each other
-others = pytest.mark.parametrize(
-    "other", [pytest.param(name, marks=() if name == "reference" else pytest.mark.slow) for name in BACKENDS]
-)
-optimizers = pytest.mark.parametrize("name", support.OPTIMIZERS)
+others = pytest.mark.parametrize("other", slow_but_for(["reference"], BACKENDS))
+# one AdamW and one SGD, with their rarer options
+optimizers = pytest.mark.parametrize("name", slow_but_for(["amsgrad, maximize", "sgd"], support.OPTIMIZERS))
 
 
 @others
