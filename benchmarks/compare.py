@@ -107,7 +107,7 @@ class Group:
         return self.timings[side].median
 
     def share(self, side: str, moved: int) -> float | None:
-        """Of the bandwidth, for a side that moves so many bytes."""
+        """The share of the bandwidth, for a side that moves so many bytes."""
         return None if self.bandwidth is None else moved / self.seconds(side) / self.bandwidth
 
     def faster(self, ours: str, theirs: str, target: float | None = None, moved: int = 0, bound: str = "") -> None:

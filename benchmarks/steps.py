@@ -21,7 +21,7 @@ MANY: Shapes = [(round(1000 * 100 ** (i / 199)),) for i in range(200)]
 
 
 def elements(shapes: Shapes) -> int:
-    """Of all tensors together."""
+    """Count the elements of all tensors together."""
     return sum(torch.Size(shape).numel() for shape in shapes)
 
 

@@ -1,4 +1,4 @@
-"""Where the tests find things of this project."""
+"""The places of this project that tests read."""
 
 from pathlib import Path
 

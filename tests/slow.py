@@ -1,4 +1,4 @@
-"""Which cases of a dear test are in `make test`; `make test-all` runs them all."""
+"""Marks the cases of a dear test that `make test` leaves out; `make test-all` runs them all."""
 
 from collections.abc import Iterable
 from typing import Any

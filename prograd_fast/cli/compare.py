@@ -27,7 +27,7 @@ def compare(
     out: Annotated[Path, Option(metavar="DIR", help="Write runs, tables and pictures to this folder.")],
     methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS)] = "all",
     shots: Annotated[str, Option(metavar="K,...", help="Learn from so many pictures per class.")] = "1,2,4,8,16",
-    seeds: Annotated[int, Option(min=1, help="Draw these pictures so many times.")] = 3,
+    seeds: Annotated[int, Option(min=1, help="Repeat each run with so many random draws of the pictures.")] = 3,
     partitions: Annotated[int, Option(min=0, metavar="N", help=_PARTITIONS)] = 0,
     imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE)] = None,
     also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO)] = None,

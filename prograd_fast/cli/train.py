@@ -107,7 +107,7 @@ def train(
 
 
 def _check_what_is_there(out: Path, resume: bool, force: bool) -> None:
-    """ValueError where `out` holds what this run would have to replace, or nothing to resume could ever be."""
+    """ValueError where `out` holds an earlier run, an unfinished one, or a folder in the place of a file."""
     from prograd_fast.training import CHECKPOINT, RUN_FILES
 
     if resume and force:

@@ -105,7 +105,7 @@ class PromptEncoder(nn.Module):
             ValueError: `max_memory` is too little for a single class, or the tower cannot take deep prompts.
         """
         if self._packing is None or is_touched(self.tower.text):
-            return self._in_the_towers_own_way(context, deep)
+            return self._encode_unpacked(context, deep)
         constants = self._current_constants(self._packing)
         dtype = constants.weights.dtype
         rows = context.to(dtype).flatten(1, -2)
@@ -134,7 +134,7 @@ class PromptEncoder(nn.Module):
         )
         return encode(prefix, suffixes, deep, plan)
 
-    def _in_the_towers_own_way(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
         words = self.tower.embed(self.token_ids)
         groups, (n_classes, _, d) = len(context), words.shape
         index = self.context_positions[..., None].expand(groups, n_classes, -1, d)

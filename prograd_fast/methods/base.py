@@ -47,7 +47,7 @@ class Task:
 
     @property
     def device(self) -> torch.device:
-        """Where all is computed."""
+        """The device of all tensors."""
         return self.image_features.device
 
 

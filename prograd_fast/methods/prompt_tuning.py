@@ -20,7 +20,7 @@ from prograd_fast.optim import ProGradSGD
 from prograd_fast.optim.rules import Rule
 
 WORDS = "a picture of a"
-WORTH_SAVING = 2**23  # numbers that are not stored, 32 MiB in float32: `PromptTuningLearner.losses`
+WORTH_SAVING = 2**23  # numbers that are not stored, 32 MiB in float32: `PromptTuningLearner._picture_losses`
 PROMPTS_AT_ONCE = 4096  # bounds the memory of scoring with prompts of each picture's own
 
 

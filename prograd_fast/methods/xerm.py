@@ -108,11 +108,11 @@ class XERMLearner(GradientLearner):
             self.teacher, self.student = (kind(n_features, n_classes).to(task.image_features) for _ in range(2))
         self.criterion = losses.XERM(gamma=settings.gamma, eps=0.0)
         if len(task.labels):
-            self._look_at(task)
+            self._set_from_pictures(task)
         self.module = nn.ModuleDict({"teacher": self.teacher, "student": self.student})
         self.optimizer = self._new_optimizer()
 
-    def _look_at(self, task: Task) -> None:
+    def _set_from_pictures(self, task: Task) -> None:
         """Take from the pictures what is not trained: how frequent the classes are, or the mean feature."""
         counts = torch.bincount(task.labels, minlength=len(self.class_names)).to(task.image_features)
         missing = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]

@@ -132,7 +132,7 @@ def squared_error(prediction: Tensor, target: Tensor, reduction: Reduction = "me
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}.")
     count = prediction.numel() if reduction == "mean" else 1
-    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, False, 1.0, 1.0, 1.0, _over(count))
+    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, False, 1.0, 1.0, 1.0, _reciprocal(count))
     return loss
 
 
@@ -162,7 +162,7 @@ def soft_wing(
     check_soft_wing(omega1, omega2, epsilon)
     if prediction.dim() == 0:
         raise ValueError("prediction: expected shape (batch, ...), got a scalar. Add a dimension for the batch.")
-    factor = _over(prediction.shape[0])
+    factor = _reciprocal(prediction.shape[0])
     loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, True, omega1, omega2, epsilon, factor)
     return loss
 
@@ -187,5 +187,5 @@ def check_soft_wing(omega1: float, omega2: float, epsilon: float) -> None:
             raise ValueError(f"{name}: expected a number above 0, got {value!r}. Use {usual} as the authors do.")
 
 
-def _over(count: int) -> float:
+def _reciprocal(count: int) -> float:
     return 1 / count if count else math.nan  # the mean of nothing, as in torch

@@ -97,7 +97,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             fused=fused,
         )
 
-    _fuses = True
+    _has_fused_update = True
 
     def _fused_update(
         self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None

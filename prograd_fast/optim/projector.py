@@ -73,12 +73,12 @@ class Projector:
         """(alpha, beta) for each bucket's units, (U, 2). `params` are all that the optimizer has."""
         if self.rule is None:
             return [prograd_coefficients(e, bucket.lambda_) for bucket, e in zip(buckets, entries, strict=True)]
-        units = self._units(buckets, params)
-        known = self._together(entries)
+        units = self._present_units(buckets, params)
+        present = self._concatenated(entries)
         if units is None:
-            coefficients = self.rule(known, self._unit_state)
+            coefficients = self.rule(present, self._unit_state)
         else:  # a rule sees the same units at each step, whichever have a gradient
-            every = known.new_zeros(all_units(params, self.scope), 3).index_copy(0, units, known)
+            every = present.new_zeros(all_units(params, self.scope), 3).index_copy(0, units, present)
             coefficients = self.rule(every, self._unit_state)[units]
         if self.scope == "global":
             return [coefficients.to(e) for e in entries]
@@ -99,7 +99,7 @@ class Projector:
 
     def count(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> None:
         """Remember one step."""
-        self._conflict_log(params).add(self._together(entries), self._units(buckets, params))
+        self._conflict_log(params).add(self._concatenated(entries), self._present_units(buckets, params))
 
     def conflict(self, params: list[Tensor]) -> Conflict:
         """The counts up to now."""
@@ -146,7 +146,7 @@ class Projector:
             self._log = ConflictLog(all_units(params, self.scope), params[0].device)
         return self._log
 
-    def _together(self, entries: list[Tensor]) -> Tensor:
+    def _concatenated(self, entries: list[Tensor]) -> Tensor:
         if self.scope == "global" or len(entries) == 1:
             return entries[0]
         return torch.cat([e.to(entries[0].device) for e in entries])
@@ -154,7 +154,7 @@ class Projector:
     def _all_in_order(self, buckets: list[Bucket], params: list[Tensor]) -> bool:
         return self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params))
 
-    def _units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
+    def _present_units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
         """The indices of the buckets' units, in their order; None for all units in the order of the parameters."""
         if self._all_in_order(buckets, params):
             return None

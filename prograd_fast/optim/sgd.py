@@ -79,7 +79,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             fused=fused,
         )
 
-    _fuses = True
+    _has_fused_update = True
 
     def _bucket_key(self, p: Tensor) -> bool:
         return self.state.get(p, {}).get("momentum_buffer") is None  # the first step starts the momentum

@@ -29,10 +29,10 @@ def check_parameter(
         RuntimeError: names the parameter, what was expected and what came.
     """
     for name, value in {"values": param, **gradients, **state}.items():
-        problem = _problem(param, name, value, written=name not in gradients)
+        problem = _why_not(param, name, value, written=name not in gradients)
         if problem is not None:
             raise RuntimeError(
-                f"step: {name} of {_which(groups, param)}: {problem}. "
+                f"step: {name} of {_place_of(groups, param)}: {problem}. "
                 "Load the state of the same parameters, or build a new optimizer after a parameter has changed."
             )
 
@@ -71,7 +71,7 @@ def check_learning_rate(lr: Any, param: Tensor) -> None:
             raise RuntimeError(f"step: lr of a parameter group: expected {problem}. Set group['lr'] anew.")
 
 
-def _problem(param: Tensor, name: str, value: Any, *, written: bool) -> str | None:
+def _why_not(param: Tensor, name: str, value: Any, *, written: bool) -> str | None:
     if not isinstance(value, Tensor):
         return f"expected a tensor, got {'none' if value is None else type(value).__name__}"
     counter = name == "step"
@@ -105,7 +105,7 @@ def _problem_of_memory(value: Tensor, *, written: bool) -> str | None:
     return None
 
 
-def _which(groups: list[dict[str, Any]], param: Tensor) -> str:
+def _place_of(groups: list[dict[str, Any]], param: Tensor) -> str:
     """The place of a parameter, and its name where the optimizer was given names."""
     for g, group in enumerate(groups):
         for i, candidate in enumerate(group["params"]):

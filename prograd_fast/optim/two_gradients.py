@@ -101,12 +101,12 @@ class TwoGradients(Optimizer):
         _check_gradients("general", b)
         for p, task_gradient, general_gradient in zip(params, a, b, strict=True):
             if general_gradient is not None:
-                self._general[p] = _sum(self._general.get(p), general_gradient)
+                self._general[p] = _accumulate(self._general.get(p), general_gradient)
                 if scaler is not None and scaler.is_enabled() and task_gradient is not None:
                     # the scaler looks at .grad alone: show it there what went wrong with the general gradient
                     task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
             if task_gradient is not None:
-                p.grad = _sum(p.grad, task_gradient)
+                p.grad = _accumulate(p.grad, task_gradient)
         self._remember_gradients(self._parameters)
         self._reduced = False
 
@@ -306,10 +306,10 @@ class TwoGradients(Optimizer):
                         p.grad.mul_(scale.reciprocal().to(p.grad.device))
             self._forget_zeroed_gradients()
             buckets = [] if self._projected else self._buckets()
-            if buckets and self._fuses and not differentiable:
+            if buckets and self._has_fused_update and not differentiable:
                 # Before the update: it does not change .grad, and afterwards many gradients are out of the caches.
                 self._remember_gradients_of_step()
-                self._fused(buckets, found_inf)
+                self._step_fused(buckets, found_inf)
             else:
                 if buckets:
                     self._project_then_update(buckets, found_inf)
@@ -319,18 +319,18 @@ class TwoGradients(Optimizer):
         self._stepped = True
         return losses
 
-    def _fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
+    def _step_fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""
         alone = len(buckets) == 1 and found_inf is None and self._projector.rule is None
         if not alone:  # an operator looks at all of its own tensors before it writes, not at those of the next
             self._check_states(buckets)
         try:
-            self._fuse(buckets, found_inf)
+            self._update_buckets(buckets, found_inf)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             self._check_states(buckets)
             raise
 
-    def _fuse(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
+    def _update_buckets(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
         projector = self._projector
         if found_inf is None and projector.rule is None and (projector.scope != "global" or len(buckets) == 1):
             params = self._parameters
@@ -345,7 +345,7 @@ class TwoGradients(Optimizer):
     def _check_states(self, buckets: list[Bucket]) -> None:
         """Raise RuntimeError where gradients or state of a parameter do not fit it."""
         for bucket in buckets:
-            if self._fuses:
+            if self._has_fused_update:
                 check_learning_rate(bucket.group["lr"], bucket.params[0])
             states = [self._states_read(p, bucket.group) for p in bucket.params]
             pairs = list(zip(bucket.task, bucket.general, strict=True))
@@ -375,7 +375,7 @@ class TwoGradients(Optimizer):
             return found_inf
         return torch.maximum(found_inf, self._non_finite.to(found_inf))
 
-    _fuses = False  # whether there is an operator that projects and updates at once
+    _has_fused_update = False  # whether there is an operator that projects and updates at once
 
     def _fused_update(
         self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None
@@ -470,7 +470,7 @@ def _check_gradients(name: str, gradients: Iterable[Tensor | None]) -> None:
     check_pairs(found, [None] * len(found))
 
 
-def _sum(known: Tensor | None, new: Tensor) -> Tensor:
+def _accumulate(known: Tensor | None, new: Tensor) -> Tensor:
     """The accumulated gradient: in place, in memory of its own (autograd may return shared or expanded tensors)."""
     if known is None:
         return new.clone()

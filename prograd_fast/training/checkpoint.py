@@ -19,7 +19,7 @@ _HEADER = "prograd_fast_checkpoint"
 
 
 class Checkpoints:
-    """Where a run keeps its state, and when.
+    """The place where a run keeps its state, and the times.
 
     Args:
         path: of the file.

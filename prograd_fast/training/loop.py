@@ -175,23 +175,23 @@ class _Training:
             while not self._is_done():
                 batches = signals.wait(self._batches)
                 if batches is None:  # stopped while it waited for pictures
-                    self._keep(checkpoints, signals)
+                    self._save_if_due(checkpoints, signals)
                     continue
                 while self.batch < len(batches):
-                    self._keep(checkpoints, signals)
+                    self._save_if_due(checkpoints, signals)
                     self._step(batches[self.batch])
                     self.batch += 1
                     on_step()
-                    if len(self.measured) % CHECK_EVERY == 0 and not self._look():
+                    if len(self.measured) % CHECK_EVERY == 0 and not self._log_and_check():
                         return self._stopped()
                 self._end_epoch()
                 if self.validate is not None and self.epoch > self.last_stage:
                     self._end_validation(self.validate())
             if signals.came:
-                self._keep(checkpoints, signals)
+                self._save_if_due(checkpoints, signals)
         with torch.no_grad():  # the last state has no loss yet
             batches = batches or self._batches()
-            healthy = self._look() and bool(_losses(self.learner, batches[-1], self.options).task.isfinite())
+            healthy = self._log_and_check() and bool(_losses(self.learner, batches[-1], self.options).task.isfinite())
         if not healthy:
             return self._stopped()
         if checkpoints is not None and checkpoints.last:
@@ -220,7 +220,7 @@ class _Training:
         self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
         self.measured.add(values)
 
-    def _look(self) -> bool:
+    def _log_and_check(self) -> bool:
         """Whether all losses were finite until now; also hands them to the log."""
         for row, rate in zip(self.measured.since(self.logged).tolist(), self.rates, strict=True):
             self.log(self.logged, dict(zip(self.measured.columns, row, strict=True)) | {"lr": rate})
@@ -258,9 +258,9 @@ class _Training:
 
     # ---- checkpoints
 
-    def _keep(self, checkpoints: Checkpoints | None, signals: Held) -> None:
+    def _save_if_due(self, checkpoints: Checkpoints | None, signals: Held) -> None:
         """Between two steps: keep the state if it is time or if the run is interrupted, and then end."""
-        if checkpoints is not None and (checkpoints.due or signals.came) and self._look():
+        if checkpoints is not None and (checkpoints.due or signals.came) and self._log_and_check():
             checkpoints.save(self._state())
         signals.deliver()
 

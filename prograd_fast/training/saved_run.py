@@ -123,7 +123,7 @@ def _read_record(file: Path) -> Record:
 
 
 @contextmanager
-def _taking_up(record: Record) -> Iterator[None]:
+def _naming_the_run(record: Record) -> Iterator[None]:
     """ValueError for whatever goes wrong with settings that come from a file."""
     try:
         yield
@@ -135,7 +135,7 @@ def _taking_up(record: Record) -> Iterator[None]:
 
 
 def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
-    with _taking_up(record):
+    with _naming_the_run(record):
         method = method_named(record["method"], record["settings"])
         return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
 
@@ -165,7 +165,7 @@ def evaluate_run(
     method, learner = _restored(record, learned, clip)
     nothing = Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names)
     learners = {"zero-shot": untouched(method).start(nothing), method.name: learner}
-    with _taking_up(record):
+    with _naming_the_run(record):
         learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
     features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
     on_tested = track("testing", len(learners) * len(rows))
@@ -192,7 +192,7 @@ def predict_files(
     pictures = PictureSet(
         "predict", class_names, np.zeros(n, np.int64), np.array(["test"] * n), np.array([""] * n), list(files)
     )
-    with _taking_up(record):
+    with _naming_the_run(record):
         scores = learner.scores(class_names)
     features = encode_pictures(clip, pictures, np.arange(n), track("looking at the pictures", n))
     probabilities = scores(features.values).softmax(dim=1)

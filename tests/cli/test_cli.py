@@ -14,7 +14,7 @@ from tests.conftest import SHAPES, draw, draw_shapes
 
 @pytest.fixture(scope="module")
 def options(shapes_dir) -> list:
-    """Of `train`, with emoji-lite."""
+    """The options of `train` with emoji-lite."""
     return ["--data", shapes_dir, "--method", "prograd", "--shots", 4, "--epochs", 30]
 
 

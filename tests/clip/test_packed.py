@@ -83,7 +83,7 @@ def test_same_prompts(n):
 
 
 def test_the_number_of_rows_is_small():
-    """1000 ImageNet classes with 16 context tokens: 4 188 rows by reference/anchors, of 77 000."""
+    """1000 ImageNet classes with 16 context tokens: 4 188 rows, of 77 000."""
     from open_clip import IMAGENET_CLASSNAMES
 
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES))

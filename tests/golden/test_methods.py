@@ -304,7 +304,7 @@ def test_xerm_pc():
 
 
 def test_xerm_tde():
-    """Its loss: test_golden_losses.py. Teacher and student have features of their own there."""
+    """Its loss is in test_losses.py. Teacher and student have features of their own there."""
     golden = Golden("xerm_tde")
     n_classes, n_features = golden.arrays["teacher_weight"].shape
     teacher, student = (CausalNormClassifier(n_features, n_classes).double() for _ in range(2))

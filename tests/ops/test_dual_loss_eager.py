@@ -22,7 +22,7 @@ def losses(student: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
 
 
 def gradients(student: Tensor, **options: Any) -> list[Tensor]:
-    """Of each loss alone, of a sum that scales both, and through an operation before; all on the one graph."""
+    """Gradients of each loss, of a sum that scales both, and through an operation before; all on the one graph."""
     student = student.clone().requires_grad_()
     task, general = losses(2 * student, **options)
     factors = normal(*task.shape, seed=5, dtype=task.dtype)

@@ -18,7 +18,7 @@ PAGE = (REPOSITORY / "docs" / "adding-an-operator.md").read_text(encoding="utf-8
 def copy(tmp_path_factory) -> Path:
     """The package and its tests with what the page adds."""
     root = tmp_path_factory.mktemp("copy")
-    for folder in ("prograd_fast", "tests"):
+    for folder in ("prograd_fast", "tests", "docs", "csrc"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "assets"))
     carry_out(PAGE, root)
     return root
@@ -37,10 +37,12 @@ def passes(copy: Path, *arguments: str, **environment: str) -> None:
 
 
 def test_the_operator(copy):
-    passes(copy, "tests/ops/test_brier.py")
+    passes(copy, "tests/ops/test_brier.py", "tests/ops/test_dispatch.py", "-k", "brier or checked")
+    passes(copy, "tests/project/test_architecture.py")
 
 
 @pytest.mark.slow
 def test_the_triton_kernel(copy):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     passes(copy, "tests/gpu/triton/interpreted/brier.py", "-p", "tests.gpu.triton.support", TRITON_INTERPRET="1")
+    passes(copy, "tests/gpu/triton/test_source.py", "-k", "every_operator or brier")

@@ -32,6 +32,21 @@ PLACES = [
 ]
 
 
+# files that belong to no family, or to several
+SHARED = {
+    "csrc/formulas/": (),
+    "csrc/operators/": (),
+    "csrc/cpu/": ("dispatch", "dual_loss_rows", "large", "tensor_lists"),
+    "csrc/cuda/": (
+        *("attention_backward", "dual_loss_rows", "launch", "operand_lists", "platform", "reduce", "storage"),
+        *("tensor_lists", "vector"),
+    ),
+    "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "sums", "tensor_lists"),
+    "tests/gpu/triton/interpreted/": ("__init__", "golden", "optimizers"),
+    "tests/native/": ("formulas", "main", "native"),
+}
+
+
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name; a folder is its __init__.py."""
     found = {}
@@ -111,8 +126,14 @@ def test_includes_are_those_of_the_page():
 def test_a_family_has_its_stem_everywhere():
     defines = re.compile(r"^define(_loss)?\(", flags=re.MULTILINE)
     assert set(STEMS) == {path.stem for path in (PACKAGE / "ops").glob("*.py") if defines.search(path.read_text())}
-    places = [folder for folder, _ in PLACES if folder != "csrc/formulas/"]  # not every family has its own
-    prefix = {"tests/ops/": "test_", "tests/gpu/simt/": "test_"}
-    patterns = [f"{folder}{prefix.get(folder, '')}{stem}.*" for folder in places for stem in STEMS]
+    places = [folder for folder, _ in PLACES if folder in ("prograd_fast/ops/", "tests/ops/")]  # kernels may come later
+    patterns = [f"{folder}{'test_' * folder.startswith('tests')}{stem}.py" for folder in places for stem in STEMS]
     assert [pattern for pattern in patterns if not any(REPOSITORY.glob(pattern))] == []
     assert [example for folder, example in PLACES if not example.startswith(folder)] == []
+
+
+def test_kernels_stand_in_files_of_their_family():
+    """A file of kernels has a family's stem, or holds what several families share."""
+    for folder, shared in SHARED.items():
+        files = {path.stem for path in (REPOSITORY / folder).glob("*.*") if path.suffix != ".pyc"}
+        assert files <= {*STEMS, *shared}, folder

@@ -16,7 +16,7 @@ from prograd_fast.files.reading import MAX_DEPTH, parse_json, read_bytes, read_j
 from prograd_fast.files.tensors import write_sealed
 from prograd_fast.training import encode_pictures, load_run
 from tests.cli.support import fail
-from tests.clip.test_feature_cache import KEYS, VALUES, shards
+from tests.clip.support import KEYS, VALUES, shards
 from tests.conftest import draw
 from tests.fuzz.files import odd_file
 

@@ -14,7 +14,7 @@ import torch
 
 from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.files.writing import replacing
-from tests.clip.test_feature_cache import KEYS, VALUES
+from tests.clip.support import KEYS, VALUES
 from tests.processes import Forked
 
 

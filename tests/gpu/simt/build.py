@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ FLAGS = [
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None."""
+    """The C++ compiler, or None; simt.h switches stacks as Linux does it."""
+    if sys.platform != "linux":
+        return None
     return os.environ.get("CXX") or shutil.which("g++")
 
 
