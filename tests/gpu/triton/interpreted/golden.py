@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.golden.methods import COCOOP, check_cocoop
-from tests.golden.test_prompt import CASES, Run, check_trajectory
+from tests.golden.trajectories import CASES, Run, check_trajectory
 from tests.slow import slow_but_for
 
 
