@@ -34,7 +34,7 @@ def own_way(net: pf.clip.PromptedCLIP, context: Tensor | None = None) -> Tensor:
     """Class features through the tower's own code, prompt by prompt."""
     context = net.prompt.ctx if context is None else context
     single = context.ndim == net.prompt.ctx.ndim
-    features = net.encoder._in_the_towers_own_way(context[None] if single else context, None)
+    features = net.encoder._encode_unpacked(context[None] if single else context, None)
     features = torch.nn.functional.normalize(features, dim=-1)
     return features[0] if single else features
 

@@ -29,7 +29,7 @@ def planted(random: Random, folder: Path) -> None:
             (folder / "left behind").touch()
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_nothing_is_found(seconds: float) -> None:
     """The cases of `make fuzz` begin with these."""
     load_targets()

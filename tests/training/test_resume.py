@@ -21,8 +21,8 @@ from tests.training.support import MINI, RUN, STEPS, Killed, interrupted, make_l
     ("method", "options", "seed"),
     [
         (MINI, TrainOptions(), 0),
-        (MINI, TrainOptions(), 1),
-        (MINI, TrainOptions(), 2),
+        pytest.param(MINI, TrainOptions(), 1, marks=pytest.mark.slow),
+        pytest.param(MINI, TrainOptions(), 2, marks=pytest.mark.slow),
         (CoOp(lr=0.1, epochs=30), TrainOptions(), 0),  # full batches
         (MINI, TrainOptions(precision="fp16"), 0),  # with the scaler's state
         (MINI, TrainOptions(precision="bf16", accumulate=3), 0),
