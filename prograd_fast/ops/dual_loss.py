@@ -234,7 +234,8 @@ def dual_loss(
                 = w' · -T² Σ_c q_c log p_c                 "soft_ce", the authors' value; same gradient
 
     Differentiable in the student's logits alone: the kernels have the first derivative, further ones go through the
-    formula, `prograd_fast.reference.dual_loss`. Source: arXiv:2205.14865; offset and weights: arXiv:2112.14380.
+    formula, `prograd_fast.reference.dual_loss`. No argument may be changed in place before the backward, as with
+    PyTorch's losses. Source: arXiv:2205.14865; offset and weights: arXiv:2112.14380.
 
     Args:
         student_logits: (B, C), float64, float32, bfloat16 or float16; the arithmetic is float32 or wider.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast import functional, reference
+from prograd_fast.ops.registry import SHORTCUTS
 from tests.ops.support import BACKENDS, normal, running_on
 
 F64 = torch.float64
@@ -114,3 +115,18 @@ def test_first_derivative_is_the_kernels_without_create_graph() -> None:
     with Count():
         task.backward()
     assert not [call for call in calls if "softmax" in str(call) or "prograd_fast" in str(call)]
+
+
+@pytest.mark.parametrize("way", ["eager", "torch.library"])
+@pytest.mark.parametrize("changed", ["teacher", "labels"])
+def test_an_argument_that_is_changed_before_the_backward_is_noticed(
+    changed: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The formula would see other numbers than the loss did."""
+    if way == "torch.library":
+        monkeypatch.delitem(SHORTCUTS, "dual_loss", raising=False)
+    student, arguments = normal(3, 5).requires_grad_(), {"teacher": normal(3, 5, seed=1), "labels": LABELS.clone()}
+    task, _ = functional.dual_loss(student, *arguments.values())
+    arguments[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(task, student)
