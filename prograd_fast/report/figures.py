@@ -197,7 +197,7 @@ def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> bool:
     left.set_ylim(-1.05, 1.05)
     right.set_ylim(-3, 103)
     for height, word in ((0.75, "agree"), (0.25, "conflict")):
-        left.text(1.01, height, word, transform=left.transAxes, rotation=270, va="center")
+        left.text(0.98, height, word, transform=left.transAxes, ha="right", va="center", color="0.4")
     left.set_ylabel("cosine of the two gradients")
     right.set_ylabel("steps in conflict in %")
     for axes in (left, right):

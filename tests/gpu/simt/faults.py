@@ -9,6 +9,7 @@ import pytest
 
 from tests.gpu.simt.build import changed_sources
 from tests.gpu.simt.library import ORDERS, Library, SimtError
+from tests.slow import slow_but_for
 
 L = TypeVar("L", bound=Library)
 
@@ -24,9 +25,8 @@ class Fault:
 
 
 def planted(faults: dict[str, Fault]) -> pytest.MarkDecorator:
-    """A test for each fault, the first of a family in `make test`: each is compiled for seconds."""
-    cases = [pytest.param(name, marks=pytest.mark.slow if i else ()) for i, name in enumerate(faults)]
-    return pytest.mark.parametrize("fault", cases)
+    """A test for each fault, in `make test-all` alone: each is compiled for seconds."""
+    return pytest.mark.parametrize("fault", slow_but_for([], faults))
 
 
 def run_case(simt: L, case: Callable[[L, int], None]) -> None:

@@ -8,12 +8,12 @@ from tests.golden.trajectories import CASES, Run, check_trajectory
 from tests.slow import slow_but_for
 
 
-# the interpreter takes half a minute for a trajectory
+# the interpreter takes up to half a minute for each
 @pytest.mark.parametrize("case", slow_but_for([], CASES))
 def test_prograd(case):
     check_trajectory(Run(case, torch.float64))
 
 
-@pytest.mark.parametrize("name", slow_but_for(["cocoop_random_b1"], COCOOP))
+@pytest.mark.parametrize("name", slow_but_for([], COCOOP))
 def test_cocoop(name):
     check_cocoop(name)
