@@ -91,8 +91,11 @@ class Projector:
             parts = split_units(coefficients, bucket.task, self.scope)
             pairs = zip(bucket.task, bucket.general, parts, strict=True)
             return [combine(a, b, c).to(a.dtype) for a, b, c in pairs]
-        gradients = [a.clone() for a in bucket.task]
-        _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
+        gradients = [torch.empty_like(a) for a in bucket.task]
+        _operators.project_out(
+            bucket.task, bucket.general, coefficients, bucket.lambda_, 0.0, SCOPES.index(self.scope),
+            entries=self._empty_entries(bucket), projected=gradients,
+        )  # fmt: skip
         return gradients
 
     # ---- state from step to step
