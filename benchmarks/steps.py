@@ -1,6 +1,7 @@
 """Sides of a step on two gradients that are there already: ProGradAdamW, and what a user could assemble instead."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import DEVICE, Side
 from prograd_fast.ops.registry import operator_for
+from prograd_fast.optim.two_gradients import TwoLosses
 
 Shapes = Sequence[tuple[int, ...]]
 Gradients = list[Tensor]
@@ -75,17 +77,37 @@ def _assembled(project: Callable[[Gradients, Gradients], Gradients], **options: 
     return build
 
 
-def prograd_adamw(shapes: Shapes, conflict: bool = True) -> Side:
-    """The whole class: `opt.step()`, which leaves both gradients as they are."""
+def _members(opt: pf.ProGradAdamW, shapes: Shapes, conflict: bool) -> list[Any]:
+    """What the optimizer has when autograd is done: each parameter, its group and both gradients."""
+    (group,) = opt.param_groups
+    return [(p, group, a, b) for p, a, b in zip(group["params"], *gradients(shapes, conflict), strict=True)]
+
+
+def one_call(shapes: Shapes, conflict: bool = True) -> Side:
+    """`opt.backward_and_update(task, general)`, hooks and checks included, without the passes of autograd."""
     params = _params(shapes)
     opt = pf.ProGradAdamW(params)
-    task, general = gradients(shapes, conflict)
-    opt.backward(
-        sum((p * a).sum() for p, a in zip(params, task, strict=True)),
-        sum((p * b).sum() for p, b in zip(params, general, strict=True)),
-    )
+    losses = TwoLosses(params[0].sum(), None)
+    members = _members(opt, shapes, conflict)
+    opt._members_with_grad = lambda losses: members  # type: ignore[method-assign]
 
     def step() -> list[Parameter]:
+        opt.step(lambda: losses)
+        return params
+
+    return step
+
+
+def composable(shapes: Shapes, conflict: bool = True) -> Side:
+    """`opt.zero_grad(); opt.backward(task, general); opt.step()`, without the passes of autograd."""
+    params = _params(shapes)
+    opt = pf.ProGradAdamW(params, fused=True)
+    members = _members(opt, shapes, conflict)
+
+    def step() -> list[Parameter]:
+        opt.zero_grad()
+        with torch.no_grad():
+            opt._add_projected(members, None)
         opt.step()
         return params
 
@@ -152,7 +174,8 @@ def plain_adamw(shapes: Shapes, conflict: bool = True) -> Side:
 
 
 STEPS: dict[str, Callable[..., Side]] = {
-    "ProGradAdamW": prograd_adamw,
+    "ProGradAdamW, one call": one_call,
+    "ProGradAdamW(fused), backward and step": composable,
     "project_adamw_ operator": adamw_operator,
     "authors + AdamW": _assembled(authors.project),
     "authors + AdamW(fused)": _assembled(authors.project, fused=True),
