@@ -128,15 +128,15 @@ def refused(opt: Any, error: type[Exception], match: str) -> Iterator[None]:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def everything(opt: Any) -> dict[Any, Tensor]:
-    """Copies of the parameters, their gradients and all state, by owner and name."""
+def everything(opt: Any) -> dict[tuple[int, int, str], Tensor]:
+    """Copies of the parameters, their gradients and all state, by group, place in it and name."""
     found = {}
-    for group in opt.param_groups:
-        for p in group["params"]:
-            found[id(p), "value"] = p.detach().clone()
+    for i, group in enumerate(opt.param_groups):
+        for j, p in enumerate(group["params"]):
+            found[i, j, "value"] = p.detach().clone()
             if p.grad is not None:
-                found[id(p), "grad"] = p.grad.detach().to_dense().clone()
+                found[i, j, "grad"] = p.grad.detach().to_dense().clone()
             for name, value in opt.state.get(p, {}).items():
                 if isinstance(value, Tensor):
-                    found[id(p), name] = value.detach().clone()
+                    found[i, j, name] = value.detach().clone()
     return found
