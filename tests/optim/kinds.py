@@ -103,7 +103,9 @@ class Twin:
 
     def backward(self, step: int) -> None:
         """Add the projected gradient to .grad."""
-        for p, g in zip(self.params, reference.project(*gradients(self.params, step), self.lambda_, self.scope), strict=True):
+        for p, g in zip(
+            self.params, reference.project(*gradients(self.params, step), self.lambda_, self.scope), strict=True
+        ):
             p.grad = g if p.grad is None else p.grad + g
 
     def update(self, step: int) -> None:

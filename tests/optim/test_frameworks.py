@@ -1,7 +1,4 @@
-"""Guards use through Lightning's, Fabric's and accelerate's proxies of an optimizer: nothing in them goes around it.
-
-Each action is done through each proxy. What is expected is written down for a learning rate of 1.
-"""
+"""Guards the own ways of Lightning, Fabric and accelerate: automatic steps, scalers, accumulation, checkpoints."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,310 +9,22 @@ import lightning
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState
 from lightning.fabric.plugins import MixedPrecision as FabricMixedPrecision
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 import prograd_fast as pf
-from tests.optim.kinds import OPTIMIZERS, RATE_ONE, agreement_of, conflict_of, everything, point
+from tests.optim.frameworks import IGNORED, Manual, Numbers, accelerators_forgotten, batches, trainer
+from tests.optim.kinds import OPTIMIZERS, RATE_ONE, conflict_of, everything, point
 from tests.optim.support import same
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec", "ignore:.*lr_scheduler.step"
-)
-
-
-class Numbers(nn.Module):
-    """A model of two numbers, and of a third that no loss reaches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.p, self.q = point(), nn.Parameter(torch.zeros(1))
-
-    def forward(self) -> Tensor:
-        return 1 * self.p
-
-
-# ---- proxies: each calls body(what the framework hands to the user)
-
-Body = Callable[[Any], None]
-
-
-class Manual(lightning.LightningModule):
-    """Lightning's manual optimization; each training step is a call of `body`."""
-
-    def __init__(self, model: nn.Module, opt: Any, body: Callable[[Any], None]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.model, self.opt, self.body = model, opt, body
-
-    def configure_optimizers(self) -> Any:
-        return self.opt
-
-    def training_step(self, batch: Tensor) -> None:
-        self.body(self.optimizers())
-
-
-def trainer(steps: int = 1, **settings: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    settings = {"enable_model_summary": False, "max_epochs": -1, "max_steps": steps} | quiet | settings
-    return lightning.Trainer(accelerator="cpu", **settings)
-
-
-def batches(count: int = 1) -> DataLoader[Any]:
-    return DataLoader(torch.zeros(count, 1))  # type: ignore[arg-type]
-
-
-def through_trainer(model: nn.Module, opt: Any, body: Body) -> None:
-    called = []
-
-    def once(proxy: Any) -> None:
-        if not called:
-            called.append(proxy)
-            body(proxy)
-
-    # an action that does not step must end too
-    trainer(-1, max_epochs=1).fit(Manual(model, opt, once), batches())
-    assert called
-
-
-def through_fabric(model: nn.Module, opt: Any, body: Body) -> None:
-    fabric = lightning.Fabric(accelerator="cpu", devices=1)
-    _, proxy = fabric.setup(model, opt)
-    assert proxy is not opt
-    body(proxy)
-
-
-def through_fabric_optimizers_alone(model: nn.Module, opt: Any, body: Body) -> None:
-    fabric = lightning.Fabric(accelerator="cpu", devices=1)
-    fabric.setup_module(model)
-    body(fabric.setup_optimizers(opt))
-
-
-def through_accelerate(model: nn.Module, opt: Any, body: Body) -> None:
-    _, prepared = accelerate.Accelerator(cpu=True).prepare(model, opt)
-    assert prepared.optimizer is opt
-    body(prepared.optimizer)
-
-
-class Forwarding:
-    """A proxy as apex, HeavyBall and others write it: it has the optimizer's class and forwards what it lacks."""
-
-    def __init__(self, opt: Any) -> None:
-        self._inner_optimizer = opt
-        self.__class__ = type(type(opt).__name__, (Forwarding, type(opt)), {})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner_optimizer, name)
-
-    def step(self, closure: Any = None) -> Any:
-        return self._inner_optimizer.step(closure)
-
-
-def through_forwarding(model: nn.Module, opt: Any, body: Body) -> None:
-    body(Forwarding(opt))
-
-
-PROXIES = {
-    "no proxy": lambda model, opt, body: body(opt),
-    "Trainer": through_trainer,
-    "Fabric": through_fabric,
-    "Fabric, optimizer alone": through_fabric_optimizers_alone,
-    "accelerate": through_accelerate,
-    "forwarding": through_forwarding,
-}
+pytestmark = pytest.mark.filterwarnings(*IGNORED)
 
 
 @pytest.fixture(autouse=True)
 def _no_accelerator() -> Iterator[None]:
-    """Accelerate's state is that of the process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-# ---- actions
-
-
-def plain_steps(opt: Any, p: Tensor) -> None:
-    opt.zero_grad()
-    opt.backward(*conflict_of(p))
-    assert p.grad is not None
-    assert p.grad.tolist() == [1, 0]
-    opt.step()
-
-
-def two_backwards(opt: Any, p: Tensor) -> None:
-    opt.backward(*conflict_of(p))
-    opt.backward(*conflict_of(p, 2.0))
-    opt.step()
-
-
-def one_call(opt: Any, p: Tensor) -> None:
-    opt.backward_and_update(*conflict_of(p))
-    assert p.grad is None
-
-
-def pair_closure(opt: Any, p: Tensor) -> None:
-    opt.step(lambda: conflict_of(p))
-
-
-def loss_closure(opt: Any, p: Tensor) -> None:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        opt.backward(*conflict_of(p))
-        return p.sum()
-
-    opt.step(closure)
-
-
-def accumulated(opt: Any, p: Tensor) -> None:
-    with opt.accumulate():
-        opt.backward(*conflict_of(p))
-        assert p.grad is None
-    opt.backward(3 * p[1], 1 * p[1])  # the sums agree: (1, 2) and (0, 2)
-    opt.step()
-
-
-def accumulated_then_one_call(opt: Any, p: Tensor) -> None:
-    with opt.accumulate():
-        opt.backward(*conflict_of(p))
-    opt.backward_and_update(3 * p[1], 1 * p[1])
-
-
-def skipped_batch(opt: Any, p: Tensor) -> None:
-    opt.backward(*conflict_of(p))
-    opt.zero_grad()
-    opt.backward(*agreement_of(p))
-    opt.step()
-
-
-def skipped_block(opt: Any, p: Tensor) -> None:
-    with opt.accumulate():
-        opt.backward(*conflict_of(p))
-    opt.zero_grad()
-    opt.backward(*agreement_of(p))
-    opt.step()
-
-
-def forgotten_block(opt: Any, p: Tensor) -> None:
-    with opt.accumulate():
-        opt.backward(*conflict_of(p))
-    with pytest.raises(RuntimeError, match="accumulate"):
-        opt.step()
-    assert p.tolist() == [0, 0]
-    opt.zero_grad()
-
-
-def block_with_an_error(opt: Any, p: Tensor) -> None:
-    with pytest.raises(KeyError), opt.accumulate():
-        opt.backward(*conflict_of(p))
-        raise KeyError
-    opt.backward(*agreement_of(p))
-    opt.step()
-
-
-def raised_floor(opt: Any, p: Tensor) -> None:
-    opt.noise_floor = 0.8  # b is 0.7 of a
-    assert opt.noise_floor == 0.8
-    opt.backward(*conflict_of(p))
-    opt.step()
-    assert opt.conflict.absent.tolist() == [1, 0]
-
-
-def scaled(opt: Any, p: Tensor) -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
-    opt.backward(*conflict_of(p), scaler=scaler)
-    assert p.grad is not None
-    assert p.grad.tolist() == [65536, 0]
-    scaler.step(opt)
-    scaler.update()
-
-
-def clipped(opt: Any, p: Tensor) -> None:
-    opt.backward(*conflict_of(p, 8.0))
-    torch.nn.utils.clip_grad_norm_(p, 1.0)
-    opt.step()
-
-
-# what the two numbers and the counts of conflicts are afterwards, at a learning rate of 1
-ACTIONS: dict[str, tuple[Callable[[Any, Tensor], None], list[float], int]] = {
-    "plain steps": (plain_steps, [-1, 0], 1),
-    "two backwards": (two_backwards, [-3, 0], 2),
-    "one call": (one_call, [-1, 0], 1),
-    "pair closure": (pair_closure, [-1, 0], 1),
-    "loss closure": (loss_closure, [-1, 0], 1),
-    "accumulated": (accumulated, [-1, -2], 0),
-    "accumulated, then one call": (accumulated_then_one_call, [-1, -2], 0),
-    "skipped batch": (skipped_batch, [-1, 1], 1),
-    "skipped block": (skipped_block, [-1, 1], 0),
-    "forgotten block": (forgotten_block, [0, 0], 0),
-    "block with an error": (block_with_an_error, [-1, 1], 0),
-    "raised floor": (raised_floor, [-1, 1], 0),
-    "scaled": (scaled, [-1, 0], 1),
-    "clipped": (clipped, [-1, 0], 1),
-}
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("proxy", PROXIES)
-@pytest.mark.parametrize("kind", RATE_ONE)
-def test_through_a_proxy(kind: str, proxy: str, action: str) -> None:
-    """Row 1 of the table: with a proxy there was no projection at all, and no message."""
-    model = Numbers()
-    opt = RATE_ONE[kind](model.parameters())
-    act, expected, conflicts = ACTIONS[action]
-
-    def body(handed: Any) -> None:
-        act(handed, model.p)
-        assert handed.conflict.conflicts.tolist() == [conflicts, 0]
-
-    PROXIES[proxy](model, opt, body)
-    assert model.p.tolist() == pytest.approx(expected)
-    assert opt.conflict.conflicts.tolist() == [conflicts, 0]
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("proxy", [name for name in PROXIES if name != "no proxy"])
-def test_adamw_through_a_proxy(proxy: str, action: str) -> None:
-    """The same step as without the proxy, bit for bit, state included."""
-    model, other = Numbers(), Numbers()
-    opt, plain = OPTIMIZERS["adamw"](model.parameters()), OPTIMIZERS["adamw"](other.parameters())
-    act = ACTIONS[action][0]
-    PROXIES[proxy](model, opt, lambda handed: act(handed, model.p))
-    act(plain, other.p)
-    assert same(everything(opt).values(), everything(plain).values())
-
-
-@pytest.mark.parametrize("proxy", PROXIES)
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_state_through_a_proxy(kind: str, proxy: str) -> None:
-    """A checkpoint that is taken and loaded through proxies has the rule's memory."""
-    model, twin = Numbers(), Numbers()
-    opt, other = (OPTIMIZERS[kind](m.parameters(), rule=pf.rules.Bloop(0.5, 0.5)) for m in (model, twin))
-    saved: list[Any] = []
-
-    def two_steps_and_save(handed: Any) -> None:
-        for factor in (1.0, 3.0):
-            handed.zero_grad()
-            handed.backward(*conflict_of(model.p, factor))
-            handed.step()
-        saved.append(handed.state_dict())
-
-    PROXIES[proxy](model, opt, two_steps_and_save)
-    twin.load_state_dict(model.state_dict())
-    PROXIES[proxy](twin, other, lambda handed: handed.load_state_dict(saved[0]))
-    assert "task_average" in opt.state[model.p]
-    for m, o in ((model, opt), (twin, other)):
-        o.zero_grad()
-        o.backward(*agreement_of(m.p))
-        o.step()
-    assert same(everything(opt).values(), everything(other).values())
-
-
-# ---- the frameworks' own ways
+    with accelerators_forgotten():
+        yield
 
 
 class Automatic(lightning.LightningModule):
@@ -387,7 +96,7 @@ def test_fabric_with_a_scaler_refuses_by_itself() -> None:
     model = Numbers()
     module, opt = fabric.setup(model, pf.ProGradSGD(model.parameters(), lr=1.0))
     p = module()
-    with pytest.raises(RuntimeError, match="fabric.backward"):
+    with pytest.raises(RuntimeError, match=r"fabric\.backward"):
         opt.backward(*conflict_of(p), scaler=scaler)
     assert model.p.grad is None
     opt.backward(*conflict_of(model()), scaler=scaler)  # around Fabric's module

@@ -10,7 +10,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import prograd_fast as pf
-from tests.optim.kinds import KINDS, OPTIMIZERS, RATE_ONE, WAYS, conflict_of, everything, losses, point, refused, tensors
+from tests.optim.kinds import (
+    KINDS,
+    OPTIMIZERS,
+    RATE_ONE,
+    WAYS,
+    conflict_of,
+    everything,
+    losses,
+    point,
+    refused,
+    tensors,
+)
 from tests.optim.support import gradients, same
 from tests.tolerances import assert_close
 
@@ -118,7 +129,9 @@ class Reentrant(Layers):
 
 class ReentrantBelowAll(Layers):
     def forward(self) -> Tensor:
-        return checkpoint(lambda x: self.second(self.first(x).tanh()), self.x.clone().requires_grad_(), use_reentrant=True)
+        return checkpoint(
+            lambda x: self.second(self.first(x).tanh()), self.x.clone().requires_grad_(), use_reentrant=True
+        )
 
 
 class ReentrantSequence(Layers):

@@ -348,13 +348,7 @@ def test_the_same_parameter_twice(kind: str, way: str) -> None:
     plain_make["sgd"] = lambda x: torch.optim.SGD(x, lr=1.0, momentum=0.5)
     with pytest.warns(UserWarning, match="duplicate parameters"):
         plain = plain_make[kind]([q, q])
-    before = p.detach().clone()
-    try:
-        WAYS[way](opt, *conflict_of(p))
-    except (RuntimeError, ValueError) as error:
-        assert "twice" in str(error) or "more than once" in str(error)
-        assert torch.equal(p, before)
-        return
+    WAYS[way](opt, *conflict_of(p))
     q.grad = torch.tensor([1.0, 0.0])
     plain.step()
     assert_close(p, q, "formula", torch.float32)

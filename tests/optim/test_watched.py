@@ -91,7 +91,11 @@ def test_make_fx_traces_the_operator(kind: str) -> None:
 
     a, b = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0])
     graph = make_fx(step)(a, b)
-    assert any(NAMES[kind] in str(getattr(node.target, "name", lambda: "")()) for node in graph.graph.nodes if node.op == "call_function")
+    assert any(
+        NAMES[kind] in str(getattr(node.target, "name", lambda: "")())
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
     other.backward_and_update((q * a).sum(), (q * b).sum())
     assert_close(p, q, "formula", torch.float32)
     graph(a, b)
