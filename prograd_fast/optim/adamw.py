@@ -121,10 +121,10 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             group["eps"],
             group["weight_decay"],
             bucket.lambda_,
+            0.0,
             SCOPES.index(self._projector.scope),
             group["amsgrad"],
             group["maximize"],
-            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
 

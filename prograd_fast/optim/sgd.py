@@ -106,11 +106,11 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             group["dampening"],
             group["weight_decay"],
             bucket.lambda_,
+            0.0,
             SCOPES.index(self._projector.scope),
             group["nesterov"],
             group["maximize"],
             first,
-            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
         if first:  # kept only now: a step that failed was none
