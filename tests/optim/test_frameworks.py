@@ -18,7 +18,7 @@ from tests.optim.frameworks import IGNORED, Manual, Numbers, accelerators_forgot
 from tests.optim.kinds import OPTIMIZERS, RATE_ONE, conflict_of, everything, point
 from tests.optim.support import same
 
-pytestmark = pytest.mark.filterwarnings(*IGNORED)
+pytestmark = pytest.mark.filterwarnings(*IGNORED, "ignore:.*resuming from a checkpoint")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Guards hooks: of modules and tensors once per loss, of .grad once per backward, of the optimizer once per step."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -283,7 +284,8 @@ def test_step_hooks_run_once(kind: str, everyones: list[tuple[str, Any]]) -> Non
         opt.zero_grad()
         way(opt, *losses(params, 0))
         assert calls == [("pre", opt), ("post", opt)]
-        assert everyones == calls
+        assert [name for name, _ in everyones] == ["pre", "post"]
+        assert all(one in (opt, getattr(opt, "optimizer", opt)) for _, one in everyones)
         assert inner == (["pre", "post"] if kind == "wrapper" else [])
         for seen in (calls, everyones, inner):
             seen.clear()  # type: ignore[attr-defined]
@@ -294,7 +296,11 @@ def test_a_pre_hook_may_change_the_gradient(kind: str) -> None:
     """It runs before the update, when .grad is the projected gradient; a closure comes after it, as in torch.optim."""
     p = point()
     opt = RATE_ONE[kind]([p])
-    opt.register_step_pre_hook(lambda *_: p.grad.mul_(0.5))  # type: ignore[union-attr]
+
+    def halve(*_: Any) -> None:
+        p.grad.mul_(0.5)  # type: ignore[union-attr]
+
+    opt.register_step_pre_hook(halve)
     opt.backward(*conflict_of(p))
     opt.step()
     assert p.tolist() == [-0.5, 0]
@@ -326,7 +332,7 @@ def test_state_dict_hooks(kind: str, rule: Any) -> None:
     calls.clear()
     for p, q in zip(params, others, strict=True):
         q.data.copy_(p)
-    twin.load_state_dict(state)
+    twin.load_state_dict(copy.deepcopy(state))  # torch shares the state's memory otherwise
     assert calls == ["loading", "loaded"]
     for o, p in ((opt, params), (twin, others)):
         o.backward_and_update(*losses(p, 1))

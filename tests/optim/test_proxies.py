@@ -4,6 +4,7 @@ Each action is done through each proxy. What is expected is written down for a l
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_state_through_a_proxy(kind: str, proxy: str) -> None:
 
     PROXIES[proxy](model, opt, two_steps_and_save)
     twin.load_state_dict(model.state_dict())
-    PROXIES[proxy](twin, other, lambda handed: handed.load_state_dict(saved[0]))
+    PROXIES[proxy](twin, other, lambda handed: handed.load_state_dict(copy.deepcopy(saved[0])))
     assert "task_average" in opt.state[model.p]
     for m, o in ((model, opt), (twin, other)):
         o.zero_grad()
