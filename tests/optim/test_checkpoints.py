@@ -25,6 +25,7 @@ from tests.optim.support import same
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled", "ignore:TypedStorage", "ignore:.*no process group", "ignore::FutureWarning"
 )
+unprojected = pytest.mark.filterwarnings("ignore:.*never got a general gradient")  # see test_a_new_optimizer_is_asked
 MEMORY = ["none", "PCGrad", "GradVac", "Bloop"]
 
 
@@ -54,6 +55,7 @@ OPTIONS = {
 }
 
 
+@unprojected
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("rule", MEMORY)
@@ -72,6 +74,7 @@ def test_state_dicts_of_torch_distributed(kind: str, rule: str, options: str, on
     assert same(everything(other).values(), everything(opt).values())
 
 
+@unprojected
 @pytest.mark.parametrize("rule", MEMORY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_of_torch_distributed_goes_on(kind: str, rule: str, tmp_path: Path) -> None:
@@ -89,6 +92,17 @@ def test_a_checkpoint_of_torch_distributed_goes_on(kind: str, rule: str, tmp_pat
     assert same(everything(other).values(), everything(opt).values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_optimizer_is_asked_for_its_state(kind: str) -> None:
+    """torch.distributed.checkpoint makes it by a step on zeros at a rate of 0, which is no step of the user's."""
+    model, opt = model_and_optimizer(kind, "none")
+    get_optimizer_state_dict(model, opt)
+    model[0].sum().backward()
+    with pytest.warns(UserWarning, match="never got a general gradient"):
+        opt.step()
+
+
+@unprojected
 def test_lambda_goes_with_the_checkpoint(tmp_path: Path) -> None:
     """It is a setting of the groups, as the learning rate."""
     model, opt = model_and_optimizer("adamw", "none", lambda_=0.25)

@@ -193,7 +193,13 @@ def test_state_through_a_proxy(kind: str, proxy: str) -> None:
 
     PROXIES[proxy](model, opt, two_steps_and_save)
     twin.load_state_dict(model.state_dict())
-    PROXIES[proxy](twin, other, lambda handed: handed.load_state_dict(copy.deepcopy(saved[0])))
+
+    def load(handed: Any) -> None:
+        # what these two hand out loads into itself, any torch.optim optimizer too; the Trainer asks the optimizer
+        loads = other if proxy in ("Trainer", "forwarding") else handed
+        loads.load_state_dict(copy.deepcopy(saved[0]))  # torch shares the state's memory otherwise
+
+    PROXIES[proxy](twin, other, load)
     assert "task_average" in opt.state[model.p]
     for m, o in ((model, opt), (twin, other)):
         o.zero_grad()
