@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 import prograd_fast as pf
 from tests.optim.kinds import KINDS, OPTIMIZERS, PLAIN, RULES, everything, losses, refused, tensors
 from tests.optim.support import same
+from tests.slow import slow_but_for
 
 # torch's own: of a process that is alone, and of how it loads
 pytestmark = pytest.mark.filterwarnings(
@@ -56,7 +57,7 @@ OPTIONS = {
 
 
 @unprojected
-@pytest.mark.parametrize("one_call", [False, True])
+@pytest.mark.parametrize("one_call", slow_but_for([False], [False, True]))
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("rule", MEMORY)
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ import prograd_fast as pf
 from tests.optim.frameworks import IGNORED, PROXIES, Numbers, accelerators_forgotten
 from tests.optim.kinds import OPTIMIZERS, RATE_ONE, agreement_of, conflict_of, everything
 from tests.optim.support import same
+from tests.slow import slow_but_for
 
 pytestmark = pytest.mark.filterwarnings(*IGNORED)
 
@@ -148,7 +149,7 @@ ACTIONS: dict[str, tuple[Callable[[Any, Tensor], None], list[float], int]] = {
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("proxy", PROXIES)
-@pytest.mark.parametrize("kind", RATE_ONE)
+@pytest.mark.parametrize("kind", slow_but_for(["sgd"], RATE_ONE))
 def test_through_a_proxy(kind: str, proxy: str, action: str) -> None:
     """Row 1 of the table: with a proxy there was no projection at all, and no message."""
     model = Numbers()
@@ -165,7 +166,7 @@ def test_through_a_proxy(kind: str, proxy: str, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("proxy", [name for name in PROXIES if name != "no proxy"])
+@pytest.mark.parametrize("proxy", slow_but_for(["Fabric"], [name for name in PROXIES if name != "no proxy"]))
 def test_adamw_through_a_proxy(proxy: str, action: str) -> None:
     """The same step as without the proxy, bit for bit, state included."""
     model, other = Numbers(), Numbers()
