@@ -193,7 +193,7 @@ def test_saved_tensors_elsewhere(way: str) -> None:
     assert p.tolist() == pytest.approx([-torch.e, 0])
 
 
-@ways
+@pytest.mark.parametrize("way", slow_but_for(["one call"], WAYS))
 @pytest.mark.parametrize("backend", slow_but_for(["aot_eager"], ["eager", "aot_eager"]))
 def test_a_compiled_model(way: str, backend: str) -> None:
     """Its graph is asked for twice; a compiler that gives its buffers away must not give them to the first."""

@@ -153,6 +153,7 @@ def units(opt: Any, scope: str) -> int:
     return sum(len(p) if scope == "row" else 1 for p in parameters(opt))
 
 
+RULES_OF_UNITS = [rule for rule in RULES if rule not in ("AGEM", "Subspace")]  # whose unit is all parameters together
 COUNTS = {
     "replace_by_larger": [2, 4, 4],
     "replace_and_delete_state": [2, 4, 4],
@@ -171,10 +172,7 @@ COUNTS = {
 
 
 @surgeries
-# not AGEM and Subspace, whose unit is all parameters together
-@pytest.mark.parametrize(
-    "rule", slow_but_for(["Bloop", "GradVac"], [r for r in RULES if r not in ("AGEM", "Subspace")])
-)
+@pytest.mark.parametrize("rule", slow_but_for(["Bloop", "GradVac"], RULES_OF_UNITS))
 @pytest.mark.parametrize("kind", slow_but_for(["adamw"], KINDS))
 def test_memory_and_counts_follow_the_parameter(kind: str, rule: str, surgery: Callable[[Any], None]) -> None:
     """Both ways agree; a parameter that is new begins anew, one that stays goes on as if nothing had happened."""
