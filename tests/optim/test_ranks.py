@@ -6,6 +6,7 @@ Two processes run all cases, each after the other, and hand back what each found
 import copy
 import datetime
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.optim.support import same
 from tests.processes import Forked
 from tests.tolerances import assert_close
 
+# the macOS job runs these tests too, and there a process that has used its frameworks must not fork
+pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="starts processes by a fork")
 RANKS = 2
 # what each rank alone sees does not conflict; their mean does: (2, -2, 1) and (0, 1, 0), projected to (2, 0, 1)
 TASK = torch.tensor([[4.0, 0.0, 1.0], [0.0, -4.0, 1.0]])
