@@ -21,7 +21,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 import prograd_fast as pf
-from tests.optim.kinds import OPTIMIZERS, RULES, everything, losses, tensors
+from tests.optim.kinds import OPTIMIZERS, RULES, WAYS, everything, losses, tensors
 from tests.optim.support import same
 from tests.processes import Forked
 from tests.tolerances import assert_close
@@ -54,25 +54,15 @@ def error_of(call: Callable[[], object]) -> str:
 
 
 def mean(rank: int) -> Any:
-    p, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-    opt = sgd(p, unused)
-    opt.backward(*pair(p, rank))
-    opt.step()
-    return p.tolist(), unused.tolist(), opt.conflict.conflicts.tolist()
-
-
-def mean_in_one_call(rank: int) -> Any:
-    p, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-    opt = sgd(p, unused)
-    opt.backward_and_update(*pair(p, rank))
-    return p.tolist(), unused.tolist(), opt.conflict.conflicts.tolist()
-
-
-def mean_of_the_wrapper(rank: int) -> Any:
-    p, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-    opt = pf.ProGrad(torch.optim.SGD([p, unused], lr=0.1), process_group=dist.group.WORLD)
-    opt.step(lambda: pair(p, rank))
-    return p.tolist(), unused.tolist(), opt.conflict.conflicts.tolist()
+    results = []
+    for way in WAYS.values():
+        for wrapped in (False, True):
+            p, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+            inner = torch.optim.SGD([p, unused], lr=0.1)
+            opt = pf.ProGrad(inner, process_group=dist.group.WORLD) if wrapped else sgd(p, unused)
+            way(opt, *pair(p, rank))
+            results.append((p.tolist(), unused.tolist(), opt.conflict.conflicts.tolist()))
+    return results
 
 
 def a_parameter_that_one_rank_reaches(rank: int) -> Any:
@@ -249,8 +239,6 @@ CASES: dict[str, Callable[[int], Any]] = {
     case.__name__: case
     for case in (
         mean,
-        mean_in_one_call,
-        mean_of_the_wrapper,
         a_parameter_that_one_rank_reaches,
         accumulated,
         uneven,
@@ -298,12 +286,12 @@ def both(results: dict[str, list[Any]], name: str) -> list[Any]:
     return results[name]
 
 
-@pytest.mark.parametrize("case", ["mean", "mean_in_one_call", "mean_of_the_wrapper"])
-def test_the_mean_is_projected(results: dict[str, list[Any]], case: str) -> None:
-    for p, unused, conflicts in both(results, case):
-        assert p == pytest.approx([0.8, 1.0, 0.9])
-        assert unused == [1, 1]
-        assert conflicts == [1, 0]
+def test_the_mean_is_projected(results: dict[str, list[Any]]) -> None:
+    for found in both(results, "mean"):
+        for p, unused, conflicts in found:
+            assert p == pytest.approx([0.8, 1.0, 0.9])
+            assert unused == [1, 1]
+            assert conflicts == [1, 0]
 
 
 def test_a_gradient_that_one_rank_lacks_counts_as_zero(results: dict[str, list[Any]]) -> None:
