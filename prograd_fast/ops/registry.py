@@ -70,7 +70,7 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def operator_for(name: str, tensor: Tensor) -> Callable[..., None]:
-    """The operator by its shortest way for tensors like this one: in eager mode, on a CPU, for plain tensors.
+    """The operator by its shortest way for tensors like this one: in eager mode, on a CPU, unless a profiler looks on.
 
     Args:
         name: of an operator that writes into its arguments.
@@ -79,7 +79,8 @@ def operator_for(name: str, tensor: Tensor) -> Callable[..., None]:
     Returns:
         `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher.
     """
-    if tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+    plain = tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter)
+    if plain and not torch.compiler.is_compiling() and not torch.autograd._profiler_enabled():
         shortcut = SHORTCUTS.get(name)
         if shortcut is not None:
             return shortcut

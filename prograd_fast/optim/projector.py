@@ -33,22 +33,24 @@ class Projector:
 
     Attributes:
         memory: what the rule keeps.
+        projections: how many there were.
     """
 
     def __init__(self, lambda_: float, scope: Scope, rule: Rule | None, noise_floor: float | None) -> None:
         check_noise_floor(noise_floor)
-        self._lambda = lambda_
+        self.lambda_ = lambda_
         self.scope: Scope = scope
         self.rule = rule
         self.noise_floor = noise_floor
         self.memory = RuleMemory(rule, scope)
+        self.projections = 0
         self._log = ConflictLog(scope)
 
     def add_lambda(self, group: dict[str, Any]) -> None:
         """Give a parameter group its λ, unless a rule has it; TypeError or ValueError for a wrong one."""
         check_groups([group], self.rule)
         if self.rule is None:
-            group.setdefault("lambda_", self._lambda)
+            group.setdefault("lambda_", self.lambda_)
 
     def buckets(
         self, members: Sequence[Member], state: State, scale: Tensor | None, key: Callable[[Tensor], Any]
@@ -74,7 +76,7 @@ class Projector:
             bucket = buckets.get(kind)
             if bucket is None:
                 floor = floor_of([a.dtype], self.noise_floor) if shared_floor is None else shared_floor
-                bucket = buckets[kind] = Bucket(group, group.get("lambda_", self._lambda), floor)
+                bucket = buckets[kind] = Bucket(group, group.get("lambda_", self.lambda_), floor)
             bucket.params.append(p)
             bucket.task.append(a)
             bucket.general.append(b)
@@ -98,8 +100,8 @@ class Projector:
                 writes the Gram entries, (U, 3).
             adjust: takes the entries and the coefficients of all buckets, gives other coefficients.
         """
-        if not buckets:
-            return
+        if not torch.compiler.is_compiling():
+            self.projections += 1
         one = len(buckets) == 1
         params = [p for bucket in buckets for p in bucket.params]
         if self.rule is None and adjust is None and one and not buckets[0].differentiable:

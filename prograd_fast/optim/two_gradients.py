@@ -58,7 +58,7 @@ class TwoGradients(Optimizer):
     _projector: Projector
     _sums: Sums
     _scaling: LossScaling
-    _said: set[str]  # "projected": there was a projection; "warned": the warning was given that there is none
+    _said: set[str]  # warnings that were given
     _process_group: "dist.ProcessGroup | None"
 
     def _init_two_gradients(
@@ -76,6 +76,11 @@ class TwoGradients(Optimizer):
             raise ValueError(f"lambda_: expected it in the rule, got {lambda_} beside {rule!r}. Leave lambda_ out.")
         if scope not in SCOPES:
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
+        if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+            raise TypeError(
+                f"process_group: expected a torch.distributed.ProcessGroup or None, got {type(process_group).__name__}. "
+                "torch.distributed.group.WORLD has all ranks, after init_process_group()."
+            )
         self._projector = Projector(lambda_, scope, rule, noise_floor)
         self._sums = Sums()
         self._scaling = LossScaling()
@@ -85,6 +90,21 @@ class TwoGradients(Optimizer):
     @property
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def lambda_(self) -> float:
+        """λ of groups that were given none; to be changed in `param_groups`."""
+        return self._projector.lambda_
+
+    @property
+    def scope(self) -> Scope:
+        """What is tested and projected as a whole."""
+        return self._projector.scope
+
+    @property
+    def rule(self) -> Rule | None:
+        """How the gradients are combined; None for ProGrad with each group's λ."""
+        return self._projector.rule
 
     @property
     def noise_floor(self) -> float | None:
@@ -158,7 +178,7 @@ class TwoGradients(Optimizer):
         pairs = self._projector.project(buckets, self._parameters, self.state, adjust)
         for p, g in pairs:
             _add_to_grad(p, g)
-        self._note_projection(scaler)
+        self._scaling.projected(scaler)
         for p, _ in pairs:
             for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
                 hook(p)
@@ -233,8 +253,8 @@ class TwoGradients(Optimizer):
 
         Args:
             closure: evaluates the model again; gradients are enabled. If it returns two losses of one element that
-                require grad, (task, general), they go through `backward_and_update`. Otherwise it must have called
-                `backward` itself, as for torch.optim.
+                require grad, (task, general), and has not called `backward` of this optimizer, they go through
+                `backward_and_update`. Otherwise it must have called a backward itself, as for torch.optim.
 
         Returns:
             The closure's result, or None.
@@ -243,12 +263,12 @@ class TwoGradients(Optimizer):
             RuntimeError: the sum of an `accumulate()` block is not projected yet; or a gradient or state does not fit
                 its parameter.
         """
-        result = None
+        result, projections = None, self._projector.projections
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
             losses = TwoLosses.of(result)
-            if losses is not None:
+            if losses is not None and self._projector.projections == projections:
                 self._backward_and_step(losses)
                 return result
         if self._sums:
@@ -256,15 +276,19 @@ class TwoGradients(Optimizer):
                 "step: expected a backward() outside of accumulate(), which projects the sum, before the update; got a "
                 "sum that is not projected. Call zero_grad() to drop it."
             )
-        if not self._said and not torch.compiler.is_compiling():
-            self._said.add("warned")
+        if not self._projector.projections and not torch.compiler.is_compiling():
+            self._say_that_nothing_was_projected()
+        self._plain_step()
+        return result
+
+    def _say_that_nothing_was_projected(self) -> None:
+        if "nothing was projected" not in self._said and any(map(_moves, self.param_groups)):
+            self._said.add("nothing was projected")
             warnings.warn(
                 f"{type(self).__name__} steps, and it never got a general gradient: nothing was projected. Call "
                 "opt.backward(task, general) in the place of loss.backward().",
-                stacklevel=4,
+                stacklevel=5,
             )
-        self._plain_step()
-        return result
 
     def _plain_step(self) -> None:
         if self._has_fused_update:
@@ -334,7 +358,7 @@ class TwoGradients(Optimizer):
             raise
         if scaler is not None and scale is not None:
             self._scaling.tell(scaler, found_inf[0])
-        self._note_projection(scaler)
+        self._scaling.projected(scaler)
         updated = [member[0] for member in members]
         self._projector.memory.settle(updated, self.state)
         _drop_grads(updated)
@@ -379,11 +403,6 @@ class TwoGradients(Optimizer):
             raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
         check_parameters(groups)
         return groups
-
-    def _note_projection(self, scaler: GradScaler | None) -> None:
-        if not torch.compiler.is_compiling():
-            self._said.add("projected")
-            self._scaling.projected(scaler)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -472,6 +491,12 @@ def _members(groups: dict[Tensor, dict[str, Any]], a: Gradients, b: Gradients) -
         for (p, group), task, general in zip(groups.items(), a, b, strict=True)
         if task is not None or general is not None
     ]
+
+
+def _moves(group: dict[str, Any]) -> bool:
+    """Whether a group's rate is not 0, with which torch.distributed.checkpoint steps to make a state."""
+    lr = group.get("lr")
+    return bool(lr != 0) if isinstance(lr, int | float) or (isinstance(lr, Tensor) and lr.is_cpu) else True
 
 
 def _is_dense(grad: Tensor | None) -> bool:

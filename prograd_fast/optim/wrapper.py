@@ -79,15 +79,27 @@ class ProGrad(TwoGradients):
         """The wrapped optimizer's."""
         return self.optimizer.param_groups
 
+    @param_groups.setter
+    def param_groups(self, value: Any) -> None:
+        self.optimizer.param_groups = value
+
     @property
     def state(self) -> Any:  # type: ignore[override]
         """The wrapped optimizer's."""
         return self.optimizer.state
 
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.optimizer.state = value
+
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """The wrapped optimizer's."""
         return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: Any) -> None:
+        self.optimizer.defaults = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer; `lambda_` may be given for it."""
