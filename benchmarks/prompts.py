@@ -73,12 +73,7 @@ def our_step(classes: int, both: bool = True, **options: Any) -> Side:
 
     def step() -> None:
         task, general = criterion(net.logits(images), teacher, labels)
-        optimizer.zero_grad()
-        if both:
-            optimizer.backward(task, general)
-        else:
-            task.backward()
-        optimizer.step()
+        optimizer.backward_and_update(task, general if both else None)
 
     return step
 

@@ -99,13 +99,14 @@ def one_call(shapes: Shapes, conflict: bool = True) -> Side:
 
 
 def composable(shapes: Shapes, conflict: bool = True) -> Side:
-    """`opt.zero_grad(); opt.backward(task, general); opt.step()`, without the passes of autograd."""
+    """`opt.backward(task, general); opt.step()`, without the passes of autograd."""
     params = _params(shapes)
     opt = pf.ProGradAdamW(params, fused=True)
     members = _members(opt, shapes, conflict)
 
     def step() -> list[Parameter]:
-        opt.zero_grad()
+        for p in params:
+            p.grad = None
         with torch.no_grad():
             opt._add_projected(members, None)
         opt.step()

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(slots=True)
 class Bucket:
     """Parameters that one call of an operator can take, with both their gradients.
 
@@ -28,5 +29,5 @@ class Bucket:
 
     @property
     def differentiable(self) -> bool:
-        """Return whether the gradients have a graph themselves; then the formulas are used, not the operators."""
-        return any(gradient.requires_grad for gradient in (*self.task, *self.general))
+        """Return whether the result must have a graph; then the formulas are used, not the operators."""
+        return torch.is_grad_enabled() and any(gradient.requires_grad for gradient in (*self.task, *self.general))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.common import Scope
+from prograd_fast.ops.common import Scope, accumulation_dtype
 from prograd_fast.ops.projection import conflict_coefficients, floored, n_units
 
 
@@ -102,11 +102,6 @@ class ConflictLog:
         self._full = 0
 
     @property
-    def keeps(self) -> bool:
-        """Return whether entries are kept; a compiled or captured step counts at once, to be the same at each call."""
-        return not (torch.compiler.is_compiling() or self._capturing)
-
-    @property
     def _capturing(self) -> bool:
         return self._counted.steps.is_cuda and torch.cuda.is_current_stream_capturing()
 
@@ -125,8 +120,16 @@ class ConflictLog:
             gone = known.keys() - set(every) | set(owners)
             self._others = {owner: counted for owner, counted in known.items() if owner not in gone}
 
-    def row(self, dtype: torch.dtype) -> Tensor:
-        """Memory for the entries of the next projection, (U, 3), at a multiple of 16 bytes."""
+    def row(self, a: Tensor) -> Tensor | None:
+        """Memory for the entries of a projection of gradients like `a`, (U, 3), at a multiple of 16 bytes.
+
+        None where entries are not kept: a compiled or captured projection counts at once, to be the same at each call.
+        """
+        if torch.compiler.is_compiling() or self._capturing or a.device != self._counted.steps.device:
+            return None
+        return self._row(accumulation_dtype(a))
+
+    def _row(self, dtype: torch.dtype) -> Tensor:
         if not self._rows or self._rows[0].dtype != dtype:
             self._count_rows()
             units = self._counted.steps.numel()
@@ -137,11 +140,11 @@ class ConflictLog:
 
     def add(self, entries: Tensor) -> None:
         """Remember a projection of what was expected: entries (U, 3), which may lie where `row` said."""
-        if not self.keeps:
+        if torch.compiler.is_compiling() or self._capturing:
             # a captured graph that counted the rows would count those of now at each replay
             self._counted.add(entries.unsqueeze(0), self._noise_floor)
             return
-        row = self.row(entries.dtype)
+        row = self._row(entries.dtype)
         if entries is not row:
             row.copy_(entries.detach())
         self._full += 1
@@ -163,7 +166,7 @@ class ConflictLog:
     def _owners_of(self, params: Sequence[Tensor]) -> tuple[list[Any], list[int]]:
         if self._scope == "global":
             return [_ALL], [1]
-        return list(params), [n_units(p, self._scope) for p in params]
+        return list(params), [1] * len(params) if self._scope == "tensor" else [n_units(p, self._scope) for p in params]
 
     def _by_owner(self) -> dict[Any, Conflict]:
         return self._others | dict(zip(self._owners, self._counted.split(self._sizes), strict=True))

@@ -1,7 +1,6 @@
 """The noise floor: how small a general gradient must be, beside the task gradient, to be nothing but rounding."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 
@@ -23,8 +22,3 @@ def check_noise_floor(noise_floor: float | None) -> None:
         raise TypeError(f"noise_floor: expected a number or None, got {type(noise_floor).__name__}. 0 turns it off.")
     if not (0 <= noise_floor < math.inf):
         raise ValueError(f"noise_floor: expected a finite number of at least 0, got {noise_floor}. 0 turns it off.")
-
-
-def floor_of(dtypes: Iterable[torch.dtype], given: float | None) -> float:
-    """The floor for gradients of these dtypes: the given one, else the highest of theirs."""
-    return max((NOISE_FLOORS[dtype] for dtype in dtypes), default=0.0) if given is None else given

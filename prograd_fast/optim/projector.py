@@ -14,7 +14,7 @@ from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.checks import check_groups
 from prograd_fast.optim.conflict import Conflict, ConflictLog
 from prograd_fast.optim.memory import RuleMemory, State
-from prograd_fast.optim.noise_floor import check_noise_floor, floor_of
+from prograd_fast.optim.noise_floor import NOISE_FLOORS, check_noise_floor
 from prograd_fast.optim.rules import Rule
 
 Member = tuple[Tensor, dict[str, Any], Tensor, Tensor]  # a parameter, its group, its task and general gradient
@@ -53,7 +53,11 @@ class Projector:
             group.setdefault("lambda_", self.lambda_)
 
     def buckets(
-        self, members: Sequence[Member], state: State, scale: Tensor | None, key: Callable[[Tensor], Any]
+        self,
+        members: Sequence[Member],
+        state: State,
+        scale: Tensor | None,
+        key: Callable[[Tensor], Any] | None = None,
     ) -> list[Bucket]:
         """What one operator call each can take, with the gradients as the rule wants them.
 
@@ -63,23 +67,24 @@ class Projector:
             scale: what both gradients are multiplied by, 0-d; None for 1.
             key: a value that all parameters of one call must share, besides group, device and dtype.
         """
-        params = [member[0] for member in members]
-        task: Sequence[Tensor] = [member[2] for member in members]
-        general: Sequence[Tensor] = [member[3] for member in members]
         if self.rule is not None:
+            params, groups, task, general = zip(*members, strict=True)
             kept = [self.memory.of(p, state) for p in params]
-            task, general = self.rule.prepare(task, general, kept, self.scope, scale)
-        shared_floor = floor_of({a.dtype for a in task}, self.noise_floor) if self.scope == "global" else None
+            members = list(zip(params, groups, *self.rule.prepare(task, general, kept, self.scope, scale), strict=True))
         buckets: dict[Any, Bucket] = {}
-        for (p, group, *_), a, b in zip(members, task, general, strict=True):
-            kind = (id(group), a.device, a.dtype, key(p))
+        for p, group, a, b in members:
+            kind = (id(group), a.device, a.dtype, None if key is None else key(p))
             bucket = buckets.get(kind)
             if bucket is None:
-                floor = floor_of([a.dtype], self.noise_floor) if shared_floor is None else shared_floor
+                floor = NOISE_FLOORS.get(a.dtype, 0.0) if self.noise_floor is None else self.noise_floor
                 bucket = buckets[kind] = Bucket(group, group.get("lambda_", self.lambda_), floor)
             bucket.params.append(p)
             bucket.task.append(a)
             bucket.general.append(b)
+        if self.scope == "global":
+            highest = max(bucket.noise_floor for bucket in buckets.values())
+            for bucket in buckets.values():
+                bucket.noise_floor = highest
         return list(buckets.values())
 
     def run(
@@ -102,15 +107,16 @@ class Projector:
         """
         if not torch.compiler.is_compiling():
             self.projections += 1
-        one = len(buckets) == 1
-        params = [p for bucket in buckets for p in bucket.params]
-        if self.rule is None and adjust is None and one and not buckets[0].differentiable:
-            bucket = buckets[0]
-            self._log.expect(params, every, bucket.noise_floor)
-            entries = self._empty_entries(bucket, in_log=True)
+        if self.rule is None and adjust is None and len(buckets) == 1 and not buckets[0].differentiable:
+            (bucket,) = buckets
+            self._log.expect(bucket.params, every, bucket.noise_floor)
+            entries = self._log.row(bucket.task[0])
+            if entries is None:
+                entries = self._empty_entries(bucket)
             apply(bucket, entries, None)
             self._log.add(entries)
             return
+        params = [p for bucket in buckets for p in bucket.params]
         entries_of = self._entries(buckets)
         usable = [floored(entries, bucket.noise_floor) for entries, bucket in zip(entries_of, buckets, strict=True)]
         coefficients = self._coefficients(buckets, params, state, usable)
@@ -154,12 +160,8 @@ class Projector:
         """The counts of these parameters up to now."""
         return self._log.snapshot(every)
 
-    def _empty_entries(self, bucket: Bucket, in_log: bool = False) -> Tensor:
+    def _empty_entries(self, bucket: Bucket) -> Tensor:
         a = bucket.task[0]
-        if in_log and self._log.keeps:
-            row = self._log.row(accumulation_dtype(a))
-            if row.device == a.device:
-                return row
         return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
 
     def _entries(self, buckets: list[Bucket]) -> list[Tensor]:

@@ -49,11 +49,11 @@ def all_fit(
         return False
     belongings, steps = [], []
     for own, state in zip(gradients, states, strict=True):
-        others = dict(state)
-        steps.append(others.pop("step", None))
-        belongings.append([*own, *others.values()])
+        belongings.append([*own, *(value for name, value in state.items() if name != "step")])
+        if state.get("step") is not None:
+            steps.append(state["step"])
     try:
-        fit: bool = shortcut(params, belongings, [step for step in steps if step is not None])
+        fit: bool = shortcut(params, belongings, steps)
     except TypeError:  # something is no tensor
         return False
     return fit

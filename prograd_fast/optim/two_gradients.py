@@ -173,14 +173,15 @@ class TwoGradients(Optimizer):
 
     def _add_projected(self, members: list[Member], scaler: GradScaler | None) -> None:
         scale = scale_of(scaler, members[0][0].device)
-        buckets = self._projector.buckets(members, self.state, scale, lambda p: None)
+        buckets = self._projector.buckets(members, self.state, scale)
         adjust = None if scale is None else nan_where_lost
         pairs = self._projector.project(buckets, self._parameters, self.state, adjust)
         for p, g in pairs:
             _add_to_grad(p, g)
         self._scaling.projected(scaler)
         for p, _ in pairs:
-            for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
+            hooks = p._post_accumulate_grad_hooks
+            for hook in list(hooks.values()) if hooks else ():
                 hook(p)
 
     @contextmanager
