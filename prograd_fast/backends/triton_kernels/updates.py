@@ -16,21 +16,16 @@ from torch import Tensor
 from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, learning_rate, on_device
 from prograd_fast.backends.triton_kernels.projection import (
     advance,
+    chunk_factors,
     combine,
-    conflict,
-    is_first,
     launch_gram_chunks,
     live,
-    load_coefficients,
     load_gradients,
-    store_entries,
-    unit_dots,
-    unit_partials,
+    unit_factors,
 )
 from prograd_fast.backends.triton_kernels.tensor_lists import (
     ROWS,
     SCOPE_GLOBAL,
-    UNIT,
     VECTORS,
     WIDE,
     address,
@@ -54,41 +49,6 @@ def _rate(lr_tensor, lr):
     if lr_tensor is not None:
         rate = tl.load(lr_tensor).to(tl.float64)
     return rate
-
-
-@triton.jit
-def _unit_factors(
-    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny,
-    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
-    acc: tl.constexpr = entries.dtype.element_ty
-    unit = field(table, n_columns, first, UNIT) + row
-    if coefficients is not None:
-        alpha, beta = load_coefficients(coefficients, unit)
-    else:
-        # the update reads the gradients a second time, from the caches
-        aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
-        store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
-    return alpha, beta
-
-
-@triton.jit
-def _chunk_factors(
-    table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-    lambda_, noise_floor, tiny, IS_GLOBAL: tl.constexpr,
-):  # fmt: skip
-    """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
-    unit = field(table, n_columns, tensor, UNIT) + row
-    if coefficients is not None:
-        alpha, beta = load_coefficients(coefficients, unit)
-    else:
-        aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
-        if is_first(number, start, IS_GLOBAL):
-            store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
-    return alpha, beta
 
 
 # ---- AdamW
@@ -155,7 +115,7 @@ def adamw_units(
     last = n_tensors if IS_GLOBAL else first + 1
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = _unit_factors(
+        alpha, beta = unit_factors(
             table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
@@ -184,7 +144,7 @@ def adamw_chunks(
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
-    alpha, beta = _chunk_factors(
+    alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
         lambda_, noise_floor, tiny, IS_GLOBAL,
     )  # fmt: skip
@@ -251,7 +211,7 @@ def sgd_units(
     last = n_tensors if IS_GLOBAL else first + 1
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = _unit_factors(
+        alpha, beta = unit_factors(
             table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
@@ -276,7 +236,7 @@ def sgd_chunks(
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
-    alpha, beta = _chunk_factors(
+    alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
         lambda_, noise_floor, tiny, IS_GLOBAL,
     )  # fmt: skip
