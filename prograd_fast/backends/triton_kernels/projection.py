@@ -49,10 +49,11 @@ def dots(a_start, b_start, start, end, elements, b_aa, b_ab, b_bb, BLOCK: tl.con
 
 
 @triton.jit
-def conflict(aa, ab, bb, lambda_, noise_floor, tiny):
+def conflict(aa, ab, bb, lambda_, noise_floor):
     """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing, only rounding or not finite."""
     acc: tl.constexpr = bb.dtype
-    lambda_, noise_floor, tiny = tl.full([], lambda_, acc), tl.full([], noise_floor, acc), tl.full([], tiny, acc)
+    tiny: tl.constexpr = 2.0**-1022 if acc == tl.float64 else 2.0**-126
+    lambda_, noise_floor = tl.full([], lambda_, acc), tl.full([], noise_floor, acc)
     absent = (bb <= noise_floor * aa * noise_floor) & (aa < float("inf"))
     usable = (bb >= tiny) & (bb < float("inf")) & ~absent
     quotient = tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0)
