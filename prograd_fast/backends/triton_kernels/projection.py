@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -52,10 +51,11 @@ def dots(a_start, b_start, start, end, elements, b_aa, b_ab, b_bb, BLOCK: tl.con
 
 
 @triton.jit
-def conflict(aa, ab, bb, lambda_, noise_floor, tiny):
+def conflict(aa, ab, bb, lambda_, noise_floor):
     """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing, only rounding or not finite."""
     acc: tl.constexpr = bb.dtype
-    lambda_, noise_floor, tiny = tl.full([], lambda_, acc), tl.full([], noise_floor, acc), tl.full([], tiny, acc)
+    tiny: tl.constexpr = 2.0**-1022 if acc == tl.float64 else 2.0**-126
+    lambda_, noise_floor = tl.full([], lambda_, acc), tl.full([], noise_floor, acc)
     absent = (bb <= noise_floor * aa * noise_floor) & (aa < float("inf"))
     usable = (bb >= tiny) & (bb < float("inf")) & ~absent
     quotient = tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0)
@@ -148,7 +148,7 @@ def unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_ch
 
 @triton.jit
 def unit_factors(
-    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny,
+    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
@@ -160,14 +160,14 @@ def unit_factors(
         # the update reads the gradients a second time, from the caches
         aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
         store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor)
     return alpha, beta
 
 
 @triton.jit
 def chunk_factors(
     table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-    lambda_, noise_floor, tiny, IS_GLOBAL: tl.constexpr,
+    lambda_, noise_floor, IS_GLOBAL: tl.constexpr,
 ):  # fmt: skip
     """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
     unit = field(table, n_columns, tensor, UNIT) + row
@@ -177,7 +177,7 @@ def chunk_factors(
         aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
         if is_first(number, start, IS_GLOBAL):
             store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor)
     return alpha, beta
 
 
@@ -251,7 +251,7 @@ def project_range(
 
 @triton.jit(do_not_specialize=["n_tensors"])
 def project_units(
-    table, n_columns, n_tensors, entries, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    table, n_columns, n_tensors, entries, lambda_: tl.float64, noise_floor: tl.float64,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Small tensors in one launch: each program has one tensor and all its units, or (global) everything."""
@@ -259,7 +259,7 @@ def project_units(
     last = n_tensors if IS_GLOBAL else first + 1
     for row in range(0, field(table, n_columns, first, ROWS)):
         alpha, beta = unit_factors(
-            table, n_columns, first, last, row, entries, None, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
+            table, n_columns, first, last, row, entries, None, lambda_, noise_floor, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
@@ -269,7 +269,7 @@ def project_units(
 @triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks"])
 def project_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
-    lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    lambda_: tl.float64, noise_floor: tl.float64,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A rule's coefficients, or the second of two launches: each program has one chunk."""
@@ -277,7 +277,7 @@ def project_chunks(
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
     alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, noise_floor, tiny, IS_GLOBAL,
+        lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     project_range(table, n_columns, tensor, row, start, end, elements, alpha, beta, A, B, VECTOR, BLOCK)
 
@@ -344,7 +344,7 @@ def project_out(
     lists = [contiguous(task), contiguous(general), results]  # held until the launch: a plan has addresses only
     plan = plan_launches(lists, scope)
     is_global = scope == SCOPE_GLOBAL
-    rule = lambda_, noise_floor, torch.finfo(rows.dtype).tiny
+    rule = lambda_, noise_floor
     with on_device(entries):
         partials = None
         if coefficients is None and not plan.one_launch:

@@ -8,7 +8,6 @@ Small tensors take one launch (`adamw_units`, `sgd_units`), larger ones two: `gr
 import math
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -104,8 +103,7 @@ def adamw_range(
 @triton.jit(do_not_specialize=["n_tensors"])
 def adamw_units(
     table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -116,7 +114,7 @@ def adamw_units(
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
         alpha, beta = unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
@@ -135,8 +133,7 @@ def adamw_units(
 def adamw_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
     lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -146,7 +143,7 @@ def adamw_chunks(
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
     alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, noise_floor, tiny, IS_GLOBAL,
+        lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)  # counted already
     adamw_range(
@@ -200,8 +197,7 @@ def sgd_range(
 @triton.jit(do_not_specialize=["n_tensors", "nesterov", "first_step"])
 def sgd_units(
     table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -212,7 +208,7 @@ def sgd_units(
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
         alpha, beta = unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
@@ -227,8 +223,7 @@ def sgd_units(
 def sgd_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
     lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -238,7 +233,7 @@ def sgd_chunks(
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
     alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, noise_floor, tiny, IS_GLOBAL,
+        lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     sgd_range(
         table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
@@ -271,10 +266,9 @@ def _launch(
     step_at = len(lists) if steps else None
     lr_tensor, lr = learning_rate(call.lr_tensor, call.lr, params[0])
     entries, coefficients = contiguous([call.entries, call.coefficients])
-    tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if call.maximize else 1.0
     inputs = (
-        entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor, tiny,
-        sign, *scalars,
+        entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor,
+        -1.0 if call.maximize else 1.0, *scalars,
     )  # fmt: skip
     with on_device(params[0]):
         partials = None
