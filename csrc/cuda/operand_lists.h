@@ -52,10 +52,7 @@ class OperandLists {
   }
 
   void read_gradients(at::TensorList task, at::TensorList general) {
-    read(task, "task", [](Tensor& tensor, const void* data) { tensor.task = const_cast<void*>(data); });
-    read_general(general);
-  }
-  void read_general(at::TensorList general) {
+    read(task, "task", [](Tensor& tensor, const void* data) { tensor.task = data; });
     read(general, "general", [](Tensor& tensor, const void* data) { tensor.general = data; });
   }
   void write_state(at::TensorList list, at::ScalarType dtype, const char* name, int k) {

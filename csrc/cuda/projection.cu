@@ -59,12 +59,11 @@ void gram(Storage storage, const Tensor* tensors, int count, Scope scope, void* 
   });
 }
 
-void project(Storage storage, const Tensor* tensors, int count, Scope scope, const void* coefficients, void* workspace,
+void project(Storage storage, const Tensor* tensors, int count, const Projection& projection, void* workspace,
              void* stream) {
-  const Projection projection{scope, coefficients, nullptr, 0.0, 0.0, nullptr, false};
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_update<T>(tensors, count, projection, StoreTask<T>{}, workspace, stream);
+    launch_update<T>(tensors, count, projection, StoreProjected<T>{}, workspace, stream);
   });
 }
 

@@ -76,16 +76,16 @@ void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<A
 //   apply(...)     uses it for one run of elements
 //   kSteps         whether it counts steps
 
-// task = g
+// param = g
 template <typename T>
-struct StoreTask {
+struct StoreProjected {
   static constexpr bool kSteps = false;
   struct Context {};
   __device__ Context context(const Tensor&) const { return {}; }
 
   __device__ __forceinline__ void apply(const Context&, const Tensor& tensor, int64_t at, int valid, bool aligned,
                                         const Accumulation<T> (&g)[kVector<T>]) const {
-    store(static_cast<T*>(tensor.task) + at, g, valid, aligned);
+    store(static_cast<T*>(tensor.param) + at, g, valid, aligned);
   }
 };
 
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     __syncthreads();  // context may still be read for the previous chunk
     if (threadIdx.x == 0) context = rule.context(tensor);
     __syncthreads();
-    const bool untouched = std::is_same_v<Rule, StoreTask<T>> && alpha == A(1) && beta == A(0);
-    if (skip || untouched) continue;
+    const bool in_place = std::is_same_v<Rule, StoreProjected<T>> && tensor.param == tensor.task;
+    if (skip || (in_place && alpha == A(1) && beta == A(0))) continue;
 #pragma unroll 1  // unrolled, it would need the registers of a second block
     for (int p = 0; p < kParts<T>; ++p) {
       Gradients<T> part;

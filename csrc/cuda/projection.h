@@ -1,4 +1,4 @@
-// The launchers of gram_out and project_; see launch.h.
+// The launchers of gram_out and project_out; see launch.h.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ struct Projection {
 
 void gram(Storage storage, const Tensor* tensors, int count, Scope scope, void* entries, void* workspace, void* stream);
 
-void project(Storage storage, const Tensor* tensors, int count, Scope scope, const void* coefficients, void* workspace,
+void project(Storage storage, const Tensor* tensors, int count, const Projection& projection, void* workspace,
              void* stream);
 
 }  // namespace prograd::cuda

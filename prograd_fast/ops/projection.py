@@ -278,7 +278,7 @@ def projected_gradients(
     scope: int,
     entries: Tensor,
 ) -> list[Tensor]:
-    """What `project_out` computes, in the accumulation dtype; writes entries if there are no coefficients."""
+    """alpha·a + beta·b in the accumulation dtype, as `project_out`; writes entries if there are no coefficients."""
     unit = SCOPES[scope]
     if coefficients is None:
         entries.copy_(gram_formula(task, general, unit))

@@ -52,7 +52,7 @@ WIDE = {
 }
 # by what a kernel is instantiated for; "_alone" is without a teacher
 RULES = {
-    "StoreTask": "project",
+    "StoreProjected": "project",
     "AdamWRule": "adamw",
     "SGDRule": "sgd",
     "SquaredError": "squared_error",
@@ -148,7 +148,7 @@ def asked_shared(kernel: str, dtype: str) -> int:
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes; four rows of 512 features, or twice as
     many in the backward.
     """
-    if kernel.startswith(("adamw", "sgd")):
+    if kernel.startswith(("project", "adamw", "sgd")):
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
@@ -158,10 +158,10 @@ def asked_shared(kernel: str, dtype: str) -> int:
 def traffic(kernel: str) -> str:
     """Bytes of global memory for each element: what the kernel moves, over the least the operator can do with.
 
-    An update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice. A row of logits
-    is read once where it fits into shared memory, else twice. Norm and GELU are counted with two cotangents; attention
-    by column of a row, as if a key that several queries see came from memory once (its backward takes two launches),
-    without the prefix, the sums of each softmax and the partial sums.
+    A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
+    A row of logits is read once where it fits into shared memory, else twice. Norm and GELU are counted with two
+    cotangents; attention by column of a row, as if a key that several queries see came from memory once (its backward
+    takes two launches), without the prefix, the sums of each softmax and the partial sums.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -169,10 +169,8 @@ def traffic(kernel: str) -> str:
     match name:
         case "gram":
             return f"{2 * size} / {2 * size}"
-        case "project":
-            return f"{3 * size} / {3 * size}"
-        case "adamw" | "sgd":
-            least = 4 * size + (4 if name == "adamw" else 2) * moments
+        case "project" | "adamw" | "sgd":
+            least = {"project": 3 * size, "adamw": 4 * size + 4 * moments, "sgd": 4 * size + 2 * moments}[name]
             return f"{least} / {least}; two launches {least + 2 * size} / {least}"
         case "dual_loss":
             return f"{4 * size} / {4 * size}; long rows {6 * size} / {4 * size}"

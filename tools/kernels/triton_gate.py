@@ -89,8 +89,9 @@ def _gram(size: int, dtype: torch.dtype) -> None:
     ops.gram_out(*_lists(size, 2, dtype), 0, entries=torch.empty(1, 3))
 
 
-def _project(size: int, dtype: torch.dtype) -> None:
-    ops.project_(*_lists(size, 2, dtype), torch.zeros(1, 2), 0)
+def _project(size: int, dtype: torch.dtype, coefficients: Tensor | None = None) -> None:
+    task, general, projected = _lists(size, 3, dtype)
+    ops.project_out(task, general, coefficients, 1.0, 0.0, 0, entries=torch.empty(1, 3), projected=projected)
 
 
 def _adamw(size: int, dtype: torch.dtype, moments: torch.dtype, amsgrad: bool = False, scaled: bool = False) -> None:
@@ -112,6 +113,7 @@ def _sgd(size: int, dtype: torch.dtype, buffers: bool) -> None:
 def _steps(size: int, dtype: torch.dtype) -> None:
     _gram(size, dtype)
     _project(size, dtype)
+    _project(size, dtype, torch.zeros(1, 2))
     _adamw(size, dtype, dtype)
     _sgd(size, dtype, True)
 
@@ -210,6 +212,7 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "differences": lambda c: (3 * c.storage, 3 * c.storage),
     "gram_units": lambda c: (2 * c.storage, 2 * c.storage),
     "gram_chunks": lambda c: (2 * c.storage, 2 * c.storage),
+    "project_units": lambda c: (3 * c.storage, 3 * c.storage),
     "project_chunks": lambda c: (3 * c.storage, 3 * c.storage),
     "adamw_units": lambda c: (4 * c.storage + 2 * c.states * c.moments,) * 2,
     "adamw_chunks": lambda c: (4 * c.storage + 2 * c.states * c.moments,) * 2,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, into_contiguous, on_device
 from prograd_fast.backends.triton_kernels.tensor_lists import (
+    ADDRESS,
     FIRST_CHUNK,
     ROWS,
     SCOPE_GLOBAL,
@@ -25,6 +26,7 @@ from prograd_fast.backends.triton_kernels.tensor_lists import (
 UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: 2 x 16 KB here
 CHUNKS_BLOCK, CHUNKS_WARPS = 2048, 8
 PARTIALS_BLOCK = tl.constexpr(256)  # partial sums added up at once
+PROJECTED = tl.constexpr(2)  # where the results are in the table, after the two gradients
 
 
 @triton.jit
@@ -49,10 +51,11 @@ def dots(a_start, b_start, start, end, elements, b_aa, b_ab, b_bb, BLOCK: tl.con
 
 
 @triton.jit
-def conflict(aa, ab, bb, lambda_, noise_floor, tiny):
+def conflict(aa, ab, bb, lambda_, noise_floor):
     """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing, only rounding or not finite."""
     acc: tl.constexpr = bb.dtype
-    lambda_, noise_floor, tiny = tl.full([], lambda_, acc), tl.full([], noise_floor, acc), tl.full([], tiny, acc)
+    tiny: tl.constexpr = 2.0**-1022 if acc == tl.float64 else 2.0**-126
+    lambda_, noise_floor = tl.full([], lambda_, acc), tl.full([], noise_floor, acc)
     absent = (bb <= noise_floor * aa * noise_floor) & (aa < float("inf"))
     usable = (bb >= tiny) & (bb < float("inf")) & ~absent
     quotient = tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0)
@@ -143,6 +146,41 @@ def unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_ch
     return add_partials(partials, first, per_row, PARTIALS_BLOCK)
 
 
+@triton.jit
+def unit_factors(
+    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor,
+    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
+    acc: tl.constexpr = entries.dtype.element_ty
+    unit = field(table, n_columns, first, UNIT) + row
+    if coefficients is not None:
+        alpha, beta = load_coefficients(coefficients, unit)
+    else:
+        # the update reads the gradients a second time, from the caches
+        aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
+        store_entries(entries, unit, aa, ab, bb)
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor)
+    return alpha, beta
+
+
+@triton.jit
+def chunk_factors(
+    table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+    lambda_, noise_floor, IS_GLOBAL: tl.constexpr,
+):  # fmt: skip
+    """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
+    unit = field(table, n_columns, tensor, UNIT) + row
+    if coefficients is not None:
+        alpha, beta = load_coefficients(coefficients, unit)
+    else:
+        aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
+        if is_first(number, start, IS_GLOBAL):
+            store_entries(entries, unit, aa, ab, bb)
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor)
+    return alpha, beta
+
+
 @triton.jit(do_not_specialize=["n_tensors"])
 def gram_units(
     table, n_columns, n_tensors, entries,
@@ -191,24 +229,57 @@ def gram_sums(
         store_entries(entries, field(table, n_columns, tensor, UNIT) + row, aa, ab, bb)
 
 
-@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors"])
-def project_chunks(
-    table, n_columns, owner, first_chunk, chunk_vectors, coefficients,
+@triton.jit
+def project_range(
+    table, n_columns, tensor, row, start, end, elements, alpha, beta,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Task = alpha·task + beta·general; a chunk with (1, 0) is not touched."""
-    acc: tl.constexpr = coefficients.dtype.element_ty
-    tensor, row, elements, start, end, _ = chunk_of(table, n_columns, owner, first_chunk, chunk_vectors * WIDE, VECTOR)
-    alpha, beta = load_coefficients(coefficients, field(table, n_columns, tensor, UNIT) + row)
-    a_start = address(table, n_columns, tensor, 0, A, VECTOR) + row * elements
-    b_start = address(table, n_columns, tensor, 1, B, VECTOR) + row * elements
+    """Elements start ... end - 1 of a row: alpha·a + beta·b, bit for bit a where that is all; then nothing in place."""
+    acc: tl.constexpr = alpha.dtype
+    offset = row * elements
+    a_start = address(table, n_columns, tensor, 0, A, VECTOR) + offset
+    b_start = address(table, n_columns, tensor, 1, B, VECTOR) + offset
+    g_start = address(table, n_columns, tensor, PROJECTED, A, VECTOR) + offset
     changed = (alpha != 1.0) | (beta != 0.0)
-    for o in range(start, end * changed.to(tl.int64), BLOCK):
+    apart = field(table, n_columns, tensor, ADDRESS) != field(table, n_columns, tensor, ADDRESS + PROJECTED)
+    for o in range(start, end * (changed | apart).to(tl.int64), BLOCK):
         o_block = o + tl.arange(0, BLOCK)
         inside = o_block < elements
-        a = tl.load(a_start + o_block, mask=inside, other=0.0).to(acc)
-        b = tl.load(b_start + o_block, mask=inside, other=0.0).to(acc)
-        tl.store(a_start + o_block, combine(a, b, alpha, beta).to(A), mask=inside)
+        a, b = load_gradients(a_start, b_start, o_block, inside, acc)
+        tl.store(g_start + o_block, tl.where(changed, combine(a, b, alpha, beta), a).to(A), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_tensors"])
+def project_units(
+    table, n_columns, n_tensors, entries, lambda_: tl.float64, noise_floor: tl.float64,
+    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Small tensors in one launch: each program has one tensor and all its units, or (global) everything."""
+    first = tl.program_id(0)
+    last = n_tensors if IS_GLOBAL else first + 1
+    for row in range(0, field(table, n_columns, first, ROWS)):
+        alpha, beta = unit_factors(
+            table, n_columns, first, last, row, entries, None, lambda_, noise_floor, A, B, VECTOR, BLOCK
+        )
+        for tensor in range(first, last):
+            elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+            project_range(table, n_columns, tensor, row, 0, elements, elements, alpha, beta, A, B, VECTOR, BLOCK)
+
+
+@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks"])
+def project_chunks(
+    table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
+    lambda_: tl.float64, noise_floor: tl.float64,
+    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A rule's coefficients, or the second of two launches: each program has one chunk."""
+    chunk = chunk_vectors * WIDE
+    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
+    alpha, beta = chunk_factors(
+        table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+        lambda_, noise_floor, IS_GLOBAL,
+    )  # fmt: skip
+    project_range(table, n_columns, tensor, row, start, end, elements, alpha, beta, A, B, VECTOR, BLOCK)
 
 
 @into_contiguous
@@ -253,21 +324,45 @@ def launch_gram_chunks(
             )  # fmt: skip
 
 
-def project_(task: Sequence[Tensor], general: Sequence[Tensor], coefficients: Tensor, scope: int) -> None:
-    """The operator `project_` on Triton: one launch."""
+def project_out(
+    task: Sequence[Tensor],
+    general: Sequence[Tensor],
+    coefficients: Tensor | None,
+    lambda_: float,
+    noise_floor: float,
+    scope: int,
+    *,
+    entries: Tensor,
+    projected: Sequence[Tensor],
+) -> None:
+    """The operator `project_out` on Triton: one launch for small tensors or a rule's coefficients, else two."""
     if not task:
+        if coefficients is None:
+            entries.zero_()
         return
-    projected = contiguous(task)
-    lists = [projected, contiguous(general)]  # held until the launch: a plan has addresses only
+    results, (rows, coefficients) = contiguous(projected), contiguous([entries, coefficients])
+    lists = [contiguous(task), contiguous(general), results]  # held until the launch: a plan has addresses only
     plan = plan_launches(lists, scope)
-    with on_device(coefficients):
+    is_global = scope == SCOPE_GLOBAL
+    rule = lambda_, noise_floor
+    with on_device(entries):
+        partials = None
+        if coefficients is None and not plan.one_launch:
+            partials = rows.new_empty(plan.n_chunks, 3)
+            launch_gram_chunks(plan, None, partials)
         for group in plan.groups:
-            if group.n_chunks:
-                project_chunks[(group.n_chunks,)](
-                    *group.chunk_arguments, coefficients.contiguous(),
-                    A=group.dtype(0), B=group.dtype(1), VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
+            kinds = {"A": group.dtype(0), "B": group.dtype(1), "VECTOR": group.vector, "IS_GLOBAL": is_global}
+            if coefficients is None and plan.one_launch:
+                project_units[(1 if is_global else group.n_tensors,)](
+                    group.table, group.n_columns, group.n_tensors, rows, *rule,
+                    **kinds, BLOCK=UNITS_BLOCK, num_warps=UNITS_WARPS,
                 )  # fmt: skip
-    copy_back(task, projected)
+            elif group.n_chunks:
+                project_chunks[(group.n_chunks,)](
+                    *group.chunk_arguments, plan.n_chunks, partials, rows, coefficients, *rule,
+                    **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
+                )  # fmt: skip
+    copy_back([entries, *projected], [rows, *results])
 
 
-OPERATORS = (gram_out, project_)
+OPERATORS = (gram_out, project_out)

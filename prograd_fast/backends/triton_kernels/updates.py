@@ -8,7 +8,6 @@ Small tensors take one launch (`adamw_units`, `sgd_units`), larger ones two: `gr
 import math
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,21 +15,16 @@ from torch import Tensor
 from prograd_fast.backends.triton_kernels.launch import contiguous, copy_back, learning_rate, on_device
 from prograd_fast.backends.triton_kernels.projection import (
     advance,
+    chunk_factors,
     combine,
-    conflict,
-    is_first,
     launch_gram_chunks,
     live,
-    load_coefficients,
     load_gradients,
-    store_entries,
-    unit_dots,
-    unit_partials,
+    unit_factors,
 )
 from prograd_fast.backends.triton_kernels.tensor_lists import (
     ROWS,
     SCOPE_GLOBAL,
-    UNIT,
     VECTORS,
     WIDE,
     address,
@@ -54,41 +48,6 @@ def _rate(lr_tensor, lr):
     if lr_tensor is not None:
         rate = tl.load(lr_tensor).to(tl.float64)
     return rate
-
-
-@triton.jit
-def _unit_factors(
-    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny,
-    A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
-    acc: tl.constexpr = entries.dtype.element_ty
-    unit = field(table, n_columns, first, UNIT) + row
-    if coefficients is not None:
-        alpha, beta = load_coefficients(coefficients, unit)
-    else:
-        # the update reads the gradients a second time, from the caches
-        aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
-        store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
-    return alpha, beta
-
-
-@triton.jit
-def _chunk_factors(
-    table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-    lambda_, noise_floor, tiny, IS_GLOBAL: tl.constexpr,
-):  # fmt: skip
-    """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
-    unit = field(table, n_columns, tensor, UNIT) + row
-    if coefficients is not None:
-        alpha, beta = load_coefficients(coefficients, unit)
-    else:
-        aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
-        if is_first(number, start, IS_GLOBAL):
-            store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
-    return alpha, beta
 
 
 # ---- AdamW
@@ -144,8 +103,7 @@ def adamw_range(
 @triton.jit(do_not_specialize=["n_tensors"])
 def adamw_units(
     table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -155,8 +113,8 @@ def adamw_units(
     last = n_tensors if IS_GLOBAL else first + 1
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = _unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
+        alpha, beta = unit_factors(
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
@@ -175,8 +133,7 @@ def adamw_units(
 def adamw_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
     lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -184,9 +141,9 @@ def adamw_chunks(
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
-    alpha, beta = _chunk_factors(
+    alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, noise_floor, tiny, IS_GLOBAL,
+        lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)  # counted already
     adamw_range(
@@ -240,8 +197,7 @@ def sgd_range(
 @triton.jit(do_not_specialize=["n_tensors", "nesterov", "first_step"])
 def sgd_units(
     table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -251,8 +207,8 @@ def sgd_units(
     last = n_tensors if IS_GLOBAL else first + 1
     alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = _unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
+        alpha, beta = unit_factors(
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
@@ -267,8 +223,7 @@ def sgd_units(
 def sgd_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
     lr_tensor, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
-    sign: tl.float64,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -276,9 +231,9 @@ def sgd_chunks(
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
-    alpha, beta = _chunk_factors(
+    alpha, beta = chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, noise_floor, tiny, IS_GLOBAL,
+        lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     sgd_range(
         table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
@@ -311,10 +266,9 @@ def _launch(
     step_at = len(lists) if steps else None
     lr_tensor, lr = learning_rate(call.lr_tensor, call.lr, params[0])
     entries, coefficients = contiguous([call.entries, call.coefficients])
-    tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if call.maximize else 1.0
     inputs = (
-        entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor, tiny,
-        sign, *scalars,
+        entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor,
+        -1.0 if call.maximize else 1.0, *scalars,
     )  # fmt: skip
     with on_device(params[0]):
         partials = None

@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_bool, c_double, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -27,6 +27,18 @@ class TensorOfList(Structure):
         ("step", c_void_p),
         ("units", c_int64),
         ("unit_size", c_int64),
+    )
+
+
+class ProjectionStruct(Structure):
+    _fields_ = (
+        ("scope", c_int),
+        ("coefficients", c_void_p),
+        ("entries", c_void_p),
+        ("lambda_", c_double),
+        ("noise_floor", c_double),
+        ("found_inf", c_void_p),
+        ("maximize", c_bool),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from ctypes import byref
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prograd_fast.ops import projection
 from prograd_fast.ops.common import SCOPES
 from tests.gpu.simt.build import compiler
 from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
-from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, accumulation, pointer, storage_of
+from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, draw, pointer, storage_of
 from tests.gpu.simt.tensor_lists import (
     CHUNK,
     GLOBAL,
@@ -20,6 +21,7 @@ from tests.gpu.simt.tensor_lists import (
     ROW,
     SHAPES,
     TENSOR,
+    ProjectionStruct,
     doubled,
     empty_entries,
     gradients,
@@ -37,10 +39,21 @@ class Projection(Library):
         tensors = tensor_list(scope, task, general)
         self.call("gram", storage_of(task[0]), tensors, len(task), scope, pointer(entries))
 
-    def project_(self, task: list[Tensor], general: list[Tensor], coefficients: Tensor, scope: int) -> None:
-        tensors = tensor_list(scope, task, general)
-        storage = storage_of(task[0])
-        self.call("project", storage, tensors, len(task), scope, pointer(coefficients))
+    def project_out(
+        self,
+        task: list[Tensor],
+        general: list[Tensor],
+        coefficients: Tensor | None,
+        lambda_: float,
+        noise_floor: float,
+        scope: int,
+        *,
+        entries: Tensor,
+        projected: list[Tensor],
+    ) -> None:
+        tensors = tensor_list(scope, task, general, projected)
+        rule = ProjectionStruct(scope, pointer(coefficients), pointer(entries), lambda_, noise_floor, None, False)
+        self.call("project", storage_of(task[0]), tensors, len(task), byref(rule))
 
 
 def check_gram(
@@ -95,28 +108,91 @@ def test_gram_of_a_tensor_does_not_depend_on_its_neighbours(simt: Projection) ->
         assert torch.equal(alone[0], entries)
 
 
+def check_project(
+    simt: Projection,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    scope: int,
+    *,
+    given: bool = False,
+    in_place: bool = False,
+    floor: float = 0.0,
+    shift: int = 0,
+) -> list[Tensor]:
+    task, general = gradients(shapes, dtype)
+    wide = doubled(task), doubled(general)
+    guarded = Guarded(shift)
+    entries, read = guarded(empty_entries(task, scope)), guarded.list(task)
+    results = read if in_place else guarded.list([torch.full_like(a, math.nan) for a in task])
+    expected_entries = projection.gram_formula(*wide, SCOPES[scope])
+    if given:
+        coefficients = draw(entries.shape[0], 2, dtype=entries.dtype)
+        coefficients[::3] = torch.tensor([1.0, 0.0])
+    else:
+        coefficients = projection.prograd_coefficients(expected_entries, 0.7, floor)
+    simt.project_out(
+        read, guarded.list(general), coefficients if given else None, 0.7, floor, scope,
+        entries=entries, projected=results,
+    )  # fmt: skip
+    guarded.check()
+    if given:
+        assert entries.isnan().all(), "entries are left alone where coefficients are given"
+    else:
+        assert_close(entries, expected_entries, "formula", entries.dtype)
+    parts = projection.split_units(coefficients.double(), task, SCOPES[scope])
+    for got, a, b, c in zip(results, *wide, parts, strict=True):
+        assert_close(got, projection.combine(a, b, c), "formula", dtype, None if given else a)
+    return results
+
+
 @pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_project(simt: Projection, dtype: torch.dtype, scope: int) -> None:
-    task, general = gradients(SHAPES, dtype)
-    units = empty_entries(task, scope).shape[0]
-    coefficients = torch.randn(units, 2, dtype=accumulation(dtype))
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
-        guarded = Guarded(seed)
-        result = guarded.list(task)
-        simt.project_(result, guarded.list(general), coefficients, scope)
-        guarded.check()
-        parts = projection.split_units(coefficients.double(), task, SCOPES[scope])
-        for got, a, b, c in zip(result, task, general, parts, strict=True):
-            assert_close(got, projection.combine(a.double(), b.double(), c), "formula", dtype)
+        check_project(simt, SHAPES, dtype, scope, in_place=seed == 2, shift=seed)
+    for in_place in (False, True):
+        check_project(simt, SHAPES, dtype, scope, given=True, in_place=in_place)
+
+
+@pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
+def test_project_of_more_tensors_than_one_launch_takes(simt: Projection, scope: int) -> None:
+    check_project(simt, MANY, torch.float32, scope)
+
+
+def test_project_with_a_noise_floor(simt: Projection) -> None:
+    check_project(simt, SHAPES, torch.float32, TENSOR, floor=1.0)
+
+
+# as the updates: by one block; by a grid that waits; by one too small to keep both gradients
+WAYS = [([(16, 512)], 8), ([(65536,)], 8), ([(3 * CHUNK,), (40,), (100,), (9,), (2 * CHUNK,)], 2)]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("shapes", "resident_blocks"), WAYS, ids=["block", "grid", "small-grid"])
+def test_one_launch_does_it_all(
+    simt: Projection, shapes: list[tuple[int, ...]], resident_blocks: int, in_place: bool
+) -> None:
+    results = []
+    for order, seed in SCHEDULES:
+        simt.schedule(order, seed, resident_blocks)
+        simt.launches()
+        results.append(check_project(simt, shapes, torch.float32, TENSOR, in_place=in_place))
+        assert simt.launches() == 1
+        check_project(simt, shapes, torch.float32, TENSOR, given=True, in_place=in_place)
+        assert simt.launches() == 1
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
 def test_project_leaves_what_has_no_conflict_bit_for_bit(simt: Projection) -> None:
     task, general = [torch.tensor([-0.0, 1.0, math.nan, math.inf])], [torch.full((4,), math.nan)]
-    before = task[0].clone()
-    simt.project_(task, general, torch.tensor([[1.0, 0.0]]), TENSOR)
-    assert torch.equal(task[0].view(torch.int32), before.view(torch.int32))
+    for projected in ([torch.zeros(4)], [task[0].clone()]):
+        read = projected if projected[0][1] == 1 else task
+        for coefficients in (None, torch.tensor([[1.0, 0.0]])):
+            entries = torch.zeros(1, 3)
+            simt.project_out(read, general, coefficients, 1.0, 0.0, TENSOR, entries=entries, projected=projected)
+            assert torch.equal(projected[0].view(torch.int32), task[0].view(torch.int32))
 
 
 FAULTS = {
@@ -128,11 +204,22 @@ FAULTS = {
         "if (int(threadIdx.x) % kWarp < 2 * offset) value = merge(value, shuffle(value, offset));",
         says="deadlock",
     ),
+    "written over the task gradient": Fault(
+        "projection.cuh",
+        "static_cast<T*>(tensor.param) + at, g",
+        "static_cast<T*>(const_cast<void*>(tensor.task)) + at, g",
+    ),
+    "nothing written without a conflict": Fault("projection.cuh", " && tensor.param == tensor.task", ""),
+    "alpha in place of beta": Fault(
+        "projection.cuh", "plan.coefficients[2 * chunk.unit + 1]", "plan.coefficients[2 * chunk.unit]"
+    ),
 }
 
 
 def small_case(simt: Projection, seed: int) -> None:
     check_gram(simt, [(3 * CHUNK,)], torch.float32, TENSOR, shift=0)
+    check_project(simt, [(6 * CHUNK,), (40,)], torch.float32, TENSOR)
+    check_project(simt, [(3 * CHUNK,), (40,)], torch.float32, TENSOR, given=True, in_place=True)
 
 
 @planted(FAULTS)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from ctypes import Structure, byref, c_bool, c_double, c_int, c_void_p
+from ctypes import Structure, byref, c_bool, c_double, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.gpu.simt.tensor_lists import (
     ROW,
     SHAPES,
     TENSOR,
+    ProjectionStruct,
     doubled,
     empty_entries,
     gradients,
@@ -34,18 +35,6 @@ from tests.tolerances import assert_close
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: the CUDA kernels cannot run on the CPU")
 SETTINGS: dict[str, Any] = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3}
 FLOOR = 1.12  # in the midst of the ratios ‖b‖/‖a‖ of `gradients`
-
-
-class ProjectionStruct(Structure):
-    _fields_ = (
-        ("scope", c_int),
-        ("coefficients", c_void_p),
-        ("entries", c_void_p),
-        ("lambda_", c_double),
-        ("noise_floor", c_double),
-        ("found_inf", c_void_p),
-        ("maximize", c_bool),
-    )
 
 
 class LearningRate(Structure):

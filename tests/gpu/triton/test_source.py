@@ -23,7 +23,8 @@ from tests.ops.calls import CALLS  # noqa: E402
 ops = SimpleNamespace(**triton_kernels.operators())
 FILES = sorted(Path(triton_kernels.__file__).parent.glob("*.py"))
 HYPERPARAMETERS = {
-    *("lr", "beta1", "beta2", "log2_beta1", "log2_beta2", "eps", "weight_decay", "lambda_", "tiny", "sign"),
+    *("lr", "beta1", "beta2", "log2_beta1", "log2_beta2", "eps", "weight_decay", "lambda_", "noise_floor"),
+    *("tiny", "sign"),
     *("omega1", "omega2", "epsilon", "shift", "factor"),
     *("momentum", "dampening", "nesterov", "first_step", "temperature", "scale", "soft_ce", "row_factor"),
 }
@@ -105,6 +106,7 @@ def test_a_schedule_compiles_nothing_anew(compiled, size):
             make(), make(), make(), make(), make(), [], [torch.zeros(()) for _ in range(n)], entries, None, None,
             lr, part, part, lr, part, part, part, 0, False, step == 3, None,
         )  # fmt: skip
+        ops.project_out(make(), make(), None, part, part, 0, entries=entries, projected=make())
         ops.project_sgd_(
             make(), make(), make(), make(), entries, None, None,
             lr, part, part, part, part, part, 0, step == 2, step == 3, step == 0, None,

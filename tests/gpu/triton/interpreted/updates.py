@@ -206,5 +206,7 @@ def test_no_tensors():
     entries = torch.full((1, 3), 7.0)
     ops.gram_out([], [], 2, entries=entries)
     assert torch.equal(entries, torch.zeros(1, 3))
-    ops.project_([], [], torch.zeros(0, 2), 0)
+    entries.fill_(7.0)
+    ops.project_out([], [], None, 1.0, 0.0, 2, entries=entries, projected=[])
+    assert torch.equal(entries, torch.zeros(1, 3))
     adamw([], [], [], [[], [], [], []], "tensor", torch.zeros(0, 3))
