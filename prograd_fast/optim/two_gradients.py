@@ -97,6 +97,7 @@ class TwoGradients(Optimizer):
         if scaler is not None:
             task, general = scaler.scale(task), scaler.scale(general)
         a, b = gradients_of_both(task, general, params, retain_graph=retain_graph, create_graph=create_graph)
+        assert b is not None
         _check_gradients("task", a)
         _check_gradients("general", b)
         for p, task_gradient, general_gradient in zip(params, a, b, strict=True):
