@@ -185,6 +185,15 @@ def tensor_hook(of: Callable[[Run], Tensor], name: str, factor: float | None) ->
     return lambda run: of(run).register_hook(run.noting(name, factor))
 
 
+def in_place(run: Run) -> None:
+    for name in ("output", "below"):
+
+        def hook(gradient: Tensor, name: str = name) -> None:
+            run.note(f"in place: {name}", gradient.mul_(0.1))
+
+        getattr(run, name).register_hook(hook)
+
+
 def node_prehook(run: Run) -> None:
     def hook(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         run.note("node pre-hook", *gradients)
@@ -234,6 +243,7 @@ GRAPH_HOOKS = {
     "below": tensor_hook(lambda run: run.below, "below", 0.1),
     "on leaves": lambda run: [tensor_hook(lambda run, p=p: p, f"leaf {i}", 0.1)(run) for i, p in enumerate(run.params)],
     "loss": lambda run: (run.task.register_hook(run.noting("task")), run.general.register_hook(run.noting("general"))),
+    "in place": in_place,
     "node pre-hook": node_prehook,
     "node hook": node_hook,
     "multi-grad hook": multi_grad_hook,
