@@ -15,6 +15,7 @@
 #include "../operators/updates.h"
 #include "eager_loss.h"
 #include "plain.h"
+#include "release_graph.h"
 
 namespace prograd {
 namespace {
@@ -171,6 +172,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("coefficients"), py::arg("lambda_"), py::arg("noise_floor"), py::arg("scope"), py::kw_only(),
         py::arg("entries"), py::arg("projected"));
   m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
+        no_gil);
+  m.def("release_graph", &release_graph, "Free what losses' graphs have saved; see prograd_fast/optim/one_backward.py.",
         no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA

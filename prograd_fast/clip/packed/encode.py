@@ -90,12 +90,10 @@ class _Encode(TakesCotangentBatches):
         ctx.save_for_backward(*tensors, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradients[0] is None:
-            return None, None, None, None
+    def vjps(ctx: Any, cotangents: Tensor) -> tuple[Tensor | None, ...]:
         _, of_suffixes, of_deep, _ = ctx.needs_input_grad
-        results = _EncodeBackward.apply(gradients[0][None], ctx.plan, of_suffixes, *ctx.saved_tensors)
-        d_prefix, d_suffixes, d_deep = (d[0] for d in results)
+        results = _EncodeBackward.apply(cotangents, ctx.plan, of_suffixes, *ctx.saved_tensors)
+        d_prefix, d_suffixes, d_deep = results
         return d_prefix, d_suffixes if of_suffixes else None, d_deep if of_deep else None, None
 
 
