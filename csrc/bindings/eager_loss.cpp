@@ -41,7 +41,7 @@ struct DualLoss : Function<DualLoss> {
       const at::Tensor part = times(gradients[i], saved[i]);
       total = total.defined() ? total + part : part;
     }
-    return {total, {}, {}};
+    return {total.defined() ? total.to(saved[2].scalar_type()) : total, {}, {}};
   }
 
   static variable_list through_operator(AutogradContext* ctx, const variable_list& saved,
@@ -72,7 +72,7 @@ struct DualLoss : Function<DualLoss> {
     if (known && gradient.item<double>() == 1) return cotangent;
     // (B,) without reduction, else 0-d: a factor per row, or one for all
     const at::Tensor factor = gradient.dim() ? gradient.unsqueeze(1) : gradient;
-    return (factor * cotangent).to(cotangent.scalar_type());
+    return factor * cotangent;
   }
 };
 
