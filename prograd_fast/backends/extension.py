@@ -14,6 +14,7 @@ except ImportError as error:  # no compiler at installation, or another PyTorch 
 else:
     SHORTCUTS["dual_loss"] = EXTENSION.dual_loss  # calls whatever kernel is in use
     SHORTCUTS["fit"] = EXTENSION.fit
+    SHORTCUTS["release_memory"] = EXTENSION.release_memory
 
 
 def missing() -> str | None:
