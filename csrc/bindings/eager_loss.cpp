@@ -69,7 +69,7 @@ struct DualLoss : Function<DualLoss> {
   // (Not asked on a GPU, where that would wait for the device.)
   static at::Tensor times(const at::Tensor& gradient, const at::Tensor& cotangent) {
     const bool known = gradient.dim() == 0 && gradient.is_cpu() && !gradient.requires_grad() && plain(gradient);
-    if (known && gradient.item<double>() == 1) return cotangent;
+    if (known && get(gradient, 0) == 1) return cotangent;
     // (B,) without reduction, else 0-d: a factor per row, or one for all
     const at::Tensor factor = gradient.dim() ? gradient.unsqueeze(1) : gradient;
     return factor * cotangent;

@@ -83,8 +83,10 @@ __global__ void __launch_bounds__(kRowThreads<T>) dual_loss_kernel(PF_CONSTANT D
     logits(k, z_pack, t_pack, z, t);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      t[i] = general_weight * part.sums.general_cotangent(z[i], t[i], losses.temperature);
-      z[i] = task_weight * part.sums.task_cotangent(z[i], k * N - before + i == label);
+      const A g = part.sums.general_cotangent(z[i], t[i], losses.temperature);
+      const A a = part.sums.task_cotangent(z[i], k * N - before + i == label);
+      z[i] = task_weight * a;
+      t[i] = general_weight * g;
     }
     const int begin = k == 0 ? before : 0;
     const int64_t end = before + classes - k * N;

@@ -67,7 +67,8 @@ class DualLoss(nn.Module):
             ValueError: shapes or devices do not fit, the teacher requires grad, or (on a CPU) a label is out of range.
         """
         rows = (labels, None, None, None)
-        task, general, self.correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
+        task, general, correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
+        self._keep(correct)
         return task, general
 
     def from_features(
@@ -89,10 +90,13 @@ class DualLoss(nn.Module):
             TypeError, ValueError: as `forward`, named after the arguments here.
         """
         rows, options = (labels, None, None, None), (scale, *self._options())
-        task, general, self.correct = linear_dual_loss_and_count(
-            features, student_classes, teacher_classes, rows, options
-        )
+        task, general, correct = linear_dual_loss_and_count(features, student_classes, teacher_classes, rows, options)
+        self._keep(correct)
         return task, general
+
+    def _keep(self, correct: Tensor) -> None:
+        # what nn.Module asks of an assignment takes as long as autograd's part of the forward
+        object.__setattr__(self, "correct", correct)
 
     def _options(self) -> tuple[float, bool, int]:
         check_loss_options(self.temperature, self.general, "mean")  # they may have been set since
