@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone
+from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone, two_backwards_of_a_sum
 from benchmarks.measure import Side, interleaved, load, machine, streams
 from benchmarks.peak_memory import peak_memory
 from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
@@ -197,25 +197,31 @@ def many_step(sizes: Sizes) -> Group:
 
 def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float | None) -> Group:
     """Both losses and both cotangents on logits; `share` is the least share of the bandwidth wanted."""
-    kernel, out = "dual_loss operator", "dual_loss_out operator"
+    kernel, out, authors = "dual_loss operator", "dual_loss_out operator", "authors, two autograd.grad"
+    loop, sums = "DualLoss + two autograd.grad", "two autograd.grad of a sum"
+    new = f"{loop}, new memory"
     few = max(4, rows // 32)
     in_cache = f"{out}, {few} rows"
     sides = _built(DUAL_LOSSES, rows, classes) | {in_cache: DUAL_LOSSES[out](few, classes)}
+    sides |= {sums: two_backwards_of_a_sum(rows, classes)}
     group = Group(f"dual loss, {rows}x{classes}", sides, sizes, stream=share is not None)
     moved = DUAL_LOSS_BYTES * rows * classes
-    bound = f"{_time(group.seconds(out))} into memory that is there, {_time(group.seconds(kernel))} into new memory; "
+    bound = f"{_time(group.seconds(out))} into memory that is there, {_time(group.seconds(new))} with new memory; "
     if group.bandwidth is None:  # so small that the call itself counts
         bound += f"{few} rows alone take {_time(group.seconds(in_cache))}"
     else:
         in_caches = group.seconds(in_cache) * rows / few
         bound += f"{few} rows that stay in the caches: {_time(in_caches)} for as many elements; "
         bound += f"memory alone: {_time(moved / group.bandwidth)}"
-    group.faster(kernel, "authors, two autograd.grad", target, moved, bound)
+    group.faster(kernel, authors, target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
     if share is not None:
         group.of_bandwidth(out, moved, share, bound)
         group.of_bandwidth(kernel, moved, share, bound)
-    group.faster("DualLoss + two autograd.grad", "authors, two autograd.grad", moved=moved)
+    calls = f"{sums} take {_time(group.seconds(sums))}, {out} {_time(group.seconds(out))}"
+    group.faster(loop, authors, 4.0, moved, calls)
+    group.faster(loop, out, None if share is None else 1 / 1.3, moved, calls)
+    group.faster(loop, new, moved=moved)
     return group
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import DEVICE, Side
+from prograd_fast.ops.registry import SHORTCUTS
 
 SCALE = 100.0  # CLIP's
 _operators = torch.ops.prograd_fast
@@ -62,6 +63,25 @@ def _by_autograd(criterion: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[i
     return build
 
 
+def in_new_memory(rows: int, classes: int) -> Side:
+    """The same where no memory of the last call waits, as at the first one."""
+    both = DUAL_LOSSES["DualLoss + two autograd.grad"](rows, classes)
+    release = SHORTCUTS.get("release_memory", lambda: None)  # without C++ kernels none waits
+
+    def without() -> Result:
+        release()
+        return both()
+
+    return without
+
+
+def two_backwards_of_a_sum(rows: int, classes: int) -> Side:
+    """Two calls of `autograd.grad` that have next to nothing to do."""
+    student, _, _ = logits(rows, classes)
+    total = student.requires_grad_().sum()
+    return lambda: [torch.autograd.grad(total, student, retain_graph=True) for _ in range(2)]
+
+
 def operator(rows: int, classes: int) -> Side:
     """`torch.ops.prograd_fast.dual_loss`, which returns the cotangents."""
     inputs = logits(rows, classes)
@@ -100,6 +120,7 @@ DUAL_LOSSES: dict[str, Callable[[int, int], Side]] = {
     "dual_loss operator": operator,
     "dual_loss_out operator": operator_out,
     "DualLoss + two autograd.grad": _by_autograd(pf.DualLoss(general="soft_ce")),
+    "DualLoss + two autograd.grad, new memory": in_new_memory,
     "authors, two autograd.grad": _by_autograd(authors.losses),
     "torch.compile": compiled,
 }

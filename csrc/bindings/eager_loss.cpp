@@ -41,7 +41,7 @@ struct DualLoss : Function<DualLoss> {
       const at::Tensor part = times(gradients[i], saved[i]);
       total = total.defined() ? total + part : part;
     }
-    return {total, {}, {}};
+    return {total.defined() ? total.to(saved[2].scalar_type()) : total, {}, {}};
   }
 
   static variable_list through_operator(AutogradContext* ctx, const variable_list& saved,
@@ -69,10 +69,10 @@ struct DualLoss : Function<DualLoss> {
   // (Not asked on a GPU, where that would wait for the device.)
   static at::Tensor times(const at::Tensor& gradient, const at::Tensor& cotangent) {
     const bool known = gradient.dim() == 0 && gradient.is_cpu() && !gradient.requires_grad() && plain(gradient);
-    if (known && gradient.item<double>() == 1) return cotangent;
+    if (known && get(gradient, 0) == 1) return cotangent;
     // (B,) without reduction, else 0-d: a factor per row, or one for all
     const at::Tensor factor = gradient.dim() ? gradient.unsqueeze(1) : gradient;
-    return (factor * cotangent).to(cotangent.scalar_type());
+    return factor * cotangent;
   }
 };
 

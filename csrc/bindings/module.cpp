@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common/arguments.h"
+#include "../common/kept_memory.h"
 #include "../common/library.h"
 #include "../cpu/dispatch.h"
 #include "../operators/updates.h"
@@ -175,6 +176,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         no_gil);
   m.def("release_graph", &release_graph, "Free what losses' graphs have saved; see prograd_fast/optim/one_backward.py.",
         no_gil);
+  m.def("release_memory", &release_kept_memory, "Give memory that waits for large results back to the system.", no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
   m.def(

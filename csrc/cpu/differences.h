@@ -7,7 +7,7 @@ namespace prograd::cpu {
 
 struct Difference {
   const void *prediction, *target;
-  void* cotangents;
+  void* cotangents;  // in the accumulation dtype
   bool soft_wing;
   double omega1, omega2, epsilon, factor;
 };

@@ -15,9 +15,9 @@ at::Tensor unit_stride(const at::Tensor& matrix, at::ScalarType dtype) {
 }
 
 void dual_loss(const DualLossArguments& all, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
-  const at::ScalarType dtype = common_dtype(all.student, all.teacher, cotangents);
+  const at::ScalarType dtype = common_dtype(all.student, all.teacher);
   const Rows rows(all.row_options(), all.student.size(1), accumulation_dtype(dtype));
-  const Written written(cotangents, dtype);
+  const Written written(cotangents, accumulation_dtype(dtype));
   const int64_t bytes = all.student.numel() * int64_t(written.tensor().itemsize());
   prefer_huge_pages(written.data(), 2 * bytes);
   std::vector<DualLosses> results(rows.count);

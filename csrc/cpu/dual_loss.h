@@ -23,8 +23,8 @@ struct DualLossRow {
   bool soft_ce;
   double task_weight, general_weight;                      // of the losses
   double task_cotangent_weight, general_cotangent_weight;  // the same over B for a mean
-  void *task_cotangent, *general_cotangent;                // (classes,), perhaps where the logits are
-  bool stream;  // write past the caches: results too large to be read from there again
+  void *task_cotangent, *general_cotangent;  // (classes,) in the accumulation dtype, perhaps where such logits are
+  bool stream;                               // write past the caches: results too large to be read from there again
 };
 
 struct DualLosses {

@@ -33,25 +33,27 @@ class Rows {
 
   const int64_t count;
 
-  // Rows [0, n) of student and teacher, which are rows [first, first + n) of the call; cotangents may be the logits.
+  // Rows [0, n) of student and teacher, which are rows [first, first + n) of the call; cotangents, in the accumulation
+  // dtype, may be the logits.
   void compute(int64_t first, const at::Tensor& student, const at::Tensor& teacher, char* task_cotangents,
                char* general_cotangents, bool stream, DualLosses* results) const {
     constexpr int64_t grain_size = 16384;  // classes times rows for which a second thread pays
     const int64_t n = student.size(0), classes = student.size(1), size = student.itemsize();
+    const at::ScalarType accumulation = accumulation_dtype(student.scalar_type());
+    const int64_t cotangent_bytes = classes * int64_t(c10::elementSize(accumulation));
     const auto& kernels = kernels_for<DualLossKernels>(storage_of(student.scalar_type()));
     const int64_t grain = std::max<int64_t>(1, grain_size / std::max<int64_t>(1, classes));
     at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
-      const at::Tensor scratch =
-          at::empty({dual_loss_scratch(classes)}, student.options().dtype(accumulation_dtype(student.scalar_type())));
+      const at::Tensor scratch = at::empty({dual_loss_scratch(classes)}, student.options().dtype(accumulation));
       std::vector<DualLossRow> rows(end - begin);
       for (int64_t i = begin; i < end; ++i) {
         DualLossRow& row = rows[i - begin] = options_of_row(first + i);
         row.student = static_cast<const char*>(data_of(student)) + i * student.stride(0) * size;
         row.teacher = static_cast<const char*>(data_of(teacher)) + i * teacher.stride(0) * size;
         row.classes = classes;
-        row.task_cotangent = task_cotangents + i * classes * size;
-        row.general_cotangent = general_cotangents + i * classes * size;
+        row.task_cotangent = task_cotangents + i * cotangent_bytes;
+        row.general_cotangent = general_cotangents + i * cotangent_bytes;
         row.stream = stream;
       }
       kernels.rows(rows.data(), end - begin, scratch.mutable_data_ptr(), results + begin);

@@ -18,16 +18,17 @@ constexpr int64_t grain_size = 16384;  // logits for which a second thread pays
 template <typename Body>
 void each_row(const at::Tensor& logits, char* cotangents, const Body& body) {
   const int64_t samples = logits.size(0), rows = logits.size(1), classes = logits.size(2), size = logits.itemsize();
-  const bool stream = int64_t(logits.nbytes()) >= stream_bytes;
+  const at::ScalarType accumulation = accumulation_dtype(logits.scalar_type());
+  const int64_t cotangent_size = int64_t(c10::elementSize(accumulation));
+  const bool stream = logits.numel() * cotangent_size >= stream_bytes;
   const int64_t of_row = std::max<int64_t>(1, samples * classes);
   at::parallel_for(0, rows, std::max<int64_t>(1, grain_size / of_row), [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;  // threads of the pool do not inherit it
-    const at::Tensor scratch =
-        at::empty({3 * samples}, logits.options().dtype(accumulation_dtype(logits.scalar_type())));
+    const at::Tensor scratch = at::empty({3 * samples}, logits.options().dtype(accumulation));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t offset = i * classes * size;
-      body(i, SampledRow{static_cast<const char*>(data_of(logits)) + offset, samples, classes, rows * classes,
-                         cotangents ? cotangents + offset : nullptr, scratch.mutable_data_ptr(), stream});
+      body(i, SampledRow{static_cast<const char*>(data_of(logits)) + i * classes * size, samples, classes,
+                         rows * classes, cotangents ? cotangents + i * classes * cotangent_size : nullptr,
+                         scratch.mutable_data_ptr(), stream});
     }
   });
 }
@@ -36,7 +37,7 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
                                at::Tensor& losses, at::Tensor& cotangents) {
   check_sampled_cross_entropy(at::kCPU, logits, labels_, reduction_, losses, cotangents);
   const auto reduction = Reduction(reduction_);
-  const at::ScalarType dtype = common_dtype(logits, cotangents);
+  const at::ScalarType dtype = logits.scalar_type();
   const at::Tensor z = contiguous(logits, dtype), labels = labels_.contiguous();
   const int64_t rows = z.size(1), classes = z.size(2);
   const int64_t* label = labels.const_data_ptr<int64_t>();
@@ -44,7 +45,8 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
     TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < classes, "labels[", i, "]: ", label[i], " is out of bounds for ",
                       classes, " classes.");
   }
-  const Written written(cotangents, dtype), written_losses(losses, accumulation_dtype(losses.scalar_type()));
+  const Written written(cotangents, accumulation_dtype(dtype));
+  const Written written_losses(losses, accumulation_dtype(losses.scalar_type()));
   prefer_huge_pages(written.data(), written.tensor().nbytes());
   const double weight = reduction == Reduction::mean ? 1.0 / double(rows) : 1.0;
   const auto& kernels = kernels_for<SampleKernels>(storage_of(dtype));

@@ -9,7 +9,7 @@ namespace prograd::cpu {
 struct SampledRow {
   const void* logits;  // (samples, classes)
   std::int64_t samples, classes, sample_stride;
-  void* cotangents;  // laid out as the logits
+  void* cotangents;  // laid out as the logits, in the accumulation dtype
   void* scratch;     // 3 x samples in the accumulation dtype
   bool stream;       // write past the caches
 };

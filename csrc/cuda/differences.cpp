@@ -12,9 +12,9 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
                          double omega2, double epsilon, double factor, at::Tensor& loss, at::Tensor& cotangents) {
   check_difference_loss(at::kCUDA, prediction, target, soft_wing, omega1, omega2, epsilon, loss, cotangents);
   const Launch launch(prediction);
-  const at::ScalarType dtype = common_dtype(prediction, target, cotangents);
+  const at::ScalarType dtype = common_dtype(prediction, target);
   const at::Tensor x = launch.operand(prediction, dtype, "prediction"), t = launch.operand(target, dtype, "target");
-  const Written written_loss(loss, accumulation_dtype(dtype)), written(cotangents, dtype);
+  const Written written_loss(loss, accumulation_dtype(dtype)), written(cotangents, accumulation_dtype(dtype));
   const at::Tensor workspace = launch.workspace(difference_loss_workspace(storage_of(dtype), x.numel()));
   difference_loss(storage_of(dtype), x.const_data_ptr(), t.const_data_ptr(), x.numel(),
                   {soft_wing, omega1, omega2, epsilon, factor, written_loss.data(), written.data()},

@@ -15,7 +15,7 @@ template <typename T, typename F>
 struct DifferenceArguments {
   using A = Accumulation<T>;
   const T *prediction, *target;
-  T* cotangents;
+  A* cotangents;
   int64_t size;
   bool aligned;  // all three
   F function;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kDifferenceThreads)
       sum.values[0] += all.function.value(x[i] - t[i]);
       x[i] = all.factor * all.function.slope(x[i] - t[i]);
     }
-    store<N, T>(all.cotangents + at, x, valid, all.aligned);
+    store<N, A>(all.cotangents + at, x, valid, all.aligned);
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) all.parts[blockIdx.x] = sum.values[0];
@@ -67,7 +67,7 @@ void launch_difference_loss(const T* prediction, const T* target, int64_t size, 
   A* parts = static_cast<A*>(workspace);
   auto* ticket = reinterpret_cast<unsigned*>(parts + blocks);
   const bool aligned = is_aligned(prediction) && is_aligned(target) && is_aligned(cotangents);
-  const DifferenceArguments<T, F> arguments{prediction, target,    static_cast<T*>(cotangents), size,  aligned,
+  const DifferenceArguments<T, F> arguments{prediction, target,    static_cast<A*>(cotangents), size,  aligned,
                                             function,   A(factor), static_cast<A*>(loss),       parts, ticket};
   if (blocks > 1) fill_zero(ticket, sizeof(unsigned), stream);
   launch(difference_loss_kernel<T, F>, blocks, kDifferenceThreads, 0, false, stream, arguments);

@@ -12,8 +12,8 @@ namespace prograd::cuda {
 struct DifferenceOptions {
   bool soft_wing;
   double omega1, omega2, epsilon, factor;
-  void* loss;  // () in the arithmetic type
-  void* cotangents;
+  void* loss;        // () in the arithmetic type
+  void* cotangents;  // in the arithmetic type
 };
 
 size_t difference_loss_workspace(Storage storage, int64_t size);

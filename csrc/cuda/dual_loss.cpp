@@ -11,7 +11,7 @@ namespace {
 
 void launch_dual_loss(const DualLossArguments& all, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
   const Launch launch(all.student);
-  const at::ScalarType dtype = common_dtype(all.student, all.teacher, cotangents);
+  const at::ScalarType dtype = common_dtype(all.student, all.teacher);
   const Storage storage = storage_of(dtype);
   const Rows rows(launch, all.row_options(), dtype, losses, cotangents, correct);
   const at::Tensor z = launch.operand(all.student, dtype, "student"), t = launch.operand(all.teacher, dtype, "teacher");

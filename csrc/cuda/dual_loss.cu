@@ -11,9 +11,9 @@ constexpr int kRowThreads = sizeof(T) == 4 ? 1024 : 512;  // as many as the regi
 template <typename T>
 struct DualLossArguments {
   Losses<Accumulation<T>> losses;
-  const T *student, *teacher;  // (rows, classes)
-  T* cotangents;               // (2, rows, classes)
-  bool kept;                   // a row is kept in shared memory
+  const T *student, *teacher;   // (rows, classes)
+  Accumulation<T>* cotangents;  // (2, rows, classes)
+  bool kept;                    // a row is kept in shared memory
 };
 
 template <typename T>
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kRowThreads<T>) dual_loss_kernel(PF_CONSTANT D
 
   const A task_weight = losses.cotangent_weight(losses.task_weight, row);
   const A general_weight = losses.cotangent_weight(losses.general_weight, row);
-  const PackedRow<T> task(arguments.cotangents + row * classes, before);
-  const PackedRow<T> general(arguments.cotangents + (losses.rows + row) * classes, before);
+  const PackedRow<A> task(arguments.cotangents + row * classes, before);
+  const PackedRow<A> general(arguments.cotangents + (losses.rows + row) * classes, before);
   for (int64_t k = threadIdx.x; k < packs; k += blockDim.x) {
     Pack<T> z_pack, t_pack;
     if (arguments.kept) {
@@ -85,13 +85,13 @@ __global__ void __launch_bounds__(kRowThreads<T>) dual_loss_kernel(PF_CONSTANT D
     for (int i = 0; i < N; ++i) {
       const A g = part.sums.general_cotangent(z[i], t[i], losses.temperature);
       const A a = part.sums.task_cotangent(z[i], k * N - before + i == label);
-      narrow(z_pack.values[i], task_weight * a);
-      narrow(t_pack.values[i], general_weight * g);
+      z[i] = task_weight * a;
+      t[i] = general_weight * g;
     }
     const int begin = k == 0 ? before : 0;
     const int64_t end = before + classes - k * N;
-    write(task.first + k * N, z_pack, begin, end, task.aligned);
-    write(general.first + k * N, t_pack, begin, end, general.aligned);
+    store<N, A>(task.first + k * N, z, begin, end, task.aligned);
+    store<N, A>(general.first + k * N, t, begin, end, general.aligned);
   }
   if (is_last_block(losses.ticket, gridDim.x)) finish_batch(losses);
 }
@@ -105,7 +105,8 @@ void launch_dual_loss(const T* student, const T* teacher, int64_t rows, int64_t 
   const bool kept = row_bytes <= max_shared_bytes();
   const int64_t threads = std::min<int64_t>((packs + kWarp - 1) / kWarp * kWarp, kRowThreads<T>);
   if (rows > 1) fill_zero(losses.ticket, sizeof(unsigned), stream);
-  const DualLossArguments<T> arguments{losses, student, teacher, static_cast<T*>(options.cotangents), kept};
+  const DualLossArguments<T> arguments{losses, student, teacher, static_cast<Accumulation<T>*>(options.cotangents),
+                                       kept};
   launch(dual_loss_kernel<T>, std::max<int64_t>(rows, 1), int(threads), kept ? row_bytes : 0, false, stream, arguments);
 }
 

@@ -18,7 +18,7 @@ struct LossOptions {
   bool soft_ce;
   Reduction reduction;
   void* losses;      // (2, B) for Reduction::none, else (2,)
-  void* cotangents;  // two arrays of the shape and storage of the student's argument
+  void* cotangents;  // two arrays of the shape of the student's argument, in the arithmetic type
   int64_t* correct;  // ()
 };
 

@@ -16,7 +16,7 @@ class Rows {
         task_weight_(launch.operand(options.task_weight, accumulation_dtype(dtype), "task_weight")),
         general_weight_(launch.operand(options.general_weight, accumulation_dtype(dtype), "general_weight")),
         losses_(losses, accumulation_dtype(dtype)),
-        cotangents_(cotangents, dtype),
+        cotangents_(cotangents, accumulation_dtype(dtype)),
         correct_(correct, at::kLong),
         temperature_(options.temperature),
         soft_ce_(options.soft_ce),

@@ -12,7 +12,7 @@ namespace {
 void launch_linear_dual_loss(const LinearDualLossArguments& all, at::Tensor& losses, at::Tensor& cotangents,
                              at::Tensor& correct) {
   const Launch launch(all.features);
-  const at::ScalarType dtype = common_dtype(all.features, all.student_classes, all.teacher_classes, cotangents);
+  const at::ScalarType dtype = common_dtype(all.features, all.student_classes, all.teacher_classes);
   const Storage storage = storage_of(dtype);
   const Rows rows(launch, all.row_options(), dtype, losses, cotangents, correct);
   const at::Tensor x = launch.operand(all.features, dtype, "features");
@@ -29,12 +29,12 @@ void linear_cross_entropy_out(const at::Tensor& features, const at::Tensor& clas
                               double scale, at::Tensor& loss, at::Tensor& cotangents) {
   check_linear_cross_entropy(at::kCUDA, features, classes, labels, loss, cotangents);
   const Launch launch(features);
-  const at::ScalarType dtype = common_dtype(features, classes, cotangents);
+  const at::ScalarType dtype = common_dtype(features, classes);
   const at::Tensor x = launch.operand(features, dtype, "features"), w = launch.operand(classes, dtype, "classes");
   const at::Tensor y = launch.operand(labels, at::kLong, "labels");
   const at::Tensor losses = at::empty({2}, x.options().dtype(accumulation_dtype(dtype)));
   const at::Tensor correct = at::empty({}, y.options());
-  const Written written(cotangents, dtype);
+  const Written written(cotangents, accumulation_dtype(dtype));
   const LossOptions options{y.const_data_ptr<int64_t>(),
                             nullptr,
                             nullptr,

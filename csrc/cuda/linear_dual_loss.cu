@@ -24,7 +24,7 @@ struct LinearArguments {
   using A = Accumulation<T>;
   Losses<A> losses;
   const T *features, *student, *teacher;  // (rows, width), (classes, width) twice
-  T* cotangents;                          // (2, classes, width), or the first half without a teacher
+  A* cotangents;                          // (2, classes, width), or the first half without a teacher
   int width;
   A scale;
   bool aligned;  // every row of the three matrices starts on 16 bytes
@@ -217,13 +217,13 @@ __global__ void __launch_bounds__(kTileThreads) linear_cotangents_kernel(PF_CONS
 #pragma unroll
   for (int c = 0; c < kOwnClasses; ++c) {
     if (class_begin + c >= losses.classes) break;
-    T* task_row = arguments.cotangents + (class_begin + c) * arguments.width + column;
-    T* general_row = task_row + losses.classes * arguments.width;
+    A* task_row = arguments.cotangents + (class_begin + c) * arguments.width + column;
+    A* general_row = task_row + losses.classes * arguments.width;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (column + i >= arguments.width) break;
-      narrow(task_row[i], arguments.scale * task[c][i]);
-      if constexpr (kTeacher) narrow(general_row[i], arguments.scale * general[c][i]);
+      task_row[i] = arguments.scale * task[c][i];
+      if constexpr (kTeacher) general_row[i] = arguments.scale * general[c][i];
     }
   }
 }
@@ -245,7 +245,7 @@ void launch_linear_dual_loss(const T* features, const T* student, const T* teach
   const auto losses = make_losses<A>(options, rows, classes, label_logits + rows);
   const bool aligned =
       width % kVector<T> == 0 && is_aligned(features) && is_aligned(student) && is_aligned(teacher);  // null is
-  const LinearArguments<T> arguments{losses,      features, student, teacher, static_cast<T*>(options.cotangents),
+  const LinearArguments<T> arguments{losses,      features, student, teacher, static_cast<A*>(options.cotangents),
                                      int(width),  A(scale), aligned, splits,  parts,
                                      label_logits};
   const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;

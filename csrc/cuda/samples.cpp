@@ -12,9 +12,9 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
                                at::Tensor& losses, at::Tensor& cotangents) {
   check_sampled_cross_entropy(at::kCUDA, logits, labels, reduction, losses, cotangents);
   const Launch launch(logits);
-  const at::ScalarType dtype = common_dtype(logits, cotangents);
+  const at::ScalarType dtype = logits.scalar_type();
   const at::Tensor z = launch.operand(logits, dtype, "logits"), y = launch.operand(labels, at::kLong, "labels");
-  const Written written_losses(losses, accumulation_dtype(dtype)), written(cotangents, dtype);
+  const Written written_losses(losses, accumulation_dtype(dtype)), written(cotangents, accumulation_dtype(dtype));
   const at::Tensor workspace = launch.workspace(samples_workspace(storage_of(dtype), z.size(0), z.size(1)));
   sampled_cross_entropy(storage_of(dtype), z.const_data_ptr(), y.const_data_ptr<int64_t>(), z.size(0), z.size(1),
                         z.size(2), static_cast<Reduction>(reduction), written_losses.data(), written.data(),

@@ -48,7 +48,7 @@ struct SampleArguments {
   const int64_t* labels;
   int64_t samples, rows, classes;
   Reduction reduction;
-  T* cotangents;  // as the logits
+  A* cotangents;  // as the logits
   A* losses;
   A* log_probs;           // (rows, classes)
   SoftmaxPart<A>* parts;  // (samples, rows)
@@ -127,18 +127,19 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
   const T* start = arguments.logits + program * classes;
   const int before = elements_before(start);
   const PackedRow<const T> from(start, before);
-  const PackedRow<T> to(arguments.cotangents + program * classes, before);
+  const PackedRow<A> to(arguments.cotangents + program * classes, before);
   for (int64_t k = threadIdx.x; k * N < before + classes; k += blockDim.x) {
     Pack<T> pack;
     const int begin = k == 0 ? before : 0;
     const int64_t end = before + classes - k * N;
     read(pack, from.first + k * N, begin, end, from.aligned);
+    A cotangents[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const A p = exp(widen(pack.values[i]) - part.max) * factor;
-      narrow(pack.values[i], k * N - before + i == label ? p - share : p);
+      cotangents[i] = k * N - before + i == label ? p - share : p;
     }
-    write(to.first + k * N, pack, begin, end, to.aligned);
+    store<N, A>(to.first + k * N, cotangents, begin, end, to.aligned);
   }
   if (is_last_block(arguments.ticket, gridDim.x)) finish_samples(arguments);
 }
@@ -183,7 +184,7 @@ void launch_sampled_cross_entropy(SampleArguments<T> arguments, const int64_t* l
   arguments.labels = labels;
   arguments.reduction = reduction;
   arguments.losses = static_cast<Accumulation<T>*>(losses);
-  arguments.cotangents = static_cast<T*>(cotangents);
+  arguments.cotangents = static_cast<Accumulation<T>*>(cotangents);
   if (reduction == Reduction::none) arguments.row_losses = arguments.losses;
   const int64_t programs = arguments.samples * arguments.rows;
   fill_zero(arguments.ticket, sizeof(unsigned), stream);

@@ -10,7 +10,7 @@ namespace prograd::cuda {
 
 size_t samples_workspace(Storage storage, int64_t samples, int64_t rows);
 
-// losses: (rows,) for Reduction::none, else (); cotangents as the logits.
+// losses: (rows,) for Reduction::none, else (); cotangents as the logits, both in the arithmetic type.
 void sampled_cross_entropy(Storage storage, const void* logits, const int64_t* labels, int64_t samples, int64_t rows,
                            int64_t classes, Reduction reduction, void* losses, void* cotangents, void* workspace,
                            void* stream);

@@ -78,16 +78,22 @@ __device__ __forceinline__ void load(Accumulation<T> (&values)[N], const T* from
   }
 }
 
+// Elements begin ... end - 1 of N.
 template <int N, typename T>
-__device__ __forceinline__ void store(T* to, const Accumulation<T> (&values)[N], int valid, bool aligned) {
+__device__ __forceinline__ void store(T* to, const Accumulation<T> (&values)[N], int begin, int64_t end, bool aligned) {
   static_assert(N % kVector<T> == 0, "whole packs");
 #pragma unroll
   for (int k = 0; k < N; k += kVector<T>) {
     Pack<T> pack;
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) narrow(pack.values[i], values[k + i]);
-    write(to + k, pack, 0, valid - k, aligned);
+    write(to + k, pack, begin - k, end - k, aligned);
   }
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store(T* to, const Accumulation<T> (&values)[N], int valid, bool aligned) {
+  store<N, T>(to, values, 0, valid, aligned);
 }
 
 }  // namespace prograd::cuda

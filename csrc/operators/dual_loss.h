@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../common/arguments.h"
+#include "../common/kept_memory.h"
 #include "../common/operand.h"
 
 namespace prograd {
@@ -13,7 +14,7 @@ namespace prograd {
 // Room for what the operators write.
 struct LossResults {
   at::Tensor losses;      // (2,), or (2, B) without reduction, in the accumulation dtype
-  at::Tensor cotangents;  // (2, ...), as `like`
+  at::Tensor cotangents;  // (2, ...), in the accumulation dtype of `like`
   at::Tensor correct;     // ()
 
   // by_row: one row per sample; other: what is multiplied by it or compared with it; like: what the losses are
@@ -23,7 +24,9 @@ struct LossResults {
         like.options().dtype(accumulation_dtype(at::promote_types(by_row.scalar_type(), other.scalar_type())));
     const bool reduced = Reduction(reduction) != Reduction::none;
     losses = reduced ? at::empty({2}, options) : at::empty({2, by_row.size(0)}, options);
-    cotangents = at::empty({2, like.size(0), like.size(1)}, like.options());
+    const at::TensorOptions wide = like.options().dtype(accumulation_dtype(like.scalar_type()));
+    const int64_t shape[] = {2, like.size(0), like.size(1)};
+    cotangents = like.is_cpu() ? empty_in_kept_memory(shape, wide) : at::empty(shape, wide);
     correct = at::empty({}, like.options().dtype(at::kLong));
   }
 

@@ -21,6 +21,7 @@ def register() -> Callable[[], None]:
 
     def unregister() -> None:
         EXTENSION.unregister_cpu()
+        EXTENSION.release_memory()
         for name in shortcuts:
             del SHORTCUTS[name]
 

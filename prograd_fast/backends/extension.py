@@ -15,6 +15,7 @@ else:
     SHORTCUTS["dual_loss"] = EXTENSION.dual_loss  # calls whatever kernel is in use
     SHORTCUTS["fit"] = EXTENSION.fit
     SHORTCUTS["release_graph"] = EXTENSION.release_graph
+    SHORTCUTS["release_memory"] = EXTENSION.release_memory
 
 
 def missing() -> str | None:

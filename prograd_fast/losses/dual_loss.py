@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from prograd_fast.ops.common import REDUCTIONS
 from prograd_fast.ops.dual_loss import General, check_loss_options, dual_loss_and_count
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss_and_count
+from prograd_fast.ops.registry import SHORTCUTS
 
 
 class DualLoss(nn.Module):
@@ -15,6 +16,10 @@ class DualLoss(nn.Module):
     The authors report the soft cross-entropy, which is the KL divergence plus the teacher's entropy and has the same
     gradient; `general="soft_ce"` gives theirs. Source: arXiv:2205.14865; formula: `prograd_fast.reference.dual_loss`.
     Row weights, prior offsets and other reductions: `prograd_fast.functional.dual_loss`.
+
+    On a CPU the memory of the gradients, 2·B·C numbers, is used again by the next call once nobody holds it any more:
+    no loss, graph, gradient, view or array. Of 16 MiB or more, two pieces of different sizes wait for that at most;
+    they are freed when a `DualLoss` is deleted or the kernels are changed.
 
     Attributes:
         correct: How many rows of the last call have their label as the student's largest logit: 0-d int64, on the
@@ -62,7 +67,8 @@ class DualLoss(nn.Module):
             ValueError: shapes or devices do not fit, the teacher requires grad, or (on a CPU) a label is out of range.
         """
         rows = (labels, None, None, None)
-        task, general, self.correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
+        task, general, correct = dual_loss_and_count(student_logits, teacher_logits, rows, self._options())
+        self._keep(correct)
         return task, general
 
     def from_features(
@@ -84,14 +90,22 @@ class DualLoss(nn.Module):
             TypeError, ValueError: as `forward`, named after the arguments here.
         """
         rows, options = (labels, None, None, None), (scale, *self._options())
-        task, general, self.correct = linear_dual_loss_and_count(
-            features, student_classes, teacher_classes, rows, options
-        )
+        task, general, correct = linear_dual_loss_and_count(features, student_classes, teacher_classes, rows, options)
+        self._keep(correct)
         return task, general
+
+    def _keep(self, correct: Tensor) -> None:
+        # what nn.Module asks of an assignment takes as long as autograd's part of the forward
+        object.__setattr__(self, "correct", correct)
 
     def _options(self) -> tuple[float, bool, int]:
         check_loss_options(self.temperature, self.general, "mean")  # they may have been set since
         return self.temperature, self.general == "soft_ce", REDUCTIONS.index("mean")
+
+    def __del__(self) -> None:
+        release = SHORTCUTS.get("release_memory")
+        if release is not None:
+            release()
 
     def extra_repr(self) -> str:
         """The settings, for repr()."""

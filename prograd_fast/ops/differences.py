@@ -61,7 +61,7 @@ def _difference(prediction: Tensor, target: Tensor) -> Tensor:
 # ---- operator
 #
 # loss () = factor · Σ f(prediction - target), f the square or Soft Wing's function; cotangents its derivative in the
-# prediction, in the prediction's dtype.
+# prediction.
 
 
 def _check(call: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def _kernel(
 
 def _empty(prediction: Tensor, target: Tensor, *options: float) -> tuple[Tensor, ...]:
     loss = prediction.new_empty((), dtype=accumulation_dtype(prediction, target))
-    return loss, prediction.new_empty(prediction.shape)
+    return loss, prediction.new_empty(prediction.shape, dtype=accumulation_dtype(prediction))
 
 
 define_loss(

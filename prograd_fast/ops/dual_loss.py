@@ -110,8 +110,8 @@ def _logits(student_logits: Tensor, teacher_logits: Tensor, teacher_offset: Tens
 
 # ---- operator
 #
-# losses (2,), or (2, B) for reduction 0 (none); cotangents (2, B, C) in the student's dtype, with weights and 1/B;
-# correct () int64. reduction: 0 none, 1 mean, 2 sum.
+# losses (2,), or (2, B) for reduction 0 (none); cotangents (2, B, C) in the student's accumulation
+# dtype, with weights and 1/B; correct () int64. reduction: 0 none, 1 mean, 2 sum.
 
 ROW_INPUTS = "Tensor labels, Tensor? teacher_offset, Tensor? task_weight, Tensor? general_weight"
 OPTIONS = "float temperature, bool soft_ce, int reduction"
@@ -165,7 +165,8 @@ def empty_results(first: Tensor, second: Tensor, like: Tensor, reduction: int) -
     """Losses of the rows of `first`, cotangents in `like` and the count, without their contents."""
     rows = first.shape[:1] if REDUCTIONS[reduction] == "none" else ()
     losses = first.new_empty((2, *rows), dtype=accumulation_dtype(first, second))
-    return losses, like.new_empty((2, *like.shape)), first.new_empty((), dtype=torch.int64)
+    cotangents = like.new_empty((2, *like.shape), dtype=accumulation_dtype(like))
+    return losses, cotangents, first.new_empty((), dtype=torch.int64)
 
 
 def _check(call: dict[str, Any]) -> None:

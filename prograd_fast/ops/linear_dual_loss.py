@@ -169,7 +169,7 @@ def _cross_entropy_kernel(
 
 def _cross_entropy_empty(features: Tensor, classes: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, ...]:
     loss = features.new_empty((), dtype=accumulation_dtype(features, classes))
-    return loss, classes.new_empty(classes.shape)
+    return loss, classes.new_empty(classes.shape, dtype=accumulation_dtype(classes))
 
 
 define_loss(

@@ -1,6 +1,11 @@
 """The common part of the loss operators: one that returns, around one that writes, its derivatives and its vmap rule.
 
 Their results hold their gradient already: the cotangents. Autograd takes further derivatives through the formula.
+
+Cotangents are in the accumulation dtype, also of 16-bit inputs: the gradient is rounded to 16 bits once, in the
+backward, when it has the upstream factors. Rounded before, small cotangents of a mean are zero in float16, and
+GradScaler's factor makes inf of the others. To form them in the backward instead would save their memory, and take
+every exponential again in each of two backwards, by kernels of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +36,7 @@ def define_loss(
         name: of the loss.
         inputs: its arguments in the dispatcher's notation.
         writes: names of the results of `<name>_out`: the losses, the cotangents, and others. Two losses are one result
-            of shape (2,) or (2, B), and cotangents[k] is that of loss k.
+            of shape (2,) or (2, B), and cotangents[k] is that of loss k, in the accumulation dtype.
         returns: the results of `<name>` in the dispatcher's notation. Two losses are two results.
         kernel: `<name>_out` wherever no backend has registered one, in plain PyTorch.
         empty: the results of `<name>_out` for these inputs, without their contents.
@@ -90,10 +95,10 @@ def define_loss(
         for k, gradient in used.items():
             # (B,) without reduction, else 0-d: a factor per row, or one for all
             factor = gradient.unsqueeze(1) if gradient.dim() else gradient
-            cotangent = cotangents if count == 1 else cotangents[k]
-            part = (factor * cotangent).to(cotangent.dtype)
+            part = factor * (cotangents if count == 1 else cotangents[k])
             total = part if total is None else total + part
-        results[differentiable] = total
+        if total is not None:
+            results[differentiable] = total.to(tensors[differentiable].dtype)
         return tuple(results)
 
     def through_formula(given: list[Any], gradients: dict[int, Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ def _log_probs_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 # ---- operators
 #
-# sampled_cross_entropy  logits (S, B, C); losses (), or (B,) for reduction 0 (none); cotangents as the logits
+# sampled_cross_entropy  logits (S, B, C); losses (), or (B,) for reduction 0 (none); cotangents (S, B, C)
 # sampled_log_probs      logits (S, B, C); log_probs (B, C) in the accumulation dtype
 
 
@@ -97,7 +97,8 @@ def _loss_kernel(logits: Tensor, labels: Tensor, reduction: int, *, losses: Tens
 
 def _loss_empty(logits: Tensor, labels: Tensor, reduction: int) -> tuple[Tensor, ...]:
     rows = labels.shape if REDUCTIONS[reduction] == "none" else ()
-    return logits.new_empty(rows, dtype=accumulation_dtype(logits)), logits.new_empty(logits.shape)
+    dtype = accumulation_dtype(logits)
+    return logits.new_empty(rows, dtype=dtype), logits.new_empty(logits.shape, dtype=dtype)
 
 
 define_loss(

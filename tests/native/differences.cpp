@@ -10,7 +10,7 @@ void test_differences(const Case& c) {
     double results[2][2] = {};
     for (int side = 0; side < 2; ++side) {
       std::mt19937 random(8);
-      Buffer x(c.storage, c.n, c.shift), t(c.storage, c.n), cotangents(c.storage, c.n, c.shift);
+      Buffer x(c.storage, c.n, c.shift), t(c.storage, c.n), cotangents(accumulation_of(c.storage), c.n, c.shift);
       x.fill(random), t.fill(random);
       const Difference difference{x.data(), t.data(), cotangents.data(), soft_wing, 0.5, 20, 0.5, 0.25};
       results[side][0] = c.kernels<DifferenceKernels>(side).loss(difference, c.n);

@@ -9,20 +9,19 @@ namespace {
 void test_dual_loss(const Case& c) {
   constexpr std::int64_t count = 3;
   const Storage accumulation = accumulation_of(c.storage);
-  const std::int64_t size = size_of(c.storage);
   for (int variant = 0; variant < 16; ++variant) {
     double results[2][count][5] = {};
     for (int side = 0; side < 2; ++side) {
       std::mt19937 random(variant);
       Buffer z(c.storage, count * c.n, c.shift), t(c.storage, count * c.n), offset(accumulation, c.n),
-          scratch(accumulation, dual_loss_scratch(c.n)), task(c.storage, count * c.n, c.shift),
-          general(c.storage, count * c.n);
+          scratch(accumulation, dual_loss_scratch(c.n)), task(accumulation, count * c.n, c.shift),
+          general(accumulation, count * c.n);
       for (Buffer* buffer : {&z, &t, &offset}) buffer->fill(random);
-      const bool in_place = variant & 8;
+      const bool in_place = variant & 8 && c.storage == accumulation;
       Buffer &task_to = in_place ? z : task, &general_to = in_place ? t : general;
       DualLossRow rows[count] = {};
       for (std::int64_t i = 0; i < count; ++i) {
-        const auto of = [&](Buffer& buffer) { return static_cast<char*>(buffer.data()) + i * c.n * size; };
+        const auto of = [&](Buffer& buffer) { return static_cast<char*>(buffer.data()) + i * c.n * buffer.size(); };
         DualLossRow& row = rows[i];
         row.student = of(z), row.teacher = of(t), row.classes = c.n, row.label = i * c.n / count;
         row.teacher_offset = variant & 1 ? offset.data() : nullptr;

@@ -52,6 +52,7 @@ class Buffer {
     return *this;
   }
   void set_at(std::int64_t i, double value) { put(i + shift_, value); }
+  std::size_t size() const { return size_of(storage_); }  // of an element
   void* data() { return bytes_.data() + shift_ * size_of(storage_); }
   double operator[](std::int64_t i) const { return at(i + shift_); }
 

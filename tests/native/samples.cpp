@@ -11,7 +11,7 @@ void test_samples(const Case& c) {
     double results[2][4] = {};
     for (int side = 0; side < 2; ++side) {
       std::mt19937 random(7);
-      Buffer z(c.storage, samples * c.n, c.shift), cotangents(c.storage, samples * c.n, c.shift),
+      Buffer z(c.storage, samples * c.n, c.shift), cotangents(accumulation, samples * c.n, c.shift),
           scratch(accumulation, 3 * samples), log_probs(accumulation, c.n);
       z.fill(random);
       SampledRow row{z.data(), samples, c.n, c.n, cotangents.data(), scratch.data(), samples == 3};

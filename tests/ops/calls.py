@@ -66,7 +66,7 @@ def _row_options(s: Sizes) -> list[object]:
 
 
 def _dual_results(s: Sizes, *like: int) -> dict[str, Tensor]:
-    cotangents = torch.empty(2, *like, dtype=s.dtype)
+    cotangents = torch.empty(2, *like, dtype=s.wide)
     return {"losses": s.losses(2), "cotangents": cotangents, "correct": torch.empty((), dtype=torch.int64)}
 
 
@@ -97,7 +97,10 @@ def linear_dual_loss(s: Sizes) -> Call:
 @call
 def linear_cross_entropy_out(s: Sizes) -> Call:
     x, w = s.draw(s.rows, s.width, seed=1), s.draw(s.classes, s.width, seed=2)
-    return [x, w, s.labels(), 3.0], {"loss": torch.empty((), dtype=s.wide), "cotangents": torch.empty_like(w)}
+    return [x, w, s.labels(), 3.0], {
+        "loss": torch.empty((), dtype=s.wide),
+        "cotangents": torch.empty_like(w, dtype=s.wide),
+    }
 
 
 @call
@@ -109,7 +112,7 @@ def linear_cross_entropy(s: Sizes) -> Call:
 @call
 def sampled_cross_entropy_out(s: Sizes) -> Call:
     z = s.draw(s.samples, s.rows, s.classes)
-    return [z, s.labels(), s.reduction], {"losses": s.losses(), "cotangents": torch.empty_like(z)}
+    return [z, s.labels(), s.reduction], {"losses": s.losses(), "cotangents": torch.empty_like(z, dtype=s.wide)}
 
 
 @call
@@ -133,7 +136,7 @@ def sampled_log_probs(s: Sizes) -> Call:
 @call
 def difference_loss_out(s: Sizes) -> Call:
     x, t = s.draw(s.rows, s.classes, seed=1), s.draw(s.rows, s.classes, seed=2)
-    results = {"loss": torch.empty((), dtype=s.wide), "cotangents": torch.empty_like(x)}
+    results = {"loss": torch.empty((), dtype=s.wide), "cotangents": torch.empty_like(x, dtype=s.wide)}
     return [x, t, s.reduction == 1, 2.0, 20.0, 0.5, 0.25], results
 
 

@@ -165,6 +165,7 @@ def traffic(kernel: str) -> str:
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
+    accumulation = max(size, 4)  # of cotangents
     moments = SIZES[kernel.rsplit(" ", 1)[1]] if "moments" in kernel else size
     match name:
         case "gram":
@@ -173,13 +174,14 @@ def traffic(kernel: str) -> str:
             least = {"project": 3 * size, "adamw": 4 * size + 4 * moments, "sgd": 4 * size + 2 * moments}[name]
             return f"{least} / {least}; two launches {least + 2 * size} / {least}"
         case "dual_loss":
-            return f"{4 * size} / {4 * size}; long rows {6 * size} / {4 * size}"
+            least = 2 * size + 2 * accumulation
+            return f"{least} / {least}; long rows {least + 2 * size} / {least}"
         case "squared_error" | "soft_wing":
-            return f"{3 * size} / {3 * size}"
+            return f"{2 * size + accumulation} / {2 * size + accumulation}"
         case "sample_sums" | "sample_log_probs":
             return f"{size} / {size}"
         case "sample_cotangents":
-            return f"{2 * size} / {2 * size}"
+            return f"{size + accumulation} / {size + accumulation}"
         case "gelu":
             return f"{2 * size} / {2 * size}"
         case "gelu_backward":

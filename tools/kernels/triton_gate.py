@@ -46,38 +46,41 @@ def _losses(n_rows: int, n_columns: int, dtype: torch.dtype, **change: Any) -> N
     ops.dual_loss_out(
         *torch.zeros(2, n_rows, n_columns, dtype=dtype), torch.zeros(n_rows, dtype=torch.int64),
         change.get("offset"), change.get("weight"), change.get("weight"), 2.0, False, 1,
-        losses=torch.empty(2, dtype=accumulation), cotangents=torch.empty(2, n_rows, n_columns, dtype=dtype),
+        losses=torch.empty(2, dtype=accumulation), cotangents=torch.empty(2, n_rows, n_columns, dtype=accumulation),
         correct=torch.empty((), dtype=torch.int64),
     )  # fmt: skip
 
 
 def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
+    accumulation = torch.promote_types(dtype, torch.float32)
     ops.linear_dual_loss_out(
         torch.zeros(n_rows, n_features, dtype=dtype), *torch.zeros(2, n_columns, n_features, dtype=dtype),
         torch.zeros(n_rows, dtype=torch.int64), None, None, None, 100.0, 2.0, False, 1,
-        losses=torch.empty(2, dtype=torch.promote_types(dtype, torch.float32)),
-        cotangents=torch.empty(2, n_columns, n_features, dtype=dtype), correct=torch.empty((), dtype=torch.int64),
+        losses=torch.empty(2, dtype=accumulation), correct=torch.empty((), dtype=torch.int64),
+        cotangents=torch.empty(2, n_columns, n_features, dtype=accumulation),
     )  # fmt: skip
 
 
 def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    classes = torch.zeros(n_columns, n_features, dtype=dtype)
+    classes, accumulation = torch.zeros(n_columns, n_features, dtype=dtype), torch.promote_types(dtype, torch.float32)
     ops.linear_cross_entropy_out(
         torch.zeros(n_rows, n_features, dtype=dtype), classes, torch.zeros(n_rows, dtype=torch.int64), 100.0,
-        loss=torch.empty((), dtype=torch.promote_types(dtype, torch.float32)), cotangents=torch.empty_like(classes),
+        loss=torch.empty((), dtype=accumulation), cotangents=torch.empty_like(classes, dtype=accumulation),
     )  # fmt: skip
 
 
 def _samples(n_columns: int, dtype: torch.dtype) -> None:
     logits, accumulation = torch.zeros(20, 4, n_columns, dtype=dtype), torch.promote_types(dtype, torch.float32)
     losses, labels = torch.empty((), dtype=accumulation), torch.zeros(4, dtype=torch.int64)
-    ops.sampled_cross_entropy_out(logits, labels, 1, losses=losses, cotangents=torch.empty_like(logits))
+    ops.sampled_cross_entropy_out(
+        logits, labels, 1, losses=losses, cotangents=torch.empty_like(logits, dtype=accumulation)
+    )
     ops.sampled_log_probs_out(logits, log_probs=torch.empty(4, n_columns, dtype=accumulation))
 
 
 def _differences(size: int, dtype: torch.dtype, soft_wing: bool) -> None:
-    x, t, cotangents = torch.zeros(3, size, dtype=dtype)
-    loss = torch.empty((), dtype=torch.promote_types(dtype, torch.float32))
+    x, t = torch.zeros(2, size, dtype=dtype)
+    loss, cotangents = (torch.empty(shape, dtype=torch.promote_types(dtype, torch.float32)) for shape in ((), size))
     ops.difference_loss_out(x, t, soft_wing, 2.0, 20.0, 0.5, 1.0, loss=loss, cotangents=cotangents)
 
 
@@ -205,11 +208,11 @@ CASES = {
 # the step of two launches the gradients are read by both (`gram_chunks`, then `*_chunks`). Kernels that are not here
 # work on sums, or are bound by arithmetic.
 BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
-    "dual_loss_rows": lambda c: ((c.logit_reads + 2) * c.storage, 4 * c.storage),
+    "dual_loss_rows": lambda c: (c.logit_reads * c.storage + 8, 2 * c.storage + 8),
     "softmax_sums": lambda c: (c.storage, c.storage),
-    "sampled_cotangents": lambda c: (2 * c.storage, 2 * c.storage),  # what softmax_sums read is in a cache if it fits
+    "sampled_cotangents": lambda c: (c.storage + 4, c.storage + 4),  # what softmax_sums read is in a cache if it fits
     "mean_log_probs": lambda c: (c.storage, c.storage),
-    "differences": lambda c: (3 * c.storage, 3 * c.storage),
+    "differences": lambda c: (2 * c.storage + 4, 2 * c.storage + 4),
     "gram_units": lambda c: (2 * c.storage, 2 * c.storage),
     "gram_chunks": lambda c: (2 * c.storage, 2 * c.storage),
     "project_units": lambda c: (3 * c.storage, 3 * c.storage),

@@ -9,10 +9,9 @@ namespace prograd::cpu {
 namespace {
 
 // Sum of f(x - t) over n elements; writes factor f'(x - t).
-template <typename S, typename F>
-double difference_loss(const S* __restrict x, const S* __restrict t, S* __restrict cotangents, std::int64_t n, F f,
+template <typename S, typename F, typename T = Accumulation<S>>
+double difference_loss(const S* __restrict x, const S* __restrict t, T* __restrict cotangents, std::int64_t n, F f,
                        double factor_) {
-  using T = Accumulation<S>;
   const T factor = T(factor_);
   double total = 0;
   each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
@@ -21,7 +20,7 @@ double difference_loss(const S* __restrict x, const S* __restrict t, S* __restri
     for (std::int64_t i = begin; i < end; ++i) {
       const T difference = load(x[i]) - load(t[i]);
       sum += f.value(difference);
-      store(cotangents[i], factor * f.slope(difference));
+      cotangents[i] = factor * f.slope(difference);
     }
     total += sum;
   });
@@ -34,7 +33,7 @@ struct Differences {
 
   static double loss(const Difference& all, std::int64_t n) {
     const S *x = static_cast<const S*>(all.prediction), *t = static_cast<const S*>(all.target);
-    S* cotangents = static_cast<S*>(all.cotangents);
+    T* cotangents = static_cast<T*>(all.cotangents);
     if (!all.soft_wing) return difference_loss(x, t, cotangents, n, SquaredError<T>{}, all.factor);
     return difference_loss(x, t, cotangents, n, SoftWing<T>::of(all.omega1, all.omega2, all.epsilon), all.factor);
   }

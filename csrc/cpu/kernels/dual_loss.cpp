@@ -35,9 +35,9 @@ class CotangentWriter {
         t_exp_(from.t_exp + begin),
         label_(from.row->label - begin),
         n_(n),
-        to_(static_cast<S*>(from.row->task_cotangent) + begin),
+        to_(static_cast<T*>(from.row->task_cotangent) + begin),
         task_(to_, n, from.row->stream),
-        general_(static_cast<S*>(from.row->general_cotangent) + begin, n, from.row->stream),
+        general_(static_cast<T*>(from.row->general_cotangent) + begin, n, from.row->stream),
         weight_(T(from.row->task_cotangent_weight)) {
     const T* maxima = from.maxima + 2 * (begin / dual_loss_block);
     const T temperature = T(from.row->temperature), inverse = T(1 / from.row->temperature);
@@ -82,8 +82,8 @@ class CotangentWriter {
 
   const T *z_exp_, *z_exp_t_, *t_exp_;
   std::int64_t label_, n_;
-  S* to_;
-  Writer<S> task_, general_;
+  T* to_;
+  Writer<T> task_, general_;
   T weight_, task_factor_, p_factor_, q_factor_;
 };
 

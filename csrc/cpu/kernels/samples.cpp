@@ -54,10 +54,10 @@ double sampled_cross_entropy_row(const SampledRow& row, std::int64_t label, doub
 
   for (std::int64_t s = 0; s < row.samples; ++s) {
     const S* z = logits(s);
-    S* to = static_cast<S*>(row.cotangents) + s * row.sample_stride;
+    T* to = static_cast<T*>(row.cotangents) + s * row.sample_stride;
     const T share = T(weight) * sample_share(at_label[s], top) / total;
     const T factor = share / sums[s].sum, max = sums[s].max, label_exp = exp(load(z[label]) - max);
-    Writer<S>(to, row.classes, row.stream).all([&](std::int64_t c, std::int64_t width) {
+    Writer<T>(to, row.classes, row.stream).all([&](std::int64_t c, std::int64_t width) {
       return exp(loaded(z + c, width, T(0)) - max) * factor;
     });
     store(to[label], label_exp * factor - share);

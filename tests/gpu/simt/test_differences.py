@@ -54,7 +54,7 @@ def test_differences(simt: Differences, dtype: torch.dtype, size: int) -> None:
         simt.schedule(order, seed)
         guarded = Guarded(shift=seed)
         loss = guarded(torch.full((), math.nan, dtype=accumulation(dtype)))
-        cotangents = guarded(torch.full((size,), math.nan, dtype=dtype))
+        cotangents = guarded(torch.full((size,), math.nan, dtype=accumulation(dtype)))
         simt.difference_loss_out(
             guarded(x), guarded(t), is_soft_wing, *settings, factor, loss=loss, cotangents=cotangents
         )
@@ -66,7 +66,7 @@ def test_differences(simt: Differences, dtype: torch.dtype, size: int) -> None:
         else:
             total, slope = squared_error(*wide, "sum"), squared_error_cotangent(*wide)
         assert_close(loss, factor * total, "formula", accumulation(dtype))
-        assert_close(cotangents, factor * slope, "formula", dtype)
+        assert_close(cotangents, factor * slope, "formula", accumulation(dtype))
 
 
 def test_differences_of_nothing(simt: Differences) -> None:

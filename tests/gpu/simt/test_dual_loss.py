@@ -39,7 +39,7 @@ def run_dual_loss(
     shape = (2, z.shape[0]) if reduction == 0 else (2,)
     results = (
         guarded(torch.full(shape, math.nan, dtype=acc)),
-        guarded(torch.full((2, *z.shape), math.nan, dtype=z.dtype)),
+        guarded(torch.full((2, *z.shape), math.nan, dtype=acc)),
         torch.tensor(-1),
     )
     weights = (options.get(name) for name in ("teacher_offset", "task_weight", "general_weight"))
@@ -70,7 +70,7 @@ def check_dual_loss(
     expected = torch.stack(formulas.dual_loss_formula(z.double(), t.double(), labels, general=general, **wide))
     by_logit = formulas.dual_loss_cotangents(z.double(), t.double(), labels, **wide)
     assert_close(losses, expected, "formula", accumulation(z.dtype))
-    assert_close(cotangents, by_logit, "formula", z.dtype)
+    assert_close(cotangents, by_logit, "formula", accumulation(z.dtype))
     assert correct == formulas.count_correct(z, labels), "wrong count"
 
 

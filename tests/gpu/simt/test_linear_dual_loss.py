@@ -61,7 +61,7 @@ def check_linear_dual_loss(simt: LinearDualLoss, dtype: torch.dtype, rows: int, 
     for reduction, general in enumerate(("kl", "soft_ce", "kl")):
         guarded = Guarded()
         losses = guarded(torch.full((2, rows) if reduction == 0 else (2,), math.nan, dtype=acc))
-        cotangents, correct = guarded(torch.full((2, classes, width), math.nan, dtype=dtype)), torch.tensor(-1)
+        cotangents, correct = guarded(torch.full((2, classes, width), math.nan, dtype=acc)), torch.tensor(-1)
         weights = (offset, task_weight, general_weight)
         simt.linear_dual_loss_out(
             *(guarded(matrix) for matrix in (x, w, v)),
@@ -86,7 +86,7 @@ def check_linear_dual_loss(simt: LinearDualLoss, dtype: torch.dtype, rows: int, 
         expected = formulas.dual_loss_formula(z, t, labels, temperature, general, **options)  # type: ignore[arg-type]
         by_logit = formulas.dual_loss_cotangents(z, t, labels, temperature, **options)
         assert_close(losses, torch.stack(expected), "formula", acc)
-        assert_close(cotangents, scale * (by_logit.mT @ x.double()), "formula", dtype)
+        assert_close(cotangents, scale * (by_logit.mT @ x.double()), "formula", acc)
         assert correct == formulas.count_correct(z, labels), "wrong count"
 
 
@@ -133,7 +133,7 @@ def test_linear_cross_entropy(simt: LinearDualLoss, dtype: torch.dtype, rows: in
     guarded = Guarded()
     losses, cotangents = (
         guarded(torch.full((2,), math.nan, dtype=acc)),
-        guarded(torch.zeros(1, classes, width).to(dtype)),
+        guarded(torch.zeros(1, classes, width).to(acc)),
     )
     simt.linear_dual_loss_out(
         guarded(x), guarded(w), None, labels, None, None, None, scale, 1.0, False, 1,
@@ -146,7 +146,7 @@ def test_linear_cross_entropy(simt: LinearDualLoss, dtype: torch.dtype, rows: in
         losses, torch.stack([expected.detach(), torch.zeros(()).double()]), "formula", acc, torch.tensor(scale)
     )
     (gradient,) = torch.autograd.grad(expected, leaf)
-    assert_close(cotangents[0], gradient, "formula", dtype, scale * x if classes == 1 else None)
+    assert_close(cotangents[0], gradient, "formula", acc, scale * x if classes == 1 else None)
 
 
 FAULTS = {

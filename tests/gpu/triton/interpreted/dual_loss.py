@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from prograd_fast import functional
 from tests.gpu.triton.support import draw, expected_losses, ops
 from tests.ops.support import DTYPES, accumulation
 from tests.tolerances import assert_close
@@ -14,7 +15,7 @@ def dual_loss(student, teacher, labels, offset=None, weights=(None, None), tempe
     dtype = accumulation(student.dtype)
     offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
     losses = torch.full((2, len(student)) if reduction == 0 else (2,), 7.0, dtype=dtype)
-    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
+    cotangents = torch.full((2, *student.shape), 7.0, dtype=dtype)
     correct = torch.full((), 7)
     ops.dual_loss_out(
         student, teacher, labels, offset, *weights, temperature, soft_ce, reduction,
@@ -98,3 +99,15 @@ def test_dual_loss_corners():
             [False, True],
             [False, False],
         ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+def test_gradient_of_float16_logits_under_a_loss_scale(scale):
+    """Rounded once, with the scale, as PyTorch's own."""
+    z, t, labels = draw(4, 1001, dtype=torch.float16), draw(4, 1001, dtype=torch.float16, seed=1), torch.arange(4)
+    task, general = functional.dual_loss(z.requires_grad_(), t, labels)
+    (gradient,) = torch.autograd.grad(scale * (task + 0.5 * general), z)
+    wide = z.detach().double().requires_grad_()
+    task, general = expected_losses(wide, t.double(), labels, temperature=1.0)
+    (expected,) = torch.autograd.grad(scale * (task + 0.5 * general), wide)
+    torch.testing.assert_close(gradient, expected.half(), rtol=2e-3, atol=2.0**-24)

@@ -17,7 +17,7 @@ from tests.tolerances import assert_close
 def linear(features, student, teacher, labels, offset=None, weights=(None, None), soft_ce=False, reduction=1):
     dtype = accumulation(features.dtype)
     losses = torch.full((2, len(features)) if reduction == 0 else (2,), 7.0, dtype=dtype)
-    cotangents = torch.full((2, *student.shape), 7.0, dtype=student.dtype)
+    cotangents = torch.full((2, *student.shape), 7.0, dtype=dtype)
     correct = torch.full((), 7)
     offset, *weights = (None if x is None else x.to(dtype) for x in (offset, *weights))
     ops.linear_dual_loss_out(
@@ -60,7 +60,7 @@ def check_linear(n_rows, n_classes, n_features, dtype, **options):
     assert_close(losses, expected.detach(), "formula", accumulation(dtype), scale=expected.detach().abs().clamp(min=1))
     for actual, loss in zip(cotangents, expected, strict=True):
         (gradient,) = torch.autograd.grad(loss.sum(), w, retain_graph=True)
-        assert_close(actual, gradient, "formula", dtype, scale=gradient.abs().clamp(min=1e-3))
+        assert_close(actual, gradient, "formula", accumulation(dtype), scale=gradient.abs().clamp(min=1e-3))
     assert int(correct) == int((z.argmax(1) == labels).sum())
 
 
