@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.optim.side_by_side import TWINS, Given, SideBySide, eighths, loss_of
+from tests.optim.side_by_side import TWINS, Given, SideBySide, eighths, loss_of, shortened
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -73,12 +73,6 @@ class Program(SideBySide):
         return any(self.model.sums)
 
     @property
-    def held(self) -> list[int]:
-        """The numbers of the optimizer's parameters."""
-        numbers = {q: i for i, q in enumerate(self.twins)}
-        return [numbers[q] for q in self.model.params]
-
-    @property
     def gradients_there(self) -> bool:
         return any(q.grad is not None for q in self.model.params)
 
@@ -96,12 +90,6 @@ class Program(SideBySide):
         places = [(i, j) for i, group in enumerate(groups) for j in range(len(group["params"]))]
         n = random.randrange(len(places))
         return *places[n], self.held[n]
-
-    def new_parameter(self, shape: tuple[int, ...], random: Random) -> int:
-        new = eighths(shape, random)
-        for params in (self.params, self.twins):
-            params.append(torch.nn.Parameter(new.clone()))
-        return len(self.params) - 1
 
     def gradients(self, random: Random) -> tuple[Given, Given]:
         """Two gradients; both reach a parameter of the optimizer, or there is no general one."""
@@ -165,13 +153,6 @@ def step(s: Program, random: Random) -> None:
     s.need(not s.scaled or (not s.sums and s.gradients_there))
     s.step()
     s.unscaled = False
-
-
-def shortened(params: list[Tensor]) -> None:
-    """Few digits, so that what a projection left of a gradient is zero on both sides or on neither."""
-    for p in params:
-        if p.grad is not None:
-            p.grad.mul_(64).add_(0.377).floor_().div_(64)
 
 
 @action(14)

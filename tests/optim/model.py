@@ -1,8 +1,8 @@
 """The contract of two gradients, as slow as it is plain: what the optimizers are compared with.
 
 `Model` is written from the definition, in float64, over the vectors themselves: no Gram entries, no coefficients, no
-kernels, nothing of `prograd_fast`. Its update is torch.optim's own on twin parameters. Where a rounding decides (the sign
-of an inner product that is zero but for it, say) there is no one right answer, and it raises `AmbiguousError`.
+kernels, nothing of `prograd_fast`. Its update is torch.optim's own on twin parameters. Where a rounding decides (the
+sign of an inner product that is zero but for it, say) there is no one right answer, and it raises `AmbiguousError`.
 """
 
 import math
@@ -118,8 +118,8 @@ class GradVac(ProGrad):
 class CAGrad(ProGrad):
     """The mean of both, moved by c of its length to where the loss that gains least gains most; c < 1.
 
-    The move is along a combination of both. Where both losses can gain the same, (a - b) · (mean + move) = 0; else it is
-    along a or along b.
+    The move is along a combination of both. Where both losses can gain the same, (a - b) · (mean + move) = 0; else it
+    is along a or along b.
     """
 
     c: float
