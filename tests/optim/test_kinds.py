@@ -249,7 +249,7 @@ def test_kinds(optimizer: str, rule: str, kind: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_losses_scaled_by_hand(optimizer: str, rule: str) -> None:
-    """No rule minds, but one that would average gradients of different scales; where b is not finite a is left alone."""
+    """No rule minds, but one that averages gradients; a is left alone where b is not finite."""
     s = SideBySide(optimizer, rule, "tensor", scaled=True)
     random = Random("by hand")
     for bad in (False, True, False):
