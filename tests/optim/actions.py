@@ -166,7 +166,8 @@ def backward_and_update(s: Program, random: Random) -> None:
 
 @action(5)
 def step_on_pair(s: Program, random: Random) -> None:
-    s.need(not s.scaled, not s.blocks, not s.sums)
+    """As `backward_and_update`."""
+    s.need(not s.scaled)
     a, b = s.gradients(random)
     s.need(b)
     s.on_both(shortened)
@@ -175,8 +176,11 @@ def step_on_pair(s: Program, random: Random) -> None:
 
 @action(5)
 def step_on_loss(s: Program, random: Random) -> None:
-    """A closure that does the backward itself, ours or a plain one, and returns a loss, or a loss and outputs."""
-    s.need(not s.scaled, not s.blocks, not s.sums)
+    """A closure that does the backward itself, ours or a plain one, and returns a loss, or a loss and outputs.
+
+    Inside of a block ours only adds up, and the step is an error.
+    """
+    s.need(not s.scaled)
     ours, outputs = random.random() < 0.5, random.random() < 0.5
     s.said += f" ours={ours} outputs={outputs}"
     a, b = s.gradients(random)
@@ -395,6 +399,7 @@ def resume(s: Program, random: Random) -> None:
     s.opt, s.model.opt = s.make(groups, noise_floor=s.opt.noise_floor), TWINS[s.name](twins)
     for opt, state in zip((s.opt, s.model.opt), states, strict=True):
         opt.load_state_dict(state)
+    s.model.remember(s.model.remembered())
     s.model.counts = {}
 
 

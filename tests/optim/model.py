@@ -5,6 +5,7 @@ kernels, nothing of `prograd_fast`. Its update is torch.optim's own on twin para
 sign of an inner product that is zero but for it, say) there is no one right answer, and it raises `AmbiguousError`.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -188,8 +189,7 @@ class Count:
         self.conflicts += unit.known and bool(dot < 0)
         self.non_finite += not unit.finite
         self.absent += unit.finite and not unit.known
-        there = unit.finite and unit.a.any() and unit.b.any()
-        self.cosine = float(dot / unit.a.norm() / unit.b.norm()) if there else math.nan
+        self.cosine = float(dot / unit.a.norm() / unit.b.norm()) if unit.known and unit.a.any() else math.nan
 
 
 def units(params: Iterable[Tensor], scope: str) -> dict[Any, list[Place]]:
@@ -302,13 +302,14 @@ class Model:
         return [self.counts.get(key, Count()) for key in units(self.params, self.scope)]
 
     def remembered(self) -> tuple[dict[Tensor, Tensor], dict[Any, dict[str, float]]]:
-        """What the rule keeps, in memory of its own."""
-        averages = {p: m.clone() for p, m in self.averages.items()}
-        return averages, {key: dict(values) for key, values in self.memory.items()}
+        """What a checkpoint has of the rule: it lies in the state of parameters, where there is one."""
+        there = {p for p in self.params if self.opt.state.get(p)}
+        averages = {p: m.clone() for p, m in self.averages.items() if p in there}
+        keys = [key for key in self.memory if (there if key == "all" else key[0] in there)]
+        return averages, {key: dict(self.memory[key]) for key in keys}
 
     def remember(self, kept: tuple[dict[Tensor, Tensor], dict[Any, dict[str, float]]]) -> None:
-        self.averages, self.memory = kept
-        self.averages, self.memory = self.remembered()
+        self.averages, self.memory = copy.copy(kept[0]), copy.deepcopy(kept[1])
 
     def forget(self, p: Tensor) -> None:
         """What the rule remembers of a parameter goes with its state."""
@@ -324,7 +325,7 @@ class Model:
         task = self.rule.whole(joined(a, every)).split([p.numel() for p in a])
         task = {p: x.view(p.shape) for p, x in zip(a, task, strict=True)}
         lambdas = {p: group.get("lambda_", self.lambda_) for group in self.opt.param_groups for p in group["params"]}
-        lambdas = {p: torch.full_like(p, lambdas[p], requires_grad=False) for p in a}
+        lambdas = {p: torch.full_like(a[p], lambdas[p]) for p in a}
         found = {}
         for key, at in units(a, self.scope).items():
             memory = self.memory.setdefault(key, {})
@@ -333,20 +334,18 @@ class Model:
             unit.known = unit.finite and unit.is_known(self.floor)
             found[key] = unit
         if self.rule.decay is not None:
-            self.average(a, found)
+            self.average(a, b)
+            for unit in found.values():
+                unit.average = joined(self.averages, unit.places)
         every_a = flat(unit.a for unit in found.values())
         every_b = flat(0 * unit.b if unit.finite and not unit.known else unit.b for unit in found.values())
         for unit in found.values():
             unit.every = every_a, every_b
         return found
 
-    def average(self, a: Gradients, found: Mapping[Any, Unit]) -> None:
-        """Bloop's m ← decay · m + (1 - decay) · a, from the first a, where a and b are finite."""
-        old = {p: p in self.averages for p in a}
-        for unit in found.values():
-            for p, i in unit.places:
-                m = self.averages.setdefault(p, torch.zeros_like(p, requires_grad=False))
-                if unit.finite:
-                    d = self.rule.decay if old[p] else 0.0
-                    m[i] = d * m[i] + (1 - d) * a[p][i]
-            unit.average = joined(self.averages, unit.places)
+    def average(self, a: Gradients, b: Gradients) -> None:
+        """Bloop's m ← decay · m + (1 - decay) · a, from the first a that is not 0, where a and b are finite."""
+        for p in a:
+            m = self.averages.setdefault(p, torch.zeros_like(a[p]))
+            if a[p].isfinite().all() and b[p].isfinite().all():
+                self.averages[p] = self.rule.decay * m + (1 - self.rule.decay) * a[p] if m.any() else a[p].clone()

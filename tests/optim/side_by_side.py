@@ -35,6 +35,12 @@ TWINS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ProGradSGD": lambda p: torch.optim.SGD(p, **SGD),
     "ProGrad": lambda p: torch.optim.RMSprop(p, **RMSPROP),
 }
+# what the second of two groups has of its own
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "ProGradAdamW": {"lr": 0.01, "amsgrad": False},
+    "ProGradSGD": {"lr": 0.01, "dampening": 0.25, "nesterov": False},
+    "ProGrad": {"lr": 0.01, "momentum": 0.0},
+}
 ELEMENTS = sum(math.prod(shape) for shape in SHAPES)
 BASIS = torch.linalg.qr(torch.randn(ELEMENTS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))).Q.mT
 RULES: dict[str, tuple[rules.Rule | None, model.ProGrad]] = {
@@ -100,8 +106,8 @@ class SideBySide:
 
     def groups(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Two groups with different settings; only ProGrad's own rule takes another λ for a group."""
-        own = {} if self.rule else {"lambda_": 0.5}
-        return [{"params": list(params[:2])}, {"params": list(params[2:]), "lr": 0.01, **own}]
+        own = OTHERWISE[self.name] | ({} if self.rule else {"lambda_": 0.5})
+        return [{"params": list(params[:2])}, {"params": list(params[2:]), **own}]
 
     def make(self, groups: Any, **options: Any) -> Any:
         given = {"rule": self.rule} if self.rule else {"lambda_": LAMBDA}
