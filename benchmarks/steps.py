@@ -103,8 +103,8 @@ def adamw_operator(shapes: Shapes, conflict: bool = True) -> Side:
 
     def step() -> list[Tensor]:
         operator(
-            params, task, general, *moments, [], steps, entries, None, None, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0,
-            False, False, None, None,
+            params, task, general, *moments, [], steps, entries, None, None, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0,
+            0, False, False, None,
         )  # fmt: skip
         return params
 

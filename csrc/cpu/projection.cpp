@@ -15,7 +15,7 @@ void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Te
     gradients.emplace_back(task[i], general[i], common_dtype(task[i], general[i]));
   }
   const Written written(entries, accumulation_dtype(entries.scalar_type()));
-  write_entries(units, gradients, 1, written.tensor(), false, [](const Unit&) {});
+  write_entries(units, gradients, written.tensor(), false, [](const Unit&) {});
   written.write_back();
 }
 

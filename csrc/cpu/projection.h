@@ -6,8 +6,8 @@
 namespace prograd::cpu {
 
 struct ProjectionKernels {
-  // sums: ||a||^2, <a,b>, ||b||^2 of n elements, a multiplied by task_scale
-  void (*gram)(const void* a, const void* b, std::int64_t n, double task_scale, double* sums);
+  // sums: ||a||^2, <a,b>, ||b||^2 of n elements
+  void (*gram)(const void* a, const void* b, std::int64_t n, double* sums);
 
   // a = alpha a + beta b
   void (*project)(void* a, const void* b, std::int64_t n, double alpha, double beta);

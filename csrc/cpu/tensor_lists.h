@@ -109,18 +109,18 @@ struct Sums {
   double task = 0, dot = 0, general = 0;
 
   // chunk after chunk, in double: the sum over chunks adds no error of its own
-  void add(const Gradients& gradients, int64_t begin, int64_t end, double task_scale) {
+  void add(const Gradients& gradients, int64_t begin, int64_t end) {
     double sums[3];
-    gradients.kernels.gram(gradients.task_at(begin), gradients.general_at(begin), end - begin, task_scale, sums);
+    gradients.kernels.gram(gradients.task_at(begin), gradients.general_at(begin), end - begin, sums);
     task += sums[0], dot += sums[1], general += sums[2];
   }
   void add(const Sums& other) { task += other.task, dot += other.dot, general += other.general; }
 };
 
-inline Sums sums_of(const Gradients& gradients, const Unit& unit, double task_scale) {
+inline Sums sums_of(const Gradients& gradients, const Unit& unit) {
   Sums sums;
   for (int64_t begin = unit.begin; begin < unit.end; begin += chunk_size) {
-    sums.add(gradients, begin, std::min(begin + chunk_size, unit.end), task_scale);
+    sums.add(gradients, begin, std::min(begin + chunk_size, unit.end));
   }
   return sums;
 }
@@ -133,18 +133,18 @@ inline void write_entry(const at::Tensor& entries, int64_t i, const Sums& sums) 
 
 // The sums of all units that are not in one pass, by entry; `then` runs on the others as soon as theirs are written.
 template <typename Then>
-void write_entries(const Units& units, const GradientList& gradients, double task_scale, const at::Tensor& entries,
-                   bool one_pass, const Then& then) {
+void write_entries(const Units& units, const GradientList& gradients, const at::Tensor& entries, bool one_pass,
+                   const Then& then) {
   std::vector<Sums> partial(units.chunks());
   units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
     if (one_pass && unit.one_pass) {
-      write_entry(entries, unit.entry, sums_of(gradients[unit.tensor], unit, task_scale));
+      write_entry(entries, unit.entry, sums_of(gradients[unit.tensor], unit));
       then(unit);
       return;
     }
     for (int64_t at = begin; at < end; at += chunk_size) {
       partial[unit.first_chunk + (at - unit.begin) / chunk_size].add(gradients[unit.tensor], at,
-                                                                     std::min(at + chunk_size, end), task_scale);
+                                                                     std::min(at + chunk_size, end));
     }
   });
   Sums all;

@@ -14,11 +14,13 @@ struct Coefficients {
 };
 
 // ProGrad's, from the entries as they were written: in their dtype, as the reference.
-Coefficients prograd_coefficients(const at::Tensor& entries, int64_t i, double lambda) {
-  const double dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
+template <typename Arguments>
+Coefficients prograd_coefficients(const Arguments& all, const at::Tensor& entries, int64_t i) {
+  const double task_norm = get(entries, 3 * i), dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
   const bool wide = entries.scalar_type() == at::kDouble;
-  return {1, wide ? conflict_beta<double>(dot, norm, lambda)
-                  : conflict_beta<float>(float(dot), float(norm), float(lambda))};
+  return {1, wide ? conflict_beta<double>(task_norm, dot, norm, all.lambda, all.noise_floor)
+                  : conflict_beta<float>(float(task_norm), float(dot), float(norm), float(all.lambda),
+                                         float(all.noise_floor))};
 }
 
 double value_or(MaybeTensor tensor, double otherwise) { return tensor ? tensor->item<double>() : otherwise; }
@@ -77,15 +79,15 @@ class Update {
     return parameters_.back();
   }
 
-  // step(tensor, parameter, gradients, begin, end, coefficients) on all elements of all units. `coefficients.alpha` is
-  // that of the task gradient as it came, unscaling and sign included.
+  // step(tensor, parameter, gradients, begin, end, coefficients) on all elements of all units. The sign of `maximize`
+  // is in the coefficients.
   template <typename Step>
   void run(const Step& step) {
     const Units units(all_.params, Scope(all_.scope));
-    const double task_scale = 1 / value_or(all_.grad_scale, 1), sign = all_.maximize ? -1 : 1;
+    const double sign = all_.maximize ? -1 : 1;
     const auto apply = [&](const Unit& unit, int64_t begin, int64_t end, Coefficients c) {
       step(unit.tensor, parameters_[unit.tensor], gradients_[unit.tensor], begin, end,
-           Coefficients{sign * c.alpha * task_scale, sign * c.beta});
+           Coefficients{sign * c.alpha, sign * c.beta});
     };
     if (all_.coefficients) {
       const at::Tensor coefficients =
@@ -97,7 +99,7 @@ class Update {
       }
     } else {
       const Written written(all_.entries, accumulation_dtype(all_.entries.scalar_type()));
-      measure_and_apply(units, task_scale, written.tensor(), apply);
+      measure_and_apply(units, written.tensor(), apply);
       written.write_back();
     }
     for (const Parameter& parameter : parameters_) parameter.write_back();
@@ -105,13 +107,13 @@ class Update {
 
  private:
   template <typename Apply>
-  void measure_and_apply(const Units& units, double task_scale, const at::Tensor& entries, const Apply& apply) const {
-    write_entries(units, gradients_, task_scale, entries, true, [&](const Unit& unit) {
-      if (!skipped) apply(unit, unit.begin, unit.end, prograd_coefficients(entries, unit.entry, all_.lambda));
+  void measure_and_apply(const Units& units, const at::Tensor& entries, const Apply& apply) const {
+    write_entries(units, gradients_, entries, true, [&](const Unit& unit) {
+      if (!skipped) apply(unit, unit.begin, unit.end, prograd_coefficients(all_, entries, unit.entry));
     });
     if (skipped || std::all_of(units.begin(), units.end(), [](const Unit& unit) { return unit.one_pass; })) return;
     units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
-      if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(entries, unit.entry, all_.lambda));
+      if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(all_, entries, unit.entry));
     });
   }
 

@@ -9,10 +9,9 @@ namespace prograd::cuda {
 // One block for each chunk; the last block of a unit adds up its chunks. tickets: one per unit, 0 at the start.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    gram_kernel(PF_CONSTANT Table table, Accumulation<T>* entries, Accumulation<T>* partials, unsigned* tickets,
-                const float* grad_scale) {
+    gram_kernel(PF_CONSTANT Table table, Accumulation<T>* entries, Accumulation<T>* partials, unsigned* tickets) {
   const Chunk chunk = find_chunk(table, blockIdx.x);
-  const auto sums = chunk_entries<T>(table, chunk, grad_scale, false);
+  const auto sums = chunk_entries<T>(table, chunk, false);
   if (chunk.number == 1) {
     write_entries(entries, chunk.unit, sums);
     return;
@@ -25,17 +24,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 template <typename T>
 void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
-                 const float* grad_scale, void* stream) {
+                 void* stream) {
   if (table.chunks() == 0) return;
   launch(gram_kernel<T>, table.chunks(), table.threads, 0, false, stream, table, entries, workspace.partials,
-         workspace.tickets, grad_scale);
+         workspace.tickets);
 }
 
 // For updates.cu.
-template void launch_gram<double>(const Table&, double*, const Workspace<double>&, const float*, void*);
-template void launch_gram<float>(const Table&, float*, const Workspace<float>&, const float*, void*);
-template void launch_gram<bfloat16>(const Table&, float*, const Workspace<float>&, const float*, void*);
-template void launch_gram<float16>(const Table&, float*, const Workspace<float>&, const float*, void*);
+template void launch_gram<double>(const Table&, double*, const Workspace<double>&, void*);
+template void launch_gram<float>(const Table&, float*, const Workspace<float>&, void*);
+template void launch_gram<bfloat16>(const Table&, float*, const Workspace<float>&, void*);
+template void launch_gram<float16>(const Table&, float*, const Workspace<float>&, void*);
 
 // ---- the operators
 
@@ -55,14 +54,14 @@ void gram(Storage storage, const Tensor* tensors, int count, Scope scope, void* 
     if (tables.empty()) return fill_zero(entries, sizeof(Accumulation<T>) * 3 * units, stream);
     if (tables[0].chunks_of_all > units) fill_zero(workspace.tickets, workspace.ticket_bytes, stream);
     for (const Table& table : tables) {
-      launch_gram<T>(table, static_cast<Accumulation<T>*>(entries), workspace, nullptr, stream);
+      launch_gram<T>(table, static_cast<Accumulation<T>*>(entries), workspace, stream);
     }
   });
 }
 
 void project(Storage storage, const Tensor* tensors, int count, Scope scope, const void* coefficients, void* workspace,
              void* stream) {
-  const Projection projection{scope, coefficients, nullptr, 0.0, nullptr, nullptr, false};
+  const Projection projection{scope, coefficients, nullptr, 0.0, 0.0, nullptr, false};
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     launch_update<T>(tensors, count, projection, StoreTask<T>{}, workspace, stream);

@@ -17,8 +17,7 @@ using Entries = Sums<A, 3>;
 
 // Of one chunk. keep: also put its gradients into shared memory.
 template <typename T>
-__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk,
-                                                                  const float* grad_scale, bool keep) {
+__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk, bool keep) {
   Entries<Accumulation<T>> sums;
 #pragma unroll
   for (int p = 0; p < kParts<T>; ++p) {
@@ -26,7 +25,7 @@ __device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& t
     part.read(table, chunk, p);
     if (keep) keep_part(p, part);
     Accumulation<T> a[kVector<T>], b[kVector<T>];
-    part.widened(grad_scale, a, b);
+    part.widened(a, b);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       sums.values[0] += a[i] * a[i];
@@ -67,7 +66,7 @@ __device__ __forceinline__ Entries<A> unit_entries(const A* partials, const Chun
 // Defined in projection.cu.
 template <typename T>
 void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
-                 const float* grad_scale, void* stream);
+                 void* stream);
 
 // ---- projection
 
@@ -105,8 +104,7 @@ struct Plan {
   A* entries;
   A* partials;
   unsigned* ticket;
-  A lambda;
-  const float* grad_scale;
+  A lambda, noise_floor;
   const float* found_inf;
   bool maximize;
 };
@@ -127,7 +125,7 @@ __device__ __forceinline__ void chunk_coefficients(const Plan<A>& plan, const Ch
     sums = read_entries(plan.entries, chunk.unit);
   }
   alpha = A(1);
-  beta = conflict_beta(sums.values[1], sums.values[2], plan.lambda);
+  beta = conflict_beta(sums.values[0], sums.values[1], sums.values[2], plan.lambda, plan.noise_floor);
 }
 
 template <typename T, typename Rule>
@@ -140,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     if (Rule::kSteps && plan.source == Source::grid && blockIdx.x == 0 && threadIdx.x == 0) *plan.ticket = 0;
     for (int64_t i = blockIdx.x; i < table.chunks(); i += gridDim.x) {
       const Chunk chunk = find_chunk(table, i);
-      const Entries<A> sums = chunk_entries<T>(table, chunk, plan.grad_scale, plan.kept);
+      const Entries<A> sums = chunk_entries<T>(table, chunk, plan.kept);
       if (chunk.number == 1) write_entries(plan.entries, chunk.unit, sums);
       else write_entries(plan.partials, chunk.index, sums);
     }
@@ -165,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       if (plan.kept) part = kept_part<T>(p);
       else part.read(table, chunk, p);
       A g[kVector<T>], b[kVector<T>];
-      part.widened(plan.grad_scale, g, b);
+      part.widened(g, b);
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i) {
         g[i] = projected(g[i], b[i], alpha, beta);
@@ -211,9 +209,7 @@ void launch_update(const Tensor* tensors, int count, const Projection& projectio
   }
   if (!projection.coefficients) {
     for (const Table& table : tables) {
-      if (source_of(table, projection) == Source::given) {
-        launch_gram<T>(table, entries, workspace, projection.grad_scale, stream);
-      }
+      if (source_of(table, projection) == Source::given) launch_gram<T>(table, entries, workspace, stream);
     }
   }
   for (size_t i = 0; i < tables.size(); ++i) {
@@ -231,7 +227,7 @@ void launch_update(const Tensor* tensors, int count, const Projection& projectio
                        workspace.partials,
                        workspace.tickets + units + i,
                        A(projection.lambda),
-                       projection.grad_scale,
+                       A(projection.noise_floor),
                        projection.found_inf,
                        projection.maximize};
     launch(kernel, blocks, table.threads, shared, source == Source::grid, stream, table, plan, rule);

@@ -14,9 +14,8 @@ struct Projection {
   Scope scope;
   const void* coefficients;
   void* entries;
-  double lambda;
-  const float* grad_scale;  // what the task gradient is divided by; null for 1
-  const float* found_inf;   // above 0: nothing but entries is written; null for never
+  double lambda, noise_floor;
+  const float* found_inf;  // above 0: nothing but entries is written; null for never
   bool maximize;
 };
 

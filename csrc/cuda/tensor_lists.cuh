@@ -150,18 +150,12 @@ struct Gradients {
     cuda::read(general, static_cast<const T*>(tensor.general) + chunk.offset + at, 0, chunk.size - at, aligned);
   }
 
-  // For arithmetic; the task gradient is divided by `scale`.
-  __device__ __forceinline__ void widened(const float* scale, Accumulation<T> (&a)[kVector<T>],
-                                          Accumulation<T> (&b)[kVector<T>]) const {
+  // For arithmetic.
+  __device__ __forceinline__ void widened(Accumulation<T> (&a)[kVector<T>], Accumulation<T> (&b)[kVector<T>]) const {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       a[i] = widen(task.values[i]);
       b[i] = widen(general.values[i]);
-    }
-    if (scale) {
-      const Accumulation<T> divisor = *scale;
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) a[i] /= divisor;
     }
   }
 };

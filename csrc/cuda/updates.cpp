@@ -15,14 +15,12 @@ class Step {
   Step(const Launch& launch, at::ScalarType dtype, const Arguments& all)
       : entries_(all.entries, accumulation_dtype(dtype)),
         coefficients_(launch.operand(all.coefficients, accumulation_dtype(dtype), "coefficients")),
-        grad_scale_(launch.operand(all.grad_scale, at::kFloat, "grad_scale")),
         found_inf_(launch.operand(all.found_inf, at::kFloat, "found_inf")) {
     const bool on_host = all.lr_tensor && all.lr_tensor->is_cpu();  // nothing to wait for
     if (!on_host) lr_tensor_ = launch.operand(all.lr_tensor, at::kFloat, "lr_tensor");
     rate = {on_host ? all.lr_tensor->template item<double>() : all.lr, pointer_or_null<float>(lr_tensor_)};
-    projection = {Scope(all.scope), pointer_or_null(coefficients_),      entries_.data(),
-                  all.lambda,       pointer_or_null<float>(grad_scale_), pointer_or_null<float>(found_inf_),
-                  all.maximize};
+    projection = {Scope(all.scope), pointer_or_null(coefficients_),     entries_.data(), all.lambda,
+                  all.noise_floor,  pointer_or_null<float>(found_inf_), all.maximize};
   }
 
   Projection projection;
@@ -31,7 +29,7 @@ class Step {
 
  private:
   Written entries_;
-  at::Tensor coefficients_, grad_scale_, found_inf_, lr_tensor_;
+  at::Tensor coefficients_, found_inf_, lr_tensor_;
 };
 
 // 16-bit parameters may have moments in float32; other mixtures are read in the wider dtype.

@@ -10,30 +10,30 @@ struct AdamWArguments {
   static constexpr const char* name = "prograd_fast::project_adamw_";
   using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                          at::TensorList, at::Tensor&, MaybeTensor, MaybeTensor, double, double, double, double, double,
-                         double, int64_t, bool, bool, MaybeTensor, MaybeTensor);
+                         double, double, int64_t, bool, bool, MaybeTensor);
 
   at::TensorList params, task, general, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
   at::Tensor& entries;
   MaybeTensor coefficients, lr_tensor;
-  double lr, beta1, beta2, eps, weight_decay, lambda;
+  double lr, beta1, beta2, eps, weight_decay, lambda, noise_floor;
   int64_t scope;
   bool amsgrad, maximize;
-  MaybeTensor grad_scale, found_inf;
+  MaybeTensor found_inf;
 };
 
 struct SGDArguments {
   static constexpr const char* name = "prograd_fast::project_sgd_";
   using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::Tensor&, MaybeTensor,
-                         MaybeTensor, double, double, double, double, double, int64_t, bool, bool, bool, MaybeTensor,
+                         MaybeTensor, double, double, double, double, double, double, int64_t, bool, bool, bool,
                          MaybeTensor);
 
   at::TensorList params, task, general, momentum_buffers;
   at::Tensor& entries;
   MaybeTensor coefficients, lr_tensor;
-  double lr, momentum, dampening, weight_decay, lambda;
+  double lr, momentum, dampening, weight_decay, lambda, noise_floor;
   int64_t scope;
   bool nesterov, maximize, first;
-  MaybeTensor grad_scale, found_inf;
+  MaybeTensor found_inf;
 };
 
 // What both updates share.
@@ -47,10 +47,11 @@ Arguments check_shared(c10::DeviceType type, const Update& all) {
   } else {
     arguments.number("lr_tensor", all.lr_tensor);
   }
-  arguments.number("grad_scale", all.grad_scale);
   arguments.number("found_inf", all.found_inf);
   TORCH_CHECK_VALUE(all.lambda >= 0 && std::isfinite(all.lambda), "lambda_: expected a number of at least 0, got ",
                     all.lambda, ".");
+  TORCH_CHECK_VALUE(all.noise_floor >= 0 && std::isfinite(all.noise_floor),
+                    "noise_floor: expected a number of at least 0, got ", all.noise_floor, ".");
   return arguments;
 }
 

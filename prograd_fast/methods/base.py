@@ -82,8 +82,7 @@ class Losses(NamedTuple):
 
     Attributes:
         task: The loss to minimise, with a graph.
-        general: The loss whose gradient must not be worked against, with a graph: both gradients then go through
-            `optimizer.backward(task, general)`. None: `task.backward()`.
+        general: The loss whose gradient must not be worked against, with a graph. None: the task loss alone.
         terms: The summands of `task` as they enter it, for the record; without graph.
         correct: How many pictures of the batch have their label as the largest logit, int64. None: not counted.
     """
@@ -100,7 +99,7 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class GradientLearner(Learner):
-    """A learner that a loop trains: `losses`, backward, `optimizer.step()`, `epoch_ended`.
+    """A learner that a loop trains: `losses`, `optimizer.backward_and_update`, `epoch_ended`.
 
     Attributes:
         settings: The method; its learning rate, epochs, batch size and so on are what the loop goes by.

@@ -1,6 +1,7 @@
 """Gram entries of the two gradients, and the projection of the task gradient off the conflict."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -60,18 +61,42 @@ def gram_formula(task: Sequence[Tensor], general: Sequence[Tensor | None], scope
     return rows.sum(dim=0, keepdim=True) if scope == "global" else rows
 
 
-def conflict_coefficients(entries: Tensor) -> Tensor:
-    """min(0, ⟨a,b⟩) / ‖b‖² per unit, and 0 wherever that is not a usable number.
+def floored(entries: Tensor, noise_floor: float) -> Tensor:
+    """Gram entries in which a general gradient that is only rounding counts as none: ⟨a,b⟩ = ‖b‖² = 0.
 
-    A zero, vanishing or non-finite ‖b‖², and a non-finite ⟨a,b⟩ or quotient, give 0: the task gradient then goes
-    through unchanged.
+    That is where ‖b‖² ≤ floor²·‖a‖², computed in the dtype of the entries. A unit with an entry that is not finite
+    stays as it is: nothing can be told about it.
 
     Args:
         entries: (..., 3) as `gram` returns them.
+        noise_floor: at least 0; 0 returns the entries themselves.
+
+    Returns:
+        As `entries`.
+    """
+    if noise_floor == 0:
+        return entries
+    task_norm, norm = entries[..., 0], entries[..., 2]
+    # one factor after the other: floor² alone leaves the range of float32 earlier than the product does
+    absent = (norm <= noise_floor * task_norm * noise_floor) & entries.isfinite().all(-1)
+    zeros = torch.zeros_like(norm)
+    return torch.where(absent.unsqueeze(-1), torch.stack([task_norm, zeros, zeros], dim=-1), entries)
+
+
+def conflict_coefficients(entries: Tensor, noise_floor: float = 0.0) -> Tensor:
+    """min(0, ⟨a,b⟩) / ‖b‖² per unit, and 0 wherever that is not a usable number.
+
+    A zero, vanishing or non-finite ‖b‖², one at or below floor²·‖a‖², and a non-finite ⟨a,b⟩ or quotient, give 0: the
+    task gradient then goes through unchanged.
+
+    Args:
+        entries: (..., 3) as `gram` returns them.
+        noise_floor: see `floored`.
 
     Returns:
         (...), never positive, never NaN.
     """
+    entries = floored(entries, noise_floor)
     dot, norm = entries[..., 1], entries[..., 2]
     # below the smallest normal number the quotient has no correct digits left
     quotient = dot.clamp(max=0) / norm
@@ -79,17 +104,18 @@ def conflict_coefficients(entries: Tensor) -> Tensor:
     return torch.where(usable, quotient, 0.0)
 
 
-def prograd_coefficients(entries: Tensor, lambda_: float = 1.0) -> Tensor:
+def prograd_coefficients(entries: Tensor, lambda_: float = 1.0, noise_floor: float = 0.0) -> Tensor:
     """(alpha, beta) of ProGrad's projection alpha·a + beta·b: 1 and -λ·`conflict_coefficients`.
 
     Args:
         entries: (U, 3) as `gram` returns them.
         lambda_: λ, the share of the conflict that is removed.
+        noise_floor: see `floored`.
 
     Returns:
         (U, 2); (1, 0) where nothing is projected.
     """
-    beta = -lambda_ * conflict_coefficients(entries)
+    beta = -lambda_ * conflict_coefficients(entries, noise_floor)
     return torch.stack([torch.ones_like(beta), beta], dim=1)
 
 
@@ -112,18 +138,22 @@ def combine(a: Tensor, b: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def project_formula(
-    task: Sequence[Tensor], general: Sequence[Tensor | None], lambda_: float = 1.0, scope: Scope = "tensor"
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    noise_floor: float = 0.0,
 ) -> list[Tensor]:
     """Remove from the task gradient its part against the general gradient.
 
         g = a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b
 
-    so that ⟨g,b⟩ = (1-λ)⟨a,b⟩ where they conflict, and g = a where they do not.
+    so that ⟨g,b⟩ = (1-λ)⟨a,b⟩ where they conflict, and g = a where they do not, or where ‖b‖ ≤ floor·‖a‖.
 
     Source: Zhu et al., arXiv:2205.14865, eq. 5; the authors' code tests and projects each tensor by itself. Arguments,
     results and errors are those of `project`, for any real float dtypes.
     """
-    coefficients = prograd_coefficients(gram_formula(task, general, scope), lambda_)
+    coefficients = prograd_coefficients(gram_formula(task, general, scope), lambda_, noise_floor)
     parts = split_units(coefficients, task, scope)
     return [a if b is None else combine(a, b, c).to(a.dtype) for a, b, c in zip(task, general, parts, strict=True)]
 
@@ -191,6 +221,12 @@ def check_gradients(call: dict[str, Any], *, written: bool = False) -> Arguments
     return arguments
 
 
+def check_noise_floor(noise_floor: float) -> None:
+    """Raise ValueError unless `noise_floor` is a finite number of at least 0."""
+    if not 0 <= noise_floor < inf:
+        raise ValueError(f"noise_floor: expected a number of at least 0, got {noise_floor}.")
+
+
 def _check_gram(call: dict[str, Any]) -> None:
     check_gradients(call)
 
@@ -249,7 +285,11 @@ def gram(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Scope 
 
 @torch.no_grad()
 def project(
-    task: Sequence[Tensor], general: Sequence[Tensor | None], lambda_: float = 1.0, scope: Scope = "tensor"
+    task: Sequence[Tensor],
+    general: Sequence[Tensor | None],
+    lambda_: float = 1.0,
+    scope: Scope = "tensor",
+    noise_floor: float = 0.0,
 ) -> list[Tensor]:
     """Remove from the task gradient its part against the general gradient: a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b.
 
@@ -258,17 +298,19 @@ def project(
         general: gradients b, each of its partner's shape and device; None, zero and non-finite ones leave a as it is.
         lambda_: λ ≥ 0 (default: 1.0, the whole conflict).
         scope: as in `gram`.
+        noise_floor: a stays as it is where ‖b‖² ≤ floor²·‖a‖², b then being rounding (default: 0.0).
 
     Returns:
         The projected gradients in the dtypes and shapes of `task`, no graph.
 
     Raises:
-        ValueError, TypeError: as `gram`.
+        ValueError, TypeError: as `gram`; or `noise_floor` is negative or not finite.
     """
     b = paired(task, general, scope)
+    check_noise_floor(noise_floor)
     projected = [a.clone() for a in task]
     if task:
-        coefficients = prograd_coefficients(gram(task, b, scope), lambda_)
+        coefficients = prograd_coefficients(gram(task, b, scope), lambda_, noise_floor)
         torch.ops.prograd_fast.project_(projected, b, coefficients, SCOPES.index(scope))
     return projected
 

@@ -11,6 +11,7 @@ from prograd_fast.ops.checks import Arguments
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import (
     check_gradients,
+    check_noise_floor,
     combine,
     empty_entries,
     gram_formula,
@@ -116,6 +117,7 @@ def project_adamw_formula(
     *,
     lambda_: float = 1.0,
     scope: Scope = "tensor",
+    noise_floor: float = 0.0,
     maximize: bool = False,
     max_exp_avg_sqs: Sequence[Tensor] | None = None,
     **options: Any,
@@ -129,7 +131,7 @@ def project_adamw_formula(
 
     Arguments are those of `project_adamw_`, for any float dtypes; `options` are those of `adamw`.
     """
-    for i, g in enumerate(project_formula(task, general, lambda_, scope)):
+    for i, g in enumerate(project_formula(task, general, lambda_, scope, noise_floor)):
         g = -g if maximize else g
         largest = None if max_exp_avg_sqs is None else max_exp_avg_sqs[i]
         updated = adamw(params[i], g, exp_avgs[i], exp_avg_sqs[i], largest, step, **options)
@@ -147,6 +149,7 @@ def project_sgd_formula(
     *,
     lambda_: float = 1.0,
     scope: Scope = "tensor",
+    noise_floor: float = 0.0,
     maximize: bool = False,
     **options: Any,
 ) -> None:
@@ -158,7 +161,7 @@ def project_sgd_formula(
 
     Arguments are those of `project_sgd_`, for any float dtypes; `options` are those of `sgd`.
     """
-    for i, g in enumerate(project_formula(task, general, lambda_, scope)):
+    for i, g in enumerate(project_formula(task, general, lambda_, scope, noise_floor)):
         buffer = None if momentum_buffers is None else momentum_buffers[i]
         param, new_buffer = sgd(params[i], -g if maximize else g, buffer, **options)
         params[i].copy_(param)
@@ -169,8 +172,8 @@ def project_sgd_formula(
 # ---- operators
 #
 # coefficients None: ProGrad's, from the entries, which are written; otherwise (U, 2) as for project_, and entries are
-# left alone. The task gradient is divided by grad_scale. found_inf above 0: only entries are written. steps advance by
-# one. lr_tensor counts where it is given, and may be on the CPU.
+# left alone. found_inf above 0: only entries are written. steps advance by one. lr_tensor counts where it is given, and
+# may be on the CPU.
 
 
 class AdamWCall(NamedTuple):
@@ -192,10 +195,10 @@ class AdamWCall(NamedTuple):
     eps: float
     weight_decay: float
     lambda_: float
+    noise_floor: float
     scope: int
     amsgrad: bool
     maximize: bool
-    grad_scale: Tensor | None
     found_inf: Tensor | None
 
 
@@ -214,11 +217,11 @@ class SGDCall(NamedTuple):
     dampening: float
     weight_decay: float
     lambda_: float
+    noise_floor: float
     scope: int
     nesterov: bool
     maximize: bool
     first: bool
-    grad_scale: Tensor | None
     found_inf: Tensor | None
 
 
@@ -227,10 +230,10 @@ def _check_update(call: dict[str, Any]) -> Arguments:
     arguments = check_gradients(call)
     arguments.same("params", call["params"], call["task"], written=True)
     arguments.number("lr_tensor", call["lr_tensor"], or_on_the_cpu=True)
-    arguments.number("grad_scale", call["grad_scale"])
     arguments.number("found_inf", call["found_inf"])
     if not 0 <= call["lambda_"] < inf:
         raise ValueError(f"lambda_: expected a number of at least 0, got {call['lambda_']}.")
+    check_noise_floor(call["noise_floor"])
     return arguments
 
 
@@ -303,11 +306,9 @@ def _rate(call: AdamWCall | SGDCall) -> float | Tensor:
 def _projected(call: AdamWCall | SGDCall) -> list[Tensor]:
     """The gradients that the update sees, in the accumulation dtype; writes entries if there are no coefficients."""
     task, unit, coefficients = call.task, SCOPES[call.scope], call.coefficients
-    if call.grad_scale is not None:
-        task = [a.to(accumulation_dtype(a)) / call.grad_scale for a in task]
     if coefficients is None:
         call.entries.copy_(gram_formula(task, call.general, unit))
-        coefficients = prograd_coefficients(call.entries, call.lambda_)
+        coefficients = prograd_coefficients(call.entries, call.lambda_, call.noise_floor)
     parts = split_units(coefficients, task, unit)
     gradients = [combine(a, b, c) for a, b, c in zip(task, call.general, parts, strict=True)]
     return [-g if call.maximize else g for g in gradients]
@@ -322,15 +323,15 @@ define(
     "project_adamw_(Tensor(a!)[] params, Tensor[] task, Tensor[] general, Tensor(b!)[] exp_avgs, "
     "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!) entries, "
     "Tensor? coefficients, Tensor? lr_tensor, float lr, float beta1, float beta2, float eps, float weight_decay, "
-    "float lambda_, int scope, bool amsgrad, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "float lambda_, float noise_floor, int scope, bool amsgrad, bool maximize, Tensor? found_inf) -> ()",
     reference=_adamw_kernel,
     check=_check_adamw,
 )
 define(
     "project_sgd_(Tensor(a!)[] params, Tensor[] task, Tensor[] general, Tensor(b!)[] momentum_buffers, "
     "Tensor(f!) entries, Tensor? coefficients, Tensor? lr_tensor, float lr, float momentum, float dampening, "
-    "float weight_decay, float lambda_, int scope, bool nesterov, bool maximize, bool first, "
-    "Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "float weight_decay, float lambda_, float noise_floor, int scope, bool nesterov, bool maximize, bool first, "
+    "Tensor? found_inf) -> ()",
     reference=_sgd_kernel,
     check=_check_sgd,
 )
@@ -354,6 +355,7 @@ def project_adamw_(
     weight_decay: float = 1e-2,
     lambda_: float = 1.0,
     scope: Scope = "tensor",
+    noise_floor: float = 0.0,
     maximize: bool = False,
     max_exp_avg_sqs: Sequence[Tensor] | None = None,
 ) -> Tensor:
@@ -372,6 +374,7 @@ def project_adamw_(
         weight_decay: decoupled (default: 1e-2).
         lambda_: λ of the projection (default: 1.0).
         scope: unit of the projection (default: "tensor").
+        noise_floor: a unit with ‖b‖² ≤ floor²·‖a‖² is not projected (default: 0.0).
         maximize: ascend instead (default: False).
         max_exp_avg_sqs: v̂, changed in place; None for plain AdamW.
 
@@ -379,7 +382,8 @@ def project_adamw_(
         The Gram entries, as `gram` returns them.
 
     Raises:
-        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device. Nothing is written.
+        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device; or `lambda_` or
+            `noise_floor` is negative or not finite. Nothing is written.
     """
     b = paired(task, general, scope)
     largest = [] if max_exp_avg_sqs is None else list(max_exp_avg_sqs)
@@ -389,8 +393,8 @@ def project_adamw_(
         steps = list(torch.full((len(params),), step - 1.0, device=params[0].device).unbind())
         operator_for("project_adamw_", params[0])(
             list(params), list(task), b, list(exp_avgs), list(exp_avg_sqs), largest, steps, entries, None,
-            *_learning_rate(lr), *betas, eps, weight_decay, lambda_, SCOPES.index(scope), bool(largest), maximize,
-            None, None,
+            *_learning_rate(lr), *betas, eps, weight_decay, lambda_, noise_floor, SCOPES.index(scope),
+            bool(largest), maximize, None,
         )  # fmt: skip
     return entries
 
@@ -410,6 +414,7 @@ def project_sgd_(
     nesterov: bool = False,
     lambda_: float = 1.0,
     scope: Scope = "tensor",
+    noise_floor: float = 0.0,
     maximize: bool = False,
 ) -> Tensor:
     """Project, then one SGD step; in place, in one operator. Formula: `prograd_fast.reference.project_sgd_`.
@@ -427,13 +432,15 @@ def project_sgd_(
         nesterov: look ahead (default: False).
         lambda_: λ of the projection (default: 1.0).
         scope: unit of the projection (default: "tensor").
+        noise_floor: a unit with ‖b‖² ≤ floor²·‖a‖² is not projected (default: 0.0).
         maximize: ascend instead (default: False).
 
     Returns:
         The Gram entries, as `gram` returns them.
 
     Raises:
-        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device. Nothing is written.
+        ValueError, TypeError: as `gram`; or a state differs from its parameter in shape or device; or `lambda_` or
+            `noise_floor` is negative or not finite. Nothing is written.
     """
     b = paired(task, general, scope)
     buffers = [] if momentum_buffers is None else list(momentum_buffers)
@@ -442,7 +449,7 @@ def project_sgd_(
     if params:
         operator_for("project_sgd_", params[0])(
             list(params), list(task), b, buffers, entries, None, *_learning_rate(lr), momentum, dampening,
-            weight_decay, lambda_, SCOPES.index(scope), nesterov, maximize, first, None, None,
+            weight_decay, lambda_, noise_floor, SCOPES.index(scope), nesterov, maximize, first, None,
         )  # fmt: skip
     return entries
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
-from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
+from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
 
@@ -47,16 +48,19 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         capturable: as in torch.optim.AdamW (default: False).
         differentiable: as in torch.optim.AdamW; the projection is differentiable too (default: False).
         fused: as in torch.optim.AdamW (default: None).
+        noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
+            `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic). Give that of the
+            losses' precision where it is another, as under autocast.
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
 
     Raises:
-        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` below 0 or an unknown `scope`.
+        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` below 0, an unknown `scope` or a `noise_floor` below 0.
 
     Example:
         >>> import torch, prograd_fast as pf
         >>> context = torch.nn.Parameter(torch.ones(2))
         >>> opt = pf.ProGradAdamW([context], lr=0.1)
         >>> opt.backward((context * torch.tensor([1.0, -1.0])).sum(), (context * torch.tensor([0.0, 1.0])).sum())
-        >>> opt.project()
         >>> context.grad  # what worked against the general loss is gone
         tensor([1., 0.])
         >>> opt.step()
@@ -81,8 +85,10 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        noise_floor: float | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope, rule)
+        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group)
         super().__init__(
             params,
             lr,
@@ -121,10 +127,10 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             group["eps"],
             group["weight_decay"],
             bucket.lambda_,
+            bucket.noise_floor,
             SCOPES.index(self._projector.scope),
             group["amsgrad"],
             group["maximize"],
-            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
 
@@ -150,6 +156,5 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             state["step"] = state["step"].to(p.device)
         return state
 
-    def _update(self, found_inf: Tensor | None) -> None:
-        fused = all(group["fused"] for group in self.param_groups)
-        run_unless_inf(self, unhooked(self, torch.optim.AdamW.step), fused, found_inf)
+    def _update(self) -> None:
+        unhooked(torch.optim.AdamW.step)(self)

@@ -11,15 +11,17 @@ class Bucket:
     """Parameters that one call of an operator can take, with both their gradients.
 
     Attributes:
-        lambda_: λ of their parameter group.
         group: the parameter group that they are in.
-        params: those that have a task gradient.
-        task: their task gradients, as the rule wants them.
+        lambda_: λ of the group.
+        noise_floor: below which a general gradient is rounding.
+        params: those that one of the losses reaches.
+        task: their task gradients, as the rule wants them; zeros where there is none.
         general: their general gradients, as the rule wants them; zeros where there is none.
     """
 
-    lambda_: float
     group: dict[str, Any]
+    lambda_: float
+    noise_floor: float
     params: list[Tensor] = field(default_factory=list)
     task: list[Tensor] = field(default_factory=list)
     general: list[Tensor] = field(default_factory=list)
@@ -27,4 +29,4 @@ class Bucket:
     @property
     def differentiable(self) -> bool:
         """Return whether the gradients have a graph themselves; then the formulas are used, not the operators."""
-        return any(a.requires_grad for a in self.task)
+        return any(gradient.requires_grad for gradient in (*self.task, *self.general))

@@ -1,15 +1,20 @@
 """Counts of the conflicts between the two gradients, kept without waiting for the device."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.projection import conflict_coefficients
+from prograd_fast.ops.common import Scope
+from prograd_fast.ops.projection import conflict_coefficients, floored, n_units
 
 
-@dataclass
-class Conflict:
+_ALL = "all parameters"  # the owner of the counters with scope "global"
+
+
+class Conflict(NamedTuple):
     """Conflicts between the task gradient a and the general gradient b, counted since construction.
 
     All tensors have shape (U,) and stay on the device of the first parameter: reading them into Python waits for the
@@ -17,11 +22,12 @@ class Conflict:
     `scope`: its tensors in the order of the parameter groups, all their rows, or 1.
 
     Attributes:
-        cosine: cosine between a and b at the last step, float32; NaN where either is zero or non-finite.
-        steps: projections in which the unit had a task gradient, int64.
-        conflicts: steps at which ⟨a,b⟩ < 0 and b was of use, so that the task gradient was projected, int64.
-        non_finite: steps at which ‖b‖² or ⟨a,b⟩ was Inf or NaN; the task gradient went through unchanged, int64.
-        absent: steps at which b was zero, vanishing or missing; the task gradient went through unchanged, int64.
+        cosine: cosine between a and b at the last projection, float32; NaN where either is zero, non-finite or missing,
+            or b is below the noise floor.
+        steps: projections in which one of the losses reached the unit, int64.
+        conflicts: projections in which ⟨a,b⟩ < 0 and b was of use, so that something was taken from a, int64.
+        non_finite: projections in which ‖a‖², ⟨a,b⟩ or ‖b‖² was Inf or NaN; b was left out, int64.
+        absent: projections in which b was zero, vanishing, missing or below the noise floor; b was left out, int64.
     """
 
     cosine: Tensor
@@ -38,93 +44,140 @@ class Conflict:
 
     @property
     def rate(self) -> Tensor:
-        """Conflicts per step, (U,) float32; NaN before the first step."""
+        """Conflicts per projection, (U,) float32; NaN before the first."""
         return self.conflicts / self.steps
 
-    def grown(self, units: int) -> "Conflict":
-        """The same counters, with new ones behind them up to `units`."""
-        new = Conflict.empty(units - self.steps.numel(), self.steps.device)
-        return Conflict(*(torch.cat([getattr(self, f.name), getattr(new, f.name)]) for f in fields(self)))
-
-    def count(self, entries: Tensor, units: Tensor | slice) -> None:
-        """Count some steps.
+    def add(self, entries: Tensor, noise_floor: float) -> None:
+        """Count some projections.
 
         Args:
-            entries: (S, u, 3) Gram entries of S steps, for the u units that had a task gradient.
-            units: which of the U units these are.
+            entries: (S, U, 3) Gram entries of S projections.
+            noise_floor: below which b is absent.
         """
-        task_norm, dot, general_norm = entries.detach().unbind(2)
+        finite = entries.isfinite().all(2)
+        entries = floored(entries.detach(), noise_floor)
+        task_norm, dot, general_norm = entries.unbind(2)
         # two roots: the product of two squared norms would overflow first
         cosine = (dot[-1] / task_norm[-1].sqrt() / general_norm[-1].sqrt()).to(self.cosine.dtype)
-        self.cosine[units] = cosine.where(cosine.isfinite(), torch.nan)
-        self.steps[units] += len(entries)
-        self.conflicts[units] += (conflict_coefficients(entries) < 0).sum(0)
-        self.non_finite[units] += (~(general_norm.isfinite() & dot.isfinite())).sum(0)
-        self.absent[units] += (general_norm < torch.finfo(general_norm.dtype).tiny).sum(0)
+        self.cosine.copy_(cosine.where(cosine.isfinite(), torch.nan))
+        self.steps.add_(len(entries))
+        self.conflicts.add_(((conflict_coefficients(entries) < 0) & finite).sum(0))
+        self.non_finite.add_((~finite).sum(0))
+        self.absent.add_(((general_norm < torch.finfo(general_norm.dtype).tiny) & finite).sum(0))
+
+    def split(self, sizes: Sequence[int]) -> list["Conflict"]:
+        """The counters of parts of the units."""
+        return [Conflict(*parts) for parts in zip(*(counter.split(sizes) for counter in self), strict=True)]
+
+    def to(self, device: torch.device) -> "Conflict":
+        """The counters on a device."""
+        return Conflict(*(counter.to(device) for counter in self))
+
+    @staticmethod
+    def joined(parts: Sequence["Conflict"]) -> "Conflict":
+        """The counters of all units together, in memory of their own."""
+        return Conflict(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class ConflictLog:
-    """Gram entries of the last steps. They are counted on request, since counting takes longer than a small step."""
+    """Gram entries of the last projections, counted on request, since counting takes longer than a small step.
 
-    _MOST_STEPS, _MOST_UNITS = 1024, 2**16  # of all steps, kept before they are counted anyway: 0.8 MB of float32
+    Counters belong to parameters, or with scope "global" to all of them. Those of the parameters that the last
+    projection reached lie side by side in one `Conflict`, in its order.
 
-    def __init__(self, units: int, device: torch.device) -> None:
-        self._counted = Conflict.empty(units, device)
-        self._rows: tuple[Tensor, ...] = ()  # of one memory, each for one step, reused when all are full
+    Args:
+        scope: the unit that is tested.
+    """
+
+    _MOST_STEPS, _MOST_UNITS = 1024, 2**16  # of all projections, kept before they are counted: 0.8 MB of float32
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope: Scope = scope
+        self._owners: list[Any] = []  # of what is counted side by side
+        self._sizes: list[int] = []  # their units
+        self._noise_floor = 0.0
+        self._counted = Conflict.empty(0, torch.device("cpu"))
+        self._others: dict[Any, Conflict] = {}
+        self._rows: tuple[Tensor, ...] = ()  # of one memory, each for one projection, reused when all are full
         self._full = 0
 
     @property
     def keeps(self) -> bool:
-        """Return whether steps are kept; a compiled or captured step counts at once, to be the same at each call."""
-        return not (self._capturing or torch.compiler.is_compiling())
+        """Return whether entries are kept; a compiled or captured step counts at once, to be the same at each call."""
+        return not (torch.compiler.is_compiling() or self._capturing)
 
     @property
     def _capturing(self) -> bool:
         return self._counted.steps.is_cuda and torch.cuda.is_current_stream_capturing()
 
+    def expect(self, params: Sequence[Tensor], every: Sequence[Tensor], noise_floor: float) -> None:
+        """Make ready for the entries of `params`, in this order; of other parameters only those of `every` count on."""
+        owners, sizes = self._owners_of(params)
+        same = len(owners) == len(self._owners) and all(map(is_, owners, self._owners)) and sizes == self._sizes
+        if same and noise_floor == self._noise_floor:
+            return
+        self._count_rows()
+        self._rows, self._noise_floor = (), noise_floor
+        if not same:
+            known = self._by_owner()
+            self._counted = self._of(known, owners, sizes, params[0].device)
+            self._owners, self._sizes = owners, sizes
+            gone = known.keys() - set(every) | set(owners)
+            self._others = {owner: counted for owner, counted in known.items() if owner not in gone}
+
     def row(self, dtype: torch.dtype) -> Tensor:
-        """Memory for the next step's entries of all units, (U, 3), at a multiple of 16 bytes."""
+        """Memory for the entries of the next projection, (U, 3), at a multiple of 16 bytes."""
         if not self._rows or self._rows[0].dtype != dtype:
-            self.read()
+            self._count_rows()
             units = self._counted.steps.numel()
             steps = max(1, min(self._MOST_STEPS, self._MOST_UNITS // max(1, units)))
             rows = torch.empty(steps, -(-units // 4) * 4, 3, dtype=dtype, device=self._counted.steps.device)
             self._rows = rows[:, :units].unbind()
         return self._rows[self._full]
 
-    def add(self, entries: Tensor, units: Tensor | None) -> None:
-        """Remember one step.
-
-        Args:
-            entries: (u, 3) Gram entries; those of all units may lie where `row` said.
-            units: which units had a task gradient, (u,) int64; None for all.
-        """
-        if units is not None or not self.keeps:
-            # a captured graph that called `read` would count the rows of now at each replay
-            counted = self._counted if self._capturing else self.read()
-            counted.count(entries.unsqueeze(0), slice(None) if units is None else units)
+    def add(self, entries: Tensor) -> None:
+        """Remember a projection of what was expected: entries (U, 3), which may lie where `row` said."""
+        if not self.keeps:
+            # a captured graph that counted the rows would count those of now at each replay
+            self._counted.add(entries.unsqueeze(0), self._noise_floor)
             return
         row = self.row(entries.dtype)
         if entries is not row:
             row.copy_(entries.detach())
         self._full += 1
         if self._full == len(self._rows):
-            self.read()
+            self._count_rows()
 
-    def read(self) -> Conflict:
-        """The counts up to now."""
+    def snapshot(self, params: Sequence[Tensor]) -> Conflict:
+        """The counters of these parameters up to now, in memory of their own."""
+        if not params:
+            return Conflict.empty(0, torch.device("cpu"))
+        self._count_rows()
+        return self._of(self._by_owner(), *self._owners_of(params), params[0].device)
+
+    def _count_rows(self) -> None:
         if self._full:
-            self._counted.count(torch.stack(self._rows[: self._full]), slice(None))
+            self._counted.add(torch.stack(self._rows[: self._full]), self._noise_floor)
             self._full = 0
-        return self._counted
 
-    def grow(self, units: int) -> None:
-        """Count `units` units from now on, the known ones first."""
-        self._counted = self.read().grown(units)
-        self._rows = ()
+    def _owners_of(self, params: Sequence[Tensor]) -> tuple[list[Any], list[int]]:
+        if self._scope == "global":
+            return [_ALL], [1]
+        return list(params), [n_units(p, self._scope) for p in params]
 
-    def __getstate__(self) -> dict[str, Conflict]:
-        return {"_counted": self.read()}
+    def _by_owner(self) -> dict[Any, Conflict]:
+        return self._others | dict(zip(self._owners, self._counted.split(self._sizes), strict=True))
 
-    def __setstate__(self, state: dict[str, Conflict]) -> None:
-        self._counted, self._rows, self._full = state["_counted"], (), 0
+    @staticmethod
+    def _of(known: dict[Any, Conflict], owners: list[Any], sizes: list[int], device: torch.device) -> Conflict:
+        """The counters of some owners; new ones where none are known, or those of another size."""
+        parts = []
+        for owner, size in zip(owners, sizes, strict=True):
+            part = known.get(owner)
+            fits = part is not None and part.steps.numel() == size
+            parts.append(part.to(device) if part is not None and fits else Conflict.empty(size, device))
+        return Conflict.joined(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._count_rows()
+        return self.__dict__ | {"_rows": ()}

@@ -13,8 +13,8 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def gradients_of_both(
-    task: Tensor, general: Tensor, params: Sequence[Tensor], *, retain_graph: bool, create_graph: bool
-) -> tuple[Gradients, Gradients]:
+    task: Tensor, general: Tensor | None, params: Sequence[Tensor], *, retain_graph: bool, create_graph: bool
+) -> tuple[Gradients, Gradients | None]:
     """The gradients that `torch.autograd.grad` gives for each loss, None for parameters that it does not reach.
 
     Two backwards go through the whole graph, unless nodes in it take batches of cotangents: functions that are
@@ -29,6 +29,9 @@ def gradients_of_both(
         retain_graph: keep the graph.
         create_graph: make the gradients differentiable; then there are two backwards.
     """
+    if general is None:
+        a = torch.autograd.grad(task, params, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True)
+        return a, None
     graph = None if create_graph else _Cut.of(task, general, params)
     if graph is None:
         a = torch.autograd.grad(task, params, retain_graph=True, create_graph=create_graph, allow_unused=True)

@@ -1,61 +1,156 @@
-"""The conflict test and the projection of an optimizer's parameters, with their state from step to step."""
+"""The conflict test and the projection of an optimizer's parameters, with what is kept from one to the next."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
-from prograd_fast.ops.projection import all_units, combine, n_units, prograd_coefficients, split_units
+from prograd_fast.ops.projection import all_units, combine, floored, prograd_coefficients, split_units
 from prograd_fast.ops.projection import gram_formula as gram
+from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
+from prograd_fast.optim.checks import check_groups
 from prograd_fast.optim.conflict import Conflict, ConflictLog
+from prograd_fast.optim.memory import RuleMemory, State
+from prograd_fast.optim.noise_floor import check_noise_floor, floor_of
 from prograd_fast.optim.rules import Rule
 
-_operators = torch.ops.prograd_fast
+Member = tuple[Tensor, dict[str, Any], Tensor, Tensor]  # a parameter, its group, its task and general gradient
+Apply = Callable[[Bucket, Tensor, Tensor | None], None]
+Adjust = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 
 class Projector:
     """Compares and combines the two gradients of all parameters, unit by unit.
 
     Args:
+        lambda_: λ of groups that have none of their own.
         scope: the unit, "tensor", "row" or "global".
-        rule: how they are combined; None for ProGrad with each bucket's λ.
+        rule: how they are combined; None for ProGrad with each group's λ.
+        noise_floor: ‖b‖/‖a‖ below which b is rounding; None for that of the gradients' dtype.
+
+    Attributes:
+        memory: what the rule keeps.
     """
 
-    def __init__(self, scope: Scope, rule: Rule | None) -> None:
+    def __init__(self, lambda_: float, scope: Scope, rule: Rule | None, noise_floor: float | None) -> None:
+        check_noise_floor(noise_floor)
+        self._lambda = lambda_
         self.scope: Scope = scope
         self.rule = rule
-        self._log: ConflictLog | None = None
-        self._unit_state: dict[str, Tensor] = {}  # what the rule keeps for each unit, and for each parameter
-        self._parameter_states: dict[Tensor, dict[str, Tensor]] = {}
+        self.noise_floor = noise_floor
+        self.memory = RuleMemory(rule, scope)
+        self._log = ConflictLog(scope)
 
-    def prepare(self, buckets: list[Bucket]) -> None:
-        """Let the rule change the gradients before they are compared."""
+    def add_lambda(self, group: dict[str, Any]) -> None:
+        """Give a parameter group its λ, unless a rule has it; TypeError or ValueError for a wrong one."""
+        check_groups([group], self.rule)
         if self.rule is None:
+            group.setdefault("lambda_", self._lambda)
+
+    def buckets(
+        self, members: Sequence[Member], state: State, scale: Tensor | None, key: Callable[[Tensor], Any]
+    ) -> list[Bucket]:
+        """What one operator call each can take, with the gradients as the rule wants them.
+
+        Args:
+            members: in the order of the parameter groups.
+            state: the optimizer's.
+            scale: what both gradients are multiplied by, 0-d; None for 1.
+            key: a value that all parameters of one call must share, besides group, device and dtype.
+        """
+        params = [member[0] for member in members]
+        task: Sequence[Tensor] = [member[2] for member in members]
+        general: Sequence[Tensor] = [member[3] for member in members]
+        if self.rule is not None:
+            kept = [self.memory.of(p, state) for p in params]
+            task, general = self.rule.prepare(task, general, kept, self.scope, scale)
+        shared_floor = floor_of({a.dtype for a in task}, self.noise_floor) if self.scope == "global" else None
+        buckets: dict[Any, Bucket] = {}
+        for (p, group, *_), a, b in zip(members, task, general, strict=True):
+            kind = (id(group), a.device, a.dtype, key(p))
+            bucket = buckets.get(kind)
+            if bucket is None:
+                floor = floor_of([a.dtype], self.noise_floor) if shared_floor is None else shared_floor
+                bucket = buckets[kind] = Bucket(group, group.get("lambda_", self._lambda), floor)
+            bucket.params.append(p)
+            bucket.task.append(a)
+            bucket.general.append(b)
+        return list(buckets.values())
+
+    def run(
+        self,
+        buckets: list[Bucket],
+        every: Sequence[Tensor],
+        state: State,
+        apply: Apply,
+        adjust: Adjust | None = None,
+    ) -> None:
+        """Compare the gradients and call `apply(bucket, entries, coefficients)` once for each bucket.
+
+        Args:
+            buckets: of all gradients.
+            every: all parameters of the optimizer.
+            state: the optimizer's.
+            apply: an operator that combines by `coefficients`, (U, 2); or by ProGrad's if they are None, and then
+                writes the Gram entries, (U, 3).
+            adjust: takes the entries and the coefficients of all buckets, gives other coefficients.
+        """
+        if not buckets:
             return
-        task = [a for bucket in buckets for a in bucket.task]
-        general = [b for bucket in buckets for b in bucket.general]
-        states = [self._parameter_states.setdefault(p, {}) for bucket in buckets for p in bucket.params]
-        prepared = [iter(gradients) for gradients in self.rule.prepare(task, general, states, self.scope)]
-        for bucket in buckets:
-            bucket.task, bucket.general = ([next(gradients) for _ in bucket.params] for gradients in prepared)
+        one = len(buckets) == 1
+        params = [p for bucket in buckets for p in bucket.params]
+        if self.rule is None and adjust is None and one and not buckets[0].differentiable:
+            bucket = buckets[0]
+            self._log.expect(params, every, bucket.noise_floor)
+            entries = self._empty_entries(bucket, in_log=True)
+            apply(bucket, entries, None)
+            self._log.add(entries)
+            return
+        entries_of = self._entries(buckets)
+        usable = [floored(entries, bucket.noise_floor) for entries, bucket in zip(entries_of, buckets, strict=True)]
+        coefficients = self._coefficients(buckets, params, state, usable)
+        if adjust is not None:
+            coefficients = adjust(entries_of, coefficients)
+        for bucket, entries, c in zip(buckets, entries_of, coefficients, strict=True):
+            apply(bucket, entries, c)
+        self._log.expect(params, every, 0.0)
+        self._log.add(self._joined(usable))
 
-    def new_entries(self, buckets: list[Bucket], params: list[Tensor]) -> list[Tensor]:
-        """Memory for the Gram entries of each bucket's units, (U, 3). `params` are all that the optimizer has."""
-        log = self._conflict_log(params)
-        if len(buckets) == 1 and log.keeps and self._all_in_order(buckets, params):
-            a = buckets[0].task[0]
-            row = log.row(accumulation_dtype(a))
-            if row.device == a.device:
-                return [row]
-        return [self._empty_entries(bucket) for bucket in buckets]
+    def project(
+        self, buckets: list[Bucket], every: Sequence[Tensor], state: State, adjust: Adjust | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each parameter with its projected gradient, in memory of its own."""
+        pairs: list[tuple[Tensor, Tensor]] = []
 
-    def _empty_entries(self, bucket: Bucket) -> Tensor:
+        def apply(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:
+            if bucket.differentiable and coefficients is not None:
+                parts = split_units(coefficients, bucket.task, self.scope)
+                both = zip(bucket.task, bucket.general, parts, strict=True)
+                projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
+            else:
+                projected = [a.clone() for a in bucket.task]
+                torch.ops.prograd_fast.project_(projected, bucket.general, coefficients, SCOPES.index(self.scope))
+            pairs.extend(zip(bucket.params, projected, strict=True))
+
+        self.run(buckets, every, state, apply, adjust or (lambda entries, coefficients: coefficients))
+        return pairs
+
+    def conflict(self, every: Sequence[Tensor]) -> Conflict:
+        """The counts of these parameters up to now."""
+        return self._log.snapshot(every)
+
+    def _empty_entries(self, bucket: Bucket, in_log: bool = False) -> Tensor:
         a = bucket.task[0]
+        if in_log and self._log.keeps:
+            row = self._log.row(accumulation_dtype(a))
+            if row.device == a.device:
+                return row
         return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
 
-    def entries(self, buckets: list[Bucket]) -> list[Tensor]:
+    def _entries(self, buckets: list[Bucket]) -> list[Tensor]:
         """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
         entries = []
         for bucket in buckets:
@@ -63,105 +158,37 @@ class Projector:
                 entries.append(gram(bucket.task, bucket.general, self.scope))
             else:
                 entries.append(self._empty_entries(bucket))
-                _operators.gram_out(bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1])
+                torch.ops.prograd_fast.gram_out(
+                    bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1]
+                )
         if self.scope == "global" and len(entries) > 1:
             total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
             entries = [total.to(e) for e in entries]
         return entries
 
-    def coefficients(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-        """(alpha, beta) for each bucket's units, (U, 2). `params` are all that the optimizer has."""
+    def _coefficients(
+        self, buckets: list[Bucket], params: list[Tensor], state: State, entries: list[Tensor]
+    ) -> list[Tensor]:
+        """(alpha, beta) for each bucket's units, (U, 2)."""
         if self.rule is None:
             return [prograd_coefficients(e, bucket.lambda_) for bucket, e in zip(buckets, entries, strict=True)]
-        units = self._present_units(buckets, params)
-        present = self._concatenated(entries)
-        if units is None:
-            coefficients = self.rule(present, self._unit_state)
-        else:  # a rule sees the same units at each step, whichever have a gradient
-            every = present.new_zeros(all_units(params, self.scope), 3).index_copy(0, units, present)
-            coefficients = self.rule(every, self._unit_state)[units]
+        memory = self.memory.units(params, state)
+        coefficients = self.rule(self._joined(entries), memory)
+        self.memory.keep_units(params, state, memory)
         if self.scope == "global":
             return [coefficients.to(e) for e in entries]
         parts = coefficients.split([len(e) for e in entries])
         return [c.to(e) for c, e in zip(parts, entries, strict=True)]
 
-    def combine(self, bucket: Bucket, coefficients: Tensor) -> list[Tensor]:
-        """The projected gradients, in memory of their own."""
-        if bucket.differentiable:
-            parts = split_units(coefficients, bucket.task, self.scope)
-            pairs = zip(bucket.task, bucket.general, parts, strict=True)
-            return [combine(a, b, c).to(a.dtype) for a, b, c in pairs]
-        gradients = [a.clone() for a in bucket.task]
-        _operators.project_(gradients, bucket.general, coefficients, SCOPES.index(self.scope))
-        return gradients
-
-    # ---- state from step to step
-
-    def count(self, buckets: list[Bucket], entries: list[Tensor], params: list[Tensor]) -> None:
-        """Remember one step."""
-        self._conflict_log(params).add(self._concatenated(entries), self._present_units(buckets, params))
-
-    def conflict(self, params: list[Tensor]) -> Conflict:
-        """The counts up to now."""
-        return self._conflict_log(params).read()
-
-    def grow(self, params: list[Tensor]) -> None:
-        """Count the units of these parameters from now on, the known ones first."""
-        if self._log is not None:
-            self._log.grow(all_units(params, self.scope))
-        for name, value in self._unit_state.items():  # new units begin as the first ones did, at zero
-            new = value.new_zeros(all_units(params, self.scope) - len(value), *value.shape[1:])
-            self._unit_state[name] = torch.cat([value, new])
-
-    def rule_state(self, params: list[Tensor]) -> dict[str, Any]:
-        """The rule's state, for a checkpoint; empty if it keeps none."""
-        states = {i: self._parameter_states[p] for i, p in enumerate(params) if self._parameter_states.get(p)}
-        return {"units": dict(self._unit_state), "parameters": states} if self._unit_state or states else {}
-
-    def check_rule_state(self, state: dict[str, Any], params: list[Tensor]) -> None:
-        """RuntimeError if what `rule_state` gave is that of other parameters."""
-        units = all_units(params, self.scope)
-        for name, value in state.get("units", {}).items():
-            if len(value) != units:
-                raise RuntimeError(
-                    f"rule: {name}: expected {units} rows, one for each unit of the parameters, got {len(value)}. "
-                    "Load the state of the same parameters and scope."
-                )
-        for i in state.get("parameters", {}):
-            if not 0 <= i < len(params):
-                raise RuntimeError(f"rule: expected the states of {len(params)} parameters, got one of parameter {i}.")
-
-    def load_rule_state(self, state: dict[str, Any], params: list[Tensor]) -> None:
-        """Take up what `rule_state` gave."""
-        self._unit_state = {name: value.to(params[0].device) for name, value in state.get("units", {}).items()}
-        self._parameter_states = {
-            params[i]: {name: value.to(params[i].device) for name, value in values.items()}
-            for i, values in state.get("parameters", {}).items()
-        }
-
-    # ---- units
-
-    def _conflict_log(self, params: list[Tensor]) -> ConflictLog:
-        if self._log is None:
-            self._log = ConflictLog(all_units(params, self.scope), params[0].device)
-        return self._log
-
-    def _concatenated(self, entries: list[Tensor]) -> Tensor:
+    def _joined(self, entries: list[Tensor]) -> Tensor:
         if self.scope == "global" or len(entries) == 1:
             return entries[0]
         return torch.cat([e.to(entries[0].device) for e in entries])
 
-    def _all_in_order(self, buckets: list[Bucket], params: list[Tensor]) -> bool:
-        return self.scope == "global" or (len(buckets) == 1 and len(buckets[0].params) == len(params))
 
-    def _present_units(self, buckets: list[Bucket], params: list[Tensor]) -> Tensor | None:
-        """The indices of the buckets' units, in their order; None for all units in the order of the parameters."""
-        if self._all_in_order(buckets, params):
-            return None
-        starts, start = {}, 0
-        for p in params:
-            starts[p] = start
-            start += n_units(p, self.scope)
-        ordered = [p for bucket in buckets for p in bucket.params]
-        units = [torch.arange(starts[p], starts[p] + n_units(p, self.scope)) for p in ordered]
-        return torch.cat(units).to(params[0].device)
+def nan_where_lost(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
+    """NaN for the units whose general gradient is not finite, so that a GradScaler sees it in `.grad`."""
+    return [
+        torch.where(e[:, 1:].isfinite().all(1, keepdim=True), c, torch.nan)
+        for e, c in zip(entries, coefficients, strict=True)
+    ]

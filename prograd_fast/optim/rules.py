@@ -3,26 +3,27 @@
 A rule is a frozen dataclass of hyper-parameters. An optimizer calls it in two steps, on unscaled gradients:
 
     task, general = rule.prepare(task, general, states, scope)     # most rules change nothing here
-    entries = gram(task, general, scope)                           # (U, 3): ‖a‖², ⟨a,b⟩, ‖b‖²
+    entries = floored(gram(task, general, scope), noise_floor)     # (U, 3): ‖a‖², ⟨a,b⟩, ‖b‖²
     coefficients = rule(entries, state)                            # (U, 2): α, β
     g = α·a + β·b for each unit
 
-State belongs to the optimizer, so that checkpoints and copies have it: `state` holds one row for each unit, `states`
-one dict for each parameter. Rules put their tensors there under names of their own and begin with empty dicts.
+Memory belongs to the optimizer, in `state[p]`, so that checkpoints and copies have it. A rule names what it keeps:
+`unit_memory`, one number for each unit, and `parameter_memory`, tensors of the parameter's shape. All begin at zero.
 Everything is done with tensors on the gradients' device; nothing waits for it.
 
 ProGrad and A-GEM respect b but do not follow it: g = a where they do not conflict. PCGrad and GradVac (a sum), CAGrad
-(a mean) and Bloop (b with a weight) step along b too. A unit whose general gradient is zero, vanishing or not finite
-gets (1, 0), the plain task gradient, from every rule.
+(a mean) and Bloop (b with a weight) step along b too. A unit whose general gradient is zero, below the noise floor or
+not finite gets (1, 0), the plain task gradient, from every rule.
 """
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.common import Scope
+from prograd_fast.ops.common import Scope, accumulation_dtype
 from prograd_fast.ops.projection import combine, prograd_coefficients, split_units
 from prograd_fast.ops.projection import gram_formula as gram
 
@@ -31,18 +32,32 @@ State = MutableMapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """The interface of all rules."""
+    """The interface of all rules.
+
+    Attributes:
+        unit_memory: names of what it keeps for each unit, a number.
+        parameter_memory: names of what it keeps for each parameter, a tensor of its shape.
+    """
+
+    unit_memory: ClassVar[tuple[str, ...]] = ()
+    parameter_memory: ClassVar[tuple[str, ...]] = ()
 
     def prepare(
-        self, task: Sequence[Tensor], general: Sequence[Tensor], states: Sequence[State], scope: Scope
+        self,
+        task: Sequence[Tensor],
+        general: Sequence[Tensor],
+        states: Sequence[State],
+        scope: Scope,
+        scale: Tensor | None = None,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The gradients that the Gram entries are taken from and that are combined; new tensors where they change.
 
         Args:
             task: gradients a, one for each parameter.
             general: gradients b of the same shapes.
-            states: what the rule keeps for each parameter; written to.
+            states: `parameter_memory` of each parameter; written to.
             scope: "tensor", "row" or "global"; see `prograd_fast.reference.gram`.
+            scale: what both gradients are multiplied by, 0-d, or None; a memory must be free of it.
         """
         return task, general
 
@@ -51,7 +66,7 @@ class Rule:
 
         Args:
             entries: (U, 3) ‖a‖², ⟨a,b⟩, ‖b‖² of each unit, float32 or float64; zeros for one without gradients.
-            state: what the rule keeps for each unit, tensors with U rows; written to.
+            state: `unit_memory` of each unit, (U,); written to.
 
         Returns:
             (U, 2), of the entries' dtype and device.
@@ -88,8 +103,9 @@ class AGEM(Rule):
     """
 
     def __call__(self, entries: Tensor, state: State) -> Tensor:
-        """ProGrad's with λ = 1, the same for every unit."""
-        return prograd_coefficients(entries.sum(dim=0, keepdim=True)).expand(len(entries), 2)
+        """ProGrad's with λ = 1, the same for every unit that has a general gradient."""
+        coefficients = prograd_coefficients(entries.sum(dim=0, keepdim=True))
+        return torch.where(entries[:, 2:] == 0, entries.new_tensor([1.0, 0.0]), coefficients)
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ class GradVac(Rule):
         φ = cos(a, b);   w(x, y) = ‖x‖ (φ̂ √(1-φ²) - φ √(1-φ̂²)) / (‖y‖ √(1-φ̂²)) if φ < φ̂, else 0
         g = (a + w(a, b) b) + (b + w(b, a) a);   then φ̂ ← (1-β) φ̂ + β φ, from 0
 
-    φ̂ is kept in `state["target_cosine"]`, (U,). β = 0 keeps it at 0, which is PCGrad.
+    φ̂ is kept as "target_cosine". β = 0 keeps it at 0, which is PCGrad.
     `torchjd.aggregation.GradVac` of [a; b] gives the same (up to the eps that it adds to its denominators).
 
     Source: Wang et al., Gradient Vaccine, arXiv:2010.05874, eq. 2-3, algorithm 1.
@@ -129,13 +145,15 @@ class GradVac(Rule):
 
     beta: float = 0.01
 
+    unit_memory: ClassVar[tuple[str, ...]] = ("target_cosine",)
+
     def __post_init__(self) -> None:
         _check("beta", self.beta, 0.0, 1.0, "0.01 is the paper's")
 
     def __call__(self, entries: Tensor, state: State) -> Tensor:
         """α = 1 + w(b, a), β = 1 + w(a, b); moves the target."""
         a, dot, b = entries.unbind(1)
-        target = state.get("target_cosine", torch.zeros_like(dot))
+        target = state.get("target_cosine", torch.zeros_like(dot)).to(dot)
         cosine = _quotient(_quotient(dot, a.sqrt()), b.sqrt()).clamp(-1, 1)
         sine, target_sine = (1 - cosine**2).sqrt(), (1 - target**2).sqrt()
         turn = torch.where(cosine < target, target * sine - cosine * target_sine, 0.0)
@@ -199,9 +217,9 @@ class Bloop(Rule):
     """g = a + λ (b - ⟨b,m⟩ / ‖m‖² · m) with m an average of a: b is followed as far as it does not matter to a.
 
     The task loss decides; the general loss chooses among what leaves the task loss as it is, to first order. Here it is
-    the general gradient that is projected. m ← decay·m + (1-decay)·a, from the first a, is kept in each parameter's
-    `states["task_average"]`; a gradient that is not finite stays out of it. Use scope="global" for one projection over
-    all parameters, as the paper.
+    the general gradient that is projected. m ← decay·m + (1-decay)·a, from the first a that is not zero, is kept as
+    "task_average"; it stays as it is where a or b is not finite. Use scope="global" for one projection over all
+    parameters, as the paper.
 
     Source: Hsieh et al., Careful with that Scalpel, arXiv:2402.02998, eq. 5-7; apple/ml-bloop. (There the denominator
     is ‖m‖² + 1e-7; here a vanishing m leaves b as it is.)
@@ -214,24 +232,27 @@ class Bloop(Rule):
     decay: float = 0.9
     lambda_: float = 0.1
 
+    parameter_memory: ClassVar[tuple[str, ...]] = ("task_average",)
+
     def __post_init__(self) -> None:
         _check("decay", self.decay, 0.0, 1.0, "the authors use 0.9", below_high=True)
         _check("lambda_", self.lambda_, 0.0, float("inf"), "the authors use 0.1")
 
     def prepare(
-        self, task: Sequence[Tensor], general: Sequence[Tensor], states: Sequence[State], scope: Scope
+        self,
+        task: Sequence[Tensor],
+        general: Sequence[Tensor],
+        states: Sequence[State],
+        scope: Scope,
+        scale: Tensor | None = None,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Take from b its part along the average of a."""
         averages = []
-        for a, state in zip(task, states, strict=True):
-            m = state.get("task_average")
-            if m is not None and m.shape != a.shape:
-                raise RuntimeError(
-                    f"task_average: expected the gradient's shape {tuple(a.shape)}, got {tuple(m.shape)}. "
-                    "Load the state of the same parameters, or build a new optimizer after a parameter has changed."
-                )
-            before, after = (torch.zeros_like(a), a) if m is None else (m, torch.lerp(a, m, self.decay))
-            state["task_average"] = torch.where(a.isfinite().all(), after, before)
+        for a, b, state in zip(task, general, states, strict=True):
+            m = state.get("task_average", torch.zeros_like(a))
+            unscaled = a if scale is None else (a.to(accumulation_dtype(a)) / scale.to(a.device)).to(a.dtype)
+            after = torch.where(m.any(), torch.lerp(unscaled, m, self.decay), unscaled)
+            state["task_average"] = torch.where(a.isfinite().all() & b.isfinite().all(), after, m).detach()
             averages.append(state["task_average"])
         entries = gram(averages, general, scope)  # ‖m‖², ⟨m,b⟩, ‖b‖²
         beta = -_quotient(entries[:, 1], entries[:, 0])
@@ -289,7 +310,12 @@ class Subspace(Rule):
         return cls(torch.linalg.svd(flat, full_matrices=False).Vh[:rank])
 
     def prepare(
-        self, task: Sequence[Tensor], general: Sequence[Tensor], states: Sequence[State], scope: Scope
+        self,
+        task: Sequence[Tensor],
+        general: Sequence[Tensor],
+        states: Sequence[State],
+        scope: Scope,
+        scale: Tensor | None = None,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Project a on the span of the basis."""
         sizes = [a.numel() for a in task]

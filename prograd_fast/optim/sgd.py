@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
-from prograd_fast.optim.inner_step import learning_rate, run_unless_inf, unhooked
+from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.two_gradients import TwoGradients
 
@@ -43,9 +44,13 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         foreach: as in torch.optim.SGD (default: None).
         differentiable: as in torch.optim.SGD; the projection is differentiable too (default: False).
         fused: as in torch.optim.SGD (default: None).
+        noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
+            `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic). Give that of the
+            losses' precision where it is another, as under autocast.
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
 
     Raises:
-        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` below 0 or an unknown `scope`.
+        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` below 0, an unknown `scope` or a `noise_floor` below 0.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        noise_floor: float | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope, rule)
+        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group)
         super().__init__(
             params,
             lr,
@@ -106,11 +113,11 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             group["dampening"],
             group["weight_decay"],
             bucket.lambda_,
+            bucket.noise_floor,
             SCOPES.index(self._projector.scope),
             group["nesterov"],
             group["maximize"],
             first,
-            None,  # grad_scale: `step` has unscaled both gradients
             found_inf,
         )
         if first:  # kept only now: a step that failed was none
@@ -121,6 +128,5 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         buffer = self.state.get(p, {}).get("momentum_buffer")
         return {} if buffer is None or group["momentum"] == 0 else {"momentum_buffer": buffer}
 
-    def _update(self, found_inf: Tensor | None) -> None:
-        fused = all(group["fused"] for group in self.param_groups)
-        run_unless_inf(self, unhooked(self, torch.optim.SGD.step), fused, found_inf)
+    def _update(self) -> None:
+        unhooked(torch.optim.SGD.step)(self)

@@ -1,43 +1,74 @@
-"""The base of ProGradAdamW, ProGradSGD and ProGrad: takes two gradients, updates with the projected one."""
+"""The base of ProGradAdamW, ProGradSGD and ProGrad: two gradients in, the projected one in `.grad`."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from prograd_fast.ops.common import SCOPES, Scope
-from prograd_fast.ops.projection import check_pairs
 from prograd_fast.optim.bucket import Bucket
+from prograd_fast.optim.checks import check_gradients, check_groups, check_lambda, check_loss, check_parameters
 from prograd_fast.optim.conflict import Conflict
+from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
-from prograd_fast.optim.projector import Projector
+from prograd_fast.optim.projector import Member, Projector, nan_where_lost
+from prograd_fast.optim.ranks import check_ranks, check_weight, mean_over_ranks
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.scaling import LossScaling, scale_of
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
+from prograd_fast.optim.sums import Gradients, Sums
+
+
+class TwoLosses(NamedTuple):
+    """What `step` gets from a closure to do everything with: the arguments of `backward_and_update`."""
+
+    task: Tensor
+    general: Tensor | None
+    scaler: GradScaler | None = None
+    weight: float | None = None
+
+    @classmethod
+    def of(cls, result: Any) -> "TwoLosses | None":
+        """Two losses that a closure has returned; None if its result is something else."""
+        if isinstance(result, TwoLosses):
+            return result
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            return None
+        losses = all(isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad for loss in result)
+        return cls(*result) if losses else None
 
 
 class TwoGradients(Optimizer):
-    """An optimizer that takes the gradients of a task loss and of a general loss, and steps on the projected one.
+    """An optimizer that forms the gradients of a task loss and of a general loss, and puts the projected one in `.grad`.
 
-    The order is: `backward`, any number of times; `all_reduce`, where there are several ranks; unscaling; `project`;
-    clipping; update. `step` does by itself what of this was not asked for. Without `backward` it is the torch.optim
-    optimizer that it stands on and nothing else.
+    `backward(task, general)` is to two losses what `loss.backward()` is to one. What it adds to `.grad` is the projected
+    gradient, and nothing else is pending: from there on everything is as with any torch.optim optimizer. The order is:
+    both gradients, the sum of an `accumulate()` block, the mean over ranks, projection, `.grad`; then whatever anybody
+    does to `.grad`; then `step`. Without `backward` it is the torch.optim optimizer that it stands on.
     """
 
-    # A GradScaler then leaves unscaling and skipping to `step`, which looks at the general gradient too.
-    _step_supports_amp_scaling = True
+    # A proxy of an optimizer may run our methods on itself, and hands on what it reads but not what it sets. So all that
+    # changes is kept in objects that are changed, and no attribute is set after construction.
+    _projector: Projector
+    _sums: Sums
+    _scaling: LossScaling
+    _said: set[str]  # "projected": there was a projection; "warned": the warning was given that there is none
+    _process_group: "dist.ProcessGroup | None"
 
-    _general: dict[Tensor, Tensor]  # what `backward` has added up, by parameter
-    _remembered: dict[Tensor, tuple[Tensor, int]]  # each .grad that there was then, and its version
-    _stepped: bool
-    _reduced: bool
-    _projected: bool
-    _non_finite: Tensor | None  # 0-d bool on the device, once the gradients were compared
-
-    def _init_two_gradients(self, lambda_: float, scope: Scope, rule: Rule | None) -> None:
+    def _init_two_gradients(
+        self,
+        lambda_: float,
+        scope: Scope,
+        rule: Rule | None,
+        noise_floor: float | None,
+        process_group: "dist.ProcessGroup | None",
+    ) -> None:
         check_lambda(lambda_)
         if rule is not None and not isinstance(rule, Rule):
             raise TypeError(f"rule: expected an object of prograd_fast.rules, got {type(rule).__name__}.")
@@ -45,337 +76,338 @@ class TwoGradients(Optimizer):
             raise ValueError(f"lambda_: expected it in the rule, got {lambda_} beside {rule!r}. Leave lambda_ out.")
         if scope not in SCOPES:
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
-        self.lambda_ = lambda_
-        self._projector = Projector(scope, rule)
-        self._forget_gradients()
+        self._projector = Projector(lambda_, scope, rule, noise_floor)
+        self._sums = Sums()
+        self._scaling = LossScaling()
+        self._said = set()
+        self._process_group = process_group
 
     @property
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    # ---- two gradients in
+    @property
+    def noise_floor(self) -> float | None:
+        """‖b‖/‖a‖ up to which b is rounding and left out; None for `NOISE_FLOORS` by dtype; may be set."""
+        return self._projector.noise_floor
+
+    @noise_floor.setter
+    def noise_floor(self, noise_floor: float | None) -> None:
+        check_noise_floor(noise_floor)
+        self._projector.noise_floor = noise_floor
+
+    @property
+    def conflict(self) -> Conflict:
+        """Cosine, conflict rate and what was left alone up to now, per unit: a copy; see `Conflict`."""
+        return self._projector.conflict(self._parameters)
+
+    # ---- two gradients in, one out
 
     def backward(
         self,
         task: Tensor,
-        general: Tensor,
+        general: Tensor | None = None,
         *,
         retain_graph: bool = False,
         create_graph: bool = False,
-        scaler: "torch.amp.GradScaler | None" = None,
+        scaler: GradScaler | None = None,
+        weight: float | None = None,
     ) -> None:
-        """Differentiate both losses with respect to the parameters of this optimizer, and add the gradients up.
+        """Differentiate both losses, and add the projected gradient to `.grad`.
 
-        The task gradient is added to `.grad`, as `task.backward()` would do; the general gradient is kept by the
-        optimizer. Both accumulate until `zero_grad`. Parameters of other optimizers get no gradient.
+            g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b,   .grad = .grad + g
+
+        with a and b the gradients of the task and the general loss, or what the rule makes of them. Each parameter of
+        this optimizer that one of the losses reaches gets a `.grad`; those of other optimizers get nothing. Hooks of
+        tensors and modules run once for each loss, as in two backwards; post-accumulate hooks once for each parameter,
+        when all `.grad` are written. Calls in a row add their own projections; for the projection of a sum see
+        `accumulate`.
 
         Args:
             task: the loss to minimise, one element.
-            general: the loss whose gradient must not be worked against, one element.
+            general: the loss whose gradient must not be worked against, one element; None for rules on one gradient.
             retain_graph: keep the graph for another backward (default: False).
-            create_graph: make the gradients differentiable themselves (default: False).
-            scaler: a `torch.amp.GradScaler`. Both losses are multiplied by its scale, and a non-finite general
-                gradient then makes it skip the step *and lower its scale*, as a non-finite task gradient does. Losses
-                that were scaled by hand work too, but then a non-finite general gradient only skips the step.
+            create_graph: make `.grad` differentiable itself (default: False).
+            scaler: a `torch.amp.GradScaler`. Both losses are multiplied by its scale, and NaN is written into `.grad`
+                where the general gradient is not finite, so that the scale falls. Then `scaler.unscale_`, `scaler.step`
+                and `scaler.update` follow as for any optimizer.
+            weight: of this rank in the mean over `process_group`, the size of its batch if they differ (default: 1).
 
         Raises:
-            TypeError: a loss is not a tensor, or a gradient is sparse or complex.
-            ValueError: a loss has several elements, no graph, or reaches none of the parameters.
-            RuntimeError: `.grad` already holds a projected gradient.
+            TypeError: a loss is not a tensor, a gradient is sparse or complex, or a parameter is sharded.
+            ValueError: a loss has several elements, no graph, or reaches none of the parameters; or λ of a group.
+            RuntimeError: there are several ranks and no `process_group`; or a reentrant checkpoint.
         """
-        _check_loss("task", task)
-        _check_loss("general", general)
-        params = [p for p in self._parameters if p.requires_grad]
-        if not params:
-            raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
-        self._forget_zeroed_gradients()
-        if self._projected:
-            raise RuntimeError(
-                "backward: project() has put the projected gradient into .grad, and a new one cannot be added to it. "
-                "Call zero_grad() of this optimizer first."
+        groups = self._checked_groups()
+        if weight is not None and self._sums.depth:
+            raise ValueError(
+                "weight: expected it in the backward that closes the sum, got one inside accumulate(). There it is the "
+                "size of this rank's whole sum."
             )
-        if scaler is not None:
-            task, general = scaler.scale(task), scaler.scale(general)
-        a, b = gradients_of_both(task, general, params, retain_graph=retain_graph, create_graph=create_graph)
-        _check_gradients("task", a)
-        _check_gradients("general", b)
-        for p, task_gradient, general_gradient in zip(params, a, b, strict=True):
-            if general_gradient is not None:
-                self._general[p] = _accumulate(self._general.get(p), general_gradient)
-                if scaler is not None and scaler.is_enabled() and task_gradient is not None:
-                    # the scaler looks at .grad alone: show it there what went wrong with the general gradient
-                    task_gradient = task_gradient.where(general_gradient.isfinite(), torch.nan)
-            if task_gradient is not None:
-                p.grad = _accumulate(p.grad, task_gradient)
-        self._remember_gradients(self._parameters)
-        self._reduced = False
+        a, b = self._gradients(list(groups), TwoLosses(task, general, scaler, weight), retain_graph, create_graph)
+        if self._sums.depth:
+            self._sums.add(list(groups), a, b, scaler)
+            return
+        with torch.set_grad_enabled(create_graph):
+            self._add_projected(_members(groups, a, b), scaler)
+
+    def _add_projected(self, members: list[Member], scaler: GradScaler | None) -> None:
+        scale = scale_of(scaler, members[0][0].device)
+        buckets = self._projector.buckets(members, self.state, scale, lambda p: None)
+        adjust = None if scale is None else nan_where_lost
+        pairs = self._projector.project(buckets, self._parameters, self.state, adjust)
+        for p, g in pairs:
+            _add_to_grad(p, g)
+        self._note_projection(scaler)
+        for p, _ in pairs:
+            for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
+                hook(p)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Within this block `backward` only adds up; the next one outside of it projects the whole sum.
+
+            with opt.accumulate():
+                for task, general in micro_batches[:-1]: opt.backward(task, general)
+            opt.backward(*micro_batches[-1]);  opt.step()
+
+        It is the idiom of DistributedDataParallel's `no_sync`. Inside, `.grad`, `conflict` and the rule's memory stay as
+        they are, and nothing is sent to other ranks. `zero_grad` of this optimizer drops the sum, and so does an
+        exception that leaves the block. `step` raises RuntimeError while there is one.
+        """
+        self._sums.depth += 1
+        try:
+            yield
+        except BaseException:
+            self._sums.drop()
+            raise
+        finally:
+            self._sums.depth -= 1
+
+    def backward_and_update(
+        self,
+        task: Tensor,
+        general: Tensor | None = None,
+        *,
+        scaler: GradScaler | None = None,
+        weight: float | None = None,
+    ) -> None:
+        """Backward, conflict test, projection and update in one: `backward` and `step` without `.grad` in between.
+
+        What `.grad` held before counts as task gradient. Afterwards it is None for every parameter that was updated.
+        Hooks of the step and schedulers see a step; post-accumulate hooks do not run, since no `.grad` is written. The
+        wrapper `ProGrad`, and an optimizer that is `differentiable` or has a parameter twice, call `backward` and then
+        `step`.
+
+        Args:
+            task: as for `backward`.
+            general: as for `backward`.
+            scaler: as for `backward`; gradients are unscaled, and where one is not finite nothing is updated. Call
+                `scaler.update()` afterwards, and neither `unscale_` nor `step`.
+            weight: as for `backward`.
+
+        Raises:
+            As `backward` and `step`; RuntimeError also within `accumulate()`.
+        """
+        losses = TwoLosses(task, general, scaler, weight)
+        if scaler is None or not scaler.is_enabled() or self._has_one_operator():
+            self.step(lambda: losses)
+        else:
+            self._put_into_grad(losses)
+            scaler.step(self)
+            _drop_grads(self._parameters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget both gradients.
+        """Set `.grad` to None or zero, as torch.optim does, and drop the sum of an `accumulate()` block.
 
         Args:
-            set_to_none: drop both gradients (default) instead of filling their memory with zeros.
+            set_to_none: set `.grad` to None (default) instead of zero.
         """
+        self._sums.drop()
         super().zero_grad(set_to_none)
-        kept = {} if set_to_none else self._general
-        self._forget_gradients()
-        for p, gradient in kept.items():
-            self._general[p] = gradient.detach().zero_()
-
-    def _remember_gradients(self, params: Iterable[Tensor]) -> None:
-        """Note each `.grad` and its version, by which a later change shows."""
-        self._remembered = {p: (a, a._version) for p in params if (a := p.grad) is not None}
-        self._stepped = False
-
-    def _remember_gradients_of_step(self) -> None:
-        if not torch.compiler.is_compiling():
-            self._remember_gradients(self._remembered)
-
-    def _forget_zeroed_gradients(self) -> None:
-        """Forget what belongs to gradients that are gone: `model.zero_grad()` and `.grad = None` do not tell.
-
-        Before the step a gradient may be changed in place (unscaled, clipped); after it, a change means that it was
-        zeroed, or that a plain `loss.backward()` has begun something new.
-        """
-        before = list(self._remembered.items())
-        for p, (gradient, version) in before:
-            if p.grad is gradient and not (self._stepped and gradient._version != version):
-                continue
-            if p.grad is not None and not self._stepped and p in self._general:
-                raise RuntimeError(
-                    "step: expected in .grad the tensor that backward() put there, got another one, so it is not known "
-                    "whether the general gradient still belongs to it. Change .grad in place (p.grad.copy_(...)), or "
-                    "call zero_grad() of this optimizer first."
-                )
-            del self._remembered[p]
-            self._general.pop(p, None)
-        if before and not self._remembered:
-            self._forget_gradients()
-
-    def _forget_gradients(self) -> None:
-        self._general = {}
-        self._remembered = {}
-        self._stepped = False
-        self._reduced = False
-        self._projected = False
-        self._non_finite = None
-
-    def all_reduce(self, group: "torch.distributed.ProcessGroup | None" = None) -> None:
-        """Average both gradients over the ranks of a process group, in one collective for each device and dtype.
-
-        Call it on every rank, after the last `backward` of a step and before `project` or `step`. A trainable parameter
-        that has no gradient on a rank counts as zero there, and has a gradient everywhere afterwards.
-        (DistributedDataParallel cannot do this: its hooks see one gradient, and only that of `loss.backward()`.)
-
-        Args:
-            group: the process group (default: None, all ranks).
-
-        Raises:
-            RuntimeError: torch.distributed is not initialised, or the gradients are projected already.
-        """
-        if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError("all_reduce: torch.distributed is not initialised. Call init_process_group() first.")
-        if self._projected:
-            raise RuntimeError("all_reduce: the gradients are projected already. Call it before project() and step().")
-        self._forget_zeroed_gradients()
-        params = [p for p in self._parameters if p.requires_grad]
-        for kind in dict.fromkeys((p.device, p.dtype) for p in params):
-            same = [p for p in params if (p.device, p.dtype) == kind]
-            for p in same:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                self._general.setdefault(p, torch.zeros_like(p))
-            gradients = [p.grad.detach() for p in same if p.grad is not None]
-            gradients += [self._general[p].detach() for p in same]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat, group=group)
-            flat /= dist.get_world_size(group)
-            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view(gradient.shape))
-        self._remember_gradients(self._parameters)
-        self._reduced = True
-
-    # ---- one gradient out
-
-    def project(self) -> None:
-        """Replace `.grad` by the projected gradient, g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b.
-
-        `step` does not need it: it projects by itself, and leaves `.grad` as it is. Call it to look at the projected
-        gradient or to clip it before the update: `opt.backward(task, general); opt.project(); clip_grad_norm_(params,
-        1.0); opt.step()`. With a GradScaler, `scaler.unscale_(opt)` comes first. Calling it again does nothing.
-        """
-        self._forget_zeroed_gradients()
-        if self._projected:
-            return
-        for p, g in self._projected_gradients(self._buckets()):
-            if p.grad is None or g.requires_grad:
-                p.grad = g
-            else:
-                p.grad.copy_(g)  # in place: it may be a view of a bigger buffer
-        self._remember_gradients(self._parameters)
-        self._projected = True
-
-    def _buckets(self) -> list[Bucket]:
-        """The parameters that have a task gradient; empty if no rule or general gradient could change it."""
-        if not self._general and self._projector.rule is None:
-            return []
-        if self._general:
-            self._warn_unless_reduced()
-        buckets: dict[Any, Bucket] = {}
-        for i, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                a = p.grad
-                if a is None:
-                    continue
-                kind = (i, a.device, a.dtype, self._bucket_key(p))
-                bucket = buckets.get(kind)
-                if bucket is None:
-                    bucket = buckets[kind] = Bucket(group.get("lambda_", self.lambda_), group)
-                b = self._general.get(p)
-                bucket.params.append(p)
-                bucket.task.append(a)
-                bucket.general.append(torch.zeros_like(a) if b is None else b)
-        return list(buckets.values())
-
-    def _bucket_key(self, p: Tensor) -> Any:
-        """A value that all parameters of one call must share, besides group, device and dtype."""
-        return None
-
-    def _compare(self, buckets: list[Bucket]) -> tuple[list[Tensor], list[Tensor]]:
-        """Gram entries and coefficients of each bucket; counts the conflicts."""
-        params = self._parameters
-        self._projector.prepare(buckets)
-        entries = self._projector.entries(buckets)
-        device = params[0].device
-        self._non_finite = torch.stack([(~e[:, 1:].isfinite()).any().to(device) for e in entries]).any()
-        self._projector.count(buckets, entries, params)
-        return entries, self._projector.coefficients(buckets, entries, params)
-
-    def _projected_gradients(self, buckets: list[Bucket]) -> list[tuple[Tensor, Tensor]]:
-        if not buckets:
-            return []
-        self._check_states(buckets)
-        _, coefficients = self._compare(buckets)
-        return [
-            pair
-            for bucket, c in zip(buckets, coefficients, strict=True)
-            for pair in zip(bucket.params, self._projector.combine(bucket, c), strict=True)
-        ]
-
-    @property
-    def conflict(self) -> Conflict:
-        """Cosine, conflict rate and what was left alone, per unit; see `Conflict`."""
-        return self._projector.conflict(self._parameters)
-
-    def _warn_unless_reduced(self) -> None:
-        if not self._reduced and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            warnings.warn(
-                "backward() does not average over ranks: each rank now steps on its own gradients. "
-                "Call all_reduce() of the optimizer between backward() and step().",
-                stacklevel=4,
-            )
 
     # ---- the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters with the projected gradient; both gradients stay as they are.
+        """Update the parameters by `.grad`, as the torch.optim optimizer does that this one stands on.
 
         Args:
-            closure: evaluates the model again; gradients are enabled. If it returns a pair (task, general), `step` does
-                all the rest: `zero_grad`, `backward` on the pair, projection, update. Otherwise it must have called
+            closure: evaluates the model again; gradients are enabled. If it returns two losses of one element that
+                require grad, (task, general), they go through `backward_and_update`. Otherwise it must have called
                 `backward` itself, as for torch.optim.
 
         Returns:
             The closure's result, or None.
+
+        Raises:
+            RuntimeError: the sum of an `accumulate()` block is not projected yet; or a gradient or state does not fit
+                its parameter.
         """
-        losses = None
+        result = None
         if closure is not None:
             with torch.enable_grad():
-                losses = closure()
-                if isinstance(losses, tuple | list):
-                    if len(losses) != 2:
-                        raise ValueError(f"closure: expected it to return (task, general), got {len(losses)} values.")
-                    self.zero_grad()
-                    self.backward(*losses)
-        amp: dict[str, Tensor | None] = self.__dict__  # a GradScaler sets these two for the time of the call
-        scale, found_inf = amp.get("grad_scale"), amp.get("found_inf")
-        differentiable = bool(self.defaults.get("differentiable", False))
-        with torch.set_grad_enabled(differentiable):
-            if scale is not None:
-                for p in self._parameters:
-                    if p.grad is not None:
-                        p.grad.mul_(scale.reciprocal().to(p.grad.device))
-            self._forget_zeroed_gradients()
-            buckets = [] if self._projected else self._buckets()
-            if buckets and self._has_fused_update and not differentiable:
-                # Before the update: it does not change .grad, and afterwards many gradients are out of the caches.
-                self._remember_gradients_of_step()
-                self._step_fused(buckets, found_inf)
-            else:
-                if buckets:
-                    self._project_then_update(buckets, found_inf)
-                else:
-                    self._update(self._found_inf_in_either(found_inf))
-                self._remember_gradients_of_step()
-        self._stepped = True
-        return losses
+                result = closure()
+            losses = TwoLosses.of(result)
+            if losses is not None:
+                self._backward_and_step(losses)
+                return result
+        if self._sums:
+            raise RuntimeError(
+                "step: expected a backward() outside of accumulate(), which projects the sum, before the update; got a "
+                "sum that is not projected. Call zero_grad() to drop it."
+            )
+        if not self._said and not torch.compiler.is_compiling():
+            self._said.add("warned")
+            warnings.warn(
+                f"{type(self).__name__} steps, and it never got a general gradient: nothing was projected. Call "
+                "opt.backward(task, general) in the place of loss.backward().",
+                stacklevel=4,
+            )
+        self._plain_step()
+        return result
 
-    def _step_fused(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
+    def _plain_step(self) -> None:
+        if self._has_fused_update:
+            owners = [(p, group) for group in self.param_groups for p in group["params"] if _is_dense(p.grad)]
+            self._check_states([(p, group, p.grad) for p, group in owners], ("gradient",))
+        self._update()
+        self._projector.memory.settle([p for p in self._parameters if p.grad is not None], self.state)
+
+    def _backward_and_step(self, losses: TwoLosses) -> None:
+        if self._has_one_operator():
+            members = self._members_with_grad(losses)
+            with torch.no_grad():
+                self._update_by_both(members, losses.scaler)
+        else:
+            self._put_into_grad(losses)
+            self._plain_step()
+            _drop_grads(self._parameters)
+
+    def _put_into_grad(self, losses: TwoLosses) -> None:
+        """Replace `.grad` by the projection of what it held and the gradients of both losses."""
+        members = self._members_with_grad(losses)
+        with torch.no_grad():
+            _drop_grads([member[0] for member in members])
+            self._add_projected(members, losses.scaler)
+
+    def _members_with_grad(self, losses: TwoLosses) -> list[Member]:
+        """The gradients of both losses, with `.grad` as a part of the task gradient."""
+        if self._sums.depth:
+            raise RuntimeError(
+                "backward_and_update: expected to be called outside of accumulate(), where a sum can be projected; got "
+                "a call inside. Inside, call backward()."
+            )
+        groups = self._checked_groups()
+        a, b = self._gradients(list(groups), losses, False, False)
+        pairs = zip(groups, a, strict=True)
+        with torch.no_grad():
+            a = [g if p.grad is None else p.grad if g is None else p.grad + g for p, g in pairs]
+        members = _members(groups, a, b)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not p.requires_grad and p.grad is not None:  # torch.optim updates it too
+                    members.append((p, group, p.grad, torch.zeros_like(p.grad)))
+        return members
+
+    def _update_by_both(self, members: list[Member], scaler: GradScaler | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""
-        alone = len(buckets) == 1 and found_inf is None and self._projector.rule is None
-        if not alone:  # an operator looks at all of its own tensors before it writes, not at those of the next
-            self._check_states(buckets)
+        scale = scale_of(scaler, members[0][0].device)
+        # an operator looks at all of its own tensors before it writes, not at those of the next
+        if len(members) > 1 or scale is not None or self._projector.rule is not None:
+            self._check_states(members)
+        buckets = self._projector.buckets(members, self.state, scale, self._bucket_key)
+        found_inf: list[Tensor] = []
+
+        def unscale(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
+            bad = [~e.isfinite().all() for e in entries]
+            found_inf.append(torch.stack([one.to(bad[0].device) for one in bad]).any().float())
+            return [c / scale.to(c) for c in coefficients]
+
+        def update(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:
+            skip = found_inf[0].to(entries.device) if found_inf else None
+            self._fused_update(bucket, entries, coefficients, skip)
+
         try:
-            self._update_buckets(buckets, found_inf)
+            self._projector.run(buckets, self._parameters, self.state, update, None if scale is None else unscale)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-            self._check_states(buckets)
+            self._check_states(members)
             raise
+        if scaler is not None and scale is not None:
+            self._scaling.tell(scaler, found_inf[0])
+        self._note_projection(scaler)
+        updated = [member[0] for member in members]
+        self._projector.memory.settle(updated, self.state)
+        _drop_grads(updated)
 
-    def _update_buckets(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
-        projector = self._projector
-        if found_inf is None and projector.rule is None and (projector.scope != "global" or len(buckets) == 1):
-            params = self._parameters
-            entries = projector.new_entries(buckets, params)
-            for bucket, e in zip(buckets, entries, strict=True):
-                self._fused_update(bucket, e, None, None)
-            projector.count(buckets, entries, params)
-        else:  # these updates need a result of all gradients: compare all of them first
-            for bucket, e, c in zip(buckets, *self._compare(buckets), strict=True):
-                self._fused_update(bucket, e, c, self._found_inf_in_either(found_inf))
+    def _gradients(
+        self, params: list[Tensor], losses: TwoLosses, retain_graph: bool, create_graph: bool
+    ) -> tuple[Gradients, Gradients]:
+        """The gradients of both losses; outside of `accumulate()` with the sum, and averaged over the ranks."""
+        task, general, scaler, weight = losses
+        check_loss("task", task)
+        if general is not None:
+            check_loss("general", general)
+        check_weight(weight)
+        self._sums.check_scaler(scaler)
+        if scaler is not None:
+            task = scaler.scale(task)
+            general = None if general is None else scaler.scale(general)
+        a, found = gradients_of_both(task, general, params, retain_graph=retain_graph, create_graph=create_graph)
+        check_gradients("task", a, params)
+        if found is not None:
+            check_gradients("general", found, params)
+        b = [None] * len(params) if found is None else found
+        if self._sums.depth:
+            return a, b
+        a, b = self._sums.take(params, a, b)
+        if self._process_group is not None:
+            lists = [a] if general is None and not any(g is not None for g in b) else [a, b]
+            a, *others = mean_over_ranks(params, lists, self._process_group, weight)
+            b = others[0] if others else b
+        return a, b
 
-    def _check_states(self, buckets: list[Bucket]) -> None:
-        """Raise RuntimeError where gradients or state of a parameter do not fit it."""
-        for bucket in buckets:
-            if self._has_fused_update:
-                check_learning_rate(bucket.group["lr"], bucket.params[0])
-            states = [self._states_read(p, bucket.group) for p in bucket.params]
-            pairs = list(zip(bucket.task, bucket.general, strict=True))
-            if all_fit(bucket.params, pairs, states):
-                continue
-            for p, (a, b), state in zip(bucket.params, pairs, states, strict=True):
-                check_parameter(self.param_groups, p, {"task gradient": a, "general gradient": b}, state)
+    def _checked_groups(self) -> dict[Tensor, dict[str, Any]]:
+        """The group of each parameter that requires grad."""
+        check_ranks(self._process_group)
+        check_groups(self.param_groups, self._projector.rule)
+        groups = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    groups.setdefault(p, group)
+        if not groups:
+            raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
+        check_parameters(groups)
+        return groups
 
-    def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The entries of a parameter's state that the update reads; None for a missing one, empty before the first."""
-        return {}
+    def _note_projection(self, scaler: GradScaler | None) -> None:
+        if not torch.compiler.is_compiling():
+            self._said.add("projected")
+            self._scaling.projected(scaler)
 
-    def _project_then_update(self, buckets: list[Bucket], found_inf: Tensor | None) -> None:
-        """The optimizer's own step, with the projected gradients in the place of the task gradients."""
-        before = [(p, p.grad) for bucket in buckets for p in bucket.params]
-        try:
-            for p, g in self._projected_gradients(buckets):
-                p.grad = g
-            self._update(self._found_inf_in_either(found_inf))
-        finally:
-            for p, a in before:
-                p.grad = a
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        rule = self._projector.rule
+        return self._scaling.asked(rule, bool(rule and (rule.unit_memory or rule.parameter_memory)))
 
-    def _found_inf_in_either(self, found_inf: Tensor | None) -> Tensor | None:
-        """A GradScaler's flag, raised also by what is not finite about the general gradient."""
-        if found_inf is None or self._non_finite is None:
-            return found_inf
-        return torch.maximum(found_inf, self._non_finite.to(found_inf))
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:  # torch.optim does so for a fused update
+        self._scaling.update_unscales = value
+
+    # ---- what the optimizers fill in
 
     _has_fused_update = False  # whether there is an operator that projects and updates at once
+
+    def _has_one_operator(self) -> bool:
+        """Whether `backward_and_update` can go through one operator."""
+        if not self._has_fused_update or self.defaults.get("differentiable", False):
+            return False
+        params = self._parameters
+        return len(params) == 1 or len(params) == len(set(params))
+
+    def _bucket_key(self, p: Tensor) -> Any:
+        """A value that all parameters of one fused update must share, besides group, device and dtype."""
+        return None
 
     def _fused_update(
         self, bucket: Bucket, entries: Tensor, coefficients: Tensor | None, found_inf: Tensor | None
@@ -383,97 +415,88 @@ class TwoGradients(Optimizer):
         """Project and update one bucket: by `coefficients`, or by ProGrad's, whose `entries` are then written."""
         raise NotImplementedError
 
-    def _update(self, found_inf: Tensor | None) -> None:
-        """Run the update on `.grad`, unless `found_inf` (0-d, given under a GradScaler) is above 0."""
+    def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The entries of a parameter's state that the update reads; None for a missing one, empty before the first."""
+        return {}
+
+    def _update(self) -> None:
+        """Run the update on `.grad`."""
         raise NotImplementedError
+
+    def _check_states(
+        self, members: Sequence[Any], names: Sequence[str] = ("task gradient", "general gradient")
+    ) -> None:
+        """Raise RuntimeError where gradients or state of a parameter do not fit it."""
+        states = [self._states_read(p, group) for p, group, *_ in members]
+        for p, group, *_ in members:
+            check_learning_rate(group["lr"], p)
+        if all_fit([member[0] for member in members], [member[2:] for member in members], states):
+            return
+        for (p, _, *gradients), state in zip(members, states, strict=True):
+            check_parameter(self.param_groups, p, dict(zip(names, gradients, strict=True)), state)
 
     # ---- torch.optim's own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch.optim does; `lambda_` may be given for it, like `lr`."""
-        if "lambda_" in param_group:
-            check_lambda(param_group["lambda_"])
+        if isinstance(param_group, dict):  # else torch.optim complains
+            self._projector.add_lambda(param_group)
         super().add_param_group(param_group)
-        self._projector.grow(self._parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as in torch.optim; a rule with a state adds the entry "rule", which torch.optim does not read."""
-        return self._with_rule_state(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer, or of the torch.optim optimizer that it stands on.
 
         As in torch.optim, states are not compared with their parameters here, but at the next step, before anything
-        moves. RuntimeError if a rule's state is that of other parameters.
+        moves. A group without `lambda_` keeps the one that it had.
         """
-        self._check_rule_state(state_dict)
         super().load_state_dict(state_dict)
-        self._load_rule_state(state_dict)
-
-    def _with_rule_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        rule = self._projector.rule_state(self._parameters)
-        return state_dict | {"rule": rule} if rule else state_dict
-
-    def _check_rule_state(self, state_dict: dict[str, Any]) -> None:
-        self._projector.check_rule_state(state_dict.get("rule", {}), self._parameters)
-
-    def _load_rule_state(self, state_dict: dict[str, Any]) -> None:
-        self._projector.load_rule_state(state_dict.get("rule", {}), self._parameters)
+        self._projector.memory.forget_waiting()
 
     def __getstate__(self) -> dict[str, Any]:
-        # pending gradients stay behind, as .grad does when a parameter is copied or pickled
-        own = ("lambda_", "_projector")
+        # sums stay behind, as .grad does when a parameter is copied or pickled; so does the process group
+        own = ("_projector", "_scaling", "_said")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
-        keep_lambdas(before, self.param_groups)
-        if "_general" not in self.__dict__:
-            self._forget_gradients()
+        self.__dict__.setdefault("_sums", Sums())
+        self.__dict__.setdefault("_process_group", None)
+        keep_lambdas(before, self.param_groups, self._projector.rule)
 
 
-def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
-    """A checkpoint of the plain optimizer has no `lambda_`: a group that had its own keeps it."""
+def _members(groups: dict[Tensor, dict[str, Any]], a: Gradients, b: Gradients) -> list[Member]:
+    """The parameters that one of the losses reaches; a gradient that is missing counts as zeros."""
+    return [
+        (p, group, torch.zeros_like(general) if task is None else task, torch.zeros_like(task) if general is None else general)
+        for (p, group), task, general in zip(groups.items(), a, b, strict=True)
+        if task is not None or general is not None
+    ]
+
+
+def _is_dense(grad: Tensor | None) -> bool:
+    """Whether a gradient is there, and not of the kinds that torch.optim has ways of its own with."""
+    return grad is not None and grad.layout == torch.strided and grad.is_floating_point()
+
+
+def _add_to_grad(p: Tensor, g: Tensor) -> None:
+    if p.grad is None:
+        p.grad = g
+    elif torch.is_grad_enabled() or (0 in p.grad.stride() and p.grad.numel() > 1):  # expanded memory takes no sum
+        p.grad = p.grad + g
+    else:
+        p.grad.add_(g)
+
+
+def _drop_grads(params: Sequence[Tensor]) -> None:
+    for p in params:
+        p.grad = None
+
+
+def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]], rule: Rule | None) -> None:
+    """A loaded group keeps the λ that it had where the checkpoint has none; beside a rule it has none."""
+    for group in now if rule is not None else ():
+        group.pop("lambda_", None)
     for old, group in zip(before, now, strict=False):
         if "lambda_" in old:
             group.setdefault("lambda_", old["lambda_"])
-
-
-def check_lambda(lambda_: Any) -> None:
-    """Raise TypeError or ValueError unless `lambda_` is a number of at least 0."""
-    if isinstance(lambda_, bool) or not isinstance(lambda_, int | float):
-        raise TypeError(f"lambda_: expected a number, got {type(lambda_).__name__}. 1.0 removes the whole conflict.")
-    if not 0 <= lambda_ < float("inf"):
-        raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}. 1.0 removes the whole conflict.")
-
-
-def _check_loss(name: str, loss: Any) -> None:
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"{name}: expected a loss tensor, got {type(loss).__name__}.")
-    if loss.numel() != 1:
-        raise ValueError(f"{name}: expected a loss of one element, got shape {tuple(loss.shape)}. Take its mean.")
-    if not loss.requires_grad:
-        raise ValueError(
-            f"{name}: expected a loss with a graph, got one that does not require grad. Compute it from the "
-            "parameters, outside of torch.no_grad()."
-        )
-
-
-def _check_gradients(name: str, gradients: Iterable[Tensor | None]) -> None:
-    found = [gradient for gradient in gradients if gradient is not None]
-    if not found:
-        raise ValueError(
-            f"{name}: expected a loss that depends on a parameter of this optimizer, got one that reaches none. "
-            "Compute it from the parameters that the optimizer was built with."
-        )
-    check_pairs(found, [None] * len(found))
-
-
-def _accumulate(known: Tensor | None, new: Tensor) -> Tensor:
-    """The accumulated gradient: in place, in memory of its own (autograd may return shared or expanded tensors)."""
-    if known is None:
-        return new.clone()
-    if known.requires_grad or new.requires_grad:
-        return known + new
-    return known.add_(new)

@@ -1,23 +1,34 @@
 """ProGrad: the projection in front of any other torch.optim optimizer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
 from torch.optim import Optimizer
 
 from prograd_fast.ops.common import Scope
-from prograd_fast.optim.inner_step import run_unless_inf
 from prograd_fast.optim.rules import Rule
-from prograd_fast.optim.two_gradients import TwoGradients, check_lambda, keep_lambdas
+from prograd_fast.optim.two_gradients import TwoGradients, keep_lambdas
+
+
+def _registers_with_the_wrapped(name: str) -> Callable[..., Any]:
+    """A `register_..._hook`: the hook runs where the wrapped optimizer runs its own, and gets the wrapper."""
+
+    def register(self: "ProGrad", hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.optimizer, name)(lambda _, *rest: hook(self, *rest), *args, **kwargs)
+
+    register.__name__ = name
+    register.__doc__ = getattr(Optimizer, name).__doc__
+    return register
 
 
 class ProGrad(TwoGradients):
     """Any optimizer on the projected gradient: g = a - λ·min(0, ⟨a,b⟩)/‖b‖²·b goes where a would have gone.
 
-    Parameter groups, state and `state_dict` are those of the wrapped optimizer, so that schedulers, checkpoints and
-    `GradScaler` work on the wrapper as on the optimizer itself. The wrapped optimizer alone knows what its state must
-    look like: a state that does not fit raises the wrapped optimizer's own error.
+    Parameter groups, state, `state_dict` and hooks are those of the wrapped optimizer, so that schedulers, checkpoints
+    and `GradScaler` work on the wrapper as on the optimizer itself. λ is put into its groups. The wrapped optimizer
+    alone knows what its state must look like: a state that does not fit raises the wrapped optimizer's own error.
 
     Source: Zhu et al., Prompt-aligned Gradient for Prompt Tuning, arXiv:2205.14865.
 
@@ -26,6 +37,9 @@ class ProGrad(TwoGradients):
         lambda_: λ ≥ 0: 0 never projects, 1 removes the whole conflict (default: 1.0).
         scope: what is tested and projected as a whole: each "tensor" (default), each "row", or all ("global").
         rule: another rule than ProGrad's, from `prograd_fast.rules` (default: None, `rules.ProGrad(lambda_)`).
+        noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
+            `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic).
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
 
     Raises:
         TypeError: `optimizer` is not a torch.optim.Optimizer, or needs a closure that it calls several times.
@@ -40,7 +54,14 @@ class ProGrad(TwoGradients):
     """
 
     def __init__(
-        self, optimizer: Optimizer, lambda_: float = 1.0, scope: Scope = "tensor", rule: Rule | None = None
+        self,
+        optimizer: Optimizer,
+        lambda_: float = 1.0,
+        scope: Scope = "tensor",
+        rule: Rule | None = None,
+        *,
+        noise_floor: float | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, TwoGradients | torch.optim.LBFGS):
             raise TypeError(
@@ -48,8 +69,10 @@ class ProGrad(TwoGradients):
                 f"{type(optimizer).__name__}."
             )
         self.optimizer = optimizer
-        self._init_two_gradients(lambda_, scope, rule)
-        Optimizer.__setstate__(self, {})  # the hooks of an optimizer, without groups of its own
+        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group)
+        for group in self.param_groups:
+            self._projector.add_lambda(group)
+        Optimizer.__setstate__(self, {})  # what torch.optim keeps of its own, without groups
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -68,30 +91,43 @@ class ProGrad(TwoGradients):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer; `lambda_` may be given for it."""
-        if "lambda_" in param_group:
-            check_lambda(param_group["lambda_"])
+        if isinstance(param_group, dict):  # else torch.optim complains
+            self._projector.add_lambda(param_group)
         self.optimizer.add_param_group(param_group)
-        self._projector.grow(self._parameters)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set `.grad` to None or zero as the wrapped optimizer does, and drop the sum of an `accumulate()` block."""
+        self._sums.drop()
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As `TwoGradients.step`; the update and its hooks are those of the wrapped optimizer."""
+        return super().step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch.optim would run global hooks here, and again in the wrapped
+
+    register_step_pre_hook = _registers_with_the_wrapped("register_step_pre_hook")
+    register_step_post_hook = _registers_with_the_wrapped("register_step_post_hook")
+    register_state_dict_pre_hook = _registers_with_the_wrapped("register_state_dict_pre_hook")
+    register_state_dict_post_hook = _registers_with_the_wrapped("register_state_dict_post_hook")
+    register_load_state_dict_pre_hook = _registers_with_the_wrapped("register_load_state_dict_pre_hook")
+    register_load_state_dict_post_hook = _registers_with_the_wrapped("register_load_state_dict_post_hook")
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the wrapped optimizer."""
-        return self._with_rule_state(self.optimizer.state_dict())
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of the wrapped optimizer."""
-        self._check_rule_state(state_dict)
+        """Load a state of the wrapped optimizer, of a wrapper or not."""
         before = self.param_groups
         self.optimizer.load_state_dict(state_dict)
-        keep_lambdas(before, self.param_groups)
-        self._load_rule_state(state_dict)
+        keep_lambdas(before, self.param_groups, self._projector.rule)
+        self._projector.memory.forget_waiting()
 
     def __getstate__(self) -> dict[str, Any]:
         shared = ("defaults", "state", "param_groups")  # they travel with the wrapped optimizer
         own = {name: value for name, value in super().__getstate__().items() if name not in shared}
         return own | {"optimizer": self.optimizer}
 
-    def _update(self, found_inf: Tensor | None) -> None:
-        inner = self.optimizer
-        run_unless_inf(inner, inner.step, getattr(inner, "_step_supports_amp_scaling", False), found_inf)
-        for name in ("grad_scale", "found_inf"):  # GradScaler cleans up after itself on the wrapper only
-            inner.__dict__.pop(name, None)
+    def _update(self) -> None:
+        self.optimizer.step()

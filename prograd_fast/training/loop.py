@@ -1,8 +1,8 @@
 """The training loop: mini-batches by epoch, in any precision, from a checkpoint where there is one."""
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prograd_fast.files.reading import short
 from prograd_fast.methods import GradientLearner, GradientMethod, Losses
+from prograd_fast.optim import NOISE_FLOORS
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.history import History, Measurements
@@ -98,36 +99,51 @@ def update(
     """
     scaler = scaler or torch.amp.GradScaler(batch[0].device.type, enabled=False)
     optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
+    if options.precision != "fp32":  # the optimizer sees the precision of the gradients, not that of the losses
+        optimizer.noise_floor = NOISE_FLOORS[PRECISIONS[options.precision]]
     optimizer.zero_grad()
     values: dict[str, Tensor] = {}
-    for features, labels in zip(*(tensor.chunk(options.accumulate) for tensor in batch), strict=True):
+    micro_batches = list(zip(*(tensor.chunk(options.accumulate) for tensor in batch), strict=True))
+    for i, (features, labels) in enumerate(micro_batches):
         losses = _losses(learner, (features, labels), options)
         share = len(labels) / len(batch[1])
         part = {"task": losses.task * share} | {name: term * share for name, term in losses.terms.items()}
         if losses.correct is not None:
             part["accuracy"] = losses.correct / len(batch[1])
-        if losses.general is None:
-            scaler.scale(part["task"]).backward()
-        else:
+        if losses.general is not None:
             part["general"] = losses.general * share
-            optimizer.backward(part["task"], part["general"], scaler=scaler)
+        two = part["task"], part.get("general")
+        if i + 1 < len(micro_batches):
+            with optimizer.accumulate():
+                optimizer.backward(*two, scaler=scaler)
+        elif limit is None:
+            with _named_rate(optimizer):
+                optimizer.backward_and_update(*two, scaler=scaler)
+        else:
+            optimizer.backward(*two, scaler=scaler)
         for name, value in part.items():
             values[name] = values[name] + value.detach() if name in values else value.detach()
     if limit is not None:
         scaler.unscale_(optimizer)
-        optimizer.project()
-        torch.nn.utils.clip_grad_norm_(learner.module.parameters(), limit)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
+        with _named_rate(optimizer):
+            scaler.step(optimizer)
+    scaler.update()
+    if "general" in values:
+        values["cosine"] = optimizer.conflict.cosine[0]
+    return values
+
+
+@contextmanager
+def _named_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """An update, whose error about the learning rate names it."""
     try:
-        scaler.step(optimizer)
+        yield
     except RuntimeError as error:
         if "without overflow" in str(error):  # torch.optim's, of a factor that no float32 holds
             rate = optimizer.param_groups[0]["lr"]
             raise ValueError(f"lr: expected a rate that float32 holds, got {rate:g}; lower lr") from error
         raise
-    scaler.update()
-    if "general" in values:
-        values["cosine"] = optimizer.conflict.cosine[0]
-    return values
 
 
 def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], options: TrainOptions) -> Losses:

@@ -14,7 +14,7 @@ void test_projection(const Case& c) {
       Buffer a(c.storage, c.n, c.shift), b(c.storage, c.n);
       a.fill(random), b.fill(random);
       double sums[3];
-      kernels.gram(a.data(), b.data(), c.n, 0.5, sums);
+      kernels.gram(a.data(), b.data(), c.n, sums);
       kernels.project(a.data(), b.data(), c.n, 0.5, beta);
       const double values[4] = {sums[0], sums[1], sums[2], a[c.n - 1]};
       std::memcpy(results[side], values, sizeof values);
@@ -32,7 +32,7 @@ void test_long_gram(InstructionSet set) {
     Buffer a(Storage::float32, n), b(Storage::float32, n);
     a.fill_with(value), b.fill_with(-value);
     double sums[3];
-    kernels_for<ProjectionKernels>(set, Storage::float32).gram(a.data(), b.data(), n, 1, sums);
+    kernels_for<ProjectionKernels>(set, Storage::float32).gram(a.data(), b.data(), n, sums);
     for (int i = 0; i < 3; ++i) {
       const double wanted = (i == 1 ? -1 : 1) * a[0] * a[0] * double(n);
       check(std::fabs(sums[i] / wanted - 1) < 4e-6, set, "gram of equal numbers", sums[i], wanted);

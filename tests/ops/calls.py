@@ -164,14 +164,14 @@ def project_(s: Sizes) -> Call:
 @call
 def project_adamw_(s: Sizes) -> Call:
     steps = [torch.tensor(1.0) for _ in s.shapes]
-    options = [torch.zeros(s.units, 3, dtype=s.wide), None, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1.0, s.scope]
-    return [*_lists(s, 5), [], steps, *options, False, False, None, None], {}
+    options = [torch.zeros(s.units, 3, dtype=s.wide), None, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1.0, 0.5, s.scope]
+    return [*_lists(s, 5), [], steps, *options, False, False, None], {}
 
 
 @call
 def project_sgd_(s: Sizes) -> Call:
-    options = [torch.zeros(s.units, 3, dtype=s.wide), None, None, 1e-3, 0.9, 0.0, 0.1, 1.0, s.scope]
-    return [*_lists(s, 4), *options, False, False, False, None, None], {}
+    options = [torch.zeros(s.units, 3, dtype=s.wide), None, None, 1e-3, 0.9, 0.0, 0.1, 1.0, 0.5, s.scope]
+    return [*_lists(s, 4), *options, False, False, False, None], {}
 
 
 # ---- the prompt encoder: `rows` are those of the longest segment, `samples` the columns of a head

@@ -80,6 +80,7 @@ NUMBERS = {
     "heads": (0, -2, 10**6),
     "temperature": (0.0, -1.0, float("nan"), float("inf")),
     "lambda_": (-1.0, float("nan"), float("inf")),
+    "noise_floor": (-1.0, float("nan"), float("inf")),
 }
 # what is not wrong: another number of cotangents, samples or classes where nothing else has it
 ALLOWED = {

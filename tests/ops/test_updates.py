@@ -1,6 +1,7 @@
 """gram_out, project_, project_adamw_ and project_sgd_ on every backend against the float64 reference."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from prograd_fast import functional, reference
 from prograd_fast.ops.common import SCOPES, Scope
-from prograd_fast.ops.projection import n_units
+from prograd_fast.ops.projection import floored, n_units
+from tests.ops import floors
 from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on, threads
 from tests.tolerances import assert_close
 
 # one element without a dimension; nothing; less than a vector; a prompt; rows; a tensor of several chunks and passes
 SHAPES = [(), (0,), (7,), (16, 512), (3, 5, 11), (2, 40001)]
 LR, EPS, WEIGHT_DECAY, LAMBDA = 1e-2, 1e-8, 0.1, 0.8
+FLOOR = 1.1  # between the ratios ‖b‖/‖a‖ of `gradients`, about 1 and 1.2
 
 
 def gradients(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> tuple[list[Tensor], list[Tensor]]:
@@ -47,15 +50,16 @@ def test_gram_and_project(backend: str, dtype: torch.dtype, scope: Scope) -> Non
     task, general = gradients(dtype)
     with running_on(backend):
         entries = functional.gram(task, general, scope)
-        projected = functional.project(task, general, LAMBDA, scope)
     wanted = reference.gram(double(task), double(general), scope)
     assert entries.dtype == accumulation(dtype)
     assert_close(entries, wanted, "formula", accumulation(dtype))
-    for a, g, want in zip(
-        task, projected, reference.project(double(task), double(general), LAMBDA, scope), strict=True
-    ):
-        assert g.dtype == dtype
-        assert_close(g, want, "formula", dtype, a)
+    for floor in (0.0, FLOOR):
+        with running_on(backend):
+            projected = functional.project(task, general, LAMBDA, scope, floor)
+        expected = reference.project(double(task), double(general), LAMBDA, scope, floor)
+        for a, g, want in zip(task, projected, expected, strict=True):
+            assert g.dtype == dtype
+            assert_close(g, want, "formula", dtype, a)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,7 +87,7 @@ def test_adamw(backend: str, dtype: torch.dtype) -> None:
         wanted = [double(state) for state in states]
         options = {
             "lr": LR, "betas": (0.9, 0.99), "eps": EPS, "weight_decay": WEIGHT_DECAY, "lambda_": LAMBDA,
-            "scope": scope, "maximize": maximize,
+            "scope": scope, "noise_floor": FLOOR * maximize, "maximize": maximize,
         }  # fmt: skip
         reference.project_adamw_(
             wanted[0], double(task), double(general), wanted[1], wanted[2], 5, **options,
@@ -107,7 +111,8 @@ def test_sgd(backend: str, dtype: torch.dtype) -> None:
         wanted, wanted_m = double(params), double(m)
         options = {
             "lr": LR, "momentum": 0.9 * buffered, "dampening": 0.0 if nesterov else 0.1, "weight_decay": WEIGHT_DECAY,
-            "nesterov": nesterov, "lambda_": LAMBDA, "scope": scope, "first": first, "maximize": nesterov,
+            "nesterov": nesterov, "lambda_": LAMBDA, "scope": scope, "noise_floor": FLOOR * buffered, "first": first,
+            "maximize": nesterov,
         }  # fmt: skip
         reference.project_sgd_(wanted, double(task), double(general), wanted_m if buffered else None, **options)
         with running_on(backend):
@@ -125,27 +130,25 @@ def adamw_arguments(dtype: torch.dtype = torch.float32) -> dict[str, object]:
         "params": params, "task": task, "general": general, "exp_avgs": m, "exp_avg_sqs": v, "max_exp_avg_sqs": [],
         "steps": [torch.tensor(3.0) for _ in task], "entries": empty_entries(task, "tensor"), "coefficients": None,
         "lr_tensor": None, "lr": LR, "beta1": 0.9, "beta2": 0.99, "eps": EPS, "weight_decay": WEIGHT_DECAY,
-        "lambda_": 1.0, "scope": 0, "amsgrad": False, "maximize": False, "grad_scale": None, "found_inf": None,
+        "lambda_": 1.0, "noise_floor": 0.0, "scope": 0, "amsgrad": False, "maximize": False, "found_inf": None,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_grad_scale_found_inf_and_tensor_lr(backend: str) -> None:
-    plain, scaled, skipped = (adamw_arguments() for _ in range(3))
-    scale = torch.tensor(1024.0)
-    scaled |= {"task": [scale * a for a in scaled["task"]], "grad_scale": scale, "found_inf": torch.tensor(0.0)}
-    scaled |= {"lr": 0.0, "lr_tensor": torch.tensor(LR, dtype=torch.float64)}
+def test_found_inf_and_tensor_lr(backend: str) -> None:
+    plain, finite, skipped = (adamw_arguments() for _ in range(3))
+    finite |= {"found_inf": torch.tensor(0.0), "lr": 0.0, "lr_tensor": torch.tensor(LR, dtype=torch.float64)}
     skipped |= {"found_inf": torch.tensor(1.0)}
     before = adamw_arguments()
     with running_on(backend):
-        for arguments in (plain, scaled, skipped):
+        for arguments in (plain, finite, skipped):
             torch.ops.prograd_fast.project_adamw_(*arguments.values())
     for name in ("params", "exp_avgs", "exp_avg_sqs", "steps"):
         for i, want in enumerate(plain[name]):
-            assert torch.equal(scaled[name][i], want), name  # a power of two scales without rounding
+            assert torch.equal(finite[name][i], want), name
             assert torch.equal(skipped[name][i], before[name][i]), name
+    assert torch.equal(plain["entries"], finite["entries"])
     assert torch.equal(plain["entries"], skipped["entries"])
-    assert_close(scaled["entries"], plain["entries"], "formula", torch.float32)
     assert plain["steps"][0] == 4
 
 
@@ -175,6 +178,67 @@ def test_unusable_general_gradient_changes_nothing(backend: str, value: float) -
     with running_on(backend):
         (projected,) = functional.project([a], [torch.full((100,), value)])
     assert torch.equal(projected, a)
+
+
+def by_project(around: floors.Around) -> list[Tensor]:
+    return functional.project(around.task, around.general, 1.0, SCOPES[around.scope], around.floor)
+
+
+def by_sgd(around: floors.Around) -> list[Tensor]:
+    params = [torch.zeros_like(a) for a in around.task]
+    functional.project_sgd_(
+        params, around.task, around.general, lr=1.0, scope=SCOPES[around.scope], noise_floor=around.floor, maximize=True
+    )
+    return params
+
+
+def by_adamw(around: floors.Around) -> list[Tensor]:
+    params, m, v = ([torch.zeros_like(a) for a in around.task] for _ in range(3))
+    functional.project_adamw_(
+        params, around.task, around.general, m, v, 1, lr=1.0, betas=(0.0, 0.9), scope=SCOPES[around.scope],
+        noise_floor=around.floor,
+    )  # fmt: skip
+    return m
+
+
+@pytest.mark.parametrize("projected", [by_project, by_sgd, by_adamw])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_floor(backend: str, dtype: torch.dtype, projected: Callable[[floors.Around], list[Tensor]]) -> None:
+    with running_on(backend):
+        for scope in range(3):
+            # rows and tensors of one pass; a tensor of two
+            for around in floors.arounds(dtype, scope, [(7,), (2, 40001), (1, 100_000)]):
+                floors.check(around, projected)
+        floors.check(floors.random_rows(dtype, 500), projected)
+        for around in floors.extremes() if dtype == torch.float32 else ():
+            floors.check(around, projected)
+
+
+def test_floored_entries() -> None:
+    rows = [[4.0, -1.0, 1.0], [4.0, -1.0, 1.01], [0.0, 0.0, 0.0], [4.0, torch.nan, 1.0], [torch.inf, -1.0, 1.0]]
+    rows += [[4.0, -1.0, torch.inf], [torch.nan, -1.0, 1.0], [4.0, -1.0, torch.nan]]
+    entries = torch.tensor(rows)
+    assert floored(entries, 0.0) is entries
+    for floor, absent in ((0.5, 1), (1e30, 2)):  # what is not finite stays, however high the floor
+        expected = entries.clone()
+        expected[:absent, 1:] = 0
+        assert torch.equal(floored(entries, floor).nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(reference.conflict_coefficients(entries[:3]), torch.tensor([-1.0, -1 / 1.01, 0.0]))
+    assert torch.equal(reference.conflict_coefficients(entries[:3], 0.5), torch.tensor([0.0, -1 / 1.01, 0.0]))
+
+
+@pytest.mark.parametrize("floor", [-1e-9, torch.inf, torch.nan])
+def test_a_floor_that_is_none(floor: float) -> None:
+    ones = [torch.ones(2)]
+    for refused in (
+        lambda: functional.project(ones, ones, noise_floor=floor),
+        lambda: functional.project_sgd_(ones, ones, ones, lr=0.1, noise_floor=floor),
+        lambda: functional.project_adamw_(ones, ones, ones, ones, ones, 1, lr=0.1, noise_floor=floor),
+    ):
+        with pytest.raises(ValueError, match="noise_floor: expected a number of at least 0, got"):
+            refused()
+    assert torch.equal(ones[0], torch.ones(2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -284,7 +348,7 @@ def test_step_counters_below_zero(backend: str) -> None:
     states = []
     for name in (backend, "reference"):
         p, a, b, m, v = ([torch.full((3,), value)] for value in (1.0, 2.0, 3.0, 0.5, 0.25))
-        rest = (torch.zeros(1, 3), None, None, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 0, False, False, None, None)
+        rest = (torch.zeros(1, 3), None, None, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 0.0, 0, False, False, None)
         with running_on(name):
             torch.ops.prograd_fast.project_adamw_(p, a, b, m, v, [], [torch.tensor(-2.0)], *rest)
         states.append((m[0], v[0]))

@@ -83,6 +83,7 @@ def test_a_step_does_not_depend_on_the_number_of_threads(backend, name, tensors,
         opt = support.OPTIMIZERS[name](params, scope=scope)
         with RUNNING[backend](), threads(count):
             support.run(opt, params, range(4, 7))
-        outcomes.append([*support.results(opt, params), opt.conflict.cosine])
+        cosine = opt.conflict.cosine.nan_to_num()  # NaN where b happens to be below the noise floor
+        outcomes.append([*support.results(opt, params), cosine])
         assert opt.conflict.conflicts.any()
     support.assert_same(*outcomes, bitwise=True)

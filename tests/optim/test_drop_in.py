@@ -53,6 +53,7 @@ def make(name, params, **change):
 
 
 NAMES = ["adamw", "sgd", "wrapper"]
+plain_use = pytest.mark.filterwarnings("ignore:.*never got a general gradient:UserWarning")  # which is said once
 
 # ---- without a general gradient
 
@@ -68,6 +69,7 @@ VARIANTS = [
 ]
 
 
+@plain_use
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize(("own", "theirs", "settings"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -82,13 +84,14 @@ def test_plain_use_is_torch_bit_for_bit(own, theirs, settings, path, dtype):
     run_plain(other, q)
     assert same(p, q)
     a, b = mine.state_dict(), other.state_dict()
-    assert a["param_groups"] == b["param_groups"]
+    assert a["param_groups"] == [group | {"lambda_": 1.0} for group in b["param_groups"]]
     assert a["state"].keys() == b["state"].keys()
     for i in a["state"]:
         assert a["state"][i].keys() == b["state"][i].keys()
         assert same(a["state"][i].values(), b["state"][i].values())
 
 
+@plain_use
 @pytest.mark.parametrize(("own", "theirs", "settings"), [VARIANTS[0], VARIANTS[1], VARIANTS[3]])
 def test_checkpoints_go_either_way(own, theirs, settings):
     """Three steps with one class, save, load into the other, three more: the same as six steps with one."""
@@ -114,7 +117,7 @@ def test_a_group_keeps_its_lambda_when_a_plain_checkpoint_is_loaded():
     groups = [{"params": p[:2], "lambda_": 0.25}, {"params": p[2:]}]
     for opt in (pf.ProGradAdamW(groups), pf.ProGrad(torch.optim.AdamW(groups))):
         opt.load_state_dict(torch.optim.AdamW([{"params": p[:2]}, {"params": p[2:]}]).state_dict())
-        assert [group.get("lambda_") for group in opt.param_groups] == [0.25, None]
+        assert [group["lambda_"] for group in opt.param_groups] == [0.25, 1.0]
 
 
 # ---- with both gradients, against the formulas
@@ -183,7 +186,6 @@ def test_lambda_per_group():
     opt = pf.ProGradSGD([{"params": [p[0]], "lambda_": 0.0}, {"params": [p[1]]}], lr=0.1)
     pull = torch.tensor([1.0, -1.0, 0.0, 0.0])
     opt.backward((p[0] * pull).sum() + (p[1] * pull).sum(), (p[0][1] + p[1][1]))
-    opt.project()
     assert torch.equal(p[0].grad, pull)
     assert torch.equal(p[1].grad, torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
@@ -192,26 +194,44 @@ def test_lambda_per_group():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_accumulation_projects_the_sums_once(name):
+def test_micro_batches_equal_one_batch(name):
     p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
     opt = make(name, p)
-    opt.backward(*losses(p, 0))
+    with opt.accumulate():
+        for step in range(2):
+            opt.backward(*losses(p, step))
     opt.backward(*losses(p, 2))
     opt.step()
     other = make(name, q)
-    first, second = losses(q, 0), losses(q, 2)
-    other.backward(first[0] + second[0], first[1] + second[1])
+    other.backward(*(sum(parts) for parts in zip(*(losses(q, step) for step in range(3)), strict=True)))
     other.step()
     for x, y in zip(p, q, strict=True):
-        assert_close(x, y, "formula", torch.float64)
+        assert_close(x, y, "trajectory", torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_in_a_row_add_their_own_projections(name):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt, other = make(name, p), make(name, q)
+    for step in (0, 2):
+        opt.backward(*losses(p, step))
+    expected = [torch.zeros_like(x) for x in q]
+    for step in (0, 2):
+        other.zero_grad()
+        other.backward(*losses(q, step))
+        expected = [g + x.grad for g, x in zip(expected, q, strict=True)]
+    for x, g in zip(p, expected, strict=True):
+        assert_close(x.grad, g, "formula", torch.float64)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad_forgets_both(name, set_to_none):
+def test_zero_grad_forgets_everything(name, set_to_none):
     p, q = parameters(), parameters()
     opt, other = make(name, p), make(name, q)
     opt.backward(*losses(p, 3))
+    with opt.accumulate():
+        opt.backward(*losses(p, 1))
     opt.zero_grad(set_to_none=set_to_none)
     assert all((x.grad is None) if set_to_none else not x.grad.any() for x in p)
     opt.backward(*losses(p, 0))
@@ -264,69 +284,72 @@ def test_sgd_without_momentum_keeps_no_state():
     assert opt.state_dict()["state"] == {}
 
 
-def test_step_leaves_the_gradients_alone():
-    """As in torch.optim: both gradients go on accumulating until zero_grad, also across a step."""
-    p, q = parameters([(8,)], torch.float64), parameters([(8,)], torch.float64)
+def test_step_leaves_the_gradient_alone():
+    """As in torch.optim: `.grad` goes on accumulating until zero_grad, also across a step."""
+    (p,), (q,) = parameters([(8,)], torch.float64), parameters([(8,)], torch.float64)
     a, b, c, d = (x.detach() for x in parameters([(8,)] * 4, torch.float64, seed=5))
-    opt, other = pf.ProGradAdamW(p, **ADAMW), pf.ProGradAdamW(q, **ADAMW)
-    opt.backward((p[0] * a).sum(), (p[0] * b).sum())
-    opt.step()
-    assert torch.equal(p[0].grad, a)
-    opt.backward((p[0] * c).sum(), (p[0] * d).sum())
-    opt.step()
-    other.backward((q[0] * a).sum(), (q[0] * b).sum())
-    other.step()
-    other.zero_grad()
-    other.backward((q[0] * (a + c)).sum(), (q[0] * (b + d)).sum())
-    other.step()
-    assert same(p, q)
+    opt, plain = pf.ProGradAdamW([p], **ADAMW), torch.optim.AdamW([q], **ADAMW)
+    total = torch.zeros_like(p)
+    for task, general in ((a, b), (c, d)):
+        opt.backward((p * task).sum(), (p * general).sum())
+        total = total + reference.project([task], [general])[0]
+        assert_close(p.grad, total, "formula", torch.float64)
+        kept = q.grad = p.grad.clone()
+        opt.step()
+        assert torch.equal(p.grad, kept)
+        plain.step()
+    assert same([p], [q])
     assert opt.conflict.conflicts.item() > 0
 
 
-def test_backward_onto_a_projected_gradient_is_refused():
-    p = parameters()
-    opt = pf.ProGradAdamW(p)
-    opt.backward(*losses(p, 0))
-    opt.project()
-    opt.step()
-    with pytest.raises(RuntimeError, match=r"Call zero_grad\(\)"):
-        opt.backward(*losses(p, 1))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_projection_happens_once(name):
-    """project() before step(), twice, or step() alone are the same, also for λ < 1 where projecting twice differs."""
-    results = []
-    for calls in (0, 1, 2):
-        p = parameters(dtype=torch.float64)
-        opt = make(name, p, lambda_=0.5)
-        opt.backward(*losses(p, 0))
-        for _ in range(calls):
-            opt.project()
-        opt.step()
-        results.append(p)
-    for p in results[1:]:
-        for x, y in zip(p, results[0], strict=True):
-            assert_close(x, y, "formula", torch.float64)
-
-
-def test_clipping_comes_after_the_projection():
+def test_clipping_bounds_the_update():
     p = parameters()
     opt = pf.ProGradSGD(p, lr=1.0)
     before = [x.detach().clone() for x in p]
     opt.backward(*losses(p, 0))
-    opt.project()
     torch.nn.utils.clip_grad_norm_(p, 0.01)
     opt.step()
     moved = torch.cat([(x.detach() - y).flatten() for x, y in zip(p, before, strict=True)]).norm()
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_call_is_backward_and_step(name, dtype):
+    """Within 2 units in the last place of what the parameter was when the steps began, over several steps."""
+    p, q = parameters(dtype=dtype), parameters(dtype=dtype)
+    opt, other = make(name, p), make(name, q)
+    for step in range(4):
+        opt.backward_and_update(*losses(p, step))
+        other.zero_grad()
+        other.backward(*losses(q, step))
+        other.step()
+        assert all(x.grad is None for x in p)
+        for x, y in zip(p, q, strict=True):
+            assert (x - y).abs().max() <= 2 * torch.finfo(dtype).eps * y.abs().max().clamp(min=1)
+    assert opt.conflict.conflicts.tolist() == other.conflict.conflicts.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_call_takes_what_grad_held(name):
+    p, q = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    opt, other = make(name, p), make(name, q)
+    losses(p, 1)[0].backward()
+    opt.backward_and_update(*losses(p, 0))
+    task, general = losses(q, 0)
+    other.backward(task + losses(q, 1)[0], general)
+    other.step()
+    for x, y in zip(p, q, strict=True):
+        assert_close(x, y, "formula", torch.float64)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_closures(name):
     """A closure that returns the pair does all by itself; one that returns a loss has called backward, as in torch."""
     p, q, r = parameters(), parameters(), parameters()
-    run_both(make(name, p), p, steps=3)
+    both = make(name, p)
+    for step in range(3):
+        both.backward_and_update(*losses(p, step))
     opt, step = make(name, q), 0
     for step in range(3):
         task, general = opt.step(lambda step=step: losses(q, step))
@@ -344,7 +367,8 @@ def test_closures(name):
             return pair[0]
 
         assert opt.step(closure).numel() == 1
-    assert same(p, r)
+    for x, y in zip(p, r, strict=True):
+        assert_close(x, y, "trajectory", torch.float32)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -416,11 +440,12 @@ def test_copies_go_on_alike(name, how):
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_leave_pending_gradients_behind(copier):
-    """A copied parameter has no .grad, so its copied optimizer must have no general gradient either."""
+def test_copies_leave_sums_behind(copier):
+    """A copied parameter has no .grad, so its copied optimizer must have no sum either."""
     p = parameters()
     opt = pf.ProGradSGD(p, lr=0.1)
-    opt.backward(*losses(p, 0))
+    with opt.accumulate():
+        opt.backward(*losses(p, 0))
     q, twin = copier((p, opt))
     opt.zero_grad()
     run_both(opt, p)

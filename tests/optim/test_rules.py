@@ -178,7 +178,9 @@ def test_bloop_keeps_its_average_clean():
     assert torch.equal(general, b)
     rule.prepare([torch.tensor([4.0, 2.0])], [b], [state], "tensor")
     rule.prepare([bad], [b], [state], "tensor")
-    assert torch.equal(state["task_average"], torch.tensor([2.0, 1.0]))
+    assert torch.equal(state["task_average"], torch.tensor([4.0, 2.0]))
+    rule.prepare([torch.tensor([2.0, 4.0])], [bad], [state], "tensor")  # nor one beside a b that overflowed
+    assert torch.equal(state["task_average"], torch.tensor([4.0, 2.0]))
 
 
 SUBPT = np.load(GOLDEN / "subpt_projection.npz")

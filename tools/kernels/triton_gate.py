@@ -98,14 +98,14 @@ def _adamw(size: int, dtype: torch.dtype, moments: torch.dtype, amsgrad: bool = 
     coefficients = torch.zeros(1, 2) if scaled else None  # both optional inputs in the same variant
     ops.project_adamw_(
         *_lists(size, 3, dtype), *_lists(size, 3, moments), [torch.zeros(())], torch.empty(1, 3), coefficients, factor,
-        1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0, amsgrad, False, factor, factor,
+        1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0, 0, amsgrad, False, factor,
     )  # fmt: skip
 
 
 def _sgd(size: int, dtype: torch.dtype, buffers: bool) -> None:
     ops.project_sgd_(
         *_lists(size, 3, dtype), [torch.zeros(size, dtype=dtype)] if buffers else [], torch.empty(1, 3), None, None,
-        1e-3, 0.9, 0.0, 1e-2, 1.0, 0, False, False, False, None, None,
+        1e-3, 0.9, 0.0, 1e-2, 1.0, 0.0, 0, False, False, False, None,
     )  # fmt: skip
 
 

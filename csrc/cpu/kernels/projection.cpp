@@ -12,15 +12,14 @@ template <typename S>
 struct Projection {
   using T = Accumulation<S>;
 
-  static void gram(const void* a_, const void* b_, std::int64_t n, double task_scale, double* sums) {
+  static void gram(const void* a_, const void* b_, std::int64_t n, double* sums) {
     const S *a = static_cast<const S*>(a_), *b = static_cast<const S*>(b_);
-    const T scale = T(task_scale);
     double all_aa = 0, all_ab = 0, all_bb = 0;
     each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
       T aa = 0, ab = 0, bb = 0;
 #pragma omp simd reduction(+ : aa, ab, bb)
       for (std::int64_t i = begin; i < end; ++i) {
-        const T x = load(a[i]) * scale, y = load(b[i]);
+        const T x = load(a[i]), y = load(b[i]);
         aa = fused(x, x, aa);
         ab = fused(x, y, ab);
         bb = fused(y, y, bb);

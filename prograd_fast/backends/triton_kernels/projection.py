@@ -28,21 +28,20 @@ PARTIALS_BLOCK = tl.constexpr(256)  # partial sums added up at once
 
 
 @triton.jit
-def load_gradients(a_start, b_start, o_block, inside, scale):
-    """A block of the task gradient, divided by `scale`, and of the general gradient."""
-    acc: tl.constexpr = scale.dtype
-    a = tl.load(a_start + o_block, mask=inside, other=0.0).to(acc) / scale
+def load_gradients(a_start, b_start, o_block, inside, acc: tl.constexpr):
+    """A block of the task gradient and of the general gradient."""
+    a = tl.load(a_start + o_block, mask=inside, other=0.0).to(acc)
     b = tl.load(b_start + o_block, mask=inside, other=0.0).to(acc)
     return a, b
 
 
 @triton.jit
-def dots(a_start, b_start, start, end, elements, scale, b_aa, b_ab, b_bb, BLOCK: tl.constexpr):
-    """Add a·a, a·b and b·b of elements start ... end - 1 to three blocks of sums; a is divided by `scale`."""
+def dots(a_start, b_start, start, end, elements, b_aa, b_ab, b_bb, BLOCK: tl.constexpr):
+    """Add a·a, a·b and b·b of elements start ... end - 1 to three blocks of sums."""
     for o in range(start, end, BLOCK):
         o_block = o + tl.arange(0, BLOCK)
         inside = o_block < elements
-        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
+        a, b = load_gradients(a_start, b_start, o_block, inside, b_aa.dtype)
         b_aa += a * a
         b_ab += a * b
         b_bb += b * b
@@ -50,21 +49,15 @@ def dots(a_start, b_start, start, end, elements, scale, b_aa, b_ab, b_bb, BLOCK:
 
 
 @triton.jit
-def scale_of(grad_scale, acc: tl.constexpr):
-    """The factor of a GradScaler that is still in the task gradient."""
-    scale = tl.full([], 1.0, acc)
-    if grad_scale is not None:
-        scale = tl.load(grad_scale).to(acc)
-    return scale
-
-
-@triton.jit
-def conflict(aa, ab, bb, lambda_, tiny):
-    """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing or not finite."""
-    usable = (bb >= tiny) & (bb < float("inf"))
+def conflict(aa, ab, bb, lambda_, noise_floor, tiny):
+    """ProGrad's factors (alpha, beta) of a and b; (1, 0) where b is absent, vanishing, only rounding or not finite."""
+    acc: tl.constexpr = bb.dtype
+    lambda_, noise_floor, tiny = tl.full([], lambda_, acc), tl.full([], noise_floor, acc), tl.full([], tiny, acc)
+    absent = (bb <= noise_floor * aa * noise_floor) & (aa < float("inf"))
+    usable = (bb >= tiny) & (bb < float("inf")) & ~absent
     quotient = tl.minimum(ab, 0.0) / tl.where(usable, bb, 1.0)
     beta = tl.where(usable & (tl.abs(quotient) < float("inf")), -lambda_ * quotient, 0.0)
-    return tl.full([], 1.0, bb.dtype), beta
+    return tl.full([], 1.0, acc), beta
 
 
 @triton.jit
@@ -127,7 +120,7 @@ def add_partials(partials, first, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def unit_dots(
-    table, n_columns, first, last, row, scale, acc: tl.constexpr,
+    table, n_columns, first, last, row, acc: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Entries of one unit by one program: a row of tensor `first`, or all of the tensors first ... last - 1."""
@@ -136,7 +129,7 @@ def unit_dots(
         elements = field(table, n_columns, tensor, VECTORS) * VECTOR
         a_start = address(table, n_columns, tensor, 0, A, VECTOR) + row * elements
         b_start = address(table, n_columns, tensor, 1, B, VECTOR) + row * elements
-        b_aa, b_ab, b_bb = dots(a_start, b_start, 0, elements, elements, scale, b_aa, b_ab, b_bb, BLOCK)
+        b_aa, b_ab, b_bb = dots(a_start, b_start, 0, elements, elements, b_aa, b_ab, b_bb, BLOCK)
     return tl.sum(b_aa, axis=0), tl.sum(b_ab, axis=0), tl.sum(b_bb, axis=0)
 
 
@@ -161,13 +154,13 @@ def gram_units(
     last = n_tensors if IS_GLOBAL else first + 1
     unit = field(table, n_columns, first, UNIT)
     for row in range(0, field(table, n_columns, first, ROWS)):
-        aa, ab, bb = unit_dots(table, n_columns, first, last, row, scale_of(None, acc), acc, A, B, VECTOR, BLOCK)
+        aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
         store_entries(entries, unit + row, aa, ab, bb)
 
 
 @triton.jit(do_not_specialize=["first_chunk", "chunk_vectors"])
 def gram_chunks(
-    table, n_columns, owner, first_chunk, chunk_vectors, grad_scale, found_inf, partials,
+    table, n_columns, owner, first_chunk, chunk_vectors, found_inf, partials,
     A: tl.constexpr, B: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -179,9 +172,7 @@ def gram_chunks(
     a_start = address(table, n_columns, tensor, 0, A, VECTOR) + row * elements
     b_start = address(table, n_columns, tensor, 1, B, VECTOR) + row * elements
     zeros = tl.zeros([BLOCK], acc)
-    b_aa, b_ab, b_bb = dots(
-        a_start, b_start, start, end, elements, scale_of(grad_scale, acc), zeros, zeros, zeros, BLOCK
-    )
+    b_aa, b_ab, b_bb = dots(a_start, b_start, start, end, elements, zeros, zeros, zeros, BLOCK)
     store_entries(partials, number, tl.sum(b_aa, axis=0), tl.sum(b_ab, axis=0), tl.sum(b_bb, axis=0))
     if STEP is not None and number == field(table, n_columns, tensor, FIRST_CHUNK):
         advance(table, n_columns, tensor, live(found_inf), STEP, STEP_AT)
@@ -239,7 +230,7 @@ def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, e
                 )  # fmt: skip
             return
         partials = entries.new_empty(plan.n_chunks, 3)
-        launch_gram_chunks(plan, None, None, partials)
+        launch_gram_chunks(plan, None, partials)
         for group in plan.groups:
             gram_sums[(1 if is_global else group.n_chunks,)](
                 *group.chunk_arguments, plan.n_chunks, partials, entries,
@@ -250,13 +241,13 @@ def gram_out(task: Sequence[Tensor], general: Sequence[Tensor], scope: int, *, e
 
 
 def launch_gram_chunks(
-    plan: LaunchPlan, grad_scale: Tensor | None, found_inf: Tensor | None, partials: Tensor, step_at: int | None = None
+    plan: LaunchPlan, found_inf: Tensor | None, partials: Tensor, step_at: int | None = None
 ) -> None:
     """Entries of all chunks; `step_at` is where the step counters are among the lists."""
     for group in plan.groups:
         if group.n_chunks:
             gram_chunks[(group.n_chunks,)](
-                *group.chunk_arguments, grad_scale, found_inf, partials,
+                *group.chunk_arguments, found_inf, partials,
                 A=group.dtype(0), B=group.dtype(1), STEP=None if step_at is None else group.dtype(step_at),
                 STEP_AT=step_at, VECTOR=group.vector, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
             )  # fmt: skip

@@ -23,7 +23,6 @@ from prograd_fast.backends.triton_kernels.projection import (
     live,
     load_coefficients,
     load_gradients,
-    scale_of,
     store_entries,
     unit_dots,
     unit_partials,
@@ -59,7 +58,7 @@ def _rate(lr_tensor, lr):
 
 @triton.jit
 def _unit_factors(
-    table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny,
+    table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The factors (alpha, beta) of a program's unit: a rule's, or ProGrad's from the entries, which are stored."""
@@ -69,19 +68,18 @@ def _unit_factors(
         alpha, beta = load_coefficients(coefficients, unit)
     else:
         # the update reads the gradients a second time, from the caches
-        aa, ab, bb = unit_dots(table, n_columns, first, last, row, scale, acc, A, B, VECTOR, BLOCK)
+        aa, ab, bb = unit_dots(table, n_columns, first, last, row, acc, A, B, VECTOR, BLOCK)
         store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, tl.full([], lambda_, acc), tl.full([], tiny, acc))
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
     return alpha, beta
 
 
 @triton.jit
 def _chunk_factors(
     table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-    lambda_, tiny, IS_GLOBAL: tl.constexpr,
+    lambda_, noise_floor, tiny, IS_GLOBAL: tl.constexpr,
 ):  # fmt: skip
     """The factors (alpha, beta) of a chunk: a rule's, or ProGrad's from the entries of all chunks of its unit."""
-    acc: tl.constexpr = entries.dtype.element_ty
     unit = field(table, n_columns, tensor, UNIT) + row
     if coefficients is not None:
         alpha, beta = load_coefficients(coefficients, unit)
@@ -89,7 +87,7 @@ def _chunk_factors(
         aa, ab, bb = unit_partials(table, n_columns, partials, tensor, row, elements, chunk, n_chunks, IS_GLOBAL)
         if is_first(number, start, IS_GLOBAL):
             store_entries(entries, unit, aa, ab, bb)
-        alpha, beta = conflict(aa, ab, bb, tl.full([], lambda_, acc), tl.full([], tiny, acc))
+        alpha, beta = conflict(aa, ab, bb, lambda_, noise_floor, tiny)
     return alpha, beta
 
 
@@ -98,7 +96,7 @@ def _chunk_factors(
 
 @triton.jit
 def adamw_range(
-    table, n_columns, tensor, row, start, end, elements, alpha, beta, scale, step,
+    table, n_columns, tensor, row, start, end, elements, alpha, beta, step,
     lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, AMSGRAD: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,
@@ -125,7 +123,7 @@ def adamw_range(
     for o in range(start, end, BLOCK):
         o_block = o + tl.arange(0, BLOCK)
         inside = o_block < elements
-        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
+        a, b = load_gradients(a_start, b_start, o_block, inside, acc)
         p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
         m = tl.load(m_start + o_block, mask=inside, other=0.0).to(acc)
         v = tl.load(v_start + o_block, mask=inside, other=0.0).to(acc)
@@ -145,8 +143,9 @@ def adamw_range(
 
 @triton.jit(do_not_specialize=["n_tensors"])
 def adamw_units(
-    table, n_columns, n_tensors, entries, coefficients, lr_tensor, grad_scale, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -154,16 +153,16 @@ def adamw_units(
     """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
     first = tl.program_id(0)
     last = n_tensors if IS_GLOBAL else first + 1
-    alive, scale = live(found_inf), scale_of(grad_scale, entries.dtype.element_ty)
+    alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
         alpha, beta = _unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny, A, B, VECTOR, BLOCK
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
             step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64) + 1.0
             adamw_range(
-                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, scale, step,
+                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, step,
                 lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
                 P, A, B, M, AMSGRAD, VECTOR, BLOCK,
             )  # fmt: skip
@@ -175,8 +174,9 @@ def adamw_units(
 @triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks"])
 def adamw_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
-    lr_tensor, grad_scale, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    lr_tensor, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
     AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -186,12 +186,11 @@ def adamw_chunks(
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
     alpha, beta = _chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, tiny, IS_GLOBAL,
+        lambda_, noise_floor, tiny, IS_GLOBAL,
     )  # fmt: skip
     step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)  # counted already
     adamw_range(
-        table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
-        scale_of(grad_scale, entries.dtype.element_ty), step,
+        table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta, step,
         lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
         P, A, B, M, AMSGRAD, VECTOR, BLOCK,
     )  # fmt: skip
@@ -208,7 +207,7 @@ def count_steps(table, n_columns, found_inf, STEP: tl.constexpr, STEP_AT: tl.con
 
 @triton.jit
 def sgd_range(
-    table, n_columns, tensor, row, start, end, elements, alpha, beta, scale,
+    table, n_columns, tensor, row, start, end, elements, alpha, beta,
     lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -226,7 +225,7 @@ def sgd_range(
     for o in range(start, end, BLOCK):
         o_block = o + tl.arange(0, BLOCK)
         inside = o_block < elements
-        a, b = load_gradients(a_start, b_start, o_block, inside, scale)
+        a, b = load_gradients(a_start, b_start, o_block, inside, acc)
         p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
         g = sign * combine(a, b, alpha, beta) + decay * p
         if M is not None:
@@ -240,8 +239,9 @@ def sgd_range(
 
 @triton.jit(do_not_specialize=["n_tensors", "nesterov", "first_step"])
 def sgd_units(
-    table, n_columns, n_tensors, entries, coefficients, lr_tensor, grad_scale, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -249,15 +249,15 @@ def sgd_units(
     """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
     first = tl.program_id(0)
     last = n_tensors if IS_GLOBAL else first + 1
-    alive, scale = live(found_inf), scale_of(grad_scale, entries.dtype.element_ty)
+    alive = live(found_inf)
     for row in range(0, field(table, n_columns, first, ROWS)):
         alpha, beta = _unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, scale, lambda_, tiny, A, B, VECTOR, BLOCK
+            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, tiny, A, B, VECTOR, BLOCK
         )
         for tensor in range(first, last):
             elements = field(table, n_columns, tensor, VECTORS) * VECTOR
             sgd_range(
-                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, scale,
+                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta,
                 lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
                 P, A, B, M, VECTOR, BLOCK,
             )  # fmt: skip
@@ -266,8 +266,9 @@ def sgd_units(
 @triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks", "nesterov", "first_step"])
 def sgd_chunks(
     table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
-    lr_tensor, grad_scale, found_inf,
-    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, tiny: tl.float64, sign: tl.float64,
+    lr_tensor, found_inf,
+    lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, tiny: tl.float64,
+    sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
     IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -277,11 +278,10 @@ def sgd_chunks(
     tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
     alpha, beta = _chunk_factors(
         table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
-        lambda_, tiny, IS_GLOBAL,
+        lambda_, noise_floor, tiny, IS_GLOBAL,
     )  # fmt: skip
     sgd_range(
         table, n_columns, tensor, row, start, end * live(found_inf), elements, alpha, beta,
-        scale_of(grad_scale, entries.dtype.element_ty),
         lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step, P, A, B, M, VECTOR, BLOCK,
     )  # fmt: skip
 
@@ -313,7 +313,7 @@ def _launch(
     entries, coefficients = contiguous([call.entries, call.coefficients])
     tiny, sign = torch.finfo(entries.dtype).tiny, -1.0 if call.maximize else 1.0
     inputs = (
-        entries, coefficients, lr_tensor, call.grad_scale, call.found_inf, lr, call.weight_decay, call.lambda_, tiny,
+        entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor, tiny,
         sign, *scalars,
     )  # fmt: skip
     with on_device(params[0]):
@@ -321,7 +321,7 @@ def _launch(
         if not plan.one_launch:
             if coefficients is None:
                 partials = entries.new_empty(plan.n_chunks, 3)
-                launch_gram_chunks(plan, call.grad_scale, call.found_inf, partials, step_at)
+                launch_gram_chunks(plan, call.found_inf, partials, step_at)
             elif step_at is not None:
                 for group in plan.groups:
                     count_steps[(group.n_tensors,)](

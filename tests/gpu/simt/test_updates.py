@@ -1,7 +1,7 @@
 """The CUDA kernels of AdamW and SGD with projected gradients, run on the CPU by simt.h, against a float64 reference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Structure, byref, c_bool, c_double, c_int, c_void_p
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from tests.gpu.simt.tensor_lists import (
     gradients,
     tensor_list,
 )
+from tests.ops import floors
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: the CUDA kernels cannot run on the CPU")
 SETTINGS: dict[str, Any] = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3}
+FLOOR = 1.12  # in the midst of the ratios ‖b‖/‖a‖ of `gradients`
 
 
 class ProjectionStruct(Structure):
@@ -40,7 +42,7 @@ class ProjectionStruct(Structure):
         ("coefficients", c_void_p),
         ("entries", c_void_p),
         ("lambda_", c_double),
-        ("grad_scale", c_void_p),
+        ("noise_floor", c_double),
         ("found_inf", c_void_p),
         ("maximize", c_bool),
     )
@@ -103,7 +105,7 @@ class Updates(Library):
             pointer(call.coefficients),
             pointer(call.entries),
             call.lambda_,
-            pointer(call.grad_scale),
+            call.noise_floor,
             pointer(call.found_inf),
             call.maximize,
         )
@@ -134,7 +136,7 @@ class Update:
         nesterov: bool = False,
         maximize: bool = False,
         lr_tensor: bool = False,
-        grad_scale: float | None = None,
+        noise_floor: float = 0.0,
         found_inf: float | None = None,
         shift: int = 0,
     ) -> None:
@@ -157,31 +159,33 @@ class Update:
         self.results = [guarded.list(tensors) for tensors in (self.params, *self.states)]
         self.new_entries, self.new_steps = guarded(self.entries), guarded.list(self.steps)
         gradients = guarded.list(self.task), guarded.list(self.general)
-        scale = None if self.grad_scale is None else torch.tensor(self.grad_scale)
         found_inf = None if self.found_inf is None else torch.tensor(self.found_inf)
         lr_tensor = torch.tensor(SETTINGS["lr"]) if self.lr_tensor else None
         lr = -99.0 if self.lr_tensor else SETTINGS["lr"]
         common = (self.new_entries, self.coefficients, lr_tensor, lr)
+        projected = (0.7, self.noise_floor)
         if self.optimizer == "adamw":
             states = [*self.results[1:], *([] if self.amsgrad else [[]])]
-            numbers = (SETTINGS["beta1"], SETTINGS["beta2"], SETTINGS["eps"], SETTINGS["weight_decay"], 0.7)
-            flags = (self.scope, self.amsgrad, self.maximize, scale, found_inf)
-            simt.project_adamw_(self.results[0], *gradients, *states, self.new_steps, *common, *numbers, *flags)
+            numbers = (SETTINGS["beta1"], SETTINGS["beta2"], SETTINGS["eps"], SETTINGS["weight_decay"])
+            flags = (self.scope, self.amsgrad, self.maximize, found_inf)
+            simt.project_adamw_(
+                self.results[0], *gradients, *states, self.new_steps, *common, *numbers, *projected, *flags
+            )
         else:
             states = self.results[1:] or [[]]
-            numbers = (self.momentum, 0.25, SETTINGS["weight_decay"], 0.7)
-            flags = (self.scope, self.nesterov, self.maximize, self.first, scale, found_inf)
-            simt.project_sgd_(self.results[0], *gradients, *states, *common, *numbers, *flags)
+            numbers = (self.momentum, 0.25, SETTINGS["weight_decay"])
+            flags = (self.scope, self.nesterov, self.maximize, self.first, found_inf)
+            simt.project_sgd_(self.results[0], *gradients, *states, *common, *numbers, *projected, *flags)
         guarded.check()
 
     def check(self) -> None:
         """Against the reference."""
         scope = SCOPES[self.scope]
-        task, general = [a.double() / (self.grad_scale or 1.0) for a in self.task], doubled(self.general)
+        task, general = doubled(self.task), doubled(self.general)
         expected_entries = projection.gram_formula(task, general, scope)
         if self.coefficients is None:
             assert_close(self.new_entries, expected_entries, "formula", self.entries.dtype)
-            coefficients = projection.prograd_coefficients(expected_entries, 0.7)
+            coefficients = projection.prograd_coefficients(expected_entries, 0.7, self.noise_floor)
         else:
             assert self.new_entries.isnan().all(), "entries are left alone where coefficients are given"
             coefficients = self.coefficients.double()
@@ -236,7 +240,7 @@ def simt() -> Updates:
 def test_update(simt: Updates, dtype: torch.dtype, scope: int, optimizer: str) -> None:
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
-        check_update(simt, optimizer, SHAPES, dtype, scope, shift=seed)
+        check_update(simt, optimizer, SHAPES, dtype, scope, shift=seed, noise_floor=FLOOR * (seed % 2))
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -245,8 +249,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"momentum": 0.0},
     {"first": True},
     {"nesterov": True, "maximize": True},
-    {"lr_tensor": True, "grad_scale": 8.0, "found_inf": 0.0},
-    {"grad_scale": 8.0, "found_inf": 1.0},
+    {"lr_tensor": True, "found_inf": 0.0},
+    {"found_inf": 1.0},
+    {"noise_floor": FLOOR},
 ]
 
 
@@ -285,11 +290,15 @@ def test_one_launch_does_it_all(simt: Updates, shapes: list[tuple[int, ...]], re
 def test_large_lists_take_two_launches(tmp_path: Path) -> None:
     threshold = "kOneLaunch = int64_t(1) << 22"  # more than the tests have time for
     simt = Updates(changed_sources("projection.cuh", threshold, "kOneLaunch = 2 * kChunk", tmp_path))
+    shapes = [(3 * CHUNK + 5,), (40,)]
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
         simt.launches()
-        check_update(simt, "adamw", [(3 * CHUNK + 5,), (40,)], torch.float32, TENSOR)
+        check_update(simt, "adamw", shapes, torch.float32, TENSOR)
         assert simt.launches() == 2
+    for scope in (TENSOR, GLOBAL):
+        for around in floors.arounds(torch.float32, scope, shapes):
+            floors.check(around, floored_steps(simt, "sgd"))
 
 
 def test_a_general_gradient_of_no_use_changes_nothing(simt: Updates) -> None:
@@ -300,6 +309,38 @@ def test_a_general_gradient_of_no_use_changes_nothing(simt: Updates) -> None:
         update.general, update.coefficients = [torch.zeros(100)], torch.tensor([[1.0, 0.0]])
         update.new_entries = torch.full((1, 3), math.nan)
         update.check()
+
+
+def floored_steps(simt: Updates, optimizer: str) -> Callable[[floors.Around], list[Tensor]]:
+    """What a step makes of gradients around a floor: the projected gradients, bit for bit."""
+
+    def projected(around: floors.Around) -> list[Tensor]:
+        params, m, v = ([torch.zeros_like(a) for a in around.task] for _ in range(3))
+        common = (empty_entries(around.task, around.scope), None, None, 1.0)
+        lists = (params, around.task, around.general)
+        numbers = (1.0, around.floor, around.scope)
+        if optimizer == "adamw":
+            steps = [torch.tensor(0.0) for _ in params]
+            simt.project_adamw_(*lists, m, v, [], steps, *common, 0.0, 0.9, 1e-8, 0.0, *numbers, False, False, None)
+            return m
+        simt.project_sgd_(*lists, [], *common, 0.0, 0.0, 0.0, *numbers, False, True, False, None)
+        return params
+
+    return projected
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_noise_floor(simt: Updates, dtype: torch.dtype, optimizer: str) -> None:
+    projected = floored_steps(simt, optimizer)
+    for scope in (TENSOR, ROW, GLOBAL):
+        # one block alone; then with units of several chunks, for which the grid waits
+        for shapes in ([(7,), (2, 40)], [(3,), (2, CHUNK + 5)]):
+            for around in floors.arounds(dtype, scope, shapes):
+                floors.check(around, projected)
+    floors.check(floors.random_rows(dtype, 100), projected)
+    for around in floors.extremes() if dtype == torch.float32 else ():
+        floors.check(around, projected)
 
 
 FAULTS = {

@@ -94,7 +94,7 @@ def compiled(monkeypatch):
 
 @pytest.mark.parametrize("size", [8192, 1 << 17])  # one launch, and two
 def test_a_schedule_compiles_nothing_anew(compiled, size):
-    """All that changes from step to step: rates, betas, decay, lambda, first; also sizes and the number of tensors."""
+    """All that changes from step to step: rates, betas, decay, lambda, floor, first; sizes, and how many tensors."""
     n_kernels = []
     for step in range(6):
         n, shape = 1 + step, size + 8 * 16 * step
@@ -103,11 +103,11 @@ def test_a_schedule_compiles_nothing_anew(compiled, size):
         entries = torch.zeros(n, 3)
         ops.project_adamw_(
             make(), make(), make(), make(), make(), [], [torch.zeros(()) for _ in range(n)], entries, None, None,
-            lr, part, part, lr, part, part, 0, False, step == 3, None, None,
+            lr, part, part, lr, part, part, part, 0, False, step == 3, None,
         )  # fmt: skip
         ops.project_sgd_(
             make(), make(), make(), make(), entries, None, None,
-            lr, part, part, part, part, 0, step == 2, step == 3, step == 0, None, None,
+            lr, part, part, part, part, part, 0, step == 2, step == 3, step == 0, None,
         )  # fmt: skip
         n_kernels.append(len(compiled))
     assert n_kernels[0] > 0

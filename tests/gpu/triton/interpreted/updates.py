@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.gpu.triton.support import SCOPES, draw, expected_entries, expected_projection, ops, prograd, tensors, units
+from tests.ops import floors
 from tests.ops.support import accumulation
 from tests.tolerances import assert_close
 
@@ -15,11 +16,11 @@ SGD = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1}
 LAMBDA = 0.7
 
 
-def adamw(params, a, b, state, scope, entries, coefficients=None, lr_tensor=None, maximize=False, scale=None, inf=None):
+def adamw(params, a, b, state, scope, entries, coefficients=None, lr_tensor=None, maximize=False, inf=None, floor=0.0):
     ops.project_adamw_(
         params, a, b, *state, entries, coefficients, lr_tensor, math.nan if lr_tensor is not None else ADAMW["lr"],
-        *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"], LAMBDA, SCOPES[scope], bool(state[2]), maximize,
-        scale, inf,
+        *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"], LAMBDA, floor, SCOPES[scope], bool(state[2]),
+        maximize, inf,
     )  # fmt: skip
 
 
@@ -49,8 +50,7 @@ def test_adamw(shapes, scope, dtype, moments, amsgrad, maximize):
         expected = expected_entries(a, b, scope)
         entries = torch.full(expected.shape, 7.0, dtype=accumulated)
         lr_tensor = torch.tensor(ADAMW["lr"], dtype=torch.float64) if step else None
-        scaled, factor = ([2 * x for x in a], torch.tensor(2.0)) if step else (a, None)
-        adamw(params, scaled, b, state, scope, entries, lr_tensor=lr_tensor, maximize=maximize, scale=factor)
+        adamw(params, a, b, state, scope, entries, lr_tensor=lr_tensor, maximize=maximize)
         assert_close(entries, expected, "formula", accumulated)
         for p, g in zip(twins, expected_projection(a, b, scope, prograd(expected, LAMBDA)), strict=True):
             p.grad = g
@@ -86,7 +86,7 @@ def test_sgd(shapes, scope, dtype, momentum, nesterov, maximize):
         entries = torch.full(expected.shape, 7.0, dtype=accumulated)
         ops.project_sgd_(
             params, a, b, buffers, entries, None, None, options["lr"], options["momentum"], dampening,
-            options["weight_decay"], LAMBDA, SCOPES[scope], nesterov, maximize, step == 0, None, None,
+            options["weight_decay"], LAMBDA, 0.0, SCOPES[scope], nesterov, maximize, step == 0, None,
         )  # fmt: skip
         assert_close(entries, expected, "formula", accumulated)
         for p, g in zip(twins, expected_projection(a, b, scope, prograd(expected, LAMBDA)), strict=True):
@@ -110,8 +110,8 @@ def test_a_rules_coefficients(shapes, scope):
     coefficients, entries = draw(n_units, 2, dtype=torch.float32), torch.full((n_units, 3), 7.0)
     adamw(params, a, b, state, scope, entries, coefficients)
     ops.project_sgd_(
-        sgd_params, a, b, buffers, entries, coefficients, None, 0.5, 0.9, 0.0, 0.0, LAMBDA, SCOPES[scope], False, False,
-        True, None, None,
+        sgd_params, a, b, buffers, entries, coefficients, None, 0.5, 0.9, 0.0, 0.0, LAMBDA, 0.0, SCOPES[scope], False,
+        False, True, None,
     )  # fmt: skip
     assert (entries == 7).all()
     assert all(s == 1 for s in state[3])
@@ -131,11 +131,51 @@ def test_found_inf(shapes):
     adamw(params, a, b, state, "tensor", entries, inf=torch.ones(()))
     assert_close(entries, expected_entries(a, b, "tensor"), "formula", torch.float32)
     ops.project_sgd_(
-        params, a, b, buffers, entries, None, None, 0.5, 0.9, 0.0, 0.1, LAMBDA, 0, False, False, False,
-        None, torch.ones(()),
+        params, a, b, buffers, entries, None, None, 0.5, 0.9, 0.0, 0.1, LAMBDA, 0.0, 0, False, False, False,
+        torch.ones(()),
     )  # fmt: skip
     for group, copies in zip((params, *state, buffers), kept, strict=True):
         assert all(torch.equal(t, c) for t, c in zip(group, copies, strict=True))
+
+
+def by_sgd(around):
+    """A step that leaves the projected gradients, bit for bit."""
+    params = [torch.zeros_like(a) for a in around.task]
+    units = 1 if around.scope == 2 else len(around.absent)
+    entries = torch.empty(units, 3, dtype=accumulation(params[0].dtype))
+    ops.project_sgd_(
+        params, around.task, around.general, [], entries, None, None, 1.0, 0.0, 0.0, 0.0, 1.0, around.floor,
+        around.scope, False, True, False, None,
+    )  # fmt: skip
+    return params
+
+
+def by_adamw(around):
+    params, m, v = ([torch.zeros_like(a) for a in around.task] for _ in range(3))
+    units = 1 if around.scope == 2 else len(around.absent)
+    entries = torch.empty(units, 3, dtype=accumulation(params[0].dtype))
+    ops.project_adamw_(
+        params, around.task, around.general, m, v, [], [torch.zeros(()) for _ in m], entries, None, None, 1.0,
+        0.0, 0.9, 1e-8, 0.0, 1.0, around.floor, around.scope, False, False, None,
+    )  # fmt: skip
+    return m
+
+
+@pytest.mark.parametrize(
+    ("dtype", "projected"), [(torch.float64, by_sgd), (torch.float32, by_adamw), (torch.bfloat16, by_sgd)]
+)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_noise_floor(shapes, dtype, scope, projected):
+    """One launch and two; units just below, at and just above the floor."""
+    few_rows = [shape for shape in shapes if shape and 0 < shape[0] < 8 and math.prod(shape)]
+    for around in floors.arounds(dtype, SCOPES[scope], few_rows):
+        floors.check(around, projected)
+
+
+@pytest.mark.parametrize("projected", [by_sgd, by_adamw])
+def test_noise_floor_of_rows_and_extremes(projected):
+    for around in (floors.random_rows(torch.float32, 30), *floors.extremes()):
+        floors.check(around, projected)
 
 
 @pytest.mark.parametrize("bad", [0.0, 1e-30, math.nan, math.inf])  # 1e-30: ‖b‖² vanishes in float32
@@ -146,8 +186,8 @@ def test_unusable_general_gradient(bad):
     b[4] = -bad if a[4] > 0 else bad
     buffers, entries = [torch.zeros(9)], torch.empty(1, 3)
     ops.project_sgd_(
-        [torch.zeros(9)], [a], [b], buffers, entries, None, None, 1.0, 0.9, 0.0, 0.0, 1.0, 0, False, False, True,
-        None, None,
+        [torch.zeros(9)], [a], [b], buffers, entries, None, None, 1.0, 0.9, 0.0, 0.0, 1.0, 0.0, 0, False, False, True,
+        None,
     )  # fmt: skip
     assert torch.equal(buffers[0], a)
 
@@ -158,7 +198,7 @@ def test_steps_on_another_device_are_refused():
     with pytest.raises(ValueError, match=r"steps\[0\]: expected device cpu as for the others, got meta"):
         ops.project_adamw_(
             zeros, zeros, zeros, zeros, zeros, [], [torch.zeros((), device="meta")], torch.empty(1, 3), None, None,
-            0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 0, False, False, None, None,
+            0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 0.0, 0, False, False, None,
         )  # fmt: skip
 
 
