@@ -267,3 +267,28 @@ def test_losses_scaled_by_hand(optimizer: str, rule: str) -> None:
         s.check()
         s.step()
         s.check()
+
+
+@pytest.mark.filterwarnings("ignore:.*backward:UserWarning")  # one steps that has projected nothing
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_refusal_changes_nothing(optimizer: str) -> None:
+    """A basis with more columns than are reached: `.grad` and the sums stay, and the next call finds them."""
+    s = SideBySide(optimizer, "Subspace", "tensor")
+    random = Random("refusal")
+    a, b = gradients(s, random)
+    less = [{i: g for i, g in given.items() if i > 0} for given in (a, b)]
+    s.plain_backward(less[0])
+    for refused in (s.backward, s.backward_and_update, s.step_on_pair):
+        refused(*less)
+        s.check()
+    with s.opt.accumulate(), s.model.accumulate():
+        s.backward(*less)
+    for refused in (s.backward, s.backward_and_update, s.step_on_pair):
+        refused(*less)
+        s.check()
+        s.step()  # refused as well
+        s.check()
+    s.backward(a, b)
+    s.check()
+    s.step()
+    s.check()

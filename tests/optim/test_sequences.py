@@ -18,8 +18,8 @@ from tests.optim.side_by_side import OPTIMIZERS, RULES
 pytestmark = pytest.mark.filterwarnings("ignore:.*backward:UserWarning")
 
 # for each optimizer and rule, over the three scopes
-SEQUENCES, MORE = 90, 1500
-LENGTHS = range(4, 16)
+SEQUENCES, MORE = 84, 1000
+LENGTHS = range(4, 15)
 Actions = list[tuple[str, int]]
 
 
