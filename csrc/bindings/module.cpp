@@ -166,6 +166,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
   m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>,
         "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
+  m.def("project_out", &Eager<ProjectArguments>::call<cpu::project>,
+        "torch.ops.prograd_fast.project_out without the dispatcher.", no_gil, py::arg("task"), py::arg("general"),
+        py::arg("coefficients"), py::arg("lambda_"), py::arg("noise_floor"), py::arg("scope"), py::kw_only(),
+        py::arg("entries"), py::arg("projected"));
   m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
         no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");

@@ -5,6 +5,9 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -83,6 +86,30 @@ class Arguments {
     }
   }
 
+  // Tensors to write to: none shares memory with another or with what is read, but each may be its own partner itself.
+  // Where a tensor has gaps, nothing is known.
+  static void apart(const char* name, at::TensorList written, at::TensorList partners, at::TensorList others) {
+    c10::SmallVector<Place, 4> places;
+    for (size_t i = 0; i < written.size(); ++i) places.emplace_back(written[i], i);
+    std::sort(places.begin(), places.end(), [](const Place& x, const Place& y) { return x.begin < y.begin; });
+    const auto expect = [&](bool apart, const Place& place) {
+      TORCH_CHECK_VALUE(apart, label(name, place.index), ": expected memory of its own, got some of another tensor's.");
+    };
+    for (size_t i = 1; i < places.size(); ++i) expect(places[i - 1].end <= places[i].begin, places[i]);
+    const auto read = [&](const at::Tensor& tensor) {
+      const Place place(tensor, 0);
+      const auto starts_before = [](const Place& x, const char* end) { return x.begin < end; };
+      const auto behind = std::lower_bound(places.begin(), places.end(), place.end, starts_before);
+      if (behind != places.begin()) expect((behind - 1)->end <= place.begin, *(behind - 1));
+    };
+    for (size_t i = 0; i < written.size(); ++i) {
+      const bool itself =
+          Place(partners[i], 0).begin == Place(written[i], 0).begin && partners[i].strides() == written[i].strides();
+      if (!itself) read(partners[i]);
+      read(others[i]);
+    }
+  }
+
   // One number of a dtype that the host or a kernel reads as it is.
   void number(const char* name, const at::Tensor& tensor, int64_t index = -1) const {
     dense(name, tensor, index);
@@ -95,6 +122,17 @@ class Arguments {
   }
 
  private:
+  // Where a tensor is in memory; nowhere if it is empty or has gaps.
+  struct Place {
+    Place(const at::Tensor& tensor, size_t i) : index(int64_t(i)) {
+      if (tensor.numel() == 0 || !tensor.is_non_overlapping_and_dense()) return;
+      begin = static_cast<const char*>(tensor.const_data_ptr());
+      end = begin + tensor.nbytes();
+    }
+    const char *begin = nullptr, *end = nullptr;
+    int64_t index;
+  };
+
   static c10::Device device_of(const char* name, const at::Tensor& tensor) {
     defined(name, tensor);
     return tensor.device();

@@ -1,14 +1,15 @@
-// gram_out and project_ on CPU tensors.
+// gram_out and project_out on CPU tensors.
 #include "projection.h"
 
 #include "../common/library.h"
+#include "large.h"
 #include "tensor_lists.h"
 
 namespace prograd::cpu {
 namespace {
 
 void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Tensor& entries) {
-  check_gradients(at::kCPU, task, general, scope, &entries, nullptr);
+  check_gradients(at::kCPU, task, general, scope, entries);
   const Units units(task, Scope(scope));
   GradientList gradients;
   for (size_t i = 0; i < task.size(); ++i) {
@@ -19,28 +20,35 @@ void gram_out(at::TensorList task, at::TensorList general, int64_t scope, at::Te
   written.write_back();
 }
 
-void project_(at::TensorList task, at::TensorList general, const at::Tensor& given_coefficients, int64_t scope) {
-  check_gradients(at::kCPU, task, general, scope, nullptr, &given_coefficients, true);
-  const Units units(task, Scope(scope));
-  const at::Tensor coefficients = contiguous(given_coefficients, accumulation_dtype(given_coefficients.scalar_type()));
+}  // namespace
+
+void project(const ProjectArguments& all) {
+  check_project(at::kCPU, all);
+  const Units units(all.task, Scope(all.scope));
   c10::SmallVector<Written, 4> written;
   GradientList gradients;
-  for (size_t i = 0; i < task.size(); ++i) {
-    const at::ScalarType dtype = common_dtype(task[i], general[i]);
-    written.emplace_back(task[i], dtype);
-    gradients.emplace_back(written[i].tensor(), general[i], dtype);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < all.task.size(); ++i) {
+    const at::ScalarType dtype = common_dtype(all.task[i], all.general[i]);
+    gradients.emplace_back(all.task[i], all.general[i], dtype);
+    written.emplace_back(all.projected[i], dtype);
+    const int64_t size = written[i].tensor().nbytes();
+    prefer_huge_pages(written[i].data(), size);
+    bytes += size;
   }
-  units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
+  project_units(units, gradients, all, false, [&](const Unit& unit, int64_t begin, int64_t end, Coefficients c) {
     const Gradients& pair = gradients[unit.tensor];
-    pair.kernels.project(written[unit.tensor].data() + begin * pair.task.itemsize(), pair.general_at(begin),
-                         end - begin, get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1));
+    pair.kernels.project(written[unit.tensor].data() + begin * pair.task.itemsize(), pair.task_at(begin),
+                         pair.general_at(begin), end - begin, c.alpha, c.beta, bytes >= stream_bytes);
   });
   for (const Written& tensor : written) tensor.write_back();
 }
 
+namespace {
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
   library.impl("gram_out", TORCH_FN(gram_out));
-  library.impl("project_", TORCH_FN(project_));
+  library.impl("project_out", TORCH_FN(Unpacked<ProjectArguments>::call<project>));
 });
 
 }  // namespace

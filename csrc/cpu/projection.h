@@ -1,4 +1,4 @@
-// The kernels of gram_out and project_.
+// The kernels of gram_out and project_out.
 #pragma once
 
 #include "dispatch.h"
@@ -9,8 +9,8 @@ struct ProjectionKernels {
   // sums: ||a||^2, <a,b>, ||b||^2 of n elements
   void (*gram)(const void* a, const void* b, std::int64_t n, double* sums);
 
-  // a = alpha a + beta b
-  void (*project)(void* a, const void* b, std::int64_t n, double alpha, double beta);
+  // g = alpha a + beta b, bit for bit a where that is all. g may be a; past the caches if nobody reads g soon.
+  void (*project)(void* g, const void* a, const void* b, std::int64_t n, double alpha, double beta, bool past_caches);
 };
 
 }  // namespace prograd::cpu

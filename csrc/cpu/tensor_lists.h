@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "../common/operand.h"
+#include "../formulas/projection.h"
 #include "../operators/projection.h"
 #include "projection.h"
 
@@ -148,6 +149,7 @@ void write_entries(const Units& units, const GradientList& gradients, const at::
     }
   });
   Sums all;
+  if (units.begin() == units.end() && units.entries() == 1) write_entry(entries, 0, all);  // of no tensors
   for (const Unit& unit : units) {
     const int64_t chunks = (unit.end - unit.begin + chunk_size - 1) / chunk_size;
     if (one_pass && unit.one_pass && chunks > 0) continue;
@@ -156,6 +158,48 @@ void write_entries(const Units& units, const GradientList& gradients, const at::
     all.add(sums);
     write_entry(entries, unit.entry, units.entries() == 1 ? all : sums);
   }
+}
+
+// ---- what is done with them
+
+struct Coefficients {
+  double alpha, beta;
+};
+
+// ProGrad's, from the entries as they were written: in their dtype, as the reference.
+template <typename Arguments>
+Coefficients prograd_coefficients(const Arguments& all, const at::Tensor& entries, int64_t i) {
+  const double task_norm = get(entries, 3 * i), dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
+  const bool wide = entries.scalar_type() == at::kDouble;
+  return {1, wide ? conflict_beta<double>(task_norm, dot, norm, all.lambda, all.noise_floor)
+                  : conflict_beta<float>(float(task_norm), float(dot), float(norm), float(all.lambda),
+                                         float(all.noise_floor))};
+}
+
+// apply(unit, begin, end, coefficients) on all elements of all units, with the coefficients that were given, else with
+// ProGrad's, from the entries, which are written. `skipped`: that is all.
+template <typename Arguments, typename Apply>
+void project_units(const Units& units, const GradientList& gradients, const Arguments& all, bool skipped,
+                   const Apply& apply) {
+  if (all.coefficients) {
+    if (skipped) return;
+    const at::Tensor given = contiguous(*all.coefficients, accumulation_dtype(all.coefficients->scalar_type()));
+    units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
+      apply(unit, begin, end, Coefficients{get(given, 2 * unit.entry), get(given, 2 * unit.entry + 1)});
+    });
+    return;
+  }
+  const Written written(all.entries, accumulation_dtype(all.entries.scalar_type()));
+  const at::Tensor& entries = written.tensor();
+  write_entries(units, gradients, entries, true, [&](const Unit& unit) {
+    if (!skipped) apply(unit, unit.begin, unit.end, prograd_coefficients(all, entries, unit.entry));
+  });
+  if (!skipped && !std::all_of(units.begin(), units.end(), [](const Unit& unit) { return unit.one_pass; })) {
+    units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
+      if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(all, entries, unit.entry));
+    });
+  }
+  written.write_back();
 }
 
 }  // namespace prograd::cpu

@@ -2,26 +2,11 @@
 #include "updates.h"
 
 #include "../common/library.h"
-#include "../formulas/projection.h"
 #include "../operators/updates.h"
 #include "tensor_lists.h"
 
 namespace prograd::cpu {
 namespace {
-
-struct Coefficients {
-  double alpha, beta;
-};
-
-// ProGrad's, from the entries as they were written: in their dtype, as the reference.
-template <typename Arguments>
-Coefficients prograd_coefficients(const Arguments& all, const at::Tensor& entries, int64_t i) {
-  const double task_norm = get(entries, 3 * i), dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
-  const bool wide = entries.scalar_type() == at::kDouble;
-  return {1, wide ? conflict_beta<double>(task_norm, dot, norm, all.lambda, all.noise_floor)
-                  : conflict_beta<float>(float(task_norm), float(dot), float(norm), float(all.lambda),
-                                         float(all.noise_floor))};
-}
 
 double value_or(MaybeTensor tensor, double otherwise) { return tensor ? tensor->item<double>() : otherwise; }
 
@@ -85,38 +70,14 @@ class Update {
   void run(const Step& step) {
     const Units units(all_.params, Scope(all_.scope));
     const double sign = all_.maximize ? -1 : 1;
-    const auto apply = [&](const Unit& unit, int64_t begin, int64_t end, Coefficients c) {
+    project_units(units, gradients_, all_, skipped, [&](const Unit& unit, int64_t begin, int64_t end, Coefficients c) {
       step(unit.tensor, parameters_[unit.tensor], gradients_[unit.tensor], begin, end,
            Coefficients{sign * c.alpha, sign * c.beta});
-    };
-    if (all_.coefficients) {
-      const at::Tensor coefficients =
-          contiguous(*all_.coefficients, accumulation_dtype(all_.coefficients->scalar_type()));
-      if (!skipped) {
-        units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
-          apply(unit, begin, end, {get(coefficients, 2 * unit.entry), get(coefficients, 2 * unit.entry + 1)});
-        });
-      }
-    } else {
-      const Written written(all_.entries, accumulation_dtype(all_.entries.scalar_type()));
-      measure_and_apply(units, written.tensor(), apply);
-      written.write_back();
-    }
+    });
     for (const Parameter& parameter : parameters_) parameter.write_back();
   }
 
  private:
-  template <typename Apply>
-  void measure_and_apply(const Units& units, const at::Tensor& entries, const Apply& apply) const {
-    write_entries(units, gradients_, entries, true, [&](const Unit& unit) {
-      if (!skipped) apply(unit, unit.begin, unit.end, prograd_coefficients(all_, entries, unit.entry));
-    });
-    if (skipped || std::all_of(units.begin(), units.end(), [](const Unit& unit) { return unit.one_pass; })) return;
-    units.each_part(true, [&](const Unit& unit, int64_t begin, int64_t end) {
-      if (!unit.one_pass) apply(unit, begin, end, prograd_coefficients(all_, entries, unit.entry));
-    });
-  }
-
   const Arguments& all_;
   c10::SmallVector<Parameter, 4> parameters_;
   GradientList gradients_;

@@ -1,7 +1,6 @@
 // project_adamw_ and project_sgd_: their arguments, and what is asked of them.
 #pragma once
 
-#include "../common/unpacked.h"
 #include "projection.h"
 
 namespace prograd {
@@ -39,8 +38,7 @@ struct SGDArguments {
 // What both updates share.
 template <typename Update>
 Arguments check_shared(c10::DeviceType type, const Update& all) {
-  const Arguments arguments = check_gradients(type, all.task, all.general, all.scope, &all.entries,
-                                              all.coefficients ? &*all.coefficients : nullptr);
+  const Arguments arguments = check_gradients(type, all.task, all.general, all.scope, all.entries, all.coefficients);
   arguments.same("params", all.params, all.task, true);
   if (all.lr_tensor && all.lr_tensor->is_cpu()) {  // read on the host, wherever the parameters are
     Arguments("lr_tensor", *all.lr_tensor, at::kCPU).number("lr_tensor", all.lr_tensor);
@@ -48,10 +46,7 @@ Arguments check_shared(c10::DeviceType type, const Update& all) {
     arguments.number("lr_tensor", all.lr_tensor);
   }
   arguments.number("found_inf", all.found_inf);
-  TORCH_CHECK_VALUE(all.lambda >= 0 && std::isfinite(all.lambda), "lambda_: expected a number of at least 0, got ",
-                    all.lambda, ".");
-  TORCH_CHECK_VALUE(all.noise_floor >= 0 && std::isfinite(all.noise_floor),
-                    "noise_floor: expected a number of at least 0, got ", all.noise_floor, ".");
+  check_rule(all.lambda, all.noise_floor);
   return arguments;
 }
 

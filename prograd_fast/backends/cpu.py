@@ -16,12 +16,12 @@ def device() -> str:
 def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
     EXTENSION.register_cpu()
-    updates = {name: getattr(EXTENSION, name) for name in ("project_adamw_", "project_sgd_")}
-    SHORTCUTS.update(updates)
+    shortcuts = {name: getattr(EXTENSION, name) for name in ("project_out", "project_adamw_", "project_sgd_")}
+    SHORTCUTS.update(shortcuts)
 
     def unregister() -> None:
         EXTENSION.unregister_cpu()
-        for name in updates:
+        for name in shortcuts:
             del SHORTCUTS[name]
 
     return unregister

@@ -5,7 +5,9 @@ ask with `Arguments`, and their kernels in C++ ask the same: no kernel reads or 
 is called with. The functions ask more, and say what to do.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -130,6 +132,31 @@ def check_memory(name: str, written: Tensor) -> None:
     """ValueError where several elements of a tensor that is written to share one place."""
     if any(size > 1 and stride == 0 for size, stride in zip(written.shape, written.stride(), strict=True)):
         raise ValueError(f"{name}: expected a place for each element, got an expanded tensor: call .clone() first.")
+
+
+def check_apart(name: str, written: Sequence[Tensor], partners: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """ValueError where tensors that are written to share memory with each other or with what is read.
+
+    Each may be its own partner itself. Where a tensor has gaps, nothing is known.
+    """
+    places = sorted((*place, i) for i, x in enumerate(written) if (place := _place(x)))
+    taken = [y for x, y in pairwise(places) if x[0] == y[0] and x[2] > y[1]]
+    pairs = zip(written, partners, strict=True)
+    read = [x for own, x in pairs if _place(own) != _place(x) or own.stride() != x.stride()]
+    for storage, begin, end in filter(None, map(_place, [*read, *others])):
+        behind = bisect_left(places, (storage, end))
+        taken += [x for x in places[max(behind - 1, 0) : behind] if x[0] == storage and x[2] > begin]
+    if taken:
+        raise ValueError(f"{name}[{taken[0][3]}]: expected memory of its own, got some of another tensor's.")
+
+
+def _place(x: Tensor) -> tuple[Any, ...] | None:
+    """The memory of a tensor, its first byte and one past the last; None if it is empty or has gaps."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    if x.numel() == 0 or extent != x.numel():
+        return None
+    begin = x.storage_offset() * x.element_size()
+    return x.untyped_storage()._cdata, begin, begin + x.numel() * x.element_size()
 
 
 def check_reduction_number(reduction: int) -> Reduction:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.checks import Arguments
+from prograd_fast.ops.checks import Arguments, check_apart
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
-from prograd_fast.ops.registry import define
+from prograd_fast.ops.registry import define, operator_for
 
 # ---- formulas
 
@@ -199,26 +199,34 @@ def check_pairs(task: Sequence[Tensor], general: Sequence[Tensor | None]) -> Non
 
 # ---- operators
 #
-# gram_out  entries (U, 3): ‖a‖², ⟨a,b⟩, ‖b‖². scope: 0 each tensor, 1 each row, 2 all together
-# project_  task = alpha·task + beta·general, coefficients (U, 2)
+# gram_out     entries (U, 3): ‖a‖², ⟨a,b⟩, ‖b‖². scope: 0 each tensor, 1 each row, 2 all together
+# project_out  projected = alpha·task + beta·general, each a tensor of its own or the task gradient itself.
+#              coefficients None: ProGrad's, from the entries, which are written; otherwise (U, 2), and entries are left
+#              alone
 
 
-def check_gradients(call: dict[str, Any], *, written: bool = False) -> Arguments:
-    """The two gradients of some tensors, and what belongs to their units; `written`: the task gradients are."""
-    task, scope = call["task"], call["scope"]
-    entries, coefficients = call.get("entries"), call.get("coefficients")
+def check_gradients(call: dict[str, Any]) -> Arguments:
+    """The two gradients of some tensors, and what belongs to their units."""
+    task, scope, entries = call["task"], call["scope"], call["entries"]
     if not 0 <= scope < len(SCOPES):
         raise ValueError(f"scope: expected 0 (tensor), 1 (row) or 2 (global), got {scope}.")
-    first = task[0] if task else entries if entries is not None else coefficients
+    first = task[0] if task else entries
     if first is None:
         raise TypeError("task[0]: expected a tensor, got None.")
     arguments = Arguments(first)
-    arguments.same("task", task, task, written=written)
+    arguments.same("task", task, task)
     arguments.same("general", call["general"], task)
     units = all_units(task, SCOPES[scope])
     arguments.result("entries", entries, (units, 3))
-    arguments.floating("coefficients", coefficients, (units, 2))
+    arguments.floating("coefficients", call.get("coefficients"), (units, 2))
     return arguments
+
+
+def check_rule(lambda_: float, noise_floor: float) -> None:
+    """Raise ValueError unless both numbers of ProGrad's rule are finite and at least 0."""
+    if not 0 <= lambda_ < inf:
+        raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}.")
+    check_noise_floor(noise_floor)
 
 
 def check_noise_floor(noise_floor: float) -> None:
@@ -232,17 +240,51 @@ def _check_gram(call: dict[str, Any]) -> None:
 
 
 def _check_project(call: dict[str, Any]) -> None:
-    check_gradients(call, written=True)
+    arguments, task, projected = check_gradients(call), call["task"], call["projected"]
+    check_rule(call["lambda_"], call["noise_floor"])
+    arguments.same("projected", projected, task, written=True)
+    for i, (a, g) in enumerate(zip(task, projected, strict=True)):
+        if g.dtype != a.dtype:
+            raise TypeError(f"projected[{i}]: expected {a.dtype} as the task gradient, got {g.dtype}.")
+    check_apart("projected", projected, task, call["general"])
 
 
 def _gram_kernel(task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:
     entries.copy_(gram_formula(task, general, SCOPES[scope]))
 
 
-def _project_kernel(task: list[Tensor], general: list[Tensor], coefficients: Tensor, scope: int) -> None:
-    parts = split_units(coefficients, task, SCOPES[scope])
-    for a, b, unit_coefficients in zip(task, general, parts, strict=True):
-        a.copy_(combine(a, b, unit_coefficients))
+def _project_kernel(
+    task: list[Tensor],
+    general: list[Tensor],
+    coefficients: Tensor | None,
+    lambda_: float,
+    noise_floor: float,
+    scope: int,
+    *,
+    entries: Tensor,
+    projected: list[Tensor],
+) -> None:
+    gradients = projected_gradients(task, general, coefficients, lambda_, noise_floor, scope, entries)
+    for result, g in zip(projected, gradients, strict=True):
+        result.copy_(g)
+
+
+def projected_gradients(
+    task: list[Tensor],
+    general: list[Tensor],
+    coefficients: Tensor | None,
+    lambda_: float,
+    noise_floor: float,
+    scope: int,
+    entries: Tensor,
+) -> list[Tensor]:
+    """What `project_out` computes, in the accumulation dtype; writes entries if there are no coefficients."""
+    unit = SCOPES[scope]
+    if coefficients is None:
+        entries.copy_(gram_formula(task, general, unit))
+        coefficients = prograd_coefficients(entries, lambda_, noise_floor)
+    parts = split_units(coefficients, task, unit)
+    return [combine(a, b, c) for a, b, c in zip(task, general, parts, strict=True)]
 
 
 define(
@@ -251,7 +293,8 @@ define(
     check=_check_gram,
 )
 define(
-    "project_(Tensor(a!)[] task, Tensor[] general, Tensor coefficients, int scope) -> ()",
+    "project_out(Tensor[] task, Tensor[] general, Tensor? coefficients, float lambda_, float noise_floor, int scope, "
+    "*, Tensor(a!) entries, Tensor(b!)[] projected) -> ()",
     reference=_project_kernel,
     check=_check_project,
 )
@@ -304,14 +347,16 @@ def project(
         The projected gradients in the dtypes and shapes of `task`, no graph.
 
     Raises:
-        ValueError, TypeError: as `gram`; or `noise_floor` is negative or not finite.
+        ValueError, TypeError: as `gram`; or `lambda_` or `noise_floor` is negative or not finite.
     """
     b = paired(task, general, scope)
-    check_noise_floor(noise_floor)
-    projected = [a.clone() for a in task]
+    check_rule(lambda_, noise_floor)
+    projected = [torch.empty_like(a) for a in task]
     if task:
-        coefficients = prograd_coefficients(gram(task, b, scope), lambda_, noise_floor)
-        torch.ops.prograd_fast.project_(projected, b, coefficients, SCOPES.index(scope))
+        operator_for("project_out", task[0])(
+            list(task), b, None, lambda_, noise_floor, SCOPES.index(scope),
+            entries=empty_entries(task, b, scope), projected=projected,
+        )  # fmt: skip
     return projected
 
 

@@ -1,7 +1,6 @@
 """One step of AdamW or SGD on the projected gradient: conflict test, projection and update in one operator."""
 
 from collections.abc import Sequence
-from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +10,11 @@ from prograd_fast.ops.checks import Arguments
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import (
     check_gradients,
-    check_noise_floor,
-    combine,
+    check_rule,
     empty_entries,
-    gram_formula,
     paired,
-    prograd_coefficients,
     project_formula,
-    split_units,
+    projected_gradients,
 )
 from prograd_fast.ops.registry import define, operator_for
 
@@ -171,9 +167,8 @@ def project_sgd_formula(
 
 # ---- operators
 #
-# coefficients None: ProGrad's, from the entries, which are written; otherwise (U, 2) as for project_, and entries are
-# left alone. found_inf above 0: only entries are written. steps advance by one. lr_tensor counts where it is given, and
-# may be on the CPU.
+# entries and coefficients as for project_out. found_inf above 0: only entries are written. steps advance by one.
+# lr_tensor counts where it is given, and may be on the CPU.
 
 
 class AdamWCall(NamedTuple):
@@ -231,9 +226,7 @@ def _check_update(call: dict[str, Any]) -> Arguments:
     arguments.same("params", call["params"], call["task"], written=True)
     arguments.number("lr_tensor", call["lr_tensor"], or_on_the_cpu=True)
     arguments.number("found_inf", call["found_inf"])
-    if not 0 <= call["lambda_"] < inf:
-        raise ValueError(f"lambda_: expected a number of at least 0, got {call['lambda_']}.")
-    check_noise_floor(call["noise_floor"])
+    check_rule(call["lambda_"], call["noise_floor"])
     return arguments
 
 
@@ -305,12 +298,9 @@ def _rate(call: AdamWCall | SGDCall) -> float | Tensor:
 
 def _projected(call: AdamWCall | SGDCall) -> list[Tensor]:
     """The gradients that the update sees, in the accumulation dtype; writes entries if there are no coefficients."""
-    task, unit, coefficients = call.task, SCOPES[call.scope], call.coefficients
-    if coefficients is None:
-        call.entries.copy_(gram_formula(task, call.general, unit))
-        coefficients = prograd_coefficients(call.entries, call.lambda_, call.noise_floor)
-    parts = split_units(coefficients, task, unit)
-    gradients = [combine(a, b, c) for a, b, c in zip(task, call.general, parts, strict=True)]
+    gradients = projected_gradients(
+        call.task, call.general, call.coefficients, call.lambda_, call.noise_floor, call.scope, call.entries
+    )
     return [-g if call.maximize else g for g in gradients]
 
 

@@ -131,11 +131,21 @@ class Projector:
                 both = zip(bucket.task, bucket.general, parts, strict=True)
                 projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
             else:
-                projected = [a.clone() for a in bucket.task]
-                torch.ops.prograd_fast.project_(projected, bucket.general, coefficients, SCOPES.index(self.scope))
+                # laid out like the parameter, as autograd lays out .grad
+                projected = [torch.empty_like(p, dtype=a.dtype) for p, a in zip(bucket.params, bucket.task, strict=True)]
+                operator_for("project_out", bucket.params[0])(
+                    bucket.task,
+                    bucket.general,
+                    coefficients,
+                    bucket.lambda_,
+                    bucket.noise_floor,
+                    SCOPES.index(self.scope),
+                    entries=entries,
+                    projected=projected,
+                )
             pairs.extend(zip(bucket.params, projected, strict=True))
 
-        self.run(buckets, every, state, apply, adjust or (lambda entries, coefficients: coefficients))
+        self.run(buckets, every, state, apply, adjust)
         return pairs
 
     def conflict(self, every: Sequence[Tensor]) -> Conflict:

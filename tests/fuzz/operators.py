@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast import backends
+from prograd_fast.ops.registry import SHORTCUTS
 from tests.fuzz.registry import target
 from tests.ops.calls import CALLS, Sizes
-from tests.ops.faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, by_name, tensors, written
+from tests.ops.faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, by_name, schema, tensors, written
 from tests.ops.support import BACKENDS, DTYPES, running_on
 
 MARGIN, CANARY = 64, 0xA5  # bytes before and behind what an operator may write to
@@ -132,9 +132,11 @@ def _damage_a_tensor(random: Random, call: Arguments, faults: dict[str, Any]) ->
 def _run(random: Random, operator: str, call: Arguments) -> None:
     """By the dispatcher, or by the fast path of the optimizers."""
     function = getattr(torch.ops.prograd_fast, operator)
-    direct = getattr(backends.cpu, operator, None) if backends.active()["cpu"] == "cpu" else None
+    direct = SHORTCUTS.get(operator)
     if direct is not None and random.random() < 0.5:
-        direct(*call.values())
+        named = {argument.name for argument in schema(operator).arguments if argument.kwarg_only}
+        positional = [value for name, value in call.items() if name not in named]
+        direct(*positional, **{name: value for name, value in call.items() if name in named})
         return
     result = function(**call)
     if random.random() < 0.5:

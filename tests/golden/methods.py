@@ -60,11 +60,11 @@ class Golden:
 def step_by_hand(learner: GradientLearner, image_features: Tensor, labels: Tensor) -> tuple:
     """One step, for its losses, its raw and its applied gradients by parameter name."""
     losses = learner.losses(image_features, labels)
+    names, params = zip(*learner.module.named_parameters(), strict=True)
+    raw = dict(zip(names, torch.autograd.grad(losses.task, params, retain_graph=True), strict=True))
     learner.optimizer.zero_grad()
-    losses.task.backward()
-    raw = {name: p.grad.clone() for name, p in learner.module.named_parameters()}
-    learner.optimizer.project()
-    applied = {name: p.grad.clone() for name, p in learner.module.named_parameters()}
+    learner.optimizer.backward(losses.task, losses.general)
+    applied = {name: p.grad.clone() for name, p in zip(names, params, strict=True)}
     learner.optimizer.step()
     return losses, raw, applied
 

@@ -54,6 +54,7 @@ class Run:
     def optimizer(self):
         recipe = self.recipe
         settings = {"lr": recipe["lr"], "weight_decay": recipe["weight_decay"], "lambda_": recipe["lambda_"]}
+        settings["noise_floor"] = 0.0  # the authors project off rounding noise too
         if recipe["optimizer"] == "sgd":
             return pf.ProGradSGD(self.net.prompt.parameters(), momentum=0.9, **settings)
         return pf.ProGradAdamW(self.net.prompt.parameters(), **settings)
@@ -83,7 +84,6 @@ def check_trajectory(run):
             general = (ctx * torch.from_numpy(run.arrays["first_grad_kl"]).to(ctx)).sum()
         opt.zero_grad()
         opt.backward(task, general)
-        opt.project()
         run.close(run.net.prompt.ctx.grad, "applied_grad", step)
         opt.step()
         # reported in float32 whatever the parameters are

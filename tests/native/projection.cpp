@@ -5,22 +5,38 @@
 
 namespace {
 
-void test_projection(const Case& c) {
-  for (const double beta : {0.0, -0.3}) {
-    double results[2][4] = {};
+void test_gram(const Case& c) {
+  double results[2][3];
+  for (int side = 0; side < 2; ++side) {
+    std::mt19937 random(1);
+    Buffer a(c.storage, c.n, c.shift), b(c.storage, c.n);
+    a.fill(random), b.fill(random);
+    c.kernels<ProjectionKernels>(side).gram(a.data(), b.data(), c.n, results[side]);
+  }
+  const char* names[3] = {"gram aa", "gram ab", "gram bb"};
+  for (int i = 0; i < 3; ++i) c.agree(names[i], results[1][i], results[0][i], i == 1 ? double(c.n) : 1);
+}
+
+// In place, and into other memory by both ways: the same numbers.
+void test_project(const Case& c) {
+  const double coefficients[3][2] = {{1, 0}, {0.5, 0}, {0.5, -0.3}};
+  for (const auto& [alpha, beta] : coefficients) {
+    double last[2];
     for (int side = 0; side < 2; ++side) {
       const auto& kernels = c.kernels<ProjectionKernels>(side);
       std::mt19937 random(1);
-      Buffer a(c.storage, c.n, c.shift), b(c.storage, c.n);
+      Buffer a(c.storage, c.n), b(c.storage, c.n), usual(c.storage, c.n, c.shift), past(c.storage, c.n, c.shift);
       a.fill(random), b.fill(random);
-      double sums[3];
-      kernels.gram(a.data(), b.data(), c.n, sums);
-      kernels.project(a.data(), b.data(), c.n, 0.5, beta);
-      const double values[4] = {sums[0], sums[1], sums[2], a[c.n - 1]};
-      std::memcpy(results[side], values, sizeof values);
+      kernels.project(usual.data(), a.data(), b.data(), c.n, alpha, beta, false);
+      kernels.project(past.data(), a.data(), b.data(), c.n, alpha, beta, true);
+      kernels.project(a.data(), a.data(), b.data(), c.n, alpha, beta, true);
+      for (std::int64_t i = 0; i < c.n; ++i) {
+        check(past[i] == a[i] && usual[i] == a[i], side ? c.set : InstructionSet::baseline,
+              "one of three ways to project", past[i], a[i]);
+      }
+      last[side] = a[c.n - 1];
     }
-    const char* names[4] = {"gram aa", "gram ab", "gram bb", "projected"};
-    for (int i = 0; i < 4; ++i) c.agree(names[i], results[1][i], results[0][i], i == 1 ? double(c.n) : 1);
+    c.agree("projected", last[1], last[0], 1);
   }
 }
 
@@ -40,7 +56,8 @@ void test_long_gram(InstructionSet set) {
   }
 }
 
-const Test cases(test_projection);
+const Test gram(test_gram);
+const Test project(test_project);
 const Test long_gram(test_long_gram);
 
 }  // namespace

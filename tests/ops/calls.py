@@ -156,9 +156,9 @@ def gram_out(s: Sizes) -> Call:
 
 
 @call
-def project_(s: Sizes) -> Call:
-    coefficients = torch.tensor([1.0, -0.5], dtype=s.wide).repeat(s.units, 1)
-    return [*_lists(s, 2), coefficients, s.scope], {}
+def project_out(s: Sizes) -> Call:
+    results = {"entries": torch.zeros(s.units, 3, dtype=s.wide), "projected": _lists(s, 1)[0]}
+    return [*_lists(s, 2), None, 1.0, 0.5, s.scope], results
 
 
 @call

@@ -1,4 +1,4 @@
-"""gram_out, project_, project_adamw_ and project_sgd_ on every backend against the float64 reference."""
+"""gram_out, project_out, project_adamw_ and project_sgd_ on every backend against the float64 reference."""
 
 import itertools
 from collections.abc import Callable
@@ -60,16 +60,6 @@ def test_gram_and_project(backend: str, dtype: torch.dtype, scope: Scope) -> Non
         for a, g, want in zip(task, projected, expected, strict=True):
             assert g.dtype == dtype
             assert_close(g, want, "formula", dtype, a)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_project_leaves_bits_alone(backend: str) -> None:
-    # alpha 1 and beta 0: not even NaN payloads, negative zeros or a non-finite general gradient matter
-    a = torch.tensor([1.0, -0.0, torch.nan, torch.inf, 3e-42])
-    before = a.view(torch.int32).clone()
-    with running_on(backend):
-        torch.ops.prograd_fast.project_([a], [torch.full((5,), torch.inf)], torch.tensor([[1.0, 0.0]]), 0)
-    assert torch.equal(a.view(torch.int32), before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

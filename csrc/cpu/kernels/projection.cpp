@@ -1,7 +1,10 @@
 // Gram sums and projection on contiguous memory.
 #include "../projection.h"
 
+#include <cstring>
+
 #include "projected.h"
+#include "stream.h"
 #include "sums.h"
 #include "table.h"
 
@@ -33,14 +36,28 @@ struct Projection {
     sums[2] = all_bb;
   }
 
-  static void project(void* a_, const void* b_, std::int64_t n, double alpha_, double beta_) {
-    S* a = static_cast<S*>(a_);
-    const S* b = static_cast<const S*>(b_);
+  static void project(void* g_, const void* a_, const void* b_, std::int64_t n, double alpha_, double beta_,
+                      bool past_caches) {
+    S* g = static_cast<S*>(g_);
+    const S *a = static_cast<const S*>(a_), *b = static_cast<const S*>(b_);
     const T alpha = T(alpha_), beta = T(beta_);
-    if (alpha == T(1) && beta == T(0)) return;
+    const bool stream = past_caches && g != a;  // what was read is in the caches
+    if (alpha == T(1) && beta == T(0)) {
+      if (stream) return stream_copy(g, a, n * sizeof(S));
+      if (g != a) std::memcpy(g, a, n * sizeof(S));
+      return;
+    }
     with_flag(beta != T(0), [&](auto conflict) {
+      if (stream) {
+        const Vector<T> alphas = broadcast(alpha), betas = broadcast(beta);
+        return Writer<S>(g, n, true).all([&](std::int64_t i, std::int64_t width) {
+          const Vector<T> scaled = alphas * loaded(a + i, width, T(0));
+          if constexpr (conflict()) return multiply_add(betas, loaded(b + i, width, T(0)), scaled);
+          else return scaled;
+        });
+      }
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) store(a[i], gradient<conflict()>(a, b, i, alpha, beta));
+      for (std::int64_t i = 0; i < n; ++i) store(g[i], gradient<conflict()>(a, b, i, alpha, beta));
     });
   }
 

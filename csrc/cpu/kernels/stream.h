@@ -79,6 +79,17 @@ PF_HOST_DEVICE void stream(void* to, const void* from) {
   std::memcpy(to, from, bytes);
 }
 
+// Copies them there, from any place to any other.
+PF_HOST_DEVICE void stream_copy(void* to_, const void* from_, std::size_t size) {
+  char* to = static_cast<char*>(to_);
+  const char* from = static_cast<const char*>(from_);
+  const std::size_t head = std::size_t(-reinterpret_cast<std::uintptr_t>(to)) % vector_bytes;
+  std::size_t i = head < size ? head : size;
+  std::memcpy(to, from, i);
+  for (; i + vector_bytes <= size; i += vector_bytes) stream<vector_bytes>(to + i, from + i);
+  std::memcpy(to + i, from + i, size - i);
+}
+
 // Writes n elements, a register at a time: value(c, width) gives `width` of them from c on. Past the caches if nobody
 // reads them soon; then what comes before the first register's place, and after the last one's, goes the usual way.
 template <typename S>
