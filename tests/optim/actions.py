@@ -62,7 +62,8 @@ class Program(SideBySide):
     """Both sides, and where a program is in its loop; `said` tells what the last action did."""
 
     def __init__(self, optimizer: str, rule: str, scope: str, seed: int) -> None:
-        super().__init__(optimizer, rule, scope, seed, scaled=Random(seed).random() < 0.3)
+        random = Random(seed)
+        super().__init__(optimizer, rule, scope, seed, random.random() < 0.3, random.random() < 0.4)
         self.blocks: list[tuple[Any, Any]] = []
         self.unscaled = False
         self.saved: Any = None

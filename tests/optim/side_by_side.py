@@ -85,16 +85,19 @@ class SideBySide:
         scope: the unit of the conflict test.
         seed: of the parameters.
         scaled: train with a `GradScaler`.
+        one_group: of all parameters, which may then go through one operator.
     """
 
-    def __init__(self, optimizer: str, rule: str, scope: str, seed: int = 0, scaled: bool = False) -> None:
+    def __init__(
+        self, optimizer: str, rule: str, scope: str, seed: int = 0, scaled: bool = False, one_group: bool = False
+    ) -> None:
         random = Random(seed)
         self.name, self.rule_name, self.scope = optimizer, rule, scope
         self.rule, model_rule = RULES[rule]
         start = [eighths(shape, random) for shape in SHAPES]
         self.params, self.twins = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
-        self.opt = self.make(self.groups(self.params))
-        twin = TWINS[optimizer](self.groups(self.twins))
+        self.opt = self.make(self.groups(self.params, one_group))
+        twin = TWINS[optimizer](self.groups(self.twins, one_group))
         floor = pf.optim.NOISE_FLOORS[torch.float64]
         self.model = model.Model(twin, model_rule, scope, floor, LAMBDA)
         self.scaler, self.twin_scaler = (
@@ -104,8 +107,10 @@ class SideBySide:
             scaler.scale(torch.ones(()))  # which makes the scale
         self.scaled = scaled
 
-    def groups(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Two groups with different settings; only ProGrad's own rule takes another λ for a group."""
+    def groups(self, params: Sequence[Tensor], one: bool) -> list[dict[str, Any]]:
+        """One group, or two with different settings; only ProGrad's own rule takes another λ for a group."""
+        if one:
+            return [{"params": list(params)}]
         own = OTHERWISE[self.name] | ({} if self.rule else {"lambda_": 0.5})
         return [{"params": list(params[:2])}, {"params": list(params[2:]), **own}]
 

@@ -209,7 +209,7 @@ def surgery(s: SideBySide, random: Random) -> None:
         opt.param_groups[0]["params"][0] = params[large]
 
     def assign(opt: Any, params: list[Tensor]) -> None:
-        opt.param_groups = opt.param_groups[::-1]
+        opt.param_groups = [{**group, "params": group["params"][::-1]} for group in opt.param_groups[::-1]]
 
     plain(s, random)
     large = s.new_parameter((2, 3) if fixed else (4, 3), random)
@@ -223,7 +223,7 @@ def surgery(s: SideBySide, random: Random) -> None:
         return
     new = s.new_parameter((2, 2), random)
     s.on_groups(lambda opt, params: opt.add_param_group({"params": [params[new]], "lr": 0.1}))
-    s.on_groups(lambda opt, params: opt.param_groups[1]["params"].pop())
+    s.on_groups(lambda opt, params: opt.param_groups[0]["params"].pop())
     plain(s, random)
     one_call(s, random)
 
@@ -237,9 +237,9 @@ KINDS: dict[str, Callable[[SideBySide, Random], None]] = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_kinds(optimizer: str, rule: str, kind: str) -> None:
-    # every scope for each kind and for each rule
-    scope = SCOPES[(list(KINDS).index(kind) + list(RULES).index(rule) + list(OPTIMIZERS).index(optimizer)) % 3]
-    s = SideBySide(optimizer, rule, scope, seed=1, scaled=kind == "scaler")
+    # every scope, and one group or two, for each kind and for each rule
+    n = list(KINDS).index(kind) + list(RULES).index(rule) + list(OPTIMIZERS).index(optimizer)
+    s = SideBySide(optimizer, rule, SCOPES[n % 3], seed=1, scaled=kind == "scaler", one_group=n % 2 == 0)
     s.set_floor(1e-3)
     KINDS[kind](s, Random(kind))
     assert sum(count.conflicts for count in s.model.conflict()) > 0
