@@ -5,7 +5,6 @@ kernels, nothing of `prograd_fast`. Its update is torch.optim's own on twin para
 sign of an inner product that is zero but for it, say) there is no one right answer, and it raises `AmbiguousError`.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -309,7 +308,8 @@ class Model:
         return averages, {key: dict(self.memory[key]) for key in keys}
 
     def remember(self, kept: tuple[dict[Tensor, Tensor], dict[Any, dict[str, float]]]) -> None:
-        self.averages, self.memory = copy.copy(kept[0]), copy.deepcopy(kept[1])
+        """Go on from there."""
+        self.averages, self.memory = dict(kept[0]), {key: dict(values) for key, values in kept[1].items()}
 
     def forget(self, p: Tensor) -> None:
         """What the rule remembers of a parameter goes with its state."""

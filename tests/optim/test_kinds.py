@@ -146,8 +146,23 @@ def hooks(s: SideBySide, random: Random) -> None:
 
 
 def accumulate(s: SideBySide, random: Random) -> None:
-    """Three micro-batches, of which one does not reach all; the last call is outside, of either kind."""
+    """Three micro-batches, of which one does not reach all; the last call is outside, of either kind.
+
+    What a block has added up before it fails, and what `zero_grad` drops, is not in the next sum.
+    """
+
+    def fail() -> None:
+        with s.opt.accumulate(), s.model.accumulate():
+            s.backward(*gradients(s, random))
+            raise ArithmeticError
+
     for last in (s.backward, s.backward_and_update):
+        with pytest.raises(ArithmeticError):
+            fail()
+        s.backward(*gradients(s, random))
+        s.check()
+        with s.opt.accumulate(), s.model.accumulate():
+            s.backward(*gradients(s, random))
         s.zero_grad()
         with s.opt.accumulate(), s.model.accumulate():
             s.backward(*gradients(s, random))

@@ -19,12 +19,33 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*backward:UserWarning")
 
 # for each optimizer and rule, over the three scopes
 SEQUENCES, MORE = 84, 1000
-LENGTHS = range(4, 15)
+LENGTHS = range(3, 11)
 Actions = list[tuple[str, int]]
 
 
+# what programs do in one go: single actions at random seldom come in such an order
+PHRASES = [
+    ["enter_block", "backward", "leave_block", "backward", "step"],
+    ["enter_block", "backward", "leave_block", "backward_and_update", "step"],
+    ["enter_block", "backward", "enter_block", "backward", "leave_block", "backward", "leave_block", "step_on_pair"],
+    ["enter_block", "backward", "leave_block", "step", "backward", "step"],
+    ["enter_block", "backward", "fail_in_block", "backward", "step"],
+    ["enter_block", "backward", "zero_grad", "leave_block", "backward", "step"],
+    ["enter_block", "backward", "leave_block", "zero_grad", "step"],
+    ["backward", "unscale", "edit_grad", "step"],
+    ["backward", "step", "model_zero_grad", "backward", "step"],
+    ["backward", "step", "save", "backward_and_update", "load", "backward"],
+    ["backward", "step", "replace_parameter", "backward", "step"],
+    ["backward", "toggle_requires_grad", "backward_and_update", "toggle_requires_grad"],
+]
+
+
 def draw(random: Random) -> Actions:
-    names = random.choices(list(ACTIONS), [weight for weight, _ in ACTIONS.values()], k=random.choice(LENGTHS))
+    """Single actions, the usual ones more often, and a phrase now and then."""
+    names: list[str] = []
+    weights = [weight for weight, _ in ACTIONS.values()]
+    for _ in range(random.choice(LENGTHS)):
+        names += random.choice(PHRASES) if random.random() < 0.15 else random.choices(list(ACTIONS), weights)
     return [(name, random.randrange(2**20)) for name in names]
 
 
