@@ -46,12 +46,17 @@ PAIRS: dict[str, Callable[[Tensor, Tensor], Pair]] = {
     "zero a": lambda x, y: (nought(x.shape), y),
     "zero b": lambda x, y: (x, nought(x.shape)),
     "b is rounding": lambda x, y: (x, -x * 2.0**-60),
-    "b is small": lambda x, y: (x, y * 2.0**-12),
+    "b is small": lambda x, y: (x, y * 2.0**-7),
     "b infinite": lambda x, y: (x, spoilt(y, float("inf"))),
     "b nan": lambda x, y: (x, spoilt(y, float("nan"))),
     "a infinite": lambda x, y: (spoilt(x, float("-inf")), y),
 }
 USUAL = ["any", "conflict", "conflict", "conflict", "agreement"]
+UNUSUAL = [*PAIRS, "b is rounding", "b is rounding", "b is small"]
+
+
+# the usual one, none, and two between which much of what is drawn lies
+FLOORS = [None, None, 0.0, 1e-3, 0.25]
 
 
 class NotNowError(Exception):
@@ -63,11 +68,12 @@ class Program(SideBySide):
 
     def __init__(self, optimizer: str, rule: str, scope: str, seed: int) -> None:
         random = Random(seed)
-        super().__init__(optimizer, rule, scope, seed, random.random() < 0.3, random.random() < 0.4)
+        super().__init__(optimizer, rule, scope, seed, random.random() < 0.3, random.random() < 0.5)
         self.blocks: list[tuple[Any, Any]] = []
         self.unscaled = False
         self.saved: Any = None
         self.said = ""
+        self.set_floor(random.choice(FLOORS))
 
     @property
     def sums(self) -> bool:
@@ -96,7 +102,7 @@ class Program(SideBySide):
         """Two gradients; both reach a parameter of the optimizer, or there is no general one."""
 
         def kind() -> str:
-            drawn = random.choice(USUAL if random.random() < 0.6 else list(PAIRS))
+            drawn = random.choice(USUAL if random.random() < 0.6 else UNUSUAL)
             # the sine of a straight angle, which GradVac takes, is the root of a rounding
             return "conflict" if drawn == "opposed" and self.rule_name == "GradVac" else drawn
 
@@ -316,7 +322,7 @@ def unscale(s: Program, random: Random) -> None:
 
 @action(4)
 def set_floor(s: Program, random: Random) -> None:
-    floor = random.choice([None, 0.0, 1e-3, 0.25])
+    floor = random.choice(FLOORS)
     s.said += f"{floor}"
     s.set_floor(floor)
 

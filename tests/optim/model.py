@@ -132,13 +132,12 @@ class CAGrad(ProGrad):
         along = across / apart
         foot = u.a - (u.a @ along) * along  # the point of the line through a and b that is nearest to 0
         cosine = -(mean @ along) / radius  # between `along` and the direction that is sought
-        if cosine.abs() < 1:
-            if 0 < foot.norm() < 1e-2 * apart:  # a and b nearly in one line: Gram entries do not tell how nearly
-                raise AmbiguousError
-            t = foot.norm() * cosine / (1 - cosine**2).sqrt()
-        else:
-            t = cosine.sign() * math.inf
-        target = foot + t.clamp(u.b @ along, u.a @ along) * along
+        if (
+            cosine.abs() < 1 and 0 < foot.norm() < 1e-2 * apart
+        ):  # nearly in one line: Gram entries do not tell how nearly
+            raise AmbiguousError
+        t = foot.norm() * cosine / (1 - cosine**2).sqrt() if cosine.abs() < 1 else cosine * math.inf
+        target = u.a if t >= u.a @ along else u.b if t <= u.b @ along else foot + t * along
         return mean + radius * target / target.norm() if target.any() else mean
 
 

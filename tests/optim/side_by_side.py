@@ -58,9 +58,9 @@ Given = Mapping[int, Tensor]  # gradients by the number of the parameter
 
 
 def eighths(shape: Sequence[int], random: Random) -> Tensor:
-    """Multiples of 1/8 up to 3, never 0."""
+    """Multiples of 1/8 between 1 and 3, and their negatives."""
     size = math.prod(shape)
-    numbers = [random.choice((-1, 1)) * random.randint(1, 24) / 8 for _ in range(size)]
+    numbers = [random.choice((-1, 1)) * random.randint(8, 24) / 8 for _ in range(size)]
     return torch.tensor(numbers, dtype=torch.float64).reshape(tuple(shape))
 
 
