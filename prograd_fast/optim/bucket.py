@@ -18,6 +18,7 @@ class Bucket:
         params: those that one of the losses reaches.
         task: their task gradients, as the rule wants them; zeros where there is none.
         general: their general gradients, as the rule wants them; zeros where there is none.
+        came_task, came_general: both as they came, where the rule wants others; else empty.
     """
 
     group: dict[str, Any]
@@ -26,6 +27,8 @@ class Bucket:
     params: list[Tensor] = field(default_factory=list)
     task: list[Tensor] = field(default_factory=list)
     general: list[Tensor] = field(default_factory=list)
+    came_task: list[Tensor] = field(default_factory=list)
+    came_general: list[Tensor] = field(default_factory=list)
 
     @property
     def differentiable(self) -> bool:

@@ -28,6 +28,7 @@ class RuleMemory:
         self._scope: Scope = scope
         self._names = () if rule is None else rule.unit_memory + rule.parameter_memory
         self._waiting: dict[Tensor, dict[str, Any]] = {}
+        self._shared: dict[str, Tensor] = {}  # with scope "global", of all parameters; each has a copy for checkpoints
 
     def of(self, p: Tensor, state: State) -> dict[str, Any]:
         """The memory for a parameter, to be read and written; RuntimeError if it is that of another shape."""
@@ -35,7 +36,9 @@ class RuleMemory:
         for name in self._names:
             units = (1 if self._scope == "global" else n_units(p, self._scope),)
             shape = units if self._rule is not None and name in self._rule.unit_memory else p.shape
-            if name not in kept:
+            if name not in kept and name in self._shared:
+                kept[name] = self._shared[name].to(p.device, copy=True)
+            elif name not in kept:
                 dtype = torch.promote_types(p.dtype, torch.float32) if shape is units else p.dtype
                 kept[name] = torch.zeros(shape, dtype=dtype, device=p.device)
             elif kept[name].shape != shape:
@@ -48,23 +51,34 @@ class RuleMemory:
                 kept[name] = kept[name].to(p.device)
         return kept
 
-    def units(self, params: Sequence[Tensor], state: State) -> dict[str, Tensor]:
-        """What the rule keeps for each unit of these parameters, (U,); with scope "global" for all together, (1,)."""
+    def units(self, params: Sequence[Tensor], every: Sequence[Tensor], state: State) -> dict[str, Tensor]:
+        """What the rule keeps for each unit of `params`, (U,); with scope "global" for all of `every` together, (1,)."""
         if self._rule is None or not self._rule.unit_memory:
             return {}
-        kept = [self.of(p, state) for p in params[: 1 if self._scope == "global" else None]]
-        device = params[0].device
-        return {name: torch.cat([memory[name].to(device) for memory in kept]) for name in self._rule.unit_memory}
+        names, device = self._rule.unit_memory, params[0].device
+        if self._scope != "global":
+            kept = [self.of(p, state) for p in params]
+            return {name: torch.cat([memory[name].to(device) for memory in kept]) for name in names}
+        for name in names:
+            known = [state[p][name] for p in every if name in state.get(p, {})]  # of a checkpoint
+            if name not in self._shared and known:
+                self._shared[name] = known[0]
+        kept_by_first = self.of(params[0], state)
+        return {name: self._shared.get(name, kept_by_first[name]).to(device) for name in names}
 
-    def keep_units(self, params: Sequence[Tensor], state: State, values: Mapping[str, Tensor]) -> None:
+    def keep_units(
+        self, params: Sequence[Tensor], every: Sequence[Tensor], state: State, values: Mapping[str, Tensor]
+    ) -> None:
         """Take up what `units` gave, changed."""
         for name, value in values.items():
+            value = value.detach()
             if self._scope == "global":
-                parts: Sequence[Tensor] = [value] * len(params)
-            else:
-                parts = value.split([n_units(p, self._scope) for p in params])
-            for p, part in zip(params, parts, strict=True):
-                self.of(p, state)[name] = part.detach().to(p.device, copy=True)
+                self._shared[name] = value
+                for p in every:
+                    self.of(p, state)[name] = value.to(p.device, copy=True)
+                continue
+            for p, part in zip(params, value.split([n_units(p, self._scope) for p in params]), strict=True):
+                self.of(p, state)[name] = part.to(p.device, copy=True)
 
     def settle(self, params: Sequence[Tensor], state: State) -> None:
         """Put the memory into `state`, after an update of these parameters."""
@@ -77,3 +91,4 @@ class RuleMemory:
     def forget_waiting(self) -> None:
         """Drop what no update has followed: another state has been loaded."""
         self._waiting.clear()
+        self._shared.clear()

@@ -67,12 +67,13 @@ class Projector:
             scale: what both gradients are multiplied by, 0-d; None for 1.
             key: a value that all parameters of one call must share, besides group, device and dtype.
         """
+        wanted: Sequence[Member] = members
         if self.rule is not None:
             params, groups, task, general = zip(*members, strict=True)
             kept = [self.memory.of(p, state) for p in params]
-            members = list(zip(params, groups, *self.rule.prepare(task, general, kept, self.scope, scale), strict=True))
+            wanted = list(zip(params, groups, *self.rule.prepare(task, general, kept, self.scope, scale), strict=True))
         buckets: dict[Any, Bucket] = {}
-        for p, group, a, b in members:
+        for i, (p, group, a, b) in enumerate(wanted):
             kind = (id(group), a.device, a.dtype, None if key is None else key(p))
             bucket = buckets.get(kind)
             if bucket is None:
@@ -81,6 +82,9 @@ class Projector:
             bucket.params.append(p)
             bucket.task.append(a)
             bucket.general.append(b)
+            if self.rule is not None and self.rule.prepares:
+                bucket.came_task.append(members[i][2])
+                bucket.came_general.append(members[i][3])
         if self.scope == "global":
             highest = max(bucket.noise_floor for bucket in buckets.values())
             for bucket in buckets.values():
@@ -112,20 +116,27 @@ class Projector:
             self._log.expect(bucket.params, every, bucket.noise_floor)
             entries = self._log.row(bucket.task[0])
             if entries is None:
-                entries = self._empty_entries(bucket)
+                entries = self._empty_entries(bucket.task)
             apply(bucket, entries, None)
             self._log.add(entries)
             return
         params = [p for bucket in buckets for p in bucket.params]
-        entries_of = self._entries(buckets)
-        usable = [floored(entries, bucket.noise_floor) for entries, bucket in zip(entries_of, buckets, strict=True)]
-        coefficients = self._coefficients(buckets, params, state, usable)
+        entries_of = [self._entries(bucket.task, bucket.general, bucket.differentiable) for bucket in buckets]
+        entries_of = came = self._shared(entries_of)
+        if self.rule is not None and self.rule.prepares:
+            came = [self._entries(bucket.came_task, bucket.came_general, bucket.differentiable) for bucket in buckets]
+            came = self._shared(came)
+        counted = [floored(entries, bucket.noise_floor) for entries, bucket in zip(came, buckets, strict=True)]
+        usable = counted
+        if came is not entries_of:  # whether there is a general gradient is told by the one that came
+            usable = [torch.where(c[:, 2:] == 0, c, e) for c, e in zip(counted, entries_of, strict=True)]
+        coefficients = self._coefficients(buckets, params, every, state, usable)
         if adjust is not None:
-            coefficients = adjust(entries_of, coefficients)
+            coefficients = adjust(came, coefficients)
         for bucket, entries, c in zip(buckets, entries_of, coefficients, strict=True):
             apply(bucket, entries, c)
         self._log.expect(params, every, 0.0)
-        self._log.add(self._joined(usable))
+        self._log.add(self._joined(counted))
 
     def project(
         self, buckets: list[Bucket], every: Sequence[Tensor], state: State, adjust: Adjust | None
@@ -160,35 +171,38 @@ class Projector:
         """The counts of these parameters up to now."""
         return self._log.snapshot(every)
 
-    def _empty_entries(self, bucket: Bucket) -> Tensor:
-        a = bucket.task[0]
-        return a.new_empty(all_units(bucket.task, self.scope), 3, dtype=accumulation_dtype(a))
+    def _empty_entries(self, task: list[Tensor]) -> Tensor:
+        return task[0].new_empty(all_units(task, self.scope), 3, dtype=accumulation_dtype(task[0]))
 
-    def _entries(self, buckets: list[Bucket]) -> list[Tensor]:
-        """The Gram entries of each bucket's units; for "global" the same sums over all buckets."""
-        entries = []
-        for bucket in buckets:
-            if bucket.differentiable:
-                entries.append(gram(bucket.task, bucket.general, self.scope))
-            else:
-                entries.append(self._empty_entries(bucket))
-                torch.ops.prograd_fast.gram_out(
-                    bucket.task, bucket.general, SCOPES.index(self.scope), entries=entries[-1]
-                )
-        if self.scope == "global" and len(entries) > 1:
-            total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
-            entries = [total.to(e) for e in entries]
+    def _entries(self, task: list[Tensor], general: list[Tensor], differentiable: bool) -> Tensor:
+        """The Gram entries of the units of some gradients."""
+        if differentiable:
+            return gram(task, general, self.scope)
+        entries = self._empty_entries(task)
+        torch.ops.prograd_fast.gram_out(task, general, SCOPES.index(self.scope), entries=entries)
         return entries
 
+    def _shared(self, entries: list[Tensor]) -> list[Tensor]:
+        """For "global" the same sums in all buckets, else the entries as they are."""
+        if self.scope != "global" or len(entries) == 1:
+            return entries
+        total = torch.cat([e.to(entries[0].device) for e in entries]).sum(0, keepdim=True)
+        return [total.to(e) for e in entries]
+
     def _coefficients(
-        self, buckets: list[Bucket], params: list[Tensor], state: State, entries: list[Tensor]
+        self,
+        buckets: list[Bucket],
+        params: list[Tensor],
+        every: Sequence[Tensor],
+        state: State,
+        entries: list[Tensor],
     ) -> list[Tensor]:
         """(alpha, beta) for each bucket's units, (U, 2)."""
         if self.rule is None:
             return [prograd_coefficients(e, bucket.lambda_) for bucket, e in zip(buckets, entries, strict=True)]
-        memory = self.memory.units(params, state)
+        memory = self.memory.units(params, every, state)
         coefficients = self.rule(self._joined(entries), memory)
-        self.memory.keep_units(params, state, memory)
+        self.memory.keep_units(params, every, state, memory)
         if self.scope == "global":
             return [coefficients.to(e) for e in entries]
         parts = coefficients.split([len(e) for e in entries])

@@ -42,6 +42,11 @@ class Rule:
     unit_memory: ClassVar[tuple[str, ...]] = ()
     parameter_memory: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` gives other gradients than it takes."""
+        return type(self).prepare is not Rule.prepare
+
     def prepare(
         self,
         task: Sequence[Tensor],

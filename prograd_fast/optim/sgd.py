@@ -120,7 +120,9 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first,
             found_inf,
         )
-        if first:  # kept only now: a step that failed was none
+        # Kept only now: a step that failed was none. Nor is one that was skipped; but a buffer of zeros is as good as none
+        # without dampening, and to look for the skip waits for the device.
+        if first and not (group["dampening"] and found_inf is not None and found_inf.item()):
             for p, buffer in zip(bucket.params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 

@@ -41,16 +41,15 @@ class Sums:
                     sums[p] = added(sums.get(p), gradient)
         self._scaler[:] = [scaler]
 
-    def take(self, params: Sequence[Tensor], task: Gradients, general: Gradients) -> tuple[Gradients, Gradients]:
-        """The sums with these gradients added; nothing is left here."""
+    def with_these(self, params: Sequence[Tensor], task: Gradients, general: Gradients) -> tuple[Gradients, Gradients]:
+        """The sums and these gradients together; the sums stay as they are."""
         if not self:
             return task, general
-        totals = tuple(
-            [sums.get(p) if g is None else added(sums.get(p), g) for p, g in zip(params, gradients, strict=True)]
-            for sums, gradients in ((self._task, task), (self._general, general))
+        task_totals, general_totals = (
+            [sums.get(p) if g is None else g if p not in sums else sums[p] + g for p, g in zip(params, new, strict=True)]
+            for sums, new in ((self._task, task), (self._general, general))
         )
-        self.drop()
-        return totals[0], totals[1]
+        return task_totals, general_totals
 
     def drop(self) -> None:
         """Forget the sums."""

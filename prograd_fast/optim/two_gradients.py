@@ -176,6 +176,7 @@ class TwoGradients(Optimizer):
         buckets = self._projector.buckets(members, self.state, scale)
         adjust = None if scale is None else nan_where_lost
         pairs = self._projector.project(buckets, self._parameters, self.state, adjust)
+        self._sums.drop()
         for p, g in pairs:
             _add_to_grad(p, g)
         self._scaling.projected(scaler)
@@ -311,9 +312,15 @@ class TwoGradients(Optimizer):
     def _put_into_grad(self, losses: TwoLosses) -> None:
         """Replace `.grad` by the projection of what it held and the gradients of both losses."""
         members = self._members_with_grad(losses)
-        with torch.no_grad():
-            _drop_grads([member[0] for member in members])
-            self._add_projected(members, losses.scaler)
+        held = [(member[0], member[0].grad) for member in members]
+        _drop_grads([p for p, _ in held])
+        try:
+            with torch.no_grad():
+                self._add_projected(members, losses.scaler)
+        except BaseException:
+            for p, grad in held:
+                p.grad = grad
+            raise
 
     def _members_with_grad(self, losses: TwoLosses) -> list[Member]:
         """The gradients of both losses, with `.grad` as a part of the task gradient."""
@@ -357,6 +364,7 @@ class TwoGradients(Optimizer):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             self._check_states(members)
             raise
+        self._sums.drop()
         if scaler is not None and scale is not None:
             self._scaling.tell(scaler, found_inf[0])
         self._scaling.projected(scaler)
@@ -384,7 +392,7 @@ class TwoGradients(Optimizer):
         b = [None] * len(params) if found is None else found
         if self._sums.depth:
             return a, b
-        a, b = self._sums.take(params, a, b)
+        a, b = self._sums.with_these(params, a, b)
         if self._process_group is not None:
             lists = [a] if general is None and not any(g is not None for g in b) else [a, b]
             a, *others = mean_over_ranks(params, lists, self._process_group, weight)
