@@ -22,7 +22,7 @@ def gradients(s: SideBySide, random: Random) -> Gradients:
     a, b = {}, {}
     for n, i in enumerate(s.held):
         x, y = (eighths(s.twins[i].shape, random) for _ in range(2))
-        a[i], b[i] = x, (y / 2 - x, y * 2.0**-7, y / 2 - x, -x * 2.0**-12)[(n + random.randrange(2)) % 4]
+        a[i], b[i] = x, (y / 2 - x, y * 2.0**-5, y / 2 - x, -x * 2.0**-12)[(n + random.randrange(2)) % 4]
     return a, b
 
 
@@ -36,6 +36,7 @@ def plain(s: SideBySide, random: Random) -> None:
 
 
 def one_call(s: SideBySide, random: Random) -> None:
+    s.zero_grad()
     for _ in range(3):
         s.backward_and_update(*gradients(s, random))
         s.check()

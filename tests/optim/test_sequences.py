@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*backward:UserWarning")
 
 # for each optimizer and rule, over the three scopes
 SEQUENCES, MORE = 84, 1000
-LENGTHS = range(3, 8)
+LENGTHS = range(3, 9)
 Actions = list[tuple[str, int]]
 
 
