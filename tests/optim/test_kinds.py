@@ -27,9 +27,13 @@ def gradients(s: SideBySide, random: Random) -> Gradients:
 
 
 def plain(s: SideBySide, random: Random) -> None:
+    """Backward and step; what `conflict` told before stays as it was."""
     for _ in range(4):
         s.zero_grad()
+        snapshot = s.opt.conflict
+        before = snapshot.steps.tolist()
         s.backward(*gradients(s, random))
+        assert snapshot.steps.tolist() == before
         s.check()
         s.step()
         s.check()
