@@ -104,7 +104,7 @@ def test_given_coefficients(backend: str, dtype: torch.dtype, scope: int) -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_project_then_update_is_the_fused_update(backend: str, dtype: torch.dtype, scope: int, floor: float) -> None:
     # bit for bit: the gradient is not rounded in between; the first step starts the momentum with it
-    large = scope == 0 and dtype == torch.float32
+    large = backend == "cpu" and scope == 0 and dtype == torch.float32
     task, general = gradients(dtype, [*SHAPES, (PAST_CACHES,)] if large else SHAPES)
     results, fused, plain = empty(task), [a * 0.5 for a in task], [a * 0.5 for a in task]
     buffers, plain_buffers = empty(task), empty(task)
@@ -157,20 +157,22 @@ def test_bits_without_conflict(backend: str, size: int) -> None:
         assert same_bits(results, [a])
 
 
-@pytest.mark.parametrize("conflict", [False, True])
+@pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.5, 0.0), (0.5, -0.3)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_past_the_caches(dtype: torch.dtype, conflict: bool) -> None:
+def test_past_the_caches(dtype: torch.dtype, coefficients: tuple[float, float]) -> None:
     # a result that begins and ends within a register's place; in place goes the usual way and gives the same bits
     size = 16 + PAST_CACHES * 4 // dtype.itemsize
-    (a,), (b,) = gradients(dtype, [(size,)])
-    b = b - (2 if conflict else -2) * a
+    a, b = (normal(4099, seed=i).to(dtype).repeat(size // 4099 + 1)[:size] for i in range(2))
+    if coefficients[1] == 0:
+        b = torch.full_like(b, math.inf)
+    given = torch.tensor([coefficients])
     for shift in (0, 1, 3):
-        buffer = torch.full((size + 40,), 77.0, dtype=dtype)
-        result, usual = buffer[16 + shift : 16 + shift + size - shift], a[: size - shift].clone()
-        project_out([a[: size - shift]], [b[: size - shift]], [result])
-        project_out([usual], [b[: size - shift]], [usual])
+        buffer, usual = torch.full((size + 40,), 77.0, dtype=dtype), a[shift:].clone()
+        result = buffer[16 + shift : 16 + size]
+        project_out([a[shift:]], [b[shift:]], [result], given)
+        project_out([usual], [b[shift:]], [usual], given)
         assert torch.equal(result, usual)
-        assert torch.equal(usual, a[: size - shift]) is not conflict
+        assert bool(usual.isfinite().all())
         assert bool((buffer[: 16 + shift] == 77).all() and (buffer[16 + size :] == 77).all())
 
 
