@@ -148,7 +148,8 @@ def _built(makers: dict[str, Callable[..., Side]], *size: Any, without: Sequence
 
 # ---- the groups
 
-OURS, KERNEL, FLOOR = "ProGradAdamW", "project_adamw_ operator", "AdamW(fused) alone"
+OURS, COMPOSABLE = "ProGradAdamW, one call", "ProGradAdamW(fused), backward and step"
+KERNEL, FLOOR = "project_adamw_ operator", "AdamW(fused) alone"
 
 
 def _python_share(group: Group) -> str:
@@ -164,6 +165,8 @@ def context_step(sizes: Sizes) -> Group:
     bound = _python_share(group)
     group.faster(OURS, "authors + AdamW", 3.5, bound=bound)
     group.faster(OURS, FLOOR, 1.0, bound=bound)
+    group.faster(COMPOSABLE, "authors + AdamW", 1.7, bound=bound)
+    group.faster(COMPOSABLE, FLOOR, 1 / 1.4, bound=bound)
     for other in ("authors + AdamW, no conflict", "authors + AdamW(fused)", "foreach + AdamW(foreach)", SLOW_COMPILE):
         group.faster(OURS, other)
     return group
@@ -177,6 +180,7 @@ def large_step(sizes: Sizes) -> Group:
     bound = f"memory: {_percent(group.share(OURS, moved))} of the bandwidth; {_python_share(group)}"
     group.faster(OURS, "authors + AdamW(fused)", 3.0, moved, bound)
     group.more_bytes(OURS, moved, FLOOR, ADAMW_BYTES * n, 0.9, bound)
+    group.faster(COMPOSABLE, OURS, 1 / 1.3, bound=bound)
     for other in ("authors + AdamW", "foreach + AdamW(foreach)", SLOW_COMPILE):
         group.faster(OURS, other, moved=moved)
     return group

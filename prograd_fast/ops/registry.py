@@ -13,8 +13,8 @@ LIBRARY = torch.library.Library("prograd_fast", "DEF")
 Check = Callable[[dict[str, Any]], None]
 
 # C++ in place of slower Python, by name: operators without the dispatcher; `fit`, see optim/states.py; and what Python
-# cannot do, `release_graph`, see optim/one_backward.py, and `release_memory`, see csrc/common/kept_memory.h. To box some
-# twenty arguments for the dispatcher takes several times as long as the step of a small prompt. A backend puts its
+# cannot do, `release_graph`, see optim/one_backward.py, and `release_memory`, see csrc/common/kept_memory.h. To box
+# some twenty arguments for the dispatcher takes several times as long as the step of a small prompt. A backend puts its
 # functions in while it is in use.
 SHORTCUTS: dict[str, Callable[..., Any]] = {}
 
@@ -81,7 +81,7 @@ def operator_for(name: str, tensor: Tensor) -> Callable[..., None]:
         `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher.
     """
     plain = tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter)
-    if plain and not torch.compiler.is_compiling() and not torch.autograd._profiler_enabled():
+    if plain and not torch.compiler.is_compiling() and not torch._C._autograd._profiler_enabled():
         shortcut = SHORTCUTS.get(name)
         if shortcut is not None:
             return shortcut

@@ -54,7 +54,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
 
     Raises:
-        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` below 0, an unknown `scope` or a `noise_floor` below 0.
+        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` or `noise_floor` below 0 or an unknown `scope`.
 
     Example:
         >>> import torch, prograd_fast as pf

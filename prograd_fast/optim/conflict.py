@@ -10,7 +10,6 @@ from torch import Tensor
 from prograd_fast.ops.common import Scope, accumulation_dtype
 from prograd_fast.ops.projection import conflict_coefficients, floored, n_units
 
-
 _ALL = "all parameters"  # the owner of the counters with scope "global"
 
 

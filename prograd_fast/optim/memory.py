@@ -52,7 +52,7 @@ class RuleMemory:
         return kept
 
     def units(self, params: Sequence[Tensor], every: Sequence[Tensor], state: State) -> dict[str, Tensor]:
-        """What the rule keeps for each unit of `params`, (U,); with scope "global" for all of `every` together, (1,)."""
+        """What the rule keeps for each unit of `params`, (U,); with scope "global" for all of `every`, (1,)."""
         if self._rule is None or not self._rule.unit_memory:
             return {}
         names, device = self._rule.unit_memory, params[0].device

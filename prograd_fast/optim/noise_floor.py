@@ -7,7 +7,7 @@ import torch
 # ‖b‖/‖a‖ by the precision that the losses were computed in. At the first step the student often is the teacher: then b
 # is rounding alone, its direction is noise, and it would decide where the whole run goes. Measured with ProGrad on
 # emoji-lite, of the context: rounding gives 5e-16, 3e-7, 7e-4 and 1e-3 at the first step, 1e-6, 2e-3 and 1e-2 at most
-# later; real general gradients begin at 6e-3. In bfloat16 the two overlap, and below 1e-2 the direction is mostly noise.
+# later; real general gradients begin at 6e-3. In bfloat16 the two overlap: below 1e-2 the direction is mostly noise.
 NOISE_FLOORS: dict[torch.dtype, float] = {
     torch.float64: 1e-13,
     torch.float32: 1e-5,

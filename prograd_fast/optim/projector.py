@@ -151,7 +151,9 @@ class Projector:
                 projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
             else:
                 # laid out like the parameter, as autograd lays out .grad
-                projected = [torch.empty_like(p, dtype=a.dtype) for p, a in zip(bucket.params, bucket.task, strict=True)]
+                projected = [
+                    torch.empty_like(p, dtype=a.dtype) for p, a in zip(bucket.params, bucket.task, strict=True)
+                ]
                 operator_for("project_out", bucket.params[0])(
                     bucket.task,
                     bucket.general,

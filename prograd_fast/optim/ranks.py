@@ -57,7 +57,8 @@ def mean_over_ranks(
         flat = torch.cat([*(part.flatten().to(wide) for part in parts), torch.ones(1, dtype=wide, device=kind[0])])
         flat *= own
         dist.all_reduce(flat, group=process_group)
-        flat /= flat[-1:].clone()
+        total = flat[-1:].clone()
+        flat /= torch.where(total > 0, total, 1.0)
         sizes = [part.numel() for part in parts]
         for (k, i), part, mean in zip(places, parts, flat[:-1].split(sizes), strict=True):
             means[k][i] = mean.view(part.shape).to(kind[1])

@@ -44,7 +44,8 @@ class LossScaling:
             if has_memory:
                 raise RuntimeError(
                     f"backward: expected the scaler of the losses, since {rule!r} remembers gradients and the scale "
-                    "changes; got losses scaled by hand. Call backward(task, general, scaler=scaler) on the plain losses."
+                    "changes; got losses scaled by hand. Call backward(task, general, scaler=scaler) on the plain "
+                    "losses."
                 )
             if not self._warned:
                 self._warned = True

@@ -50,7 +50,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
 
     Raises:
-        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` below 0, an unknown `scope` or a `noise_floor` below 0.
+        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` or a `noise_floor` below 0 or an unknown `scope`.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first,
             found_inf,
         )
-        # Kept only now: a step that failed was none. Nor is one that was skipped; but a buffer of zeros is as good as none
-        # without dampening, and to look for the skip waits for the device.
+        # Kept only now: a step that failed was none. Nor is one that was skipped; but a buffer of zeros is as good as
+        # none without dampening, and to look for the skip waits for the device.
         if first and not (group["dampening"] and found_inf is not None and found_inf.item()):
             for p, buffer in zip(bucket.params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer

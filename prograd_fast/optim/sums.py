@@ -46,7 +46,10 @@ class Sums:
         if not self:
             return task, general
         task_totals, general_totals = (
-            [sums.get(p) if g is None else g if p not in sums else sums[p] + g for p, g in zip(params, new, strict=True)]
+            [
+                sums.get(p) if g is None else g if p not in sums else sums[p] + g
+                for p, g in zip(params, new, strict=True)
+            ]
             for sums, new in ((self._task, task), (self._general, general))
         )
         return task_totals, general_totals

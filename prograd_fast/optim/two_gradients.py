@@ -45,16 +45,16 @@ class TwoLosses(NamedTuple):
 
 
 class TwoGradients(Optimizer):
-    """An optimizer that forms the gradients of a task loss and of a general loss, and puts the projected one in `.grad`.
+    """An optimizer that forms the gradients of a task and of a general loss, and puts the projected one in `.grad`.
 
-    `backward(task, general)` is to two losses what `loss.backward()` is to one. What it adds to `.grad` is the projected
-    gradient, and nothing else is pending: from there on everything is as with any torch.optim optimizer. The order is:
-    both gradients, the sum of an `accumulate()` block, the mean over ranks, projection, `.grad`; then whatever anybody
-    does to `.grad`; then `step`. Without `backward` it is the torch.optim optimizer that it stands on.
+    `backward(task, general)` is to two losses what `loss.backward()` is to one. What it adds to `.grad` is the
+    projected gradient, and nothing else is pending: from there on everything is as with any torch.optim optimizer. The
+    order is: both gradients, the sum of an `accumulate()` block, the mean over ranks, projection, `.grad`; then
+    whatever anybody does to `.grad`; then `step`. Without `backward` it is the optimizer that it stands on.
     """
 
-    # A proxy of an optimizer may run our methods on itself, and hands on what it reads but not what it sets. So all that
-    # changes is kept in objects that are changed, and no attribute is set after construction.
+    # A proxy of an optimizer may run our methods on itself, and hands on what it reads but not what it sets. So all
+    # that changes is kept in objects that are changed, and no attribute is set after construction.
     _projector: Projector
     _sums: Sums
     _scaling: LossScaling
@@ -78,8 +78,9 @@ class TwoGradients(Optimizer):
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
         if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
             raise TypeError(
-                f"process_group: expected a torch.distributed.ProcessGroup or None, got {type(process_group).__name__}. "
-                "torch.distributed.group.WORLD has all ranks, after init_process_group()."
+                f"process_group: expected a torch.distributed.ProcessGroup or None, got "
+                f"{type(process_group).__name__}. torch.distributed.group.WORLD has all ranks, after "
+                "init_process_group()."
             )
         self._projector = Projector(lambda_, scope, rule, noise_floor)
         self._sums = Sums()
@@ -193,8 +194,8 @@ class TwoGradients(Optimizer):
                 for task, general in micro_batches[:-1]: opt.backward(task, general)
             opt.backward(*micro_batches[-1]);  opt.step()
 
-        It is the idiom of DistributedDataParallel's `no_sync`. Inside, `.grad`, `conflict` and the rule's memory stay as
-        they are, and nothing is sent to other ranks. `zero_grad` of this optimizer drops the sum, and so does an
+        It is the idiom of DistributedDataParallel's `no_sync`. Inside, `.grad`, `conflict` and the rule's memory stay
+        as they are, and nothing is sent to other ranks. `zero_grad` of this optimizer drops the sum, and so does an
         exception that leaves the block. `step` raises RuntimeError while there is one.
         """
         self._sums.depth += 1
@@ -353,7 +354,7 @@ class TwoGradients(Optimizer):
         def unscale(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
             bad = [~e.isfinite().all() for e in entries]
             found_inf.append(torch.stack([one.to(bad[0].device) for one in bad]).any().float())
-            return [c / scale.to(c) for c in coefficients]
+            return [c / scale.to(c) for c in coefficients] if scale is not None else coefficients
 
         def update(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:
             skip = found_inf[0].to(entries.device) if found_inf else None
@@ -385,25 +386,28 @@ class TwoGradients(Optimizer):
         if scaler is not None:
             task = scaler.scale(task)
             general = None if general is None else scaler.scale(general)
-        a, found = gradients_of_both(task, general, params, retain_graph=retain_graph, create_graph=create_graph)
-        check_gradients("task", a, params)
-        if found is not None:
-            check_gradients("general", found, params)
-        b = [None] * len(params) if found is None else found
+        of_task, of_general = gradients_of_both(
+            task, general, params, retain_graph=retain_graph, create_graph=create_graph
+        )
+        check_gradients("task", of_task, params)
+        if of_general is not None:
+            check_gradients("general", of_general, params)
+        a: Gradients = of_task
+        b: Gradients = of_general or [None] * len(params)
         if self._sums.depth:
             return a, b
         a, b = self._sums.with_these(params, a, b)
         if self._process_group is not None:
-            lists = [a] if general is None and not any(g is not None for g in b) else [a, b]
-            a, *others = mean_over_ranks(params, lists, self._process_group, weight)
-            b = others[0] if others else b
+            known = [a, b] if any(gradient is not None for gradient in b) else [a]
+            means = mean_over_ranks(params, known, self._process_group, weight)
+            a, b = means[0], means[1] if len(means) > 1 else b
         return a, b
 
     def _checked_groups(self) -> dict[Tensor, dict[str, Any]]:
         """The group of each parameter that requires grad."""
         check_ranks(self._process_group)
         check_groups(self.param_groups, self._projector.rule)
-        groups = {}
+        groups: dict[Tensor, dict[str, Any]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
@@ -495,11 +499,15 @@ class TwoGradients(Optimizer):
 
 def _members(groups: dict[Tensor, dict[str, Any]], a: Gradients, b: Gradients) -> list[Member]:
     """The parameters that one of the losses reaches; a gradient that is missing counts as zeros."""
-    return [
-        (p, group, torch.zeros_like(general) if task is None else task, torch.zeros_like(task) if general is None else general)
-        for (p, group), task, general in zip(groups.items(), a, b, strict=True)
-        if task is not None or general is not None
-    ]
+    members = []
+    for (p, group), task, general in zip(groups.items(), a, b, strict=True):
+        if task is None and general is not None:
+            task = torch.zeros_like(general)
+        elif general is None and task is not None:
+            general = torch.zeros_like(task)
+        if task is not None and general is not None:
+            members.append((p, group, task, general))
+    return members
 
 
 def _moves(group: dict[str, Any]) -> bool:

@@ -75,7 +75,7 @@ class ProGrad(TwoGradients):
         Optimizer.__setstate__(self, {})  # what torch.optim keeps of its own, without groups
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The wrapped optimizer's."""
         return self.optimizer.param_groups
 
@@ -84,7 +84,7 @@ class ProGrad(TwoGradients):
         self.optimizer.param_groups = value
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """The wrapped optimizer's."""
         return self.optimizer.state
 
@@ -93,7 +93,7 @@ class ProGrad(TwoGradients):
         self.optimizer.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         """The wrapped optimizer's."""
         return self.optimizer.defaults
 

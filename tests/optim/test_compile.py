@@ -1,4 +1,4 @@
-"""Guards torch.compile: what comes after autograd in one graph, the step, the loss; a schedule compiles nothing anew."""
+"""Guards torch.compile: what comes after autograd in one graph, the step, the loss; no schedule compiles anew."""
 
 import pytest
 import torch

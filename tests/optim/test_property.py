@@ -1,9 +1,9 @@
 """Guards random histories of the optimizers against the formulas in float64.
 
 A history is a training loop with parameters of any shape and dtype in several groups, gradients that are zero, missing,
-opposed or not finite, micro-batches, schedules, checkpoints, copies, another backend half-way. (What else a program may
-do, and the other rules, are in `test_sequences.py`, in float64.) The model of it is `prograd_fast.reference`; it counts
-in plain Python. It starts each step from the numbers that the optimizer stored, so that one step's roundings are
+opposed or not finite, micro-batches, schedules, checkpoints, copies, another backend half-way. (What else a program
+may do, and the other rules, are in `test_sequences.py`, in float64.) The model of it is `prograd_fast.reference`, and
+counts in plain Python. It starts each step from the numbers that the optimizer stored, so that one step's roundings are
 compared, not a whole history's; what is lost on the way through a checkpoint is noticed, because the model did not go
 that way.
 """

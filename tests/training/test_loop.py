@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from prograd_fast.methods import CoOp, ProGradCoOp
+from prograd_fast.methods import CoOp, Losses, ProGradCoOp
+from prograd_fast.optim import NOISE_FLOORS
 from prograd_fast.training import TrainOptions, tensorboard, tune
 from prograd_fast.training.evaluate import accuracy
+from prograd_fast.training.loop import update
 from tests.training.support import STEPS, learner_of, make_learner
 
 OVERFLOWING = 1e300  # a learning rate after which the context is no longer finite, or the tower's output is not
@@ -98,6 +100,41 @@ def test_clipped_gradient(clip, shapes):
     before = learner.net.prompt.ctx.detach().clone()
     tune(learner)
     assert (learner.net.prompt.ctx - before).norm().item() == pytest.approx(limit, rel=1e-4)
+
+
+def test_clipping_counts_all_parameters_of_the_optimizer():
+    """One that was added to it counts too, as the authors clip all together: LASP's norms of the image tower."""
+    limit, added = 1e-3, torch.nn.Parameter(torch.zeros(5))
+    learner = make_learner(ProGradCoOp(n_ctx=6, lr=1.0, momentum=0.0, clip_grad_norm=limit))
+    learner.optimizer.add_param_group({"params": [added]})
+    own = learner.losses
+
+    def losses(image_features: torch.Tensor, labels: torch.Tensor) -> Losses:
+        return own(image_features, labels)._replace(task=own(image_features, labels).task + added.sum())
+
+    learner.losses = losses
+    before = learner.context.ctx.detach().clone()
+    update(learner, (learner.task.image_features, learner.task.labels))
+    moved = torch.cat([(learner.context.ctx - before).flatten(), added]).detach()
+    assert moved.norm().item() == pytest.approx(limit, rel=1e-4)
+    assert 0 < added.detach().norm().item() < limit
+
+
+def test_the_first_general_gradient_is_no_direction():
+    """The student starts as the teacher: what is left is rounding, and the step is the one without a teacher."""
+    learner, plain = make_learner(ProGradCoOp(lr=0.1)), make_learner(ProGradCoOp(lr=0.1, lambda_=0.0))
+    for one in (learner, plain):
+        update(one, (one.task.image_features, one.task.labels))
+    assert torch.equal(learner.context.ctx, plain.context.ctx)
+    assert learner.optimizer.conflict.absent.tolist() == [1]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_noise_floor_is_that_of_the_losses(precision, dtype):
+    learner = make_learner()
+    assert learner.optimizer.noise_floor is None
+    update(learner, (learner.task.image_features, learner.task.labels), TrainOptions(precision))
+    assert learner.optimizer.noise_floor == NOISE_FLOORS[dtype]
 
 
 def test_features_of_each_epoch_are_used():
