@@ -1,4 +1,4 @@
-"""What a rule keeps for each parameter, in the optimizer's own `state`."""
+"""The memory of a rule for each parameter, in the optimizer's own `state`."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
@@ -52,7 +52,7 @@ class RuleMemory:
         return kept
 
     def units(self, params: Sequence[Tensor], every: Sequence[Tensor], state: State) -> dict[str, Tensor]:
-        """What the rule keeps for each unit of `params`, (U,); with scope "global" for all of `every`, (1,)."""
+        """The memory of each unit of `params`, (U,); with scope "global" that of all of `every`, (1,)."""
         if self._rule is None or not self._rule.unit_memory:
             return {}
         names, device = self._rule.unit_memory, params[0].device
@@ -69,7 +69,7 @@ class RuleMemory:
     def keep_units(
         self, params: Sequence[Tensor], every: Sequence[Tensor], state: State, values: Mapping[str, Tensor]
     ) -> None:
-        """Take up what `units` gave, changed."""
+        """Take up the memory that `units` gave, changed."""
         for name, value in values.items():
             value = value.detach()
             if self._scope == "global":

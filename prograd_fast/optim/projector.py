@@ -59,7 +59,7 @@ class Projector:
         scale: Tensor | None,
         key: Callable[[Tensor], Any] | None = None,
     ) -> list[Bucket]:
-        """What one operator call each can take, with the gradients as the rule wants them.
+        """The parameters that one operator call each can take, with the gradients as the rule wants them.
 
         Args:
             members: in the order of the parameter groups.

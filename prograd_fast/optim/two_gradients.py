@@ -26,7 +26,7 @@ from prograd_fast.optim.sums import Gradients, Sums
 
 
 class TwoLosses(NamedTuple):
-    """What `step` gets from a closure to do everything with: the arguments of `backward_and_update`."""
+    """The arguments of `backward_and_update`, as `step` gets them from a closure."""
 
     task: Tensor
     general: Tensor | None
@@ -99,7 +99,7 @@ class TwoGradients(Optimizer):
 
     @property
     def scope(self) -> Scope:
-        """What is tested and projected as a whole."""
+        """The unit that is tested and projected as a whole."""
         return self._projector.scope
 
     @property
@@ -331,16 +331,17 @@ class TwoGradients(Optimizer):
                 "a call inside. Inside, call backward()."
             )
         groups = self._checked_groups()
-        a, b = self._gradients(list(groups), losses, False, False)
-        pairs = zip(groups, a, strict=True)
+        params = list(groups)
+        a, b = (dict(zip(params, g, strict=True)) for g in self._gradients(params, losses, False, False))
         with torch.no_grad():
-            a = [g if p.grad is None else p.grad if g is None else p.grad + g for p, g in pairs]
-        members = _members(groups, a, b)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if not p.requires_grad and p.grad is not None:  # torch.optim updates it too
-                    members.append((p, group, p.grad, torch.zeros_like(p.grad)))
-        return members
+            for group in self.param_groups:
+                for p in group["params"]:
+                    held, task = p.grad, a.get(p)
+                    if held is not None:  # torch.optim updates a frozen parameter with .grad too
+                        groups.setdefault(p, group)
+                        a[p] = held if task is None else held + task
+        order = [p for p in self._parameters if p in groups]
+        return _members({p: groups[p] for p in order}, [a.get(p) for p in order], [b.get(p) for p in order])
 
     def _update_by_both(self, members: list[Member], scaler: GradScaler | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""

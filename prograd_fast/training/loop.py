@@ -1,8 +1,8 @@
 """The training loop: mini-batches by epoch, in any precision, from a checkpoint where there is one."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from itertools import accumulate
 from typing import Any
 
@@ -72,6 +72,8 @@ def n_steps(settings: GradientMethod, n_pictures: int) -> int:
 
 def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
     settings = learner.settings
+    if settings.lr > torch.finfo(torch.float32).max:
+        raise ValueError(f"lr: expected a rate that float32 holds, got {settings.lr:g}; lower lr")
 
     def factor(epoch: int) -> float:
         """The rate of an epoch, counted from 0, as a multiple of `lr`: constant warm-up, then half a cosine."""
@@ -93,9 +95,6 @@ def update(
     Returns:
         The figures from before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
         batch, in [0, 1], where the learner counts it, and the terms.
-
-    Raises:
-        ValueError: the learning rate is beyond float32.
     """
     scaler = scaler or torch.amp.GradScaler(batch[0].device.type, enabled=False)
     optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
@@ -117,8 +116,7 @@ def update(
             with optimizer.accumulate():
                 optimizer.backward(*two, scaler=scaler)
         elif limit is None:
-            with _named_rate(optimizer):
-                optimizer.backward_and_update(*two, scaler=scaler)
+            optimizer.backward_and_update(*two, scaler=scaler)
         else:
             optimizer.backward(*two, scaler=scaler)
         for name, value in part.items():
@@ -126,24 +124,11 @@ def update(
     if limit is not None:
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
-        with _named_rate(optimizer):
-            scaler.step(optimizer)
+        scaler.step(optimizer)
     scaler.update()
     if "general" in values:
         values["cosine"] = optimizer.conflict.cosine[0]
     return values
-
-
-@contextmanager
-def _named_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """An update, whose error about the learning rate names it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "without overflow" in str(error):  # torch.optim's, of a factor that no float32 holds
-            rate = optimizer.param_groups[0]["lr"]
-            raise ValueError(f"lr: expected a rate that float32 holds, got {rate:g}; lower lr") from error
-        raise
 
 
 def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], options: TrainOptions) -> Losses:
