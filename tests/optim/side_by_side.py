@@ -4,6 +4,7 @@ Gradients are small multiples of 1/8 and scales are powers of two. Sums, scaled 
 numbers are exact in float64 in any order, so that a conflict is one on both sides or on neither.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
@@ -98,8 +99,8 @@ class SideBySide:
         self.params, self.twins = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
         self.opt = self.make(self.groups(self.params, one_group))
         twin = TWINS[optimizer](self.groups(self.twins, one_group))
-        floor = pf.optim.NOISE_FLOORS[torch.float64]
-        self.model = model.Model(twin, model_rule, scope, floor, LAMBDA)
+        self.model = model.Model(twin, model_rule, scope, pf.optim.NOISE_FLOORS[torch.float64], LAMBDA)
+        self.floor: float | None = None
         self.scaler, self.twin_scaler = (
             torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3, enabled=scaled) for _ in range(2)
         )
@@ -220,8 +221,21 @@ class SideBySide:
         return len(self.params) - 1
 
     def set_floor(self, floor: float | None) -> None:
-        self.opt.noise_floor = floor
+        self.floor = self.opt.noise_floor = floor
         self.model.floor = pf.optim.NOISE_FLOORS[torch.float64] if floor is None else floor
+
+    def resume(self) -> None:
+        """Another optimizer of the same parameters, with other settings, loads the state; it counts from 0."""
+        states = copy.deepcopy((self.opt.state_dict(), self.model.opt.state_dict()))
+        other = {"lr": 7.0} | ({} if self.rule else {"lambda_": 0.125})
+        groups, twins = (
+            [{"params": list(g["params"]), **other} for g in opt.param_groups] for opt in (self.opt, self.model.opt)
+        )
+        self.opt, self.model.opt = self.make(groups, noise_floor=self.floor), TWINS[self.name](twins)
+        for opt, state in zip((self.opt, self.model.opt), states, strict=True):
+            opt.load_state_dict(state)
+        self.model.remember(self.model.remembered())
+        self.model.counts = {}
 
     # ---- the comparison
 
@@ -231,6 +245,7 @@ class SideBySide:
             assert (p.grad is None) == (q.grad is None), f".grad of parameter {i}: expected {q.grad}, got {p.grad}"
             if p.grad is not None:
                 close(p.grad, q.grad, f".grad of parameter {i}")
+        assert self.opt.noise_floor == self.floor, "noise_floor"
         conflict, counts = self.opt.conflict, self.model.conflict()
         for name in ("steps", "conflicts", "non_finite", "absent"):
             actual, expected = getattr(conflict, name).tolist(), [getattr(count, name) for count in counts]

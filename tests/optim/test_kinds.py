@@ -248,8 +248,21 @@ def surgery(s: SideBySide, random: Random) -> None:
     one_call(s, random)
 
 
+def resumed(s: SideBySide, random: Random) -> None:
+    """From a checkpoint; the last backward did not reach the first parameter."""
+    plain(s, random)
+    a, b = gradients(s, random)
+    if s.rule_name != "Subspace":
+        del a[0], b[0]
+    s.backward(a, b)
+    s.resume()
+    s.check()
+    plain(s, random)
+
+
 KINDS: dict[str, Callable[[SideBySide, Random], None]] = {
-    kind.__name__: kind for kind in (plain, one_call, scaler, proxy, hooks, accumulate, edited, zeroed, surgery)
+    kind.__name__: kind
+    for kind in (plain, one_call, scaler, proxy, hooks, accumulate, edited, zeroed, surgery, resumed)
 }
 
 
