@@ -94,8 +94,8 @@ class Program(SideBySide):
     def between_steps(self) -> None:
         """No block is open, nothing is pending: a place for checkpoints and copies.
 
-        (A first update that is skipped in one call has made a state of zeros, one that GradScaler skips has not. Both are
-        right; but what the rule remembers is in a checkpoint as soon as there is a state.)
+        (A first update that is skipped in one call has made a state of zeros, one that GradScaler skips has made none.
+        Both are right; but what the rule remembers is in a checkpoint as soon as there is a state.)
         """
         self.need(not self.blocks, not self.sums, not self.unscaled)
         states = [[bool(opt.state.get(p)) for p in params] for opt, params in self.sides]
