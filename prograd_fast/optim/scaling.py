@@ -38,14 +38,14 @@ class LossScaling:
         """Return `update_unscales`. A GradScaler asks at its step, and then it shows who has scaled the losses.
 
         Raises:
-            RuntimeError: they were scaled by hand, and the rule remembers gradients: its memory then holds the scale.
+            RuntimeError: they were scaled by hand, and the rule has a memory.
         """
         if self._by_hand and sys._getframe(2).f_code is GradScaler.step.__code__:
             if has_memory:
                 raise RuntimeError(
-                    f"backward: expected the scaler of the losses, since {rule!r} remembers gradients and the scale "
-                    "changes; got losses scaled by hand. Call backward(task, general, scaler=scaler) on the plain "
-                    "losses."
+                    f"backward: expected the scaler of the losses, since {rule!r} has a memory that must not hold the "
+                    "scale or what overflowed; got losses scaled by hand. Call backward(task, general, scaler=scaler) "
+                    "on the plain losses."
                 )
             if not self._warned:
                 self._warned = True

@@ -353,8 +353,10 @@ class TwoGradients(Optimizer):
         found_inf: list[Tensor] = []
 
         def unscale(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
-            bad = [~e.isfinite().all() for e in entries]
-            found_inf.append(torch.stack([one.to(bad[0].device) for one in bad]).any().float())
+            # ‖a‖² may overflow where a does not: as a GradScaler, by its elements
+            finite = [e[:, 1:].isfinite().all() for e in entries]
+            finite += [a.isfinite().all() for bucket in buckets for a in bucket.task]
+            found_inf.append((~torch.stack([one.to(finite[0].device) for one in finite]).all()).float())
             return [c / scale.to(c) for c in coefficients] if scale is not None else coefficients
 
         def update(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:

@@ -305,3 +305,20 @@ def test_a_fused_optimizer_under_a_scaler(kind: str) -> None:
             plain.step()
         for x, y in zip(p, q, strict=True):
             assert_close(x, y, "trajectory", torch.float32)
+
+
+@pytest.mark.parametrize("way", ["one call", "backward and step"])
+def test_a_norm_that_overflows_where_the_gradient_does_not(way: str) -> None:
+    """‖a‖² is infinite in float32, a is not: no step is skipped."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = pf.ProGradSGD([p], lr=1e-20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    losses = 3e19 * p[0], p[1]
+    if way == "one call":
+        opt.backward_and_update(*losses, scaler=scaler)
+    else:
+        opt.backward(*losses, scaler=scaler)
+        scaler.step(opt)
+    scaler.update()
+    assert p.tolist() == pytest.approx([-0.3, 0.0])
+    assert scaler.get_scale() == 2.0
