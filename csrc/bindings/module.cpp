@@ -131,6 +131,18 @@ bool fit(const Tensors& params, const std::vector<Tensors>& belongings, const Te
   }
 }
 
+// Uninitialised tensors like these, large ones in kept memory; without the dispatcher's way back to Python for each.
+Tensors empty_results(const Tensors& like) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Tensors results;
+  results.reserve(like.size());
+  for (const at::Tensor& tensor : like) {
+    const bool dense = plain_on_the_cpu(tensor) && tensor.is_contiguous();
+    results.push_back(dense ? empty_in_kept_memory(tensor.sizes(), tensor.options()) : at::empty_like(tensor));
+  }
+  return results;
+}
+
 // (task, general, correct), or None where the way through torch.library must be taken; see eager_dual_loss.
 py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, py::handle teacher_offset,
                      py::handle task_weight, py::handle general_weight, double temperature, bool soft_ce,
@@ -175,6 +187,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
         no_gil);
   m.def("release_graph", &release_graph, "Free what losses' graphs have saved; see prograd_fast/optim/one_backward.py.",
+        no_gil);
+  m.def("empty_results", &empty_results, "torch.empty_like for each tensor, large ones in memory that is kept.",
         no_gil);
   m.def("release_memory", &release_kept_memory, "Give memory that waits for large results back to the system.", no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");

@@ -16,7 +16,8 @@ def device() -> str:
 def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
     EXTENSION.register_cpu()
-    shortcuts = {name: getattr(EXTENSION, name) for name in ("project_out", "project_adamw_", "project_sgd_")}
+    names = ("project_out", "project_adamw_", "project_sgd_", "empty_results")
+    shortcuts = {name: getattr(EXTENSION, name) for name in names}
     SHORTCUTS.update(shortcuts)
 
     def unregister() -> None:

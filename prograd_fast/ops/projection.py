@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_apart
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
-from prograd_fast.ops.registry import define, operator_for
+from prograd_fast.ops.registry import define, operator_for, shortcut_for
 
 # ---- formulas
 
@@ -366,6 +366,16 @@ def paired(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Any)
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
     check_pairs(task, general)
     return [torch.zeros_like(a) if b is None else b for a, b in zip(task, general, strict=True)]
+
+
+def empty_projected(params: Sequence[Tensor], task: Sequence[Tensor]) -> list[Tensor]:
+    """Room for projected gradients in the dtypes of `task`, laid out like the parameters, as autograd does `.grad`."""
+    alike = all(p.dtype == a.dtype for p, a in zip(params, task, strict=True))
+    shortcut = shortcut_for("empty_results", params[0]) if alike else None
+    if shortcut is not None:
+        results: list[Tensor] = shortcut(params)
+        return results
+    return [torch.empty_like(p, dtype=a.dtype) for p, a in zip(params, task, strict=True)]
 
 
 def empty_entries(task: Sequence[Tensor], general: Sequence[Tensor], scope: Scope) -> Tensor:

@@ -80,12 +80,15 @@ def operator_for(name: str, tensor: Tensor) -> Callable[..., None]:
     Returns:
         `torch.ops.prograd_fast.<name>`, or the same kernel without the dispatcher.
     """
+    return shortcut_for(name, tensor) or getattr(torch.ops.prograd_fast, name).default
+
+
+def shortcut_for(name: str, tensor: Tensor) -> Callable[..., Any] | None:
+    """The shortcut of this name, if there is one and it may be taken for tensors like this one."""
     plain = tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter)
     if plain and not torch.compiler.is_compiling() and not torch._C._autograd._profiler_enabled():
-        shortcut = SHORTCUTS.get(name)
-        if shortcut is not None:
-            return shortcut
-    return getattr(torch.ops.prograd_fast, name).default
+        return SHORTCUTS.get(name)
+    return None
 
 
 def _writes_only(*args: Any, **kwargs: Any) -> None:

@@ -7,17 +7,24 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
-from prograd_fast.ops.projection import all_units, combine, floored, prograd_coefficients, split_units
+from prograd_fast.ops.projection import (
+    all_units,
+    combine,
+    empty_projected,
+    floored,
+    prograd_coefficients,
+    split_units,
+)
 from prograd_fast.ops.projection import gram_formula as gram
 from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.checks import check_groups
 from prograd_fast.optim.conflict import Conflict, ConflictLog
+from prograd_fast.optim.members import Member
 from prograd_fast.optim.memory import RuleMemory, State
 from prograd_fast.optim.noise_floor import NOISE_FLOORS, check_noise_floor
 from prograd_fast.optim.rules import Rule
 
-Member = tuple[Tensor, dict[str, Any], Tensor, Tensor]  # a parameter, its group, its task and general gradient
 Apply = Callable[[Bucket, Tensor, Tensor | None], None]
 Adjust = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
@@ -150,10 +157,7 @@ class Projector:
                 both = zip(bucket.task, bucket.general, parts, strict=True)
                 projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
             else:
-                # laid out like the parameter, as autograd lays out .grad
-                projected = [
-                    torch.empty_like(p, dtype=a.dtype) for p, a in zip(bucket.params, bucket.task, strict=True)
-                ]
+                projected = empty_projected(bucket.params, bucket.task)
                 operator_for("project_out", bucket.params[0])(
                     bucket.task,
                     bucket.general,

@@ -15,9 +15,10 @@ from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.checks import check_gradients, check_groups, check_lambda, check_loss, check_parameters
 from prograd_fast.optim.conflict import Conflict
+from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense, members_of
 from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
-from prograd_fast.optim.projector import Member, Projector, nan_where_lost
+from prograd_fast.optim.projector import Projector, nan_where_lost
 from prograd_fast.optim.ranks import check_ranks, check_weight, mean_over_ranks
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.scaling import LossScaling, scale_of
@@ -170,7 +171,7 @@ class TwoGradients(Optimizer):
             self._sums.add(list(groups), a, b, scaler)
             return
         with torch.set_grad_enabled(create_graph):
-            self._add_projected(_members(groups, a, b), scaler)
+            self._add_projected(members_of(groups, a, b), scaler)
 
     def _add_projected(self, members: list[Member], scaler: GradScaler | None) -> None:
         scale = scale_of(scaler, members[0][0].device)
@@ -179,7 +180,7 @@ class TwoGradients(Optimizer):
         pairs = self._projector.project(buckets, self._parameters, self.state, adjust)
         self._sums.drop()
         for p, g in pairs:
-            _add_to_grad(p, g)
+            add_to_grad(p, g)
         self._scaling.projected(scaler)
         for p, _ in pairs:
             hooks = p._post_accumulate_grad_hooks
@@ -238,7 +239,7 @@ class TwoGradients(Optimizer):
         else:
             self._put_into_grad(losses)
             scaler.step(self)
-            _drop_grads(self._parameters)
+            drop_grads(self._parameters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set `.grad` to None or zero, as torch.optim does, and drop the sum of an `accumulate()` block.
@@ -295,7 +296,7 @@ class TwoGradients(Optimizer):
 
     def _plain_step(self) -> None:
         if self._has_fused_update:
-            owners = [(p, group) for group in self.param_groups for p in group["params"] if _is_dense(p.grad)]
+            owners = [(p, group) for group in self.param_groups for p in group["params"] if is_dense(p.grad)]
             self._check_states([(p, group, p.grad) for p, group in owners], ("gradient",))
         self._update()
         self._projector.memory.settle([p for p in self._parameters if p.grad is not None], self.state)
@@ -308,13 +309,13 @@ class TwoGradients(Optimizer):
         else:
             self._put_into_grad(losses)
             self._plain_step()
-            _drop_grads(self._parameters)
+            drop_grads(self._parameters)
 
     def _put_into_grad(self, losses: TwoLosses) -> None:
         """Replace `.grad` by the projection of what it held and the gradients of both losses."""
         members = self._members_with_grad(losses)
         held = [(member[0], member[0].grad) for member in members]
-        _drop_grads([p for p, _ in held])
+        drop_grads([p for p, _ in held])
         try:
             with torch.no_grad():
                 self._add_projected(members, losses.scaler)
@@ -341,7 +342,7 @@ class TwoGradients(Optimizer):
                         groups.setdefault(p, group)
                         a[p] = held if task is None else held + task
         order = [p for p in self._parameters if p in groups]
-        return _members({p: groups[p] for p in order}, [a.get(p) for p in order], [b.get(p) for p in order])
+        return members_of({p: groups[p] for p in order}, [a.get(p) for p in order], [b.get(p) for p in order])
 
     def _update_by_both(self, members: list[Member], scaler: GradScaler | None) -> None:
         """Conflict test, projection and update in one operator for each bucket."""
@@ -374,7 +375,7 @@ class TwoGradients(Optimizer):
         self._scaling.projected(scaler)
         updated = [member[0] for member in members]
         self._projector.memory.settle(updated, self.state)
-        _drop_grads(updated)
+        drop_grads(updated)
 
     def _gradients(
         self, params: list[Tensor], losses: TwoLosses, retain_graph: bool, create_graph: bool
@@ -500,42 +501,10 @@ class TwoGradients(Optimizer):
         keep_lambdas(before, self.param_groups, self._projector.rule)
 
 
-def _members(groups: dict[Tensor, dict[str, Any]], a: Gradients, b: Gradients) -> list[Member]:
-    """The parameters that one of the losses reaches; a gradient that is missing counts as zeros."""
-    members = []
-    for (p, group), task, general in zip(groups.items(), a, b, strict=True):
-        if task is None and general is not None:
-            task = torch.zeros_like(general)
-        elif general is None and task is not None:
-            general = torch.zeros_like(task)
-        if task is not None and general is not None:
-            members.append((p, group, task, general))
-    return members
-
-
 def _moves(group: dict[str, Any]) -> bool:
     """Whether a group's rate is not 0, with which torch.distributed.checkpoint steps to make a state."""
     lr = group.get("lr")
     return bool(lr != 0) if isinstance(lr, int | float) or (isinstance(lr, Tensor) and lr.is_cpu) else True
-
-
-def _is_dense(grad: Tensor | None) -> bool:
-    """Whether a gradient is there, and not of the kinds that torch.optim has ways of its own with."""
-    return grad is not None and grad.layout == torch.strided and grad.is_floating_point()
-
-
-def _add_to_grad(p: Tensor, g: Tensor) -> None:
-    if p.grad is None:
-        p.grad = g
-    elif torch.is_grad_enabled() or (0 in p.grad.stride() and p.grad.numel() > 1):  # expanded memory takes no sum
-        p.grad = p.grad + g
-    else:
-        p.grad.add_(g)
-
-
-def _drop_grads(params: Sequence[Tensor]) -> None:
-    for p in params:
-        p.grad = None
 
 
 def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]], rule: Rule | None) -> None:

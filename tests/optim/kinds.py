@@ -142,3 +142,11 @@ def everything(opt: Any) -> dict[tuple[int, int, str], Tensor]:
                 if isinstance(value, Tensor):
                     found[i, j, name] = value.detach().clone()
     return found
+
+
+ways = pytest.mark.parametrize("way", WAYS)
+
+
+def sgd(*params: Tensor, **settings: Any) -> Any:
+    """ProGradSGD that subtracts the gradient as it is."""
+    return pf.ProGradSGD(params, **({"lr": 1.0} | settings))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import prograd_fast as pf
 from tests.optim.kinds import (
@@ -20,16 +20,11 @@ from tests.optim.kinds import (
     losses,
     point,
     refused,
+    sgd,
     tensors,
+    ways,
 )
 from tests.tolerances import assert_close
-
-ways = pytest.mark.parametrize("way", WAYS)
-
-
-def sgd(*params: Tensor, **settings: Any) -> Any:
-    return pf.ProGradSGD(params, lr=1.0, **settings)
-
 
 # ---- losses
 

@@ -23,18 +23,13 @@ from tests.optim.kinds import (
     losses,
     point,
     refused,
+    sgd,
     tensors,
+    ways,
 )
 from tests.optim.support import same
 from tests.slow import slow_but_for
 from tests.tolerances import assert_close
-
-ways = pytest.mark.parametrize("way", WAYS)
-
-
-def sgd(*params: Tensor, **settings: Any) -> Any:
-    return pf.ProGradSGD(params, lr=1.0, **settings)
-
 
 # ---- parameters
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import prograd_fast as pf
+from prograd_fast.ops.registry import SHORTCUTS
 from prograd_fast.optim.conflict import ConflictLog
 from tests.optim.support import ADAMW, TENSORS, same
 from tests.optim.support import parameters as parameters_of
@@ -171,6 +172,24 @@ def test_gradient_views_stay_views():
     for expected in (1.0, 2.0):
         opt.backward(p[0] - p[1], p[1])
         assert torch.equal(flat, torch.tensor([0.0, expected, 0.0, 0.0, 0.0, 0.0]))
+
+
+def test_a_large_gradient_takes_memory_that_is_kept_and_that_nobody_holds():
+    """What `.grad` was is not written over while somebody holds it; when nobody does, the next one takes its memory."""
+    p = torch.nn.Parameter(torch.zeros(2**22))  # 16 MiB
+    opt = pf.ProGradSGD([p], lr=0.0)
+    opt.backward(p.sum(), p.sum())
+    held, where = p.grad, p.grad.data_ptr()
+    opt.zero_grad()
+    opt.backward(2 * p.sum(), p.sum())
+    assert p.grad.data_ptr() != where
+    assert bool((held == 1).all())
+    where = p.grad.data_ptr()
+    opt.zero_grad()
+    opt.backward(3 * p.sum(), p.sum())
+    if "empty_results" in SHORTCUTS:
+        assert p.grad.data_ptr() == where
+    assert bool((p.grad == 3).all())
 
 
 class _NoSync(torch.utils._python_dispatch.TorchDispatchMode):
