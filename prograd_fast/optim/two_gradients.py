@@ -341,7 +341,7 @@ class TwoGradients(Optimizer):
                     if held is not None:  # torch.optim updates a frozen parameter with .grad too
                         groups.setdefault(p, group)
                         a[p] = held if task is None else held + task
-        order = [p for p in self._parameters if p in groups]
+        order = [p for p in dict.fromkeys(self._parameters) if p in groups]  # torch allows one twice
         return members_of({p: groups[p] for p in order}, [a.get(p) for p in order], [b.get(p) for p in order])
 
     def _update_by_both(self, members: list[Member], scaler: GradScaler | None) -> None:

@@ -172,7 +172,7 @@ def test_tensorboard_log_of_the_command(shapes_dir, clip_dir, tmp_path, monkeypa
 
 
 def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
-    arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 5, "--lr", 1e300, "--model", f"local-dir:{clip_dir}"]
+    arguments = ["--data", shapes_dir, "--shots", 1, "--epochs", 5, "--lr", 3e38, "--model", f"local-dir:{clip_dir}"]
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 1
     assert "Training stopped after 1 steps" in capfd.readouterr().out
     record = json.loads((tmp_path / "run" / "record.json").read_text())
