@@ -11,7 +11,6 @@ import prograd_fast as pf
 from benchmarks import authors
 from benchmarks.measure import Side
 from benchmarks.steps import CONTEXT, LARGE, MANY, Gradients, closed_project, elements, foreach_project, gradients
-from prograd_fast.ops.registry import operator_for
 
 CASES = {"16x512": CONTEXT, "10^7": LARGE, "200 tensors": MANY}
 
@@ -22,12 +21,13 @@ def foreach_gram(task, general):
 
 
 def project_out(task: Gradients, general: Gradients, in_place: bool = False, given: bool = False) -> Side:
-    """By the way of the optimizers, with all lists made beforehand; λ is so small that the conflict stays in place."""
+    """The operator, with all lists made beforehand; λ is so small that the conflict stays in place."""
     projected = task if in_place else [torch.empty_like(a) for a in task]
     entries = task[0].new_empty(len(task), 3)
     coefficients = torch.tensor([[1.0, 0.3]], device=entries.device).repeat(len(task), 1) if given else None
-    operator = operator_for("project_out", task[0])
-    return lambda: operator(task, general, coefficients, 1e-6, 0.0, 0, entries=entries, projected=projected)
+    return lambda: torch.ops.prograd_fast.project_out(
+        task, general, coefficients, 1e-6, 0.0, 0, entries=entries, projected=projected
+    )
 
 
 GRAM = {"functional.gram": pf.functional.gram, "reference.gram": pf.reference.gram, "foreach": foreach_gram}

@@ -131,16 +131,55 @@ bool fit(const Tensors& params, const std::vector<Tensors>& belongings, const Te
   }
 }
 
-// Uninitialised tensors like these, large ones in kept memory; without the dispatcher's way back to Python for each.
-Tensors empty_results(const Tensors& like) {
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+// project_out into new memory in the dtypes of `task`, laid out like other tensors; large results in kept memory.
+Tensors projected(const Tensors& like, const Tensors& task, const Tensors& general, MaybeTensor coefficients,
+                  double lambda, double noise_floor, int64_t scope, at::Tensor entries) {
   Tensors results;
-  results.reserve(like.size());
-  for (const at::Tensor& tensor : like) {
-    const bool dense = plain_on_the_cpu(tensor) && tensor.is_contiguous();
-    results.push_back(dense ? empty_in_kept_memory(tensor.sizes(), tensor.options()) : at::empty_like(tensor));
+  results.reserve(task.size());
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    for (size_t i = 0; i < task.size(); ++i) {
+      const at::Tensor& model = like.at(i);
+      const at::TensorOptions options = model.options().dtype(task[i].scalar_type());
+      const bool dense = plain_on_the_cpu(model) && model.is_contiguous();
+      results.push_back(dense ? empty_in_kept_memory(model.sizes(), options) : at::empty_like(model, options));
+    }
   }
+  Eager<ProjectArguments>::call<cpu::project>(task, general, coefficients, lambda, noise_floor, scope, entries,
+                                              results);
   return results;
+}
+
+// What torch.optim.AdamW(fused=True) does to these parameters: the same operator, without the Python around it, which
+// takes several times as long. False, and nothing done, where torch.optim has to look for itself: see `fit`; or the
+// layouts of one parameter's tensors differ.
+bool adamw(const Tensors& params, const Tensors& gradients, const Tensors& averages, const Tensors& squares,
+           const Tensors& maxima, const Tensors& steps, double lr, double beta1, double beta2, double weight_decay,
+           double eps, bool amsgrad, bool maximize) {
+  std::vector<Tensors> belongings(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    belongings[i] = {gradients.at(i), averages.at(i), squares.at(i)};
+    if (amsgrad) belongings[i].push_back(maxima.at(i));
+  }
+  if (steps.size() != params.size() || !fit(params, belongings, steps)) return false;
+  for (size_t i = 0; i < params.size(); ++i) {
+    const at::Tensor& param = params[i];
+    if (!param.is_cpu() || !param.is_non_overlapping_and_dense() || steps[i].scalar_type() != at::kFloat) return false;
+    if (!steps[i].is_cpu() || steps[i].is_inference() || param.scalar_type() != params[0].scalar_type()) return false;
+    belongings[i].push_back(param);
+    for (const at::Tensor& tensor : belongings[i]) {
+      const bool alike = tensor.strides() == param.strides() && tensor.scalar_type() == param.scalar_type();
+      if (!alike || tensor.is_inference() || tensor.is_neg() || tensor.is_conj()) return false;
+    }
+  }
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    for (const at::Tensor& step : steps) *step.mutable_data_ptr<float>() += 1;
+    at::_fused_adamw_(params, gradients, averages, squares, maxima, steps, lr, beta1, beta2, weight_decay, eps, amsgrad,
+                      maximize);
+  }
+  for (const Tensors* written : {&params, &averages, &squares, &maxima, &steps}) count_write(*written);
+  return true;
 }
 
 // (task, general, correct), or None where the way through torch.library must be taken; see eager_dual_loss.
@@ -180,15 +219,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
   m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>,
         "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
-  m.def("project_out", &Eager<ProjectArguments>::call<cpu::project>,
-        "torch.ops.prograd_fast.project_out without the dispatcher.", no_gil, py::arg("task"), py::arg("general"),
-        py::arg("coefficients"), py::arg("lambda_"), py::arg("noise_floor"), py::arg("scope"), py::kw_only(),
-        py::arg("entries"), py::arg("projected"));
+  m.def("projected", &projected, "torch.ops.prograd_fast.project_out into new tensors; see prograd_fast/ops/projection.py.",
+        no_gil);
+  m.def("adamw", &adamw, "torch.optim.AdamW(fused=True) on tensors that fit; see prograd_fast/optim/adamw.py.", no_gil);
   m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
         no_gil);
   m.def("release_graph", &release_graph, "Free what losses' graphs have saved; see prograd_fast/optim/one_backward.py.",
-        no_gil);
-  m.def("empty_results", &empty_results, "torch.empty_like for each tensor, large ones in memory that is kept.",
         no_gil);
   m.def("release_memory", &release_kept_memory, "Give memory that waits for large results back to the system.", no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");

@@ -16,7 +16,7 @@ def device() -> str:
 def register() -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again."""
     EXTENSION.register_cpu()
-    names = ("project_out", "project_adamw_", "project_sgd_", "empty_results")
+    names = ("projected", "project_adamw_", "project_sgd_", "adamw")
     shortcuts = {name: getattr(EXTENSION, name) for name in names}
     SHORTCUTS.update(shortcuts)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_apart
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
-from prograd_fast.ops.registry import define, operator_for, shortcut_for
+from prograd_fast.ops.registry import define, shortcut_for
 
 # ---- formulas
 
@@ -351,13 +351,10 @@ def project(
     """
     b = paired(task, general, scope)
     check_rule(lambda_, noise_floor)
-    projected = [torch.empty_like(a) for a in task]
-    if task:
-        operator_for("project_out", task[0])(
-            list(task), b, None, lambda_, noise_floor, SCOPES.index(scope),
-            entries=empty_entries(task, b, scope), projected=projected,
-        )  # fmt: skip
-    return projected
+    if not task:
+        return []
+    entries = empty_entries(task, b, scope)
+    return new_projected(task, list(task), b, None, lambda_, noise_floor, SCOPES.index(scope), entries)
 
 
 def paired(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Any) -> list[Tensor]:
@@ -368,14 +365,26 @@ def paired(task: Sequence[Tensor], general: Sequence[Tensor | None], scope: Any)
     return [torch.zeros_like(a) if b is None else b for a, b in zip(task, general, strict=True)]
 
 
-def empty_projected(params: Sequence[Tensor], task: Sequence[Tensor]) -> list[Tensor]:
-    """Room for projected gradients in the dtypes of `task`, laid out like the parameters, as autograd does `.grad`."""
-    alike = all(p.dtype == a.dtype for p, a in zip(params, task, strict=True))
-    shortcut = shortcut_for("empty_results", params[0]) if alike else None
+def new_projected(
+    like: Sequence[Tensor],
+    task: list[Tensor],
+    general: list[Tensor],
+    coefficients: Tensor | None,
+    lambda_: float,
+    noise_floor: float,
+    scope: int,
+    entries: Tensor,
+) -> list[Tensor]:
+    """`project_out` into new memory in the dtypes of `task`, laid out like other tensors of their shapes."""
+    shortcut = shortcut_for("projected", like[0])
     if shortcut is not None:
-        results: list[Tensor] = shortcut(params)
+        results: list[Tensor] = shortcut(like, task, general, coefficients, lambda_, noise_floor, scope, entries)
         return results
-    return [torch.empty_like(p, dtype=a.dtype) for p, a in zip(params, task, strict=True)]
+    results = [torch.empty_like(p, dtype=a.dtype) for p, a in zip(like, task, strict=True)]
+    torch.ops.prograd_fast.project_out(
+        task, general, coefficients, lambda_, noise_floor, scope, entries=entries, projected=results
+    )
+    return results
 
 
 def empty_entries(task: Sequence[Tensor], general: Sequence[Tensor], scope: Scope) -> Tensor:

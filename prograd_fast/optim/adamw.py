@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from prograd_fast.ops.common import SCOPES, Scope
-from prograd_fast.ops.registry import operator_for
+from prograd_fast.ops.registry import operator_for, shortcut_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
@@ -155,6 +155,34 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         if state["step"].device != p.device:
             state["step"] = state["step"].to(p.device)
         return state
+
+    def _update_at_once(self) -> bool:
+        (group, *others) = self.param_groups
+        params = [p for p in group["params"] if p.grad is not None]
+        numbers = (group["lr"], *group["betas"])
+        shortcut = shortcut_for("adamw", params[0]) if params and not others and group["fused"] else None
+        if shortcut is None or not all(isinstance(number, float) for number in numbers):
+            return False
+        # an Adam's state may say that weight decay is not decoupled; a GradScaler hands found_inf on this way
+        if not group.get("decoupled_weight_decay", True) or getattr(self, "found_inf", None) is not None:
+            return False
+        states = [self.state.get(p, {}) for p in params]
+        if not all(_STATES[group["amsgrad"]] <= state.keys() for state in states):
+            return False
+        done: bool = shortcut(
+            params,
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+            [state["step"] for state in states],
+            *numbers,
+            group["weight_decay"],
+            group["eps"],
+            group["amsgrad"],
+            group["maximize"],
+        )
+        return done
 
     def _update(self) -> None:
         unhooked(torch.optim.AdamW.step)(self)

@@ -139,13 +139,12 @@ class ConflictLog:
 
     def add(self, entries: Tensor) -> None:
         """Remember a projection of what was expected: entries (U, 3), which may lie where `row` said."""
-        if torch.compiler.is_compiling() or self._capturing:
-            # a captured graph that counted the rows would count those of now at each replay
-            self._counted.add(entries.unsqueeze(0), self._noise_floor)
-            return
-        row = self._row(entries.dtype)
-        if entries is not row:
-            row.copy_(entries.detach())
+        if not self._rows or entries is not self._rows[self._full]:
+            if torch.compiler.is_compiling() or self._capturing:
+                # a captured graph that counted the rows would count those of now at each replay
+                self._counted.add(entries.unsqueeze(0), self._noise_floor)
+                return
+            self._row(entries.dtype).copy_(entries.detach())
         self._full += 1
         if self._full == len(self._rows):
             self._count_rows()

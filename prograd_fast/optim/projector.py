@@ -10,13 +10,12 @@ from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import (
     all_units,
     combine,
-    empty_projected,
     floored,
+    new_projected,
     prograd_coefficients,
     split_units,
 )
 from prograd_fast.ops.projection import gram_formula as gram
-from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.checks import check_groups
 from prograd_fast.optim.conflict import Conflict, ConflictLog
@@ -157,16 +156,15 @@ class Projector:
                 both = zip(bucket.task, bucket.general, parts, strict=True)
                 projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
             else:
-                projected = empty_projected(bucket.params, bucket.task)
-                operator_for("project_out", bucket.params[0])(
+                projected = new_projected(
+                    bucket.params,
                     bucket.task,
                     bucket.general,
                     coefficients,
                     bucket.lambda_,
                     bucket.noise_floor,
                     SCOPES.index(self.scope),
-                    entries=entries,
-                    projected=projected,
+                    entries,
                 )
             pairs.extend(zip(bucket.params, projected, strict=True))
 

@@ -50,7 +50,7 @@ def all_fit(
     belongings, steps = [], []
     for own, state in zip(gradients, states, strict=True):
         belongings.append([*own, *(value for name, value in state.items() if name != "step")])
-        if state.get("step") is not None:
+        if "step" in state:
             steps.append(state["step"])
     try:
         fit: bool = shortcut(params, belongings, steps)

@@ -295,10 +295,11 @@ class TwoGradients(Optimizer):
             )
 
     def _plain_step(self) -> None:
-        if self._has_fused_update:
-            owners = [(p, group) for group in self.param_groups for p in group["params"] if is_dense(p.grad)]
-            self._check_states([(p, group, p.grad) for p, group in owners], ("gradient",))
-        self._update()
+        if not self._update_at_once():
+            if self._has_fused_update:
+                owners = [(p, group) for group in self.param_groups for p in group["params"] if is_dense(p.grad)]
+                self._check_states([(p, group, p.grad) for p, group in owners], ("gradient",))
+            self._update()
         self._projector.memory.settle([p for p in self._parameters if p.grad is not None], self.state)
 
     def _backward_and_step(self, losses: TwoLosses) -> None:
@@ -454,6 +455,10 @@ class TwoGradients(Optimizer):
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The entries of a parameter's state that the update reads; None for a missing one, empty before the first."""
         return {}
+
+    def _update_at_once(self) -> bool:
+        """Check and run the update on `.grad` in one call; False, and nothing done, where `_update` must."""
+        return False
 
     def _update(self) -> None:
         """Run the update on `.grad`."""

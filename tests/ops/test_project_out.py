@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prograd_fast import reference
 from prograd_fast.ops.common import SCOPES
-from prograd_fast.ops.projection import combine, n_units, split_units
-from prograd_fast.ops.registry import SHORTCUTS, operator_for
+from prograd_fast.ops.projection import combine, n_units, new_projected, split_units
+from prograd_fast.ops.registry import SHORTCUTS
 from tests.ops.support import BACKENDS, DTYPES, accumulation, assert_same_bits, normal, running_on
 from tests.tolerances import assert_close
 
@@ -18,7 +18,6 @@ from tests.tolerances import assert_close
 SHAPES = [(), (0,), (7,), (16, 512), (3, 5, 11), (2, 40001), (100_003,)]
 PAST_CACHES = (1 << 22) + 3  # elements of float32 that are written past the caches, and some that fill no register
 LAMBDA, FLOOR = 0.8, 1.1  # the floor is between the ratios ‖b‖/‖a‖ of `gradients`, about 1 and 1.2
-WAYS = ["dispatcher", *SHORTCUTS.keys() & {"project_out"}]
 
 
 def gradients(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> tuple[list[Tensor], list[Tensor]]:
@@ -43,12 +42,12 @@ def project_out(
     coefficients: Tensor | None = None,
     floor: float = 0.0,
     scope: int = 0,
-    way: str = "project_out",
 ) -> Tensor:
-    """By the shortcut, where there is one; returns the entries."""
+    """Call the operator; returns the entries."""
     entries = entries_of(task, scope)
-    operator = SHORTCUTS.get(way, torch.ops.prograd_fast.project_out)
-    operator(task, general, coefficients, LAMBDA, floor, scope, entries=entries, projected=projected)
+    torch.ops.prograd_fast.project_out(
+        task, general, coefficients, LAMBDA, floor, scope, entries=entries, projected=projected
+    )
     return entries
 
 
@@ -259,34 +258,32 @@ REFUSED: dict[str, Callable[[Tensor, Tensor], Lists]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_results_that_share_memory_are_refused(backend: str, way: str) -> None:
+def test_results_that_share_memory_are_refused(backend: str) -> None:
     with running_on(backend):
         for case, lists in (REFUSED | ALLOWED).items():
             numbers, own = torch.arange(1.0, 25.0), torch.ones(4)
             task, general, projected = lists(numbers, own)
             if case in ALLOWED:
                 wanted = reference.project([a.clone() for a in task], [b.clone() for b in general], LAMBDA)
-                project_out(task, general, projected, way=way)
+                project_out(task, general, projected)
                 assert all(torch.equal(g, want) for g, want in zip(projected, wanted, strict=True)), case
                 continue
             with pytest.raises(ValueError, match=r"projected\[[01]\]: expected memory of its own"):
-                project_out(task, general, projected, way=way)
+                project_out(task, general, projected)
             assert torch.equal(numbers, torch.arange(1.0, 25.0)), case
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_results_that_do_not_fit_are_refused(backend: str, way: str) -> None:
+def test_results_that_do_not_fit_are_refused(backend: str) -> None:
     a = torch.ones(4)
     with running_on(backend):
         with pytest.raises(TypeError, match=r"projected\[0\]: expected .*[Ff]loat.* as the task gradient, got"):
-            project_out([a], [a], [a.double()], way=way)
+            project_out([a], [a], [a.double()])
         with pytest.raises(ValueError, match=r"projected\[0\]: expected a place for each element"):
-            project_out([a], [a], [torch.ones(1).expand(4)], way=way)
+            project_out([a], [a], [torch.ones(1).expand(4)])
         with pytest.raises(ValueError, match="projected: expected 1 tensors, got 0"):
-            project_out([a], [a], [], way=way)
+            project_out([a], [a], [])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -300,15 +297,14 @@ def test_no_tensors(backend: str) -> None:
 # ---- the two ways to the kernel
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_writes_are_counted(way: str) -> None:
+def test_writes_are_counted() -> None:
     # autograd refuses a backward through a saved tensor that was changed since, whichever way it was
     for written in range(3):
         task, general, projected = ([torch.ones(3)] for _ in range(3))
         saved = [task, general, projected][written][0].requires_grad_()
         loss = saved.square().sum()
         with torch.no_grad():
-            project_out(task, general, projected, way=way)
+            project_out(task, general, projected)
         if written < 2:
             loss.backward()
         else:
@@ -316,12 +312,32 @@ def test_writes_are_counted(way: str) -> None:
                 loss.backward()
 
 
-@pytest.mark.skipif("project_out" not in SHORTCUTS, reason="the compiled kernels are not built")
+@pytest.mark.parametrize("scope", range(3))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_new_results_are_the_operators_in_the_layout_of_the_parameters(dtype: torch.dtype, scope: int) -> None:
+    task, general = gradients(dtype)
+    # a transposed parameter; one of another dtype, as after `.float()`; a strided view, whose gradient is dense
+    like = [torch.empty_like(a) for a in task]
+    like[3] = torch.empty(512, 16, dtype=dtype).T
+    like[2] = torch.empty(7, dtype=torch.float64)
+    like[6] = torch.empty(2 * 100_003, dtype=dtype)[::2]
+    wanted, entries = empty(task), entries_of(task, scope)
+    expected = project_out(task, general, wanted, floor=FLOOR, scope=scope)
+    before = entries._version
+    got = new_projected(like, task, general, None, LAMBDA, FLOOR, scope, entries)
+    assert same_bits(got, wanted)
+    assert torch.equal(entries, expected)
+    assert entries._version > before
+    for result, a, p in zip(got, task, like, strict=True):
+        assert (result.dtype, result.stride()) == (a.dtype, torch.empty_like(p).stride())
+    coefficients = torch.tensor([[0.5, -2.0]], dtype=expected.dtype).repeat(len(expected), 1)
+    project_out(task, general, wanted, coefficients, scope=scope)
+    assert same_bits(new_projected(like, task, general, coefficients, 1.0, 0.0, scope, entries), wanted)
+
+
+@pytest.mark.skipif("projected" not in SHORTCUTS, reason="the compiled kernels are not built")
 def test_the_shortcut_is_for_plain_tensors() -> None:
     task, general = gradients(torch.float32)
-    assert operator_for("project_out", task[0]) is SHORTCUTS["project_out"]
-    with pytest.raises(TypeError, match="incompatible function arguments"):  # results by name alone
-        SHORTCUTS["project_out"](task, general, None, 1.0, 0.0, 0, entries_of(task, 0), task)
     seen = []
 
     class Mode(torch.utils._python_dispatch.TorchDispatchMode):
@@ -329,9 +345,8 @@ def test_the_shortcut_is_for_plain_tensors() -> None:
             seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    results, usual = empty(task), empty(task)
+    entries = entries_of(task, 0)
     with Mode():
-        project_out(task, general, results)
+        results = new_projected(task, task, general, None, 1.0, 0.0, 0, entries)
     assert "prograd_fast.project_out.default" in seen
-    project_out(task, general, usual)
-    assert same_bits(results, usual)
+    assert same_bits(results, new_projected(task, task, general, None, 1.0, 0.0, 0, entries))
