@@ -12,7 +12,8 @@ from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, Learner, Method, Task
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
-from prograd_fast.training.evaluate import evaluate_parts
+from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
+from prograd_fast.training.evaluation import Evaluation
 from prograd_fast.training.features import Features
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
@@ -29,7 +30,7 @@ class Run:
         plan: the pictures.
         learner: the method after training.
         history: losses and cosine of each step, or None for a method that has no steps.
-        accuracy: top-1 accuracy in [0, 1] for each part of `plan.tests`, and "harmonic mean" of base and new.
+        tests: the evaluation of each part of `plan.tests`, and of each `TransferTest`, by name.
         seconds: wall time of training and of evaluation.
         options: how it was trained.
     """
@@ -38,9 +39,14 @@ class Run:
     plan: Plan
     learner: Learner
     history: History | None
-    accuracy: dict[str, float]
+    tests: dict[str, Evaluation]
     seconds: dict[str, float]
     options: TrainOptions
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Top-1 accuracy in [0, 1] of each of the tests, and "harmonic mean" of base and new."""
+        return accuracies(self.tests)
 
 
 @dataclass(frozen=True)
@@ -119,17 +125,21 @@ def run_method(
                 log=log,
             )
     trained = time.perf_counter()
-    measured = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
+    tests = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
     for test in transfer if method.names_new_classes else ():
-        measured |= evaluate_parts(learner, test.features, {test.features.pictures.name: test.part}, on_tested)
+        tests |= evaluate_parts(learner, test.features, {test.features.pictures.name: test.part}, on_tested)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
-    return Run(method, plan, learner, history, measured, seconds, options)
+    return Run(method, plan, learner, history, tests, seconds, options)
 
 
 def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:
     """Measures the accuracy on the plan's validation pictures; None if there are none."""
     part = plan.tests.get("validation")
-    return None if part is None else lambda: evaluate_parts(learner, features, {"": part})[""]
+    if part is None:
+        return None
+    names, values = part.class_names(features.pictures), features.of(part.rows)
+    labels = part.labels(features.pictures).to(values.device)
+    return lambda: accuracy(learner.scores(names), values, labels)
 
 
 def tests_of(method: Method, plan: Plan) -> dict[str, Part]:

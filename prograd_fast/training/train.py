@@ -41,8 +41,8 @@ def train_method(
         log: takes what is measured at each step, or None.
 
     Returns:
-        The run record (`setup_record`, `run_record`, "zero_shot_accuracy" and under "facts" `run_facts`), and the
-        trained method.
+        The run record (`setup_record`, `run_record`, "zero_shot_accuracy", under "facts" `run_facts`, and under
+        "details" the `Evaluation` of each test as JSON), and the trained method.
 
     Raises:
         ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
@@ -74,6 +74,7 @@ def train_method(
     record = {**setup_record(clip, pictures), **run_record(trained, pictures), "zero_shot_accuracy": zero_shot.accuracy}
     record["seconds"] = {"encode": encoded, **trained.seconds}
     record["facts"] = facts
+    record["details"] = {name: evaluation.to_record() for name, evaluation in trained.tests.items()}
     return record, trained.learner
 
 
