@@ -121,7 +121,7 @@ def picture_names(pictures: PictureSet, rows: Rows) -> tuple[str, ...]:
     """What pictures of a set are called: their path in the set's folder, or their index where there is no folder."""
     if pictures.folder is None:
         return tuple(map(str, rows.tolist()))
-    files = [Path(pictures.source[row]) for row in rows.tolist()]  # type: ignore[arg-type]  # a folder has files
+    files = [Path(pictures.source[row]) for row in rows.tolist()]  # a folder has files
     # the folder is absolute; its files are named as the user named it
     root = next((parent for parent in files[0].parents if parent.resolve() == pictures.folder), Path())
     return tuple(file.relative_to(root).as_posix() for file in files)
