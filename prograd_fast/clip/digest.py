@@ -13,5 +13,5 @@ def model_digest(model: nn.Module) -> str:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().half().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
