@@ -38,7 +38,7 @@ class RunEvaluation:
 
 def has_learned_from(record: Record, pictures: PictureSet) -> bool:
     """Whether a run has learned from a picture of a set that is not in its pool."""
-    return bool((unlearned(pictures, record["learned_from"]).split == "learned").any())
+    return "learned" in unlearned(pictures, frozenset(record["learned_from"])).split
 
 
 def evaluate_run(
@@ -65,7 +65,7 @@ def evaluate_run(
     pictures = _among(known_classes(record, method), pictures, method)
     groups = class_groups(pictures, None)
     with_all = test_parts(pictures, groups)
-    parts = test_parts(unlearned(pictures, record["learned_from"]), groups)
+    parts = test_parts(unlearned(pictures, frozenset(record["learned_from"])), groups)
     tests = {name: part for name, part in parts.items() if name != "validation"}
     found = sum(len(part.rows) for name, part in with_all.items() if name != "validation")
     left_out = found - sum(len(part.rows) for part in tests.values())

@@ -3,13 +3,14 @@
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from prograd_fast.clip import LoadedClip, load_learned
+from prograd_fast.clip import LoadedClip, is_known_model, load_learned, load_model
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.tensors import tensors_digest
@@ -94,9 +95,12 @@ _KINDS = {
     "method": str,
     "model.name": str,
     "model.pretrained": str | None,
+    "model.digest": str,
     "settings": dict,
     "data.class_names": list,
     "trained_classes": list,
+    "seed": int,
+    "learned_from": list,
 }
 
 
@@ -126,15 +130,50 @@ def naming_the_run(record: Record) -> Iterator[None]:
         raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {message}") from error
 
 
-def restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
-    """The method of a run and what it learned, ready for use.
+def open_run(folder: Path, clip: LoadedClip | None = None) -> tuple[Record, Method, Learner]:
+    """Load a run with everything that it learned; it predicts what it predicted when it was saved.
+
+    Example:
+        record, method, learner = open_run(Path("runs/mine"))
+        scores = learner.scores(record["trained_classes"])  # of (B, D) unit image features
+
+    Args:
+        folder: the run's.
+        clip: the model that it was trained for; None: the one that the record names, which is loaded if it is embedded
+            or on open_clip's list. Any other may be anything (`is_known_model`): load it yourself.
 
     Raises:
-        ValueError: what was learned is another model's.
+        ValueError: the folder holds no whole run, or the model is not the one that it was trained for.
     """
+    record, learned = load_run(folder)
+    if clip is None:
+        name, pretrained = record["model"]["name"], record["model"]["pretrained"]
+        if not is_known_model(name, pretrained):
+            raise ValueError(
+                f"{folder} names the model {name!r} with weights {pretrained!r}, which is neither embedded nor on "
+                "open_clip's list; if you trust it, give clip=load_model(name, weights)"
+            )
+        clip = load_model(name, pretrained)
+    return record, *restored(record, learned, clip)
+
+
+def restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
+    """The method of a run and what it learned, ready for use; ValueError if that is another model's."""
+    if clip.digest != record["model"]["digest"]:
+        raise ValueError(
+            f"this run was trained on other weights: expected {_named(record['model'])} with digest "
+            f"{record['model']['digest'][:16]}, got {_named(vars(clip))} with digest {clip.digest[:16]}; "
+            "give the weights that it was trained on, or train again"
+        )
     with naming_the_run(record):
         method = method_named(record["method"], record["settings"])
-        return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
+        learner = method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned, record["seed"])
+        return method, learner
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    """A model's name and weights, in a message."""
+    return f"{model['name']!r}" + ("" if model["pretrained"] is None else f" with weights {model['pretrained']!r}")
 
 
 def known_classes(record: Record, method: Method) -> tuple[str, ...]:
@@ -142,4 +181,6 @@ def known_classes(record: Record, method: Method) -> tuple[str, ...]:
 
     They are readable names.
     """
-    return readable_class_names(record["data"]["class_names"] if method.names_new_classes else record["trained_classes"])
+    return readable_class_names(
+        record["data"]["class_names"] if method.names_new_classes else record["trained_classes"]
+    )
