@@ -2,7 +2,20 @@
 
 from prograd_fast.report.compare import report_comparison
 from prograd_fast.report.demo import report_demo, sentences
+from prograd_fast.report.figures import curves_figure
+from prograd_fast.report.folds import report_folds
 from prograd_fast.report.statistics import Spread, accuracies, paired
-from prograd_fast.report.tables import accuracy_table
+from prograd_fast.report.tables import TITLES, accuracy_table
 
-__all__ = ["Spread", "accuracies", "accuracy_table", "paired", "report_comparison", "report_demo", "sentences"]
+__all__ = [
+    "TITLES",
+    "Spread",
+    "accuracies",
+    "accuracy_table",
+    "curves_figure",
+    "paired",
+    "report_comparison",
+    "report_demo",
+    "report_folds",
+    "sentences",
+]
