@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prograd_fast.data.folder import _pictures
+from prograd_fast.data.walk import pictures_in
 
 
 def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
@@ -27,7 +27,7 @@ def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
             missing[Path(name)] = f"{name}: no file or folder matches"
         for match in map(Path, matches):
             try:
-                files.update(dict.fromkeys(_pictures(match) if os.path.isdir(match) else [match]))
+                files.update(dict.fromkeys(pictures_in(match, ignored) if os.path.isdir(match) else [match]))
             except ValueError as error:
                 missing[match] = str(error)
     return list(files), missing
