@@ -36,7 +36,8 @@ class PromptedCLIP(nn.Module):
     """A frozen CLIP model that classifies images with prompts "[context] class name."; only the context is trainable.
 
     Source: CoOp (arXiv:2109.01134, `KaiyangZhou/CoOp:trainers/coop.py`) and, for the start from words, ProGrad
-    (arXiv:2205.14865, `BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py`). Underscores in names become spaces.
+    (arXiv:2205.14865, `BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py`). Underscores in names become spaces
+    (`prograd_fast.clip.tokens.clean_words`). Names that are the same words, as in ImageNet's list, get equal scores.
 
     As in CoOp, the model that is passed in is put in evaluation mode and its weights no longer require grad; it stays
     in evaluation mode under `train()`. The context is float32, or float64 in a float64 model, whatever the precision of
@@ -70,7 +71,7 @@ class PromptedCLIP(nn.Module):
 
     Raises:
         TypeError: the model's text tower cannot take context tokens; `class_names` are not strings.
-        ValueError: empty or duplicate names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
+        ValueError: empty names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
             model.
 
     Example:
