@@ -58,10 +58,10 @@ class PromptLayout:
                 f"class_token_position: expected 'end', 'middle' or 'front', got {class_token_position!r}."
             )
         n_ctx = len(context_ids)
-        texts = TokenizedTexts.of(tokenizer, tower, [f"{name}." for name in class_names], room=n_ctx)
+        texts = TokenizedTexts.of(tokenizer, tower, [f"{name}." for name in class_names], n_ctx, inside=True)
         # The full stop can merge with a name's own last sign ("etc." + "."): CoOp, too, counts the name alone. It must
         # not count more than there is before the end of text, whatever the vocabulary.
-        names = TokenizedTexts.of(tokenizer, tower, class_names)
+        names = TokenizedTexts.of(tokenizer, tower, class_names, inside=True)
         warn_of_equal_names(class_names, names.ids)
         name_lengths = torch.minimum(names.counts, texts.counts)
 

@@ -101,6 +101,11 @@ class PromptedCLIP(nn.Module):
         self.class_specific = class_specific
         self.class_token_position: ClassTokenPosition = class_token_position
         self.tower = tower = TextTower(model)
+        if tower.closed_reason is not None:
+            raise TypeError(
+                f"model: context tokens cannot be put between the words of {type(model).__name__}: {tower.closed_reason}. "
+                "Use a method without a context, such as zero-shot or linear-probe, or another model, such as ViT-B-32."
+            )
         n_classes = len(self.class_names) if class_specific else None
         ctx, context_ids = initial_context(tokenizer, tower, n_ctx, ctx_init, n_classes)
         self.n_ctx = len(context_ids)
@@ -167,6 +172,11 @@ class PromptedCLIP(nn.Module):
             raise ValueError(f"context: expected shape ({own}) or (G, {own}), got {tuple(context.shape)}.")
         if deep is None:
             return
+        if self.tower.full_length_reason is not None:
+            raise ValueError(
+                f"deep: expected a causal tower that pools at end of text, but {self.tower.full_length_reason}. Use a "
+                "method without deep prompts, or another model, such as ViT-B-32."
+            )
         if self.class_specific or self.class_token_position != "end":
             raise ValueError(
                 "deep: expected a shared context at 'end', whose rows deep prompts can replace, got "

@@ -35,7 +35,7 @@ class ZeroShotTeacher(nn.Module):
         class_names: readable names, tuple of C strings.
 
     Raises:
-        TypeError: `class_names` or `templates` are not strings, or the model's text tower cannot be read.
+        TypeError: `class_names` or `templates` are not strings.
         ValueError: empty names, no template, a template without exactly one "{}", a prompt too long.
     """
 
@@ -80,6 +80,8 @@ def _unit_features(tower: TextTower, tokenizer: Tokenizer, class_names: Sequence
     warn_of_equal_names(class_names, ids)
     ids = ids[:, : tower.length(ids)]
     parts = torch.split(ids, _PROMPTS_AT_ONCE if tower.unpackable_reason is not None else len(ids))
+    if tower.closed_reason is not None:
+        return F.normalize(torch.cat([tower.encode_ids(part) for part in parts]), dim=-1)
     no_context = ids.new_zeros(1, 0, tower.width, dtype=tower.dtype, device=tower.device)
     encoders = [PromptEncoder(tower, part, part[:, :0], class_specific=False) for part in parts]
     return F.normalize(torch.cat([encoder(no_context)[0] for encoder in encoders]), dim=-1)

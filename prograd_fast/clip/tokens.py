@@ -116,8 +116,12 @@ class TokenizedTexts:
     counts: Tensor
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tower: TextTower, texts: Sequence[str], room: int = 0) -> "TokenizedTexts":
+    def of(
+        cls, tokenizer: Tokenizer, tower: TextTower, texts: Sequence[str], room: int = 0, inside: bool = False
+    ) -> "TokenizedTexts":
         """Tokenise `texts`, each of which must leave `room` positions of the tower's context free.
+
+        With `inside` they get the tokens that they have behind another word: RoBERTa's begin with the blank before them.
 
         A tokenizer truncates in silence, so a text that ends at the very last position counts as too long.
 
@@ -128,16 +132,21 @@ class TokenizedTexts:
         for text in texts:
             if len(text) > most:  # a tokenizer would take time that grows with the square of its length
                 raise ValueError(f"{text[:50]!r} ... is too long: {len(text)} characters. Shorten it.")
-        ids = tokenizer(["", "X", *texts])
+        ids = tokenizer(["", "X", *(f"X {text}" if inside else text for text in texts)])
         _check_vocabulary(ids, tower, len(texts) + 2)
         empty, letter, ids = ids[0], ids[1], ids[2:]
         start = int(torch.eq(letter, empty).int().cumprod(0).sum())
+        free = max(room, 1)
+        if inside:
+            n = int(letter[start:].eq(empty[start]).int().argmax())  # tokens of "X"
+            ids = torch.cat([ids[:, :start], ids[:, start + n :], ids[:, ids.shape[1] - n :]], 1)
+            free = max(room, 1 + n)
         is_end = ids[:, start:] == empty[start]
         counts = torch.where(is_end.any(1), is_end.int().argmax(1), ids.shape[1] - start)
         for text, count in zip(texts, counts.tolist(), strict=True):
             if count == 0:
                 raise ValueError(f"{text!r} has no tokens in this tokenizer's vocabulary. Use readable words.")
-            if start + count + max(room, 1) >= ids.shape[1]:
+            if start + count + free >= ids.shape[1]:
                 raise ValueError(
                     f"{text!r} is too long: its tokens, {room} context tokens and the end of text do not fit in the "
                     f"text tower's {ids.shape[1]} positions. Shorten it" + (" or lower n_ctx." if room else ".")
@@ -146,7 +155,11 @@ class TokenizedTexts:
 
 
 def _check_vocabulary(ids: object, tower: TextTower, n_texts: int) -> None:
-    expected, known = (n_texts, tower.context_length), tower.embedding.num_embeddings
+    known = tower.embedding.num_embeddings if tower.embedding is not None else 1 << 62
+    length = tower.context_length
+    if tower.any_length and isinstance(ids, Tensor) and ids.ndim == 2:
+        length = min(ids.shape[1], length)
+    expected = (n_texts, length)
     if not isinstance(ids, Tensor) or ids.shape != expected:
         got = f"shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
     elif int(ids.max()) >= known:
