@@ -96,13 +96,17 @@ class PictureSet:
         return self.known_digests[source]
 
     def read_digests(
-        self, on_picture: Callable[[], object] = lambda: None, unreadable: list[str] | None = None
+        self,
+        on_picture: Callable[[], object] = lambda: None,
+        unreadable: list[str] | None = None,
+        rows: Iterable[int] | None = None,
     ) -> list[str | None]:
-        """The digests of all pictures, read by several threads at once.
+        """The digests of pictures, read by several threads at once.
 
         Args:
             on_picture: called after each picture, for a progress bar.
             unreadable: gets a line for each picture that cannot be read, whose digest is then None.
+            rows: indices of the pictures; None: all.
 
         Raises:
             ValueError: pictures cannot be read, and there is no list for them: how many, and which are the first five.
@@ -119,24 +123,28 @@ class PictureSet:
                 on_picture()
 
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(one, range(len(self))))
+            found = list(pool.map(one, range(len(self)) if rows is None else rows))
         if unreadable is None:
-            refuse_unreadable(bad, len(self))
+            refuse_unreadable(bad, len(found))
         else:
             unreadable += sorted(bad)
         return found
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> str:
         """SHA-256 of what the set holds: class names, and label, part and content of each picture.
 
         Names of files, the folder, and the order of pictures and classes have no influence.
 
+        Args:
+            rows: indices of the pictures that count; None: all.
+
         Raises:
             ValueError: a picture cannot be read.
         """
-        digests = self.read_digests()
-        rows = zip(self.labels.tolist(), self.split.tolist(), digests, strict=True)
-        pictures = sorted((self.class_names[label], split, digest) for label, split, digest in rows)
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
+        digests = self.read_digests(rows=chosen.tolist())
+        columns = zip(self.labels[chosen].tolist(), self.split[chosen].tolist(), digests, strict=True)
+        pictures = sorted((self.class_names[label], split, digest) for label, split, digest in columns)
         return hashlib.sha256(json.dumps([sorted(self.class_names), pictures]).encode()).hexdigest()
 
     def open(self, index: int, side: int | None = None) -> Image.Image:
