@@ -68,7 +68,7 @@ def train(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import method_named
-    from prograd_fast.training import CHECKPOINT, TrainOptions, make_plan, run_facts, tensorboard, train_method
+    from prograd_fast.training import CHECKPOINT, TrainOptions, make_plan, plan_facts, run_facts, tensorboard, train_method
 
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)
@@ -87,7 +87,7 @@ def train(
     plan = make_plan(pictures, shots, seed, partition)
     clip = open_model(model, pretrained, device, max_memory)
     check_text_tower(clip, [tuning])
-    if resume and _is_finished(out, run_facts(tuning, clip, pictures, plan, options)):
+    if resume and _is_finished(out, run_facts(tuning, clip, plan_facts(pictures, plan), options)):
         say(f"{out} is finished: nothing is left to do.")
         return
     learned, found = len(plan.train.classes), len(plan.train.rows)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prograd_fast.clip.digest import model_digest
 from prograd_fast.clip.emoji_lite import NAMES, load_emoji_lite
 from prograd_fast.clip.tokens import Tokenizer
 from prograd_fast.files.reading import read_json
@@ -37,6 +39,11 @@ class LoadedClip:
     preprocess: Callable[[Any], Tensor]
     device: torch.device
     max_memory: float | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """See `model_digest`."""
+        return model_digest(self.model)
 
     @property
     def transform(self) -> str:

@@ -41,6 +41,14 @@ def readable_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def refuse_equal_names(tokenizer: Tokenizer, names: Sequence[str], folder: object) -> None:
+    """ValueError where two names have the same token ids: no prompt tells their classes apart."""
+    seen: dict[tuple[int, ...], str] = {}
+    for name, ids in zip(names, tokenizer(list(names)).tolist(), strict=True):
+        if (other := seen.setdefault(tuple(ids), name)) != name:
+            raise ValueError(f"{folder}: the model reads the class names {other!r} and {name!r} alike; rename one")
+
+
 @dataclass(frozen=True)
 class TokenizedTexts:
     """Token ids of texts, and where in them each text's own tokens are.

@@ -17,16 +17,18 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | Path) -> PictureSet:
+def load(name_or_path: str | Path, test_share: float = 0.4, fold: tuple[int, int] | None = None) -> PictureSet:
     """Load an embedded set by its name ("emoji" or "clipart"), or a folder of pictures by its path.
 
     Raises:
         ValueError: it is neither, or the folder is not laid out as `load_folder` expects.
     """
     if name_or_path in EMBEDDED:
+        if (test_share, fold) != (0.4, None):
+            raise ValueError(f"{name_or_path} has a split of its own")
         return load_embedded(str(name_or_path))
     if not Path(name_or_path).is_dir():
         raise ValueError(
             f"no picture set or folder {str(name_or_path)!r}: expected {', '.join(EMBEDDED)} or a folder's path"
         )
-    return load_folder(Path(name_or_path))
+    return load_folder(Path(name_or_path), test_share, fold)

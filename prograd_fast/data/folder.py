@@ -12,7 +12,7 @@ SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}
 TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1  # of a class's pictures, where the folder brings no split
 
 
-def load_folder(path: str | Path) -> PictureSet:
+def load_folder(path: str | Path, test_share: float = TEST_SHARE, fold: tuple[int, int] | None = None) -> PictureSet:
     """Load a folder of pictures as a set with a pool / validation / test split.
 
     Two layouts are understood. Plain: `path/CLASS/*.jpg`; each class is then split 50 / 10 / 40 % into pool,
@@ -40,7 +40,7 @@ def load_folder(path: str | Path) -> PictureSet:
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected a folder with one folder of pictures per class")
-    files = _own_split(root) or _random_split(root)
+    files = _own_split(root) or _random_split(root, test_share, fold)
     folders = sorted({folder for folder, _, _ in files})
     if len(folders) < 2:
         raise ValueError(f"{root}: found {len(folders)} class folder(s); expected at least two, each with its pictures")
@@ -78,18 +78,20 @@ def _own_split(root: Path) -> list[tuple[str, str, Path]] | None:
     return files
 
 
-def _random_split(root: Path) -> list[tuple[str, str, Path]]:
+def _random_split(root: Path, test_share: float, fold: tuple[int, int] | None) -> list[tuple[str, str, Path]]:
     """(class folder, split, file) of the plain layout."""
     files = []
     for folder in _subfolders(root):
         pictures = _pictures(folder)
         if len(pictures) < 2:
             raise ValueError(f"{folder}: one picture; expected at least two, one to learn from and one to test on")
-        n_test = max(1, round(TEST_SHARE * len(pictures)))
+        n_test = max(1, round(test_share * len(pictures)))
         n_validation = round(VALIDATION_SHARE * len(pictures))
         split = np.repeat(["test", "validation", "pool"], [n_test, n_validation, len(pictures) - n_test - n_validation])
         # RandomState: NumPy promises that its stream never changes.
         order = np.random.RandomState(0).permutation(len(pictures))
+        if fold is not None:
+            split = np.where(np.arange(len(pictures)) % fold[1] == fold[0], "test", "pool")
         files += [(folder.name, str(split[rank]), file) for rank, file in zip(order, pictures, strict=True)]
     return files
 

@@ -1,12 +1,14 @@
 """A set of labelled pictures. A file may come from a stranger, and is read with care."""
 
 import ctypes
+import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -86,6 +88,26 @@ class PictureSet:
             return source if isinstance(source, bytes) else _read(source)
         except (OSError, ValueError) as error:
             raise self._unreadable(index, error) from error
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of one picture as it is stored, 64 hex signs; computed once. ValueError as `content`."""
+        if index not in self._digests:
+            self._digests[index] = hashlib.sha256(self.content(index)).hexdigest()
+        return self._digests[index]
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        return {}
+
+    def fingerprint(self, rows: Iterable[int] | None = None) -> str:
+        """SHA-256 over the class names and each picture's class, split and content, whatever the files are called.
+
+        Args:
+            rows: of these pictures alone; None: of all.
+        """
+        chosen = range(len(self)) if rows is None else rows
+        facts = sorted((int(self.labels[i]), str(self.split[i]), self.digest(int(i))) for i in chosen)
+        return hashlib.sha256(repr((self.class_names, facts)).encode()).hexdigest()
 
     def open(self, index: int) -> Image.Image:
         """Decode one picture: RGB, upright (EXIF orientation), on white where it is transparent.

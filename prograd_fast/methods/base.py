@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -152,13 +152,15 @@ class Method(Settings, ABC):
     def start(self, task: Task) -> Learner:
         """Set the method up on a task."""
 
-    def restore(self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], learned: Any) -> Learner:
-        """A learner that knows what another one had learned, `learned = module.state_dict()`.
+    def restore(
+        self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], learned: Any, seed: int = 0
+    ) -> Learner:
+        """A learner that knows what another one had learned, `learned = module.state_dict()`, with its task's seed.
 
         Raises:
             ValueError: it is not of this method, these settings, this model or as many classes.
         """
-        learner = self.start(Task.without_pictures(model, tokenizer, class_names))
+        learner = self.start(replace(Task.without_pictures(model, tokenizer, class_names), seed=seed))
         try:
             learner.module.load_state_dict(learned)
         except RuntimeError as error:

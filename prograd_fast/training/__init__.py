@@ -10,18 +10,20 @@ from prograd_fast.training.loop import tune
 from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Part, Plan, make_plan
-from prograd_fast.training.record import Record, run_facts, run_record, setup_record, write_json
-from prograd_fast.training.run import Run, TransferTest, run_method
+from prograd_fast.training.record import Record, plan_facts, run_facts, run_record, setup_record, write_json
+from prograd_fast.training.run import Run, run_method
 from prograd_fast.training.saved_run import (
     CHECKPOINT,
     RUN_FILES,
     difference_to,
     evaluate_run,
     load_run,
+    open_run,
     predict_files,
     save_run,
 )
 from prograd_fast.training.train import train_method
+from prograd_fast.training.transfer import OtherSet, TransferTest, other_sets
 
 __all__ = [
     "CHECKPOINT",
@@ -31,6 +33,7 @@ __all__ = [
     "Features",
     "Grid",
     "History",
+    "OtherSet",
     "Part",
     "Plan",
     "Record",
@@ -45,6 +48,9 @@ __all__ = [
     "load_model",
     "load_run",
     "make_plan",
+    "open_run",
+    "other_sets",
+    "plan_facts",
     "predict_files",
     "run_facts",
     "run_grid",

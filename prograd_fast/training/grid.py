@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,19 @@ from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Track
-from prograd_fast.training.protocol import Plan, class_groups, make_plan, test_parts
-from prograd_fast.training.record import Record, run_facts, run_record, seal, setup_record, unseal, write_json
-from prograd_fast.training.run import TransferTest, run_method
+from prograd_fast.training.protocol import Plan, make_plan
+from prograd_fast.training.record import (
+    Record,
+    plan_facts,
+    run_facts,
+    run_record,
+    seal,
+    setup_record,
+    unseal,
+    write_json,
+)
+from prograd_fast.training.run import run_method
+from prograd_fast.training.transfer import OtherSet, TransferTest, other_sets
 
 MOST_RUNS = 100_000  # of a grid: more would take years
 _LOG = logging.getLogger("prograd_fast")
@@ -67,15 +77,36 @@ class Grid:
         if self.partitions and self.imbalance is not None:
             raise ValueError("imbalance: a long-tailed grid learns all classes; expected no partitions beside it")
 
-    def cells(self, pictures: PictureSet) -> Iterator[tuple[str, Method, Plan]]:
-        """Name, method and plan of each run."""
-        for shots in self.shots:
-            for partition in range(self.partitions) if self.partitions else (None,):
-                for seed in range(self.seeds):
-                    plan = make_plan(pictures, shots, seed, partition, self.imbalance)
-                    draw = f"seed{seed}" if partition is None else f"partition{partition}-seed{seed}"
-                    for method in self.methods:
-                        yield f"{method.name}-{shots}shots-{draw}", method, plan
+    def plans(self, pictures: PictureSet) -> tuple[dict[str, Plan], dict[int, int]]:
+        """Lay out what every method learns from.
+
+        Returns:
+            Each draw of the shots by name; and for each number of shots that draws the same pictures as a smaller one,
+            since no class has more, that smaller one, which stands for both.
+        """
+        drawn: dict[int, dict[str, Plan]] = {}
+        equal: dict[int, int] = {}
+        for shots in sorted(self.shots):
+            plans = {
+                f"{shots}shots-{draw}": make_plan(pictures, shots, seed, partition, self.imbalance)
+                for draw, partition, seed in self._draws()
+            }
+            twin = next((k for k, others in drawn.items() if _same_pictures(others.values(), plans.values())), None)
+            if twin is None:
+                drawn[shots] = plans
+            else:
+                equal[shots] = twin
+        return {name: plan for plans in drawn.values() for name, plan in plans.items()}, equal
+
+    def _draws(self) -> Iterator[tuple[str, int | None, int]]:
+        """Name, partition and seed."""
+        for partition in range(self.partitions) if self.partitions else (None,):
+            for seed in range(self.seeds):
+                yield f"seed{seed}" if partition is None else f"partition{partition}-seed{seed}", partition, seed
+
+
+def _same_pictures(plans: Iterable[Plan], others: Iterable[Plan]) -> bool:
+    return all(np.array_equal(one.train.rows, other.train.rows) for one, other in zip(plans, others, strict=True))
 
 
 def run_grid(
@@ -102,25 +133,31 @@ def run_grid(
         transfer: other sets to test on.
 
     Returns:
-        Model, data and versions as of `setup_record`, and under "runs" one `run_record` for each run of the grid, with
-        "memory": bytes held at most while training and testing, null where that cannot be told.
+        Model, data and versions as of `setup_record`; "elsewhere": the labels of the other sets; "equal_shots": see
+        `Grid.plans`; and under "runs" one `run_record` for each run of the grid, with "memory": bytes held at most
+        while training and testing, null where that cannot be told.
 
     A run that cannot be written (full disk) is named in a warning, and is among the results all the same.
 
     Raises:
-        ValueError: a picture cannot be read, or a run in `out` is of another model, data or settings.
+        ValueError: a picture cannot be read, two of the other sets are the same, or a run in `out` is of another
+            model, settings or pictures, those of the tests and the other sets included.
         OSError: the folder cannot be made.
     """
     folder = out / "runs"
-    others = [other.name for other in transfer]
-    cells = _cells(grid, clip, pictures, others)
+    plans, equal = grid.plans(pictures)
+    others = other_sets(transfer, {name for plan in plans.values() for name in plan.tests})
+    cells = _cells(grid, clip, pictures, plans, others)
     records = {cell.name: _finished(folder / f"{cell.name}.json", cell.facts) for cell in cells}
     missing = [cell for cell in cells if records[cell.name] is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         rows = np.unique(np.concatenate([cell.plan.rows for cell in missing]))
         features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
-        tests = [_transfer_test(clip, other, track, cache) for other in transfer]
+        tests = [
+            TransferTest.of(clip, other, track(f"looking at {other.label}", len(other.part.rows)), cache)
+            for other in others
+        ]
         on_run = track("runs", len(cells))
         for _ in range(len(cells) - len(missing)):
             on_run()
@@ -146,7 +183,12 @@ def run_grid(
             except OSError as error:
                 _LOG.warning("the run %s is not kept, and is run again next time: %s", cell.name, error)
             on_run()
-    return {**setup_record(clip, pictures), "elsewhere": others, "runs": list(records.values())}
+    return {
+        **setup_record(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans.values()]))),
+        "elsewhere": [other.label for other in others],
+        "equal_shots": {str(shots): twin for shots, twin in equal.items()},
+        "runs": list(records.values()),
+    }
 
 
 @dataclass(frozen=True)
@@ -159,17 +201,17 @@ class _Cell:
     facts: Record
 
 
-def _cells(grid: Grid, clip: LoadedClip, pictures: PictureSet, others: Sequence[str]) -> list[_Cell]:
-    """All runs of a grid; ValueError if another set's name is already that of a test."""
+def _cells(
+    grid: Grid, clip: LoadedClip, pictures: PictureSet, plans: Mapping[str, Plan], others: Sequence[OtherSet]
+) -> list[_Cell]:
+    """All runs of a grid."""
+    elsewhere = {other.label: other.fingerprint for other in others}
     cells = []
-    taken = ["validation", "harmonic mean"]  # an accuracy has one name
-    for name, method, plan in grid.cells(pictures):
-        facts = run_facts(method, clip, pictures, plan, grid.options) | {"elsewhere": others}
-        cells.append(_Cell(name, method, plan, json.loads(json.dumps(facts))))
-        taken += plan.tests
-    for other in others:
-        if other in taken or others.count(other) > 1:
-            raise ValueError(f"another set to test on is called {other!r}, as another test is: rename its folder")
+    for draw, plan in plans.items():
+        seen = plan_facts(pictures, plan)
+        for method in grid.methods:
+            facts = run_facts(method, clip, seen, grid.options) | {"elsewhere": elsewhere}
+            cells.append(_Cell(f"{method.name}-{draw}", method, plan, json.loads(json.dumps(facts))))
     return cells
 
 
@@ -183,12 +225,6 @@ class _Checkpoints(Checkpoints):
         except OSError as error:
             _LOG.warning("training goes on without checkpoints: %s", error)
             self.every = math.inf
-
-
-def _transfer_test(clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None) -> TransferTest:
-    part = test_parts(pictures, class_groups(pictures, None))["all"]
-    bar = track(f"looking at {pictures.name}", len(part.rows))
-    return TransferTest(encode_pictures(clip, pictures, part.rows, bar, cache), part)
 
 
 def _finished(path: Path, facts: Record) -> Record | None:

@@ -1,7 +1,8 @@
 """Who learns from which pictures, and which pictures are the test."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ class Part:
         """(len(rows),) int64: positions in `classes`."""
         return torch.from_numpy(np.searchsorted(self.classes, pictures.labels[self.rows]))
 
+    def contents(self, pictures: PictureSet) -> frozenset[str]:
+        """`PictureSet.digest` of each picture that can be read."""
+        return frozenset(digest for _, digest in _readable(pictures, self.rows))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +53,8 @@ class Plan:
             emojis in styles that emoji-lite never saw. Of a long-tailed plan also "balanced", the same number
             of test pictures of each class, and "long-tail", as frequent as those learned from. Parts without pictures
             are left out.
+        left_out: how many pictures each part lost because their content is learned from, which would flatter the
+            method; parts that lost none are not named.
     """
 
     shots: int
@@ -56,6 +63,7 @@ class Plan:
     train: Part
     tests: dict[str, Part]
     imbalance: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> Rows:
@@ -91,6 +99,29 @@ def test_parts(pictures: PictureSet, groups: dict[str, Rows]) -> dict[str, Part]
     return {name: part for name, part in parts.items() if len(part.rows)}
 
 
+def unlearned(pictures: PictureSet, learned: Collection[str]) -> PictureSet:
+    """The set without tests on what was learned: such pictures have the split "learned", which no part has.
+
+    Args:
+        pictures: the set. Pictures that cannot be read stay, and are told of when they are looked at.
+        learned: contents of the pictures that were learned from, as `PictureSet.digest` gives them, or their first
+            signs, all as many.
+    """
+    signs = len(next(iter(learned), ""))
+    split = pictures.split.astype(object)
+    for row, digest in _readable(pictures, np.flatnonzero(split != "pool")):
+        if digest[:signs] in learned:
+            split[row] = "learned"
+    return replace(pictures, split=split.astype(str))
+
+
+def all_shots(pictures: PictureSet, partition: int | None) -> int:
+    """The pictures per class with which a plan learns from the whole pool: those of the largest learned class."""
+    learned = next(iter(class_groups(pictures, partition).values()))
+    pool = rows_of(pictures, "pool", learned, _task_styles(pictures))
+    return max(1, int(np.bincount(pictures.labels[pool], minlength=1).max()))
+
+
 def make_plan(
     pictures: PictureSet, shots: int, seed: int, partition: int | None, imbalance: float | None = None
 ) -> Plan:
@@ -105,30 +136,53 @@ def make_plan(
             frequent one (but one at least), exponentially in between (`long_tail`).
 
     Raises:
-        ValueError: a number is out of range, a class has no picture to learn from, or both partition and imbalance.
+        ValueError: a number is out of range, a class has no picture to learn from, no test picture is left, or both
+            partition and imbalance.
     """
+    if partition is not None and imbalance is not None:
+        raise ValueError("a long-tailed plan learns all classes: expected no partition beside an imbalance")
     groups = class_groups(pictures, partition)
     learned, styles = next(iter(groups.values())), _task_styles(pictures)
-    tests = test_parts(pictures, groups)
+    frequency = np.ones(len(learned)) if imbalance is None else long_tail(len(learned), imbalance, seed)
+    wanted = shots if imbalance is None else np.maximum(1, np.rint(shots * frequency).astype(np.int64))
+    train = Part(learned, few_shot(pictures, learned, wanted, seed, styles))
+    tested = unlearned(pictures, train.contents(pictures))
+    tests = test_parts(tested, groups)
+    left_out = {
+        name: lost
+        for name, part in test_parts(pictures, groups).items()
+        if (lost := len(part.rows) - (len(tests[name].rows) if name in tests else 0))
+    }
+    if left_out and not tests.keys() - {"validation"}:
+        raise ValueError(
+            f"{pictures.name}: all {sum(left_out.values())} test pictures are learned from too; expected others to "
+            "test on: bring more, or take fewer shots"
+        )
     if imbalance is None:
-        return Plan(shots, seed, partition, Part(learned, few_shot(pictures, learned, shots, seed, styles)), tests)
-    if partition is not None:
-        raise ValueError("a long-tailed plan learns all classes: expected no partition beside an imbalance")
-    frequency = long_tail(len(learned), imbalance, seed)
-    rows = few_shot(pictures, learned, np.maximum(1, np.rint(shots * frequency).astype(np.int64)), seed, styles)
+        return Plan(shots, seed, partition, train, tests, left_out=left_out)
     there = np.bincount(tests["all"].labels(pictures).numpy(), minlength=len(learned))
+    if not there.all():
+        name = pictures.class_names[int(there.argmin())]
+        raise ValueError(f"{pictures.name}: class {name!r} has no test picture that is not learned from; bring more")
     scale = (there / frequency).min()  # the most pictures with which no class runs out
     for name, counts in (
         ("balanced", np.full(len(learned), there.min())),
         ("long-tail", np.maximum(1, (scale * frequency).astype(np.int64))),
     ):
-        tests[name] = Part(learned, few_shot(pictures, learned, counts, seed, styles, split="test"))
-    return Plan(shots, seed, partition, Part(learned, rows), tests, imbalance)
+        tests[name] = Part(learned, few_shot(tested, learned, counts, seed, styles, split="test"))
+    return Plan(shots, seed, partition, train, tests, imbalance, left_out)
 
 
 def _task_styles(pictures: PictureSet) -> Sequence[str] | None:
     """Emoji's other styles are not for learning; sets without styles use every picture."""
     return EMOJI_TASK_STYLES if _has_emoji_styles(pictures) else None
+
+
+def _readable(pictures: PictureSet, rows: Rows) -> Iterator[tuple[int, str]]:
+    """Index and content of the pictures that can be read; `encode_pictures` names all others in one message."""
+    for row in rows.tolist():
+        with suppress(ValueError):
+            yield row, pictures.digest(row)
 
 
 def _has_emoji_styles(pictures: PictureSet) -> bool:

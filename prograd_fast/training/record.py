@@ -12,6 +12,7 @@ from typing import Any
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
+from prograd_fast.data.splits import Rows
 from prograd_fast.files.reading import check_kinds
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import Method
@@ -21,9 +22,17 @@ from prograd_fast.training.run import Run
 
 Record = dict[str, Any]
 
+DIGEST_SIGNS = 32  # of 64: no two pictures share them, and records stay small
 
-def setup_record(clip: LoadedClip, pictures: PictureSet) -> Record:
-    """Model, data, versions and date: what all runs of one command share."""
+
+def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
+    """Model, data, versions and date: what all runs of one command share.
+
+    Args:
+        clip: the model; its weights are known by "digest", wherever they come from.
+        pictures: the set.
+        rows: the pictures of it that the runs use; the set is known by their "fingerprint", wherever they are.
+    """
     packages = ("prograd-fast", "torch", "open_clip_torch", "numpy", "scikit-learn")
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -31,6 +40,7 @@ def setup_record(clip: LoadedClip, pictures: PictureSet) -> Record:
         "model": {
             "name": clip.name,
             "pretrained": clip.pretrained,
+            "digest": clip.digest,
             "device": str(clip.device),
             "transform": clip.transform,
         },
@@ -39,14 +49,15 @@ def setup_record(clip: LoadedClip, pictures: PictureSet) -> Record:
             "folder": None if pictures.folder is None else str(pictures.folder),
             "class_names": list(pictures.class_names),
             "pictures": len(pictures),
+            "fingerprint": pictures.fingerprint(rows),
         },
     }
 
 
 def run_record(run: Run, pictures: PictureSet) -> Record:
-    """Settings, pictures, un-rounded accuracies in [0, 1], losses and cosines of each step, and times of one run.
+    """Settings, pictures, un-rounded accuracies in [0, 1], figures of each step, and times of one run.
 
-    "regime" has the `TrainOptions`.
+    "regime" has the `TrainOptions`, "left_out" is `Run.left_out`.
 
     A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
     is given, the general gradient is zero or rounding, and the cosine means nothing: "conflict_rate" is that of the
@@ -61,6 +72,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "imbalance": run.plan.imbalance,
         "trained_classes": list(run.plan.train.class_names(pictures)),
         "pictures": {"train": len(run.plan.train.rows)} | {name: len(p.rows) for name, p in run.plan.tests.items()},
+        "left_out": run.left_out,
         "accuracy": run.accuracy,
         "seconds": run.seconds,
         "regime": asdict(run.options),
@@ -73,6 +85,7 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
             "general_loss": [_number(loss) for loss in run.history.general_loss],
             "cosine": [_number(cosine) for cosine in run.history.cosine],
             "conflict": run.history.conflict,
+            "accuracy": [_number(accuracy) for accuracy in run.history.accuracy],
         }
         if len(run.history.terms) > 1:  # one alone is the task loss
             terms = run.history.terms.items()
@@ -82,16 +95,38 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     return record
 
 
-def run_facts(method: Method, clip: LoadedClip, pictures: PictureSet, plan: Plan, options: TrainOptions) -> Record:
-    """The facts that decide the numbers of a run, but for versions and machine: a checkpoint needs all to agree."""
-    digest = hashlib.sha256()
-    for row in plan.train.rows.tolist():
-        digest.update(hashlib.sha256(pictures.content(row)).digest())
+def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOptions) -> Record:
+    """The facts that decide the numbers of a run, but for versions and machine: a checkpoint needs all to agree.
+
+    Args:
+        method: what is trained.
+        clip: the model, known by its weights too.
+        plan: the `plan_facts` of the run.
+        options: how it is trained.
+    """
     return {
         "method": method.name,
         "settings": asdict(method),
         "regime": asdict(options),
         "model": [clip.name, clip.pretrained],
+        "weights": clip.digest,
+        **plan,
+    }
+
+
+def plan_facts(pictures: PictureSet, plan: Plan) -> Record:
+    """What is learned from and tested on.
+
+    Pictures are known by their content: those to learn from in their order, which decides how a batch adds up, and the
+    tests by `PictureSet.fingerprint`.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    digest = hashlib.sha256()
+    for row, label in zip(plan.train.rows.tolist(), plan.train.labels(pictures).tolist(), strict=True):
+        digest.update(f"{label} {pictures.digest(row)} ".encode())
+    return {
         "data": pictures.name,
         "class_names": plan.train.class_names(pictures),
         "shots": plan.shots,
@@ -99,7 +134,16 @@ def run_facts(method: Method, clip: LoadedClip, pictures: PictureSet, plan: Plan
         "partition": plan.partition,
         "imbalance": plan.imbalance,
         "pictures": digest.hexdigest(),
+        "tests": {name: pictures.fingerprint(part.rows) for name, part in plan.tests.items()},
     }
+
+
+def learned_from(pictures: PictureSet, plan: Plan) -> list[str]:
+    """The first `DIGEST_SIGNS` signs of the content of each picture that is learned from, sorted.
+
+    No test of the run, wherever its pictures lie, may have one of them; see `unlearned`.
+    """
+    return sorted(digest[:DIGEST_SIGNS] for digest in plan.train.contents(pictures))
 
 
 def write_json(path: Path, record: Record) -> None:

@@ -18,6 +18,7 @@ from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.protocol import Part, Plan
+from prograd_fast.training.transfer import TransferTest
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Run:
         accuracy: top-1 accuracy in [0, 1] for each part of `plan.tests`, and "harmonic mean" of base and new.
         seconds: wall time of training and of evaluation.
         options: how it was trained.
+        left_out: how many pictures each test lost because they are learned from: those of the plan, and of transfer.
     """
 
     method: Method
@@ -41,19 +43,7 @@ class Run:
     accuracy: dict[str, float]
     seconds: dict[str, float]
     options: TrainOptions
-
-
-@dataclass(frozen=True)
-class TransferTest:
-    """A test on another set, among its own classes: cross-dataset transfer, or another domain.
-
-    Attributes:
-        features: image features of at least `part.rows`; the name of their set is the test's.
-        part: test pictures and all classes of that set.
-    """
-
-    features: Features
-    part: Part
+    left_out: dict[str, int]
 
 
 def run_method(
@@ -120,10 +110,15 @@ def run_method(
             )
     trained = time.perf_counter()
     measured = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
+    left_out, learned = dict(plan.left_out), train.contents(pictures) if transfer else frozenset()
     for test in transfer if method.names_new_classes else ():
-        measured |= evaluate_parts(learner, test.features, {test.features.pictures.name: test.part}, on_tested)
+        part = test.without(learned)
+        if len(part.rows):
+            measured |= evaluate_parts(learner, test.features, {test.label: part}, on_tested)
+        if len(part.rows) < len(test.part.rows):
+            left_out[test.label] = len(test.part.rows) - len(part.rows)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
-    return Run(method, plan, learner, history, measured, seconds, options)
+    return Run(method, plan, learner, history, measured, seconds, options, left_out)
 
 
 def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:

@@ -3,15 +3,16 @@
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.clip import LoadedClip, load_learned
+from prograd_fast.clip import LoadedClip, is_known_model, load_learned, load_model
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
@@ -102,9 +103,12 @@ _KINDS = {
     "method": str,
     "model.name": str,
     "model.pretrained": str | None,
+    "model.digest": str,
     "settings": dict,
     "data.class_names": list,
     "trained_classes": list,
+    "seed": int,
+    "learned_from": list,
 }
 
 
@@ -134,10 +138,49 @@ def _naming_the_run(record: Record) -> Iterator[None]:
         raise ValueError(f"this run of {record['method']} cannot be used: {type(error).__name__}: {message}") from error
 
 
+def open_run(folder: Path, clip: LoadedClip | None = None) -> tuple[Record, Method, Learner]:
+    """Load a run with everything that it learned; it predicts what it predicted when it was saved.
+
+    Example:
+        record, method, learner = open_run(Path("runs/mine"))
+        scores = learner.scores(record["trained_classes"])  # of (B, D) unit image features
+
+    Args:
+        folder: the run's.
+        clip: the model that it was trained for; None: the one that the record names, which is loaded if it is embedded
+            or on open_clip's list. Any other may be anything (`is_known_model`): load it yourself.
+
+    Raises:
+        ValueError: the folder holds no whole run, or the model is not the one that it was trained for.
+    """
+    record, learned = load_run(folder)
+    if clip is None:
+        name, pretrained = record["model"]["name"], record["model"]["pretrained"]
+        if not is_known_model(name, pretrained):
+            raise ValueError(
+                f"{folder} names the model {name!r} with weights {pretrained!r}, which is neither embedded nor on "
+                "open_clip's list; if you trust it, give clip=load_model(name, weights)"
+            )
+        clip = load_model(name, pretrained)
+    return record, *_restored(record, learned, clip)
+
+
 def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
+    if clip.digest != record["model"]["digest"]:
+        raise ValueError(
+            f"this run was trained on other weights: expected {_named(record['model'])} with digest "
+            f"{record['model']['digest'][:16]}, got {_named(vars(clip))} with digest {clip.digest[:16]}; "
+            "give the weights that it was trained on, or train again"
+        )
     with _naming_the_run(record):
         method = method_named(record["method"], record["settings"])
-        return method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
+        learner = method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned, record["seed"])
+        return method, learner
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    """A model's name and weights, in a message."""
+    return f"{model['name']!r}" + ("" if model["pretrained"] is None else f" with weights {model['pretrained']!r}")
 
 
 def evaluate_run(

@@ -12,7 +12,7 @@ from prograd_fast.training.loop import Log, n_steps
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Plan
-from prograd_fast.training.record import Record, run_facts, run_record, setup_record
+from prograd_fast.training.record import Record, learned_from, plan_facts, run_facts, run_record, setup_record
 from prograd_fast.training.run import run_method, tests_of
 
 
@@ -41,8 +41,8 @@ def train_method(
         log: takes what is measured at each step, or None.
 
     Returns:
-        The run record (`setup_record`, `run_record`, "zero_shot_accuracy" and under "facts" `run_facts`), and the
-        trained method.
+        The run record (`setup_record`, `run_record`, "zero_shot_accuracy", `learned_from`, and under "facts"
+        `run_facts`), and the trained method.
 
     Raises:
         ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
@@ -57,7 +57,7 @@ def train_method(
     baseline = untouched(method)
     n_tested = sum(len(part.rows) for one in (method, baseline) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
-    facts = run_facts(method, clip, pictures, plan, options)
+    facts = run_facts(method, clip, plan_facts(pictures, plan), options)
     trained = run_method(
         method,
         clip,
@@ -71,9 +71,14 @@ def train_method(
         log=_with_notes(on_step, log),
     )
     zero_shot = run_method(baseline, clip, features, plan, on_tested=on_tested)
-    record = {**setup_record(clip, pictures), **run_record(trained, pictures), "zero_shot_accuracy": zero_shot.accuracy}
-    record["seconds"] = {"encode": encoded, **trained.seconds}
-    record["facts"] = facts
+    record = {
+        **setup_record(clip, pictures, plan.rows),
+        **run_record(trained, pictures),
+        "zero_shot_accuracy": zero_shot.accuracy,
+        "seconds": {"encode": encoded, **trained.seconds},
+        "learned_from": learned_from(pictures, plan),
+        "facts": facts,
+    }
     return record, trained.learner
 
 

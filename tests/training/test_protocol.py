@@ -16,7 +16,7 @@ def emoji_like() -> PictureSet:
     styles = ["noto", "twemoji", "openmoji", "noto-v1"]
     entries = [(c, split, style) for c in range(4) for split in ("pool", "validation", "test") for style in styles]
     labels, splits, style = (np.array(column) for column in zip(*entries, strict=True))
-    return PictureSet("made up", ("a", "b", "c", "d"), labels, splits, style, [b""] * len(entries))
+    return PictureSet("made up", ("a", "b", "c", "d"), labels, splits, style, [b"%d" % i for i in range(len(entries))])
 
 
 def test_base_to_new_plan():

@@ -14,7 +14,7 @@ from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, Task, ZeroShot
 from prograd_fast.training import encode_pictures, make_plan, run_method, train_method, write_json
 from prograd_fast.training.evaluate import accuracy, evaluate_parts, harmonic_mean
 from prograd_fast.training.protocol import Part
-from prograd_fast.training.run import TransferTest
+from prograd_fast.training.transfer import TransferTest
 from tests.training.support import NoBar, train_once
 
 METHODS = (ZeroShot(), LinearProbe(), CoOp(epochs=3), ProGradCoOp(epochs=4))
@@ -72,8 +72,7 @@ def test_run_measures_what_the_method_can_name(clip, shapes):
 def test_tested_elsewhere(clip, shapes):
     plan = make_plan(shapes, shots=2, seed=0, partition=None)
     features = encode_pictures(clip, shapes, np.arange(len(shapes)))
-    other = replace(shapes, name="other")
-    transfer = [TransferTest(replace(features, pictures=other), plan.tests["all"])]
+    transfer = [TransferTest("other", features, plan.tests["all"])]
     coop, probe = (run_method(m, clip, features, plan, transfer=transfer) for m in (METHODS[2], METHODS[1]))
     assert coop.accuracy["other"] == coop.accuracy["all"]  # the same pictures and classes
     assert "other" not in probe.accuracy  # it cannot name classes of another set
