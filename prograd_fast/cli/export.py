@@ -85,7 +85,9 @@ def interpret(
     for i, token in enumerate(tokens, start=1):
         near = (", ".join(f"{word.text} {word.value:.2f}" for word in words) for words in token[1:])
         table.add_row(str(i), f"{token.norm:.2f}", *near)
-    say(f"The {len(tokens)} context tokens of {run} among {len(net.tower.embedding.weight)} words; - marks half a word:")
+    say(
+        f"The {len(tokens)} context tokens of {run} among {len(net.tower.embedding.weight)} words; - marks half a word:"
+    )
     console.print(table)
     beside = [name for name in learner.module.state_dict() if name != "ctx"]
     if beside:
@@ -118,10 +120,8 @@ def _open(
     run: Path, model: str | None, pretrained: str | None, trust: bool
 ) -> tuple[dict[str, Any], "LoadedClip", "Method", "Learner"]:
     """A run at work on the CPU."""
-    from prograd_fast.methods import method_named
-    from prograd_fast.training import load_run
+    from prograd_fast.training import load_run, open_run
 
-    record, learned = load_run(run)
-    clip = open_model_of(run, record, model, pretrained, trust, "cpu")
-    method = method_named(record["method"], record["settings"])
-    return record, clip, method, method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned)
+    clip = open_model_of(run, load_run(run)[0], model, pretrained, trust, "cpu")
+    record, method, learner = open_run(run, clip)
+    return record, clip, method, learner

@@ -68,7 +68,15 @@ def train(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import method_named
-    from prograd_fast.training import CHECKPOINT, TrainOptions, make_plan, plan_facts, run_facts, tensorboard, train_method
+    from prograd_fast.training import (
+        CHECKPOINT,
+        TrainOptions,
+        make_plan,
+        plan_facts,
+        run_facts,
+        tensorboard,
+        train_method,
+    )
 
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)

@@ -17,8 +17,12 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | Path, test_share: float = 0.4, fold: tuple[int, int] | None = None) -> PictureSet:
+def load(
+    name_or_path: str | Path, test_share: float = 0.4, fold: tuple[int, int] | None = None, whole: bool = False
+) -> PictureSet:
     """Load an embedded set by its name ("emoji" or "clipart"), or a folder of pictures by its path.
+
+    `whole` is for folders, see `load_folder`; an embedded set is the same with it.
 
     Raises:
         ValueError: it is neither, or the folder is not laid out as `load_folder` expects.
@@ -31,4 +35,4 @@ def load(name_or_path: str | Path, test_share: float = 0.4, fold: tuple[int, int
         raise ValueError(
             f"no picture set or folder {str(name_or_path)!r}: expected {', '.join(EMBEDDED)} or a folder's path"
         )
-    return load_folder(Path(name_or_path), test_share, fold)
+    return load_folder(Path(name_or_path), test_share, fold, whole)

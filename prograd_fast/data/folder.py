@@ -12,7 +12,9 @@ SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}
 TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1  # of a class's pictures, where the folder brings no split
 
 
-def load_folder(path: str | Path, test_share: float = TEST_SHARE, fold: tuple[int, int] | None = None) -> PictureSet:
+def load_folder(
+    path: str | Path, test_share: float = TEST_SHARE, fold: tuple[int, int] | None = None, whole: bool = False
+) -> PictureSet:
     """Load a folder of pictures as a set with a pool / validation / test split.
 
     Two layouts are understood. Plain: `path/CLASS/*.jpg`; each class is then split 50 / 10 / 40 % into pool,
@@ -28,6 +30,10 @@ def load_folder(path: str | Path, test_share: float = TEST_SHARE, fold: tuple[in
 
     Args:
         path: The folder.
+        test_share: Share of a class's pictures in the plain layout that are for testing.
+        fold: (k, n): part k of n is for testing, and nothing for validation.
+        whole: Whether all pictures of the plain layout are test pictures, for a set that nothing is learned from. It
+            may have a single class.
 
     Returns:
         The set; `source` holds the files' paths, `style` is empty, classes are in the order of their sorted folders.
@@ -40,10 +46,13 @@ def load_folder(path: str | Path, test_share: float = TEST_SHARE, fold: tuple[in
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected a folder with one folder of pictures per class")
-    files = _own_split(root) or _random_split(root, test_share, fold)
+    files = _own_split(root) or (_all_test(root) if whole else _random_split(root, test_share, fold))
     folders = sorted({folder for folder, _, _ in files})
-    if len(folders) < 2:
-        raise ValueError(f"{root}: found {len(folders)} class folder(s); expected at least two, each with its pictures")
+    if len(folders) < (1 if whole else 2):
+        least = "one" if whole else "two"
+        raise ValueError(
+            f"{root}: found {len(folders)} class folder(s); expected at least {least}, each with its pictures"
+        )
     names = _readable_names(root / "classes.txt", folders)
     return PictureSet(
         name=root.resolve().name,
@@ -94,6 +103,11 @@ def _random_split(root: Path, test_share: float, fold: tuple[int, int] | None) -
             split = np.where(np.arange(len(pictures)) % fold[1] == fold[0], "test", "pool")
         files += [(folder.name, str(split[rank]), file) for rank, file in zip(order, pictures, strict=True)]
     return files
+
+
+def _all_test(root: Path) -> list[tuple[str, str, Path]]:
+    """(class folder, "test", file) of the plain layout."""
+    return [(folder.name, "test", file) for folder in _subfolders(root) for file in _pictures(folder)]
 
 
 def _subfolders(folder: Path) -> list[Path]:

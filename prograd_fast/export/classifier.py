@@ -56,7 +56,9 @@ _Parts = tuple[Tensor, float, Tensor | None]  # (S, C, D), scale, bias
 @singledispatch
 def _parts(learner: Learner, class_names: Sequence[str]) -> _Parts:
     name = type(learner).__name__
-    raise ValueError(f"the classifier of {name} is no matrix that is the same for every picture, so it stays in the run")
+    raise ValueError(
+        f"the classifier of {name} is no matrix that is the same for every picture, so it stays in the run"
+    )
 
 
 @_parts.register

@@ -26,11 +26,11 @@ def plain(text: object) -> Text:
 
 
 class Table(rich.table.Table):
-    """Rich's table of plain texts."""
+    """Rich's table of plain texts. A text that is too long goes on in the next line: nothing is cut off."""
 
     def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
         """See `rich.table.Table`."""
-        super().add_column(plain(header), *arguments, **options)
+        super().add_column(plain(header), *arguments, **{"overflow": "fold", **options})
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """See `rich.table.Table`."""

@@ -82,9 +82,7 @@ def other_sets(sets: Sequence[PictureSet], taken: Collection[str] = ()) -> list[
             )
         prints.append(fingerprint)
         parts.append(part)
-    while clashing := [
-        i for i, label in enumerate(labels) if label in (*RESERVED, *taken) or labels.count(label) > 1
-    ]:
+    while clashing := [i for i, label in enumerate(labels) if label in (*RESERVED, *taken) or labels.count(label) > 1]:
         for i in clashing:
             depths[i] += 1
             labels[i] = _label(sets[i], depths[i], prints[i])

@@ -9,6 +9,7 @@ import torch
 import prograd_fast as pf
 from prograd_fast.methods import CoOp
 from prograd_fast.training import load_run, predict_files, save_run
+from prograd_fast.training.evaluation import Evaluation
 from tests.training.support import no_bars, train_once
 
 OVERFLOWING = 3e38  # a learning rate after which the context is no longer finite, or the tower's output is not
@@ -30,6 +31,15 @@ def test_saved_run_comes_back(run, tmp_path):
     prompt = pf.clip.load_prompt(tmp_path / "run" / "prompt.safetensors")  # the run's file is a prompt file
     assert torch.equal(prompt.ctx, learner.net.prompt.ctx)
     assert prompt.metadata["method"] == "prograd"
+
+
+def test_the_record_holds_the_evaluation_of_each_test(run, tmp_path):
+    record, learner = run
+    save_run(tmp_path, record, learner)
+    details = {name: Evaluation.from_record(value) for name, value in load_run(tmp_path)[0]["details"].items()}
+    assert details.keys() == {"validation", "base", "new"}
+    assert {name: found.accuracy for name, found in details.items()}.items() <= record["accuracy"].items()
+    assert {name: len(found) for name, found in details.items()}.items() <= record["pictures"].items()
 
 
 def test_predictions_are_those_of_the_tuned_net(clip, shapes, run, tmp_path):
