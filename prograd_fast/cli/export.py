@@ -76,7 +76,7 @@ def interpret(
 
     if json is not None:
         check_writable(json.parent, "--json")
-    record, clip, method, learner = _open(run, model, pretrained, trust)
+    _, clip, method, learner = _open(run, model, pretrained, trust)
     if not isinstance(learner, PromptTuningLearner):
         raise ValueError(f"{run} is a run of {method.name}, which learns no context tokens: there is nothing to read")
     net = learner.net
@@ -85,9 +85,8 @@ def interpret(
     for i, token in enumerate(tokens, start=1):
         near = (", ".join(f"{word.text} {word.value:.2f}" for word in words) for words in token[1:])
         table.add_row(str(i), f"{token.norm:.2f}", *near)
-    say(
-        f"The {len(tokens)} context tokens of {run} among {len(net.tower.embedding.weight)} words; - marks half a word:"
-    )
+    words = len(net.tower.embedding.weight)
+    say(f"The {len(tokens)} context tokens of {run} among {words} words; a hyphen marks a word's first part:")
     console.print(table)
     beside = [name for name in learner.module.state_dict() if name != "ctx"]
     if beside:

@@ -15,8 +15,7 @@ def report(
 ) -> None:
     """Write one HTML page about runs and comparisons, which needs nothing beside it.
 
-    It has accuracies, learning curves, classes, mistakes, calibration, and small copies of the pictures that went
-    wrong. It asks no other computer for anything.
+    It shows accuracies, learning curves, classes, mistakes, calibration and the pictures that went wrong.
 
     Example: [bold]prograd-fast report runs/mine runs/other --out report.html[/bold]
     """

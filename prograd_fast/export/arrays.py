@@ -33,9 +33,7 @@ logits = arrays["logit_scale"] * image_features @ arrays["zeroshot_weights"]{bia
 exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
 probabilities = exp / exp.sum(axis=-1, keepdims=True)
 """
-_MEAN = (
-    "probabilities = probabilities.mean(axis=0)  # of the samples, which zeroshot_weights (S, D, C) has one by one\n"
-)
+_MEAN = "probabilities = probabilities.mean(axis=0)  # of S samples: zeroshot_weights is (S, D, C)\n"
 
 
 def write_open_clip(path: Path, exported: Exported) -> str:

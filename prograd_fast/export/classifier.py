@@ -55,9 +55,9 @@ _Parts = tuple[Tensor, float, Tensor | None]  # (S, C, D), scale, bias
 
 @singledispatch
 def _parts(learner: Learner, class_names: Sequence[str]) -> _Parts:
-    name = type(learner).__name__
     raise ValueError(
-        f"the classifier of {name} is no matrix that is the same for every picture, so it stays in the run"
+        f"the classifier of {type(learner).__name__} is no matrix, the same for every picture; use the run itself: "
+        "prograd-fast predict, or prograd_fast.training.open_run"
     )
 
 

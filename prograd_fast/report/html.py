@@ -13,7 +13,7 @@ class Html(str):
     """A text that is HTML already. Any other text is escaped when it enters HTML."""
 
 
-def tag(name: str, *children: object, **attributes: object) -> Html:
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """An element with its children and attributes, all escaped.
 
     Args:

@@ -2,7 +2,8 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,12 +39,12 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     for number, folder in enumerate(folders, start=1):
         name, anchor = folder.resolve().name, f"part-{number}"
         kind, record = _read(folder)
-        if kind == _RESULTS:
-            section = _built(folder / kind, lambda: grid_section(name, anchor, record, folder))
-        else:
-            section = _built(folder / kind, lambda: run_section(name, anchor, record, thumbnails))
-            runs.append((name, anchor, record))
-        sections.append(section)
+        with _naming(folder / kind):
+            if kind == _RESULTS:
+                sections.append(grid_section(name, anchor, record, folder))
+            else:
+                sections.append(run_section(name, anchor, record, thumbnails))
+                runs.append((name, anchor, record))
     overview = [_overview(runs)] if len(runs) > 1 else []
     title = title_of(runs[0][2]) if len(sections) == len(runs) == 1 else f"{len(sections)} results"
     page = _document(title, [*overview, *sections])
@@ -67,10 +68,11 @@ def _read(folder: Path) -> tuple[str, Record]:
     )
 
 
-def _built(file: Path, section: Callable[[], Html]) -> Html:
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
     """ValueError for whatever a record of another form leads to."""
     try:
-        return section()
+        yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be used: {type(error).__name__}: {error}; run it again") from error
 

@@ -118,5 +118,6 @@ def _count(n: int) -> Number:
 
 def part_section(name: str, evaluation: Evaluation, thumbnail: Thumbnail, first: bool) -> Html:
     """The same, folded under its name."""
-    title = f"{name}: {100 * evaluation.accuracy:.1f} % of {len(evaluation)} pictures, {len(evaluation.class_names)} classes"
+    pictures, classes = len(evaluation), len(evaluation.class_names)
+    title = f"{name}: {100 * evaluation.accuracy:.1f} % of {pictures} pictures, {classes} classes"
     return folded(title, details_section(evaluation, thumbnail), open_=first)

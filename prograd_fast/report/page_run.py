@@ -55,14 +55,16 @@ def run_section(name: str, anchor: str, record: Record, thumbnails: Thumbnails) 
 def _facts(record: Record) -> dict[str, str]:
     model, data = record["model"], record["data"]
     weights = f" ({model['pretrained']})" if model.get("pretrained") else ""
-    partition = "" if record["partition"] is None else f", half {record['partition']} of the classes"
+
+    partition = "" if record["partition"] is None else f", half {record['partition']} of all"
+    learned = f"{record['pictures']['train']} pictures of {len(record['trained_classes'])} classes{partition}"
     seconds = sum(float(value) for value in record["seconds"].values())
     facts = {
         "date": record.get("created", "–"),
         "method": TITLES.get(record["method"], record["method"]),
         "model": f"{model['name']}{weights} on {model.get('device', '–')}",
         "data": f"{data['name']}: {len(data['class_names'])} classes, {data['pictures']} pictures",
-        "learned from": f"{record['pictures']['train']} pictures of {len(record['trained_classes'])} classes{partition}",
+        "learned from": learned,
         "shots and seed": f"{record['shots']} per class at most, seed {record['seed']}",
         "time": f"{seconds:.0f} s",
     }
