@@ -70,13 +70,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str
     """
     head = [tag("th", tag("button", header, type="button") if header else "", scope="col") for header in headers]
     body = [tag("tr", *map(_cell, row)) for row in rows]
-    content = tag("table", tag("caption", caption), tag("thead", tag("tr", *head)), tag("tbody", *body))
+    content = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), aria_label=caption)
     return scrolling(content, caption)
 
 
-def scrolling(content: Html, label: str) -> Html:
-    """Something wide in a frame that scrolls, also by keyboard."""
-    return tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=label)
+def scrolling(content: Html, caption: str) -> Html:
+    """Something wide or high under its caption, in a frame that scrolls, also by keyboard."""
+    frame = tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return tag("figure", tag("figcaption", caption), frame)
 
 
 def _cell(value: object) -> Html:

@@ -53,15 +53,15 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], limits: tuple[fl
 def reliability_chart(bins: Sequence[Bin]) -> Html:
     """Accuracy against confidence: a bar for each bin of confidences, and the line where both are equal."""
     drawn = [_axes([0, 0.25, 0.5, 0.75, 1], 0, 1), _text(_middle(), _HEIGHT - 4, "confidence", "middle")]
-    for tick in (0, 0.5, 1):
-        drawn.append(_text(_at(tick), _HEIGHT - _BOTTOM + 14, f"{tick:g}", "middle"))
+    for tick, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        drawn.append(_text(_at(tick), _HEIGHT - _BOTTOM + 14, f"{tick:g}", anchor))
     for one in bins:
         top, left, right = _level(one.accuracy), _at(one.low), _at(one.high)
         what = f"{one.n} pictures: confidence {100 * one.confidence:.1f} %, accuracy {100 * one.accuracy:.1f} %"
         bar = {"x": f"{left + 1:.1f}", "width": f"{right - left - 2:.1f}"}
         height = f"{_level(0) - top:.1f}"
         drawn.append(tag("rect", tag("title", what), **bar, y=f"{top:.1f}", height=height, class_="bar"))
-    drawn.append(tag("line", x1=_at(0), y1=_level(0), x2=_at(1), y2=_level(1), class_="line c2 dashed"))
+    drawn.append(tag("line", x1=_at(0), y1=_level(0), x2=_at(1), y2=_level(1), class_="line ideal"))
     return _figure("Accuracy of predictions by their confidence; dashed: as it should be", drawn, [])
 
 
@@ -74,8 +74,8 @@ def interval_chart(rows: Sequence[tuple[float, float, float]], label: str) -> Ht
         scale = [f"{1 + 118 * share:.1f}" for share in (low, high, value)]
         drawn.append(tag("line", x1=scale[0], x2=scale[1], y1=y, y2=y, class_=f"line {c}"))
         drawn.append(tag("circle", cx=scale[2], cy=y, r=3, class_=f"dot {c}"))
-    box = f"0 0 {width} {step * len(rows) + 2}"
-    return tag("svg", *drawn, viewBox=box, width=width, role="img", aria_label=label, class_="small")
+    box = f"-4 0 {width + 8} {step * len(rows) + 2}"
+    return tag("svg", *drawn, viewBox=box, width=width + 8, role="img", aria_label=label, class_="small")
 
 
 def confusion_image(matrix: IntArray) -> Html:
@@ -114,7 +114,7 @@ def _ticks(low: float, high: float) -> list[float]:
         return [low, high]
     unit = 10 ** floor(log10(span))
     step = next(unit * factor for factor in (0.2, 0.25, 0.5, 1, 2, 2.5) if span / (unit * factor) <= 5)
-    first = floor(low / step)
+    first = floor(low / step + 1e-3)  # a hair below a tick is the tick
     ticks = [round(first * step, 12)]
     while ticks[-1] < high and len(ticks) < 9:
         ticks.append(round((first + len(ticks)) * step, 12))
@@ -131,8 +131,11 @@ def _axes(ticks: Sequence[float], low: float, high: float) -> Html:
 
 
 def _x_ticks(n: int) -> list[Html]:
-    steps = sorted({1, max(1, round(n / 2)), n})
-    return [_text(float(_x(np.array(s), 1, max(2, n))), _HEIGHT - _BOTTOM + 14, str(s), "middle") for s in steps]
+    places = {1: "start", round((1 + n) / 2): "middle", n: "end"}  # so that the outer ones stay inside
+    return [
+        _text(float(_x(np.array(step), 1, max(2, n))), _HEIGHT - _BOTTOM + 14, str(step), anchor)
+        for step, anchor in places.items()
+    ]
 
 
 def _x(values: np.ndarray, low: float, high: float) -> np.ndarray:

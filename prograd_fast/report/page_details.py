@@ -60,9 +60,8 @@ def _confusion(evaluation: Evaluation) -> Html:
         for i, counts in enumerate(matrix.tolist()):
             cells = [_matrix_cell(n, sum(counts), i == j) for j, n in enumerate(counts)]
             body.append(tag("tr", tag("th", names[i], scope="row"), *cells))
-        caption = "Rows: the true class. Columns: the prediction. Numbers are pictures."
-        whole = tag("table", tag("caption", caption), tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *body))
-        drawn = scrolling(Html(whole.replace("<table>", '<table class="matrix">', 1)), "Confusion matrix")
+        whole = tag("table", tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *body), class_="matrix")
+        drawn = scrolling(whole, "Rows: the true class. Columns: the prediction. Numbers are pictures.")
     else:
         caption = "Rows: the true class, in the order of the class list. Columns: the prediction. Blue: right."
         drawn = tag("figure", tag("figcaption", caption), confusion_image(matrix))
@@ -76,10 +75,9 @@ def _confusion(evaluation: Evaluation) -> Html:
 
 
 def _matrix_cell(n: int, of: int, right: bool) -> Html:
-    """A cell as dark as its share of the row."""
-    share = round(100 * n / of) if of else 0
-    kind = "right" if right else "wrong"
-    return tag("td", n or "", class_=f"{kind} {'full' if share > 50 else ''}".strip(), style=f"--share:{share}%")
+    """A cell as dark as its share of the row; never so dark that its number cannot be read."""
+    share = round(60 * n / of) if of else 0
+    return tag("td", n or "", class_="right" if right else "wrong", style=f"--share:{share}%")
 
 
 def _calibration(evaluation: Evaluation) -> Html:

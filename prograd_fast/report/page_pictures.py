@@ -44,7 +44,7 @@ class Thumbnails:
             return None
         self._left -= 1
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        return tag("img", src=data_uri(picture, "JPEG", quality=80), alt="", loading="lazy")
+        return tag("img", src=data_uri(picture, "JPEG", quality=80), alt="")
 
 
 def _in_folder(folder: Path, name: str) -> PictureSet | None:

@@ -1,6 +1,7 @@
 """The page's part about one run: its settings, accuracies beside zero-shot, learning curves, and its tests."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from prograd_fast.report.html import Html, Number, folded, join, percent, table, tag
@@ -36,7 +37,8 @@ def run_section(name: str, anchor: str, record: Record, thumbnails: Thumbnails) 
     """
     details = {part: Evaluation.from_record(one) for part, one in record.get("details", {}).items()}
     thumbnail = thumbnails.of(record["data"])
-    parts = [part_section(part, one, thumbnail, i == 0) for i, (part, one) in enumerate(details.items())]
+    order = sorted(details, key=lambda part: part == "validation")  # last, since settings may have been chosen by it
+    parts = [part_section(part, details[part], thumbnail, part == order[0]) for part in order]
     return tag(
         "section",
         tag("h2", title_of(record), tag("small", name)),
@@ -56,11 +58,11 @@ def _facts(record: Record) -> dict[str, str]:
     model, data = record["model"], record["data"]
     weights = f" ({model['pretrained']})" if model.get("pretrained") else ""
 
-    partition = "" if record["partition"] is None else f", half {record['partition']} of all"
+    partition = "" if record["partition"] is None else f" (partition {record['partition']})"
     learned = f"{record['pictures']['train']} pictures of {len(record['trained_classes'])} classes{partition}"
     seconds = sum(float(value) for value in record["seconds"].values())
     facts = {
-        "date": record.get("created", "–"),
+        "date": _date(record["created"]),
         "method": TITLES.get(record["method"], record["method"]),
         "model": f"{model['name']}{weights} on {model.get('device', '–')}",
         "data": f"{data['name']}: {len(data['class_names'])} classes, {data['pictures']} pictures",
@@ -71,6 +73,11 @@ def _facts(record: Record) -> dict[str, str]:
     if record.get("completed") is False:
         facts["broke off"] = "the loss was no longer finite; this is the last good state"
     return facts
+
+
+def _date(created: str) -> str:
+    """An ISO date to the minute."""
+    return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z")
 
 
 def _settings(record: Record) -> dict[str, str]:
