@@ -97,16 +97,16 @@ def _accuracies(record: Record) -> Html:
         rows.append(
             [
                 part,
-                Number("–" if n is None else str(n), n or 0),
                 percent(float("nan") if before is None else before),
                 percent(accuracy),
-                Number(interval, low),
                 gain,
+                Number(interval, low),
+                Number("–" if n is None else str(n), n or 0),
                 Html() if n is None else interval_chart(both, f"{part}: zero-shot and the run, with intervals"),
             ]
         )
     method = TITLES.get(record["method"], record["method"])
-    headers = ["test", "pictures", "zero-shot %", f"{method} %", "95 % interval", "gain", ""]
+    headers = ["test", "zero-shot %", f"{method} %", "gain", "95 % interval", "pictures", ""]
     note = "Wilson's 95 % intervals tell how much hangs on the test pictures. Drawn from 0 to 100 %: zero-shot hollow."
     return join(table(headers, rows, "Accuracy of each test beside zero-shot"), tag("p", note, class_="note"))
 
