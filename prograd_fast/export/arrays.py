@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,10 +81,11 @@ def write_numpy(path: Path, exported: Exported) -> str:
     usage = _NUMPY_USE.format(file=path.name, bias=' + arrays["bias"]' if "bias" in tensors else "")
     if tensors["zeroshot_weights"].ndim == 3:
         usage += _MEAN
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     texts = {**exported.facts, "class_names": exported.classifier.class_names, "usage": usage}
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    arrays |= {name: np.array(text) for name, text in texts.items()}
     with replacing(path) as temporary:
-        np.savez(temporary, **arrays, **{name: np.array(text) for name, text in texts.items()})
+        np.savez(temporary, **arrays)
     return usage
 
 

@@ -57,11 +57,10 @@ def run_section(name: str, anchor: str, record: Record, thumbnails: Thumbnails) 
 def _facts(record: Record) -> dict[str, str]:
     model, data = record["model"], record["data"]
     weights = f" ({model['pretrained']})" if model.get("pretrained") else ""
-
     partition = "" if record["partition"] is None else f" (partition {record['partition']})"
     learned = f"{record['pictures']['train']} pictures of {len(record['trained_classes'])} classes{partition}"
     seconds = sum(float(value) for value in record["seconds"].values())
-    facts = {
+    facts: dict[str, str] = {
         "date": _date(record["created"]),
         "method": TITLES.get(record["method"], record["method"]),
         "model": f"{model['name']}{weights} on {model.get('device', '–')}",
