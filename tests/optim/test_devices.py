@@ -36,7 +36,7 @@ def _no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     "kind", [lambda p: pf.ProGradAdamW(p, amsgrad=True), lambda p: pf.ProGradSGD(p, lr=0.1, momentum=0.5)]
 )
 def test_parameters_on_two_devices(kind: Any, rate: str | None, compiling: bool, monkeypatch: Any) -> None:
-    """The learning rate goes to the device of the parameters; a rate on the CPU stays, and the kernels' host reads it."""
+    """The learning rate goes to the device of the parameters; one on the CPU stays, where the launchers read it."""
     with FakeTensorMode():
         params = [torch.nn.Parameter(torch.empty(16, 512, device=f"cuda:{i}")) for i in range(2)]
         opt = kind(params)
