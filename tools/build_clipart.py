@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from prograd_fast.clip.emoji_lite import square
-from prograd_fast.data.pictures import on_white
+from prograd_fast.data.decode import on_white
 from tools import ASSETS
 from tools.archive import Picture, write_archive
 from tools.classes import CLIPART_CLASSES

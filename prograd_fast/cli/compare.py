@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from prograd_fast.cli.folders import cache_folder, check_writable
-from prograd_fast.cli.models import check_text_tower, open_model
+from prograd_fast.cli.matching import check_match
+from prograd_fast.cli.models import open_model
 from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress
@@ -47,7 +49,6 @@ def compare(
 
     The same command continues a comparison that was stopped. With more methods, shots or seeds, it runs what is new.
     """
-    from prograd_fast import data as picture_sets
     from prograd_fast.report import report_comparison
     from prograd_fast.training import Grid, TrainOptions, run_grid
 
@@ -56,10 +57,10 @@ def compare(
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
-    pictures = picture_sets.load(data)
-    others = [picture_sets.load(name) for name in also or []]
+    pictures = open_pictures(data)
+    others = [open_pictures(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
-    check_text_tower(clip, grid.methods)
+    check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, feature_cache, others)

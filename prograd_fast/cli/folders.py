@@ -32,7 +32,7 @@ def check_files(files: dict[str, Path | None]) -> dict[str, Path]:
         if file.is_dir():
             raise ValueError(f"cannot write {file}: a folder of this name is there; choose another {option}")
         check_writable(file.parent, option)
-    if len({file.absolute() for file in given.values()}) < len(given):
+    if len({file.resolve() for file in given.values()}) < len(given):
         raise ValueError(f"{' and '.join(given)}: expected different files, got {', '.join(map(str, given.values()))}")
     return given
 

@@ -64,8 +64,9 @@ def check_text_tower(clip: "LoadedClip", methods: Sequence["Method"]) -> None:
     from prograd_fast.clip import TextTower
     from prograd_fast.methods import PromptTuning
 
-    if any(isinstance(method, PromptTuning) for method in methods):
-        try:
-            TextTower(clip.model)
-        except TypeError as error:
-            raise ValueError(f"{clip.name}: {error}") from error
+    reason = TextTower(clip.model).closed_reason
+    if reason is not None and any(isinstance(method, PromptTuning) for method in methods):
+        raise ValueError(
+            f"{clip.name}: context tokens cannot be put between the words: {reason}; take a --method without a context, "
+            "such as zero-shot or linear-probe, or another --model"
+        )

@@ -1,10 +1,11 @@
 """Picture files as users name them: files, folders and patterns."""
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prograd_fast.data.folder import _pictures
+from prograd_fast.data.walk import pictures_in
 
 
 def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
@@ -19,13 +20,14 @@ def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
     files: dict[Path, None] = {}
     missing: dict[Path, str] = {}
     for name in given:
-        path = Path(name)
-        pattern = not path.exists() and glob.has_magic(name)
-        for found in map(Path, sorted(glob.glob(name, recursive=True))) if pattern else [path]:
+        matches = [name]
+        if glob.has_magic(name) and not os.path.lexists(name):
+            matches = sorted(glob.glob(name, recursive=True))
+        if not matches:
+            missing[Path(name)] = f"{name}: no file or folder matches"
+        for match in map(Path, matches):
             try:
-                files.update(dict.fromkeys(_pictures(found) if found.is_dir() else [found]))
+                files.update(dict.fromkeys(pictures_in(match, ignored) if os.path.isdir(match) else [match]))
             except ValueError as error:
-                missing[found] = str(error)
-        if pattern and not glob.glob(name, recursive=True):
-            missing[path] = f"{name}: no file or folder matches"
+                missing[match] = str(error)
     return list(files), missing

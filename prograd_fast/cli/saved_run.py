@@ -1,6 +1,7 @@
 """The commands `evaluate` and `predict`, which use what `train` wrote."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +40,9 @@ def evaluate(
 
     Example: [bold]prograd-fast evaluate runs/mine --data new_pictures --csv results.csv[/bold]
 
-    In a folder that the run has not learned from, all pictures are test pictures. The classes to choose from are those
-    of the run, or those of the set if it has others.
+    In a folder that the run has not learned from, all pictures are test
+    pictures. The classes to choose from are those of the run, or those of the
+    set if it has others.
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.clip.tokens import refuse_equal_names
@@ -52,7 +54,8 @@ def evaluate(
     record, learned = load_run(run)
     pictures = picture_sets.load(data, whole=True)
     if has_learned_from(record, pictures):
-        pictures = picture_sets.load(data)
+        with suppress(ValueError):  # a folder that has no split was not learned from as a whole: the rest is the test
+            pictures = picture_sets.load(data)
     clip = open_model_of(run, record, model, pretrained, trust, device)
     if pictures.folder is not None:
         refuse_equal_names(clip.tokenizer, pictures.class_names, pictures.folder)
@@ -91,8 +94,9 @@ def predict(
 
     Example: [bold]prograd-fast predict runs/mine holiday/ 'scans/*.png' --csv found.csv[/bold]
 
-    Exit code: 0 if all pictures were read, 3 if some could not be read (they are listed at the end, after the others
-    were predicted), 2 for wrong input, 1 for any other failure.
+    Pictures that cannot be read are listed at the end, after all others were
+    predicted. Exit code: 0 if all pictures were read, 3 if some were not, 2 for
+    wrong input, 1 for any other failure.
     """
     from prograd_fast.report import prediction_record, prediction_rows, predictions_table, write_predictions_page
     from prograd_fast.training import load_run, predict_files, read_class_names, write_json

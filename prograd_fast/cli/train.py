@@ -2,7 +2,6 @@
 
 import json
 import reprlib
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +9,14 @@ import typer
 from typer import Option
 
 from prograd_fast.cli.folders import cache_folder, check_writable
-from prograd_fast.cli.models import check_text_tower, open_model
+from prograd_fast.cli.folds import check_folds, train_folds
+from prograd_fast.cli.matching import check_match
+from prograd_fast.cli.models import open_model
+from prograd_fast.cli.one_run import OneRun
 from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
-from prograd_fast.terminal import interrupts
-from prograd_fast.terminal.output import console, progress, say
-from prograd_fast.terminal.printable import printable
+from prograd_fast.cli.pictures import open_pictures
+from prograd_fast.cli.run_folder import check_what_is_there
+from prograd_fast.terminal.output import console, say
 
 _METHOD = "Adapt the model by this method. `prograd-fast methods` lists all methods."
 _PRESET = "Take these published settings. `prograd-fast methods` lists the presets of each method."
@@ -22,6 +24,9 @@ _PARTITION = (
     "Learn a random half of the classes (base) and test on both halves. N chooses the halves. Default: 0 for an "
     "embedded set. The default for a folder is to learn all classes."
 )
+_SHOTS = "Learn from so many pictures per class, or from all."
+_TEST_SHARE = "Test on this share of a folder's pictures. Default: 0.4."
+_FOLDS = "Train K times, with another part of the folder for the test each time, and report mean and spread."
 _CTX_INIT = 'Start from these words before the class name, and give them to the teacher. Default: "a picture of a".'
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
 _LR = "Start SGD at this learning rate. Default: 0.03, chosen for emoji-lite."
@@ -36,8 +41,10 @@ def train(
     out: Annotated[Path, Option(metavar="RUN", help="Write record.json and prompt.safetensors to this folder.")],
     method: Annotated[str, Option(metavar="NAME", help=_METHOD)] = "prograd",
     preset: Annotated[str | None, Option(metavar="NAME", help=_PRESET)] = None,
-    shots: Annotated[int, Option(min=1, help="Learn from so many pictures per class.")] = 16,
+    shots: Annotated[str, Option(metavar="N|all", help=_SHOTS)] = "16",
     seed: Annotated[int, Option(min=0, help="Draw these pictures with this random seed.")] = 0,
+    test_share: Annotated[float | None, Option(metavar="X", help=_TEST_SHARE)] = None,
+    folds: Annotated[int | None, Option(min=2, metavar="K", help=_FOLDS)] = None,
     partition: Annotated[int | None, Option(min=0, metavar="N", help=_PARTITION)] = None,
     all_classes: Annotated[bool, Option("--all-classes", help="Learn all classes of an embedded set.")] = False,
     ctx_init: Annotated[str | None, Option(metavar="WORDS", help=_CTX_INIT)] = None,
@@ -68,67 +75,50 @@ def train(
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import method_named
-    from prograd_fast.training import (
-        CHECKPOINT,
-        TrainOptions,
-        make_plan,
-        plan_facts,
-        run_facts,
-        tensorboard,
-        train_method,
-    )
+    from prograd_fast.training import TrainOptions
 
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)
-    _check_what_is_there(out, resume, force)
+    _refuse_both(("--resume", resume), ("--force", force))
+    _refuse_both(("--test-share", test_share is not None), ("--folds", folds is not None))
+    _refuse_both(("--partition", partition is not None), ("--all-classes", all_classes))
+    if folds is None:
+        check_what_is_there(out, resume, force)
+    else:
+        check_folds(out, folds, resume, force)
     if log is not None:
         check_writable(log, "--log")
     options = TrainOptions(precision, accumulate, patience, views)
-    if partition is not None and all_classes:
-        raise ValueError("--partition and --all-classes exclude each other")
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
-    pictures = picture_sets.load(data)
+    n_shots = _parse_shots(shots)
+    split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
+    pictures = open_pictures(data, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
-    plan = make_plan(pictures, shots, seed, partition)
     clip = open_model(model, pretrained, device, max_memory)
-    check_text_tower(clip, [tuning])
-    if resume and _is_finished(out, run_facts(tuning, clip, plan_facts(pictures, plan), options)):
-        say(f"{out} is finished: nothing is left to do.")
-        return
-    learned, found = len(plan.train.classes), len(plan.train.rows)
-    say(f"{clip.name} on {clip.device}: {learned} of {len(pictures.class_names)} classes, {found} pictures")
-    if found < learned * shots:
-        say(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
-
-    checkpoint = out / CHECKPOINT
-    if force:
-        checkpoint.unlink(missing_ok=True)
-    interrupts.hint = lambda: printable(f"; --resume goes on from {checkpoint}") if checkpoint.exists() else ""
-    with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
-        record, learner = train_method(tuning, clip, pictures, plan, track, feature_cache, options, checkpoint, write)
-    _save(out, record, learner)
-    say(f"Accuracy in % ({100 / learned:.1f} by guessing):")
-    _report(out, record)
+    check_match(clip, [pictures], [tuning])
+    one = OneRun(tuning, clip, n_shots, seed, partition, options, feature_cache, resume, force)
+    if folds is None:
+        _report(out, one.train(pictures, out, log))
+    else:
+        train_folds(one, data, folds, out, log)
 
 
-def _check_what_is_there(out: Path, resume: bool, force: bool) -> None:
-    """ValueError where `out` holds an earlier run, an unfinished one, or a folder in the place of a file."""
-    from prograd_fast.training import CHECKPOINT, RUN_FILES
+def _refuse_both(one: tuple[str, bool], other: tuple[str, bool]) -> None:
+    """ValueError where two options are given that exclude each other."""
+    if one[1] and other[1]:
+        raise ValueError(f"{one[0]} and {other[0]} exclude each other")
 
-    if resume and force:
-        raise ValueError("--resume and --force exclude each other")
-    for file in (out / name for name in (*RUN_FILES, CHECKPOINT)):
-        if file.is_dir():
-            raise ValueError(f"cannot write {file}: a folder of this name is there; choose another --out")
-    if force or resume:
-        return
-    if any((out / name).exists() for name in RUN_FILES):
-        raise ValueError(f"{out} holds an earlier run; choose another --out, or --force to replace it")
-    if (out / CHECKPOINT).exists():
-        raise ValueError(f"{out} holds an unfinished run; --resume to go on with it, --force to begin anew")
+
+def _parse_shots(text: str) -> int | None:
+    """A number of pictures per class; None for all."""
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ValueError(f"--shots: expected a number of 1 or more, or all, got {text!r}")
+    return int(text)
 
 
 def _parse_settings(given: list[str]) -> dict[str, object]:
@@ -147,45 +137,14 @@ def _parse_settings(given: list[str]) -> dict[str, object]:
     return settings
 
 
-def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
-    """Whether `out` holds this run, finished. ValueError where it holds another one and no checkpoint."""
-    from prograd_fast.training import CHECKPOINT, RUN_FILES, difference_to
-
-    checkpoint = out / CHECKPOINT
-    if not (out / RUN_FILES[0]).exists():
-        return False
-    try:
-        difference = difference_to(out, facts)
-    except ValueError as error:
-        difference = str(error)
-    if difference is None:
-        checkpoint.unlink(missing_ok=True)
-        return True
-    if not checkpoint.exists():  # a checkpoint means that this run was to replace the other
-        raise ValueError(f"{out} holds no run to resume: {difference}; choose another --out, or --force to replace it")
-    return False
-
-
-def _save(out: Path, record: dict[str, Any], learner: Any) -> None:
-    """Write the run, then remove its checkpoint."""
-    from prograd_fast.training import CHECKPOINT, save_run
-
-    checkpoint = out / CHECKPOINT
-    with interrupts.Held():
-        try:
-            save_run(out, record, learner)
-        except OSError as error:
-            again = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "run it again"
-            raise OSError(f"{error}; then {again}: the numbers will be the same") from error
-        checkpoint.unlink(missing_ok=True)
-
-
 def _report(out: Path, record: dict[str, Any]) -> None:
     """Print the accuracies beside those of zero-shot, and how the training went."""
     from prograd_fast.methods import ZeroShot
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import is_known_model
 
+    learned = len(record["trained_classes"])
+    say(f"Accuracy in % ({100 / learned:.1f} by guessing):")
     rows = [record]
     if record["method"] != ZeroShot.name:
         rows.insert(0, {"method": ZeroShot.name, "accuracy": record["zero_shot_accuracy"]})

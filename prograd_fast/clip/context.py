@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from prograd_fast.clip.text_tower import TextTower
-from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer
+from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, clean_words
 
 
 def initial_context(
@@ -59,9 +59,10 @@ def initial_context(
 
 
 def _word_ids(tokenizer: Tokenizer, tower: TextTower, words: str) -> Tensor:
+    words = clean_words(words)
     if "{" in words:
         raise ValueError(f"ctx_init: expected only the words before the name, such as 'a photo of a', got {words!r}.")
-    tokens = TokenizedTexts.of(tokenizer, tower, [words.replace("_", " ")])
+    tokens = TokenizedTexts.of(tokenizer, tower, [words])
     return tokens.ids[0, tokens.start : tokens.start + int(tokens.counts)]
 
 

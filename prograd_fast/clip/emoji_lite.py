@@ -76,7 +76,7 @@ def square(image: Image.Image) -> Image.Image:
     """The whole picture on white, RGB, 64 by 64 pixels; how every embedded picture was made."""
     from PIL import Image, ImageOps
 
-    from prograd_fast.data.pictures import on_white
+    from prograd_fast.data.decode import on_white
 
     return ImageOps.pad(on_white(image), (PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS, color="white")
 

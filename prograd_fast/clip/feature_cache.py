@@ -44,14 +44,16 @@ class FeatureCache:
         identity: everything that decides what the features of a picture are, but the picture: see `tower_identity`.
             Features of another identity are never returned.
         width: D; None: that of the first features found.
+        label: What a person calls the model, for `caches`.
 
     A shard that cannot be read back whole (checksum, shape) is deleted, and its features are computed again; a warning
     of the logger "prograd_fast" names it. If a shard cannot be stored (full disk, folder without permission), one
     warning says so and nothing more is stored: a cache only saves time.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, str], width: int | None = None) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, str], width: int | None = None, label: str = "") -> None:
         self._identity = json.dumps(dict(identity), sort_keys=True)
+        self._label = label
         self.folder = folder / hashlib.sha256(self._identity.encode()).hexdigest()[:16]
         self._width = width
         self._stores = True
@@ -81,7 +83,11 @@ class FeatureCache:
             "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32).copy()),
             "values": values.detach().cpu().contiguous(),
         }
-        header = {"identity": self._identity, **{name: digest(tensor) for name, tensor in tensors.items()}}
+        header = {
+            "identity": self._identity,
+            "label": self._label,
+            **{name: digest(tensor) for name, tensor in tensors.items()},
+        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{header['keys'][:16]}{_SUFFIX}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.clip.text_tower import TextTower
-from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer
+from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, warn_of_equal_names
 
 ClassTokenPosition = Literal["end", "middle", "front"]
 
@@ -58,10 +58,12 @@ class PromptLayout:
                 f"class_token_position: expected 'end', 'middle' or 'front', got {class_token_position!r}."
             )
         n_ctx = len(context_ids)
-        texts = TokenizedTexts.of(tokenizer, tower, [f"{name}." for name in class_names], room=n_ctx)
+        texts = TokenizedTexts.of(tokenizer, tower, [f"{name}." for name in class_names], n_ctx, inside=True)
         # The full stop can merge with a name's own last sign ("etc." + "."): CoOp, too, counts the name alone. It must
         # not count more than there is before the end of text, whatever the vocabulary.
-        name_lengths = torch.minimum(TokenizedTexts.of(tokenizer, tower, class_names).counts, texts.counts)
+        names = TokenizedTexts.of(tokenizer, tower, class_names, inside=True)
+        warn_of_equal_names(class_names, names.ids)
+        name_lengths = torch.minimum(names.counts, texts.counts)
 
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token_position]
         row = torch.arange(n_ctx)

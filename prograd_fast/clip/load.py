@@ -1,5 +1,6 @@
 """Load the model to adapt, by name: one that ships with the package, or any open_clip model."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,24 @@ from torch import Tensor
 
 from prograd_fast.clip.digest import model_digest
 from prograd_fast.clip.emoji_lite import NAMES, load_emoji_lite
+from prograd_fast.clip.pretrained import (
+    Weights,
+    check_name,
+    choose,
+    fill,
+    has_both,
+    near,
+    read_weights,
+    shorten,
+    split_activation,
+    tags_of,
+    transform_options,
+)
 from prograd_fast.clip.tokens import Tokenizer
 from prograd_fast.files.reading import read_json
 
-_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+NUMPY = (".npz", ".npy")
+MOST_CHARACTERS = 400  # of a reason: open_clip's own can have 34 kB
 
 
 @dataclass(frozen=True)
@@ -58,19 +73,20 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
 
     Args:
         name: "emoji-lite", "emoji-lite-named", or what `open_clip.create_model_and_transforms` takes: an architecture
-            such as "ViT-B-16", "local-dir:FOLDER", "hf-hub:OWNER/REPO".
-        pretrained: For an open_clip architecture: a checkpoint file, or the tag of weights that open_clip downloads.
+            such as "ViT-B-16", "local-dir:FOLDER", "hf-hub:OWNER/REPO". An architecture gets the activation that its
+            weights were trained with; "ViT-B-16-quickgelu" and "ViT-B-16-gelu" say it for weights that do not tell.
+        pretrained: For an open_clip architecture: a file of weights, or the tag of weights that open_clip downloads.
         device: A torch device; None takes the GPU if there is one.
 
-    Files of weights are read without running anything in them: safetensors, NumPy arrays, and, with torch 2.10 and
-    newer, pickles that hold tensors alone. TorchScript archives and other pickles are refused.
+    Files are known by their content (`prograd_fast.clip.pretrained.read_weights`): weights of OpenAI, open_clip and
+    Hugging Face, in safetensors, in torch.save's files, checkpoints included, and in TorchScript. Nothing in them is run.
 
     Returns:
         The model with tokenizer and preprocessing, float32.
 
     Raises:
-        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load, do not fit, or hold
-            more than numbers.
+        ValueError: Unknown name, device or tag; no weights asked for; weights that do not load or do not fit, or whose
+            activation nobody knows.
     """
     where = _device(device)
     if name in NAMES:
@@ -78,38 +94,71 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
             raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
         model, tokenizer, preprocess = load_emoji_lite(name)
         return LoadedClip(name, None, model.to(where), tokenizer, preprocess, where)
-    import open_clip
-
     if ":" in name:
         if pretrained is not None:
             raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
-    elif name not in open_clip.list_models():
-        raise ValueError(
-            f"unknown model {name!r}; expected {', '.join(NAMES)}, local-dir:FOLDER, hf-hub:OWNER/REPO "
-            "or a name from open_clip.list_models()"
-        )
-    elif pretrained is None:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
-            f"model {name!r} needs weights: give --pretrained as a checkpoint file or one of {', '.join(tags)}"
-        )
+    else:
+        check_name(name, pretrained)
     # Run records name the model: as absolute paths, so that they can be used from any folder.
     if name.startswith("local-dir:"):
         name = f"local-dir:{Path(name.removeprefix('local-dir:')).resolve()}"
-    elif pretrained is not None and pretrained not in open_clip.list_pretrained_tags_by_model(name):
-        pretrained = str(Path(pretrained).resolve()) if Path(pretrained).is_file() else pretrained
+    elif pretrained is not None and Path(pretrained).is_file() and pretrained not in tags_of(name):
+        pretrained = str(Path(pretrained).resolve())
     try:
-        _check_config(name)
-        with _numbers_only():
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=pretrained, device=where, pretrained_text=False, require_pretrained=True
-            )
+        import open_clip
+
+        options = {"pretrained_text": False, "require_pretrained": True, "device": where}
+        if ":" in name:
+            _check_config(name)
+            usual = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+            with _filling(lambda file: _of_folder(read_weights(file), usual)):
+                model, _, preprocess = open_clip.create_model_and_transforms(name, **options)
             tokenizer = open_clip.get_tokenizer(name)
+        else:
+            model, preprocess, tokenizer = _architecture(name, str(pretrained), options)
     except Exception as error:  # open_clip, torch and the download each raise their own kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(" ".join(str(error).split()) or type(error).__name__, MOST_CHARACTERS)
         raise ValueError(f"cannot load model {name!r} with weights {pretrained!r}: {reason}") from error
     model.eval().requires_grad_(False)
     return LoadedClip(name, pretrained, model, tokenizer, preprocess, where)
+
+
+def _architecture(name: str, pretrained: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """One of open_clip's architectures with weights from a file or under a tag."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    known = open_clip.list_models()
+    base, asked = split_activation(name, known)
+    listed = name if name in known else base
+    both, usual = has_both(base, known), bool(open_clip.get_model_config(listed).get("quick_gelu", False))
+    tag = get_pretrained_cfg(listed, pretrained)
+    read: Callable[[Path], Weights] = read_weights
+    trained = None
+    if tag:
+        trained = bool(tag.get("quick_gelu")) or (False if both else None)
+    elif not Path(pretrained).exists():
+        raise ValueError(f"there is no such file, and {name} has no such tag{near(pretrained, tags_of(name))}")
+    elif not pretrained.endswith(NUMPY):
+        weights = read_weights(Path(pretrained))
+        read, trained = lambda file: weights, weights.quick_gelu
+        options = options | transform_options(listed, weights)
+    quick = choose(base, asked, trained, both, usual)
+    with _filling(read), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "QuickGELU mismatch")  # between a name and a tag: it is chosen here
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            listed, pretrained=pretrained, force_quick_gelu=quick, quick_gelu=quick, **options
+        )
+    return model, preprocess, open_clip.get_tokenizer(listed)
+
+
+def _of_folder(weights: Weights, configured: bool) -> Weights:
+    if weights.quick_gelu not in (None, configured):
+        right = str(weights.quick_gelu).lower()
+        raise ValueError(
+            f'its weights were trained with another activation; set "quick_gelu": {right} in its "model_cfg"'
+        )
+    return weights
 
 
 def is_known_model(name: str, pretrained: str | None) -> bool:
@@ -142,32 +191,22 @@ def _check_config(name: str) -> None:
 
 
 @contextmanager
-def _numbers_only() -> Iterator[None]:
-    """Meanwhile torch.load gives tensors or raises an error; no pickle and no TorchScript runs."""
-    load, load_script = torch.load, torch.jit.load
+def _filling(read: Callable[[Path], Weights]) -> Iterator[None]:
+    """Meanwhile open_clip takes weights from `read` instead of torch.load, which can run what is in a file."""
+    from open_clip import factory
 
-    def load_tensors(file: Any, *args: Any, **options: Any) -> Any:
-        if _TORCH < (2, 10):
-            raise ValueError(
-                f"{file} is not safetensors, and pickles are read with torch 2.10 and newer only (before, even tensors "
-                "could corrupt memory: CVE-2026-24747); update torch, or save the weights with safetensors"
-            )
-        try:
-            return load(file, *args, **{**options, "weights_only": True})
-        except Exception as error:
-            raise ValueError(
-                f"{file} is damaged or holds more than weights, which is not run; save the model's state_dict() with "
-                "safetensors"
-            ) from error
+    load_checkpoint = factory.load_checkpoint
 
-    def refuse(file: Any, *args: Any, **options: Any) -> Any:
-        raise ValueError(f"{file} is a TorchScript archive, a program, which is not run")
+    def load(model: Any, file: str, *args: Any, **options: Any) -> Any:
+        if str(file).endswith(NUMPY):  # SigLIP's, which open_clip reads without pickles
+            return load_checkpoint(model, file, *args, **options)
+        return fill(model, read(Path(file)).state)
 
-    torch.load, torch.jit.load = load_tensors, refuse  # type: ignore[assignment]
+    factory.load_checkpoint = load
     try:
         yield
     finally:
-        torch.load, torch.jit.load = load, load_script
+        factory.load_checkpoint = load_checkpoint
 
 
 def _device(name: str | None) -> torch.device:

@@ -36,7 +36,8 @@ class PromptedCLIP(nn.Module):
     """A frozen CLIP model that classifies images with prompts "[context] class name."; only the context is trainable.
 
     Source: CoOp (arXiv:2109.01134, `KaiyangZhou/CoOp:trainers/coop.py`) and, for the start from words, ProGrad
-    (arXiv:2205.14865, `BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py`). Underscores in names become spaces.
+    (arXiv:2205.14865, `BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py`). Underscores in names become spaces
+    (`prograd_fast.clip.tokens.clean_words`). Names that are the same words, as in ImageNet's list, get equal scores.
 
     As in CoOp, the model that is passed in is put in evaluation mode and its weights no longer require grad; it stays
     in evaluation mode under `train()`. The context is float32, or float64 in a float64 model, whatever the precision of
@@ -70,7 +71,7 @@ class PromptedCLIP(nn.Module):
 
     Raises:
         TypeError: the model's text tower cannot take context tokens; `class_names` are not strings.
-        ValueError: empty or duplicate names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
+        ValueError: empty names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
             model.
 
     Example:
@@ -100,6 +101,11 @@ class PromptedCLIP(nn.Module):
         self.class_specific = class_specific
         self.class_token_position: ClassTokenPosition = class_token_position
         self.tower = tower = TextTower(model)
+        if tower.closed_reason is not None:
+            raise TypeError(
+                f"model: context tokens cannot be put between the words of {type(model).__name__}: {tower.closed_reason}. "
+                "Use a method without a context, such as zero-shot or linear-probe, or another model, such as ViT-B-32."
+            )
         n_classes = len(self.class_names) if class_specific else None
         ctx, context_ids = initial_context(tokenizer, tower, n_ctx, ctx_init, n_classes)
         self.n_ctx = len(context_ids)
@@ -166,6 +172,11 @@ class PromptedCLIP(nn.Module):
             raise ValueError(f"context: expected shape ({own}) or (G, {own}), got {tuple(context.shape)}.")
         if deep is None:
             return
+        if self.tower.full_length_reason is not None:
+            raise ValueError(
+                f"deep: expected a causal tower that pools at end of text, but {self.tower.full_length_reason}. Use a "
+                "method without deep prompts, or another model, such as ViT-B-32."
+            )
         if self.class_specific or self.class_token_position != "end":
             raise ValueError(
                 "deep: expected a shared context at 'end', whose rows deep prompts can replace, got "

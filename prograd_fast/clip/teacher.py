@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from prograd_fast.clip.prompt_encoder import PromptEncoder
 from prograd_fast.clip.prompted import cosine_logits
 from prograd_fast.clip.text_tower import TextTower
-from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, readable_class_names
+from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, clean_words, readable_class_names, warn_of_equal_names
 
 _PROMPTS_AT_ONCE = 256  # bounds the memory of a thousand classes with many templates
 
@@ -27,7 +27,7 @@ class ZeroShotTeacher(nn.Module):
     Args:
         model: an open_clip model (or one of its form, see `TextTower`); not kept.
         tokenizer: its tokenizer.
-        class_names: C names; underscores become spaces.
+        class_names: C names, cleaned by `clean_words`, as the templates are.
         templates: one template such as "a photo of a {}.", or several.
 
     Attributes:
@@ -35,8 +35,8 @@ class ZeroShotTeacher(nn.Module):
         class_names: readable names, tuple of C strings.
 
     Raises:
-        TypeError: `class_names` or `templates` are not strings, or the model's text tower cannot be read.
-        ValueError: empty or duplicate names, no template, a template without exactly one "{}", a prompt too long.
+        TypeError: `class_names` or `templates` are not strings.
+        ValueError: empty names, no template, a template without exactly one "{}", a prompt too long.
     """
 
     class_features: Tensor
@@ -54,7 +54,7 @@ class ZeroShotTeacher(nn.Module):
         for template in templates:
             if not isinstance(template, str):
                 raise TypeError(f"templates: expected strings, got {template!r} ({type(template).__name__}).")
-            if template.count("{}") != 1:
+            if clean_words(template).count("{}") != 1:
                 raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}.")
         clip: Any = model
         tower = TextTower(model)
@@ -75,9 +75,13 @@ class ZeroShotTeacher(nn.Module):
 
 @torch.no_grad()
 def _unit_features(tower: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], template: str) -> Tensor:
+    template = clean_words(template)
     ids = TokenizedTexts.of(tokenizer, tower, [template.replace("{}", name) for name in class_names]).ids
+    warn_of_equal_names(class_names, ids)
     ids = ids[:, : tower.length(ids)]
     parts = torch.split(ids, _PROMPTS_AT_ONCE if tower.unpackable_reason is not None else len(ids))
+    if tower.closed_reason is not None:
+        return F.normalize(torch.cat([tower.encode_ids(part) for part in parts]), dim=-1)
     no_context = ids.new_zeros(1, 0, tower.width, dtype=tower.dtype, device=tower.device)
     encoders = [PromptEncoder(tower, part, part[:, :0], class_specific=False) for part in parts]
     return F.normalize(torch.cat([encoder(no_context)[0] for encoder in encoders]), dim=-1)

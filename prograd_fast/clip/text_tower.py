@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prograd_fast.clip.embedding import closed_reason, embedding_of, replacing_embeddings
 from prograd_fast.clip.packed.compatibility import unlike_clip
+
+_LONGEST = 1 << 15  # tokens, of a tower that names no limit
 
 _log = logging.getLogger(__name__)
 
@@ -22,26 +25,25 @@ class TextTower:
 
     A causal tower that pools at the end-of-text token (OpenAI CLIP and most open_clip models) never looks behind that
     token, so sequences may be cut after the longest one: the same features for less work. Any other tower (SigLIP,
-    `no_causal_mask`, CoCa's appended CLS token, padding masks, OpenAI's own `clip` package) takes the plain way: the
-    model's own `encode_text` at full length, with only the output of its token embedding replaced. `full_length_reason`
-    says why, and so does a line in the log.
+    `no_causal_mask`, CoCa's appended CLS token, padding masks, OpenAI's own `clip` package, Hugging Face's towers such as
+    BERT and RoBERTa) takes the plain way: the model's own `encode_text` at full length, with only the output of its
+    token embedding replaced. `full_length_reason` says why, and so does a line in the log.
 
     The tower reads its weights from the model at every call; it holds none itself and follows `model.to(...)`.
 
     Args:
         model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`, or a model of the same form: `encode_text(token_ids)`,
-            and a `token_embedding` in the model or in `model.text`.
+            and a `token_embedding` in the model or in `model.text`, or one of Hugging Face's models in `model.text`.
 
     Attributes:
         model: the model.
         text: the part of it that holds the text tower.
-        embedding: its token embedding.
-        context_length: number of token ids per text.
+        embedding: its token embedding, None if there is none within reach.
+        closed_reason: why no embeddings can be put into the tower, or None if they can; it still encodes token ids.
+        context_length: number of token ids per text, at most if `any_length`.
+        any_length: whether the tokenizer chooses that number.
         full_length_reason: why sequences are not cut, or None if they are.
         unpackable_reason: why prompts cannot share the rows that they have in common (`PromptEncoder`), or None.
-
-    Raises:
-        TypeError: the text tower builds its token embeddings out of reach (a Hugging Face tower), or there is none.
     """
 
     model: Any  # Any: torch declares every attribute of a module as Tensor or Module
@@ -51,21 +53,16 @@ class TextTower:
         inner = getattr(model, "text", None)
         self.model = model
         self.text = inner if isinstance(inner, nn.Module) else model
-        embedding = getattr(self.text, "token_embedding", None)
-        if not isinstance(embedding, nn.Embedding):
-            raise TypeError(
-                f"model: expected a text tower with a `token_embedding` (torch.nn.Embedding), got "
-                f"{type(self.text).__name__} without one, so context tokens cannot be put between its word embeddings. "
-                "Hugging Face towers are built that way. Use a model with open_clip's own text tower, such as ViT-B-32."
-            )
-        self.embedding = embedding
-        self.context_length: int = self.text.context_length
+        self.embedding = embedding_of(self.text)
+        self.any_length = getattr(self.text, "token_embedding", None) is None
+        self.context_length: int = getattr(self.text, "context_length", 0) or _LONGEST
+        self.closed_reason = closed_reason(model, self.embedding)
         self._pool_type = getattr(self.text, "pool_type", getattr(self.text, "text_pool_type", None))
         self._eos_id: int = getattr(self.text, "eos_id", getattr(self.text, "text_eos_id", 0))
         self.full_length_reason = self._full_length_reason()
         if self.full_length_reason is not None:
-            name, length = type(model).__name__, self.context_length
-            _say_once(f"{name}: prompts are not cut but take all {length} positions: {self.full_length_reason}")
+            name = type(model).__name__
+            _say_once(f"{name}: prompts are not cut but take all positions of the tower: {self.full_length_reason}")
         self.unpackable_reason = self.full_length_reason or unlike_clip(self.text)
         if self.full_length_reason is None and self.unpackable_reason is not None:
             name = type(model).__name__
@@ -124,6 +121,10 @@ class TextTower:
         """Token embeddings, without positions: (N, L) int64 to (N, L, d), no graph, on the tower's device."""
         return self.embedding(token_ids.to(self.device)).to(self.dtype)
 
+    def encode_ids(self, token_ids: Tensor) -> Tensor:
+        """Text features of (N, L) token ids by the model's own way, not normalised; for towers that are closed, too."""
+        return self.model.encode_text(token_ids.to(next(self.model.parameters()).device))
+
     def encode(self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None) -> Tensor:
         """Text features as `encode_text` gives them, not normalised.
 
@@ -163,11 +164,8 @@ class TextTower:
         return x
 
     def _encode_text(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
-        handle = self.embedding.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
-        try:
+        with replacing_embeddings(self.embedding, embeddings):
             return self.model.encode_text(token_ids)
-        finally:
-            handle.remove()
 
     def ends(self, token_ids: Tensor) -> Tensor:
         """Index of the end-of-text token by the tower's own rule, (N,) int64."""

@@ -1,130 +1,142 @@
 """A user's own pictures: one folder per class, optionally with readable names and a split of their own."""
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from prograd_fast.data.content_split import TEST_SHARE, split_by_content
 from prograd_fast.data.pictures import PictureSet
+from prograd_fast.data.split_folders import check_no_split_inside, find_parts
+from prograd_fast.data.walk import pictures_in, subfolders
 from prograd_fast.files.reading import read_text
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-SPLIT_FOLDERS = {"train": "pool", "val": "validation", "test": "test"}
-TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1  # of a class's pictures, where the folder brings no split
+Track = Callable[[str, int], Callable[[], object]]
 
 
 def load_folder(
-    path: str | Path, test_share: float = TEST_SHARE, fold: tuple[int, int] | None = None, whole: bool = False
+    path: str | Path,
+    test_share: float = TEST_SHARE,
+    fold: tuple[int, int] | None = None,
+    whole: bool = False,
+    track: Track = lambda label, total: lambda: None,
+    unreadable: list[str] | None = None,
 ) -> PictureSet:
     """Load a folder of pictures as a set with a pool / validation / test split.
 
-    Two layouts are understood. Plain: `path/CLASS/*.jpg`; each class is then split 50 / 10 / 40 % into pool,
-    validation and test, the same way on every machine (it depends on the file names alone). Where several pictures show
-    the same thing, split them yourself: `path/train/CLASS/*.jpg` (the pool that shots are drawn from),
-    `path/test/CLASS/*.jpg` and optionally `path/val/CLASS/*.jpg`.
+    Two layouts are understood. Plain: `path/CLASS/*.jpg`; each picture is then put into pool (50 %), validation (10 %)
+    or test (40 %) by the hash of its content, see `split_by_content`: names of files have no influence, and pictures
+    that are added later move no others. Where several pictures show the same thing, split them yourself:
+    `path/train/CLASS/*.jpg` (the pool that shots are drawn from), `path/test/CLASS/*.jpg` and optionally
+    `path/val/CLASS/*.jpg`, in the usual spellings.
 
-    Files count as pictures by their suffix (`SUFFIXES`, any case; folders inside a class are searched too); hidden
-    files and other suffixes do not. They are opened only when they are used, see `PictureSet.open`.
+    Files count as pictures by their suffix (`SUFFIXES`, any case; folders inside a class are searched too); hidden and
+    system files do not, and `PictureSet.ignored` counts the others. Pictures are decoded only when they are used.
 
     A class is called as its folder unless `path/classes.txt` gives a readable name for every folder: one line each,
     `FOLDER<tab>readable name` (or a space, where the folder's name has none). Underscores become spaces.
 
     Args:
         path: The folder.
-        test_share: Share of a class's pictures in the plain layout that are for testing.
-        fold: (k, n): part k of n is for testing, and nothing for validation.
-        whole: Whether all pictures of the plain layout are test pictures, for a set that nothing is learned from. It
-            may have a single class.
+        test_share: The share of test pictures in the plain layout.
+        fold: (k, n): fold k of n is the test part, the rest the pool, for cross-validation in the plain layout.
+        whole: All pictures of the plain layout are test pictures; one class or one picture will do. For a folder that
+            nothing is learned from.
+        track: Opens a progress bar for the pictures that are read.
+        unreadable: A list that gets a line for each file that cannot be read in the plain layout, which is then left
+            out.
 
     Returns:
         The set; `source` holds the files' paths, `style` is empty, classes are in the order of their sorted folders.
 
     Raises:
         ValueError: The folder does not exist, holds fewer than two classes, a class without pictures or with a single
-            one (none would be left to test on), an incomplete split, two classes of one name, or `classes.txt` is not
-            UTF-8 or does not match the folders.
+            one (none would be left to test on), an incomplete split, files that cannot be read, two classes of one
+            name, or `classes.txt` is not UTF-8 or does not match the folders; `test_share` or `fold` is out of range,
+            or given for a folder with a split of its own.
     """
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected a folder with one folder of pictures per class")
-    files = _own_split(root) or (_all_test(root) if whole else _random_split(root, test_share, fold))
+    ignored: Counter[str] = Counter()
+    top = subfolders(root, ignored)
+    parts = find_parts(root, top)
+    if parts and not whole and (fold is not None or test_share != TEST_SHARE):
+        raise ValueError(
+            f"{root} brings its own split ({', '.join(map(str, sorted(f.name for f in parts.values())))}); "
+            "a test share or folds are for folders without"
+        )
+    files = _in_parts(root, parts, ignored) if parts else _in_classes(top, ignored)
     folders = sorted({folder for folder, _, _ in files})
     if len(folders) < (1 if whole else 2):
-        least = "one" if whole else "two"
+        inner = [f"{child}" for child in top if len(subfolders(child, Counter())) > 1]
+        hint = f"; if {inner[0]} holds the class folders, give that" if inner else ""
         raise ValueError(
-            f"{root}: found {len(folders)} class folder(s); expected at least {least}, each with its pictures"
+            f"{root}: found {len(folders)} class folder(s); expected at least two, each with its pictures{hint}"
         )
     names = _readable_names(root / "classes.txt", folders)
-    return PictureSet(
+    pictures = PictureSet(
         name=root.resolve().name,
         class_names=tuple(names[folder] for folder in folders),
         labels=np.array([folders.index(folder) for folder, _, _ in files], dtype=np.int64),
-        split=np.array([split for _, split, _ in files]),
+        split=np.array(["test" if whole and not parts else split for _, split, _ in files]),
         style=np.array([""] * len(files)),
         source=[file for _, _, file in files],
         folder=root.resolve(),
+        ignored=+ignored,
     )
+    return pictures if parts or whole else _split(pictures, folders, test_share, fold, track, unreadable)
 
 
-def _own_split(root: Path) -> list[tuple[str, str, Path]] | None:
-    """(class folder, split, file) of the train/ test/ [val/] layout; None where the folder is not laid out so."""
-    found = {folder.name for folder in _subfolders(root)}
-    if not found or not (found <= set(SPLIT_FOLDERS) or {"train", "test"} <= found):
-        return None
-    if found - {"val"} != {"train", "test"}:
-        raise ValueError(
-            f"{root}: found the folders {', '.join(sorted(found))}; expected train/ and test/ (and optionally val/) "
-            "with one folder per class in each, or one folder per class and nothing else"
-        )
-    classes = [folder.name for folder in _subfolders(root / "train")]
+def _in_parts(root: Path, parts: dict[str, Path], ignored: Counter[str]) -> list[tuple[str, str, Path]]:
+    """(class folder, split, file) of the train/ test/ [val/] layout."""
+    found = {part: {child.name: child for child in subfolders(folder, ignored)} for part, folder in parts.items()}
+    classes, train = set(found["pool"]), parts["pool"].name
     files = []
-    for part in sorted(found):
-        here = {folder.name for folder in _subfolders(root / part)}
-        odd = here - set(classes) if part == "val" else here ^ set(classes)
+    for part, folders in sorted(found.items()):
+        odd = set(folders) - classes if part == "validation" else set(folders) ^ classes
         if odd:
-            raise ValueError(f"{root}: class folder {min(odd)!r} is not in both train/ and {part}/")
-        for name in sorted(here):
-            files += [(name, SPLIT_FOLDERS[part], file) for file in _pictures(root / part / name)]
+            raise ValueError(f"{root}: class folder {min(odd)!r} is not in both {train}/ and {parts[part].name}/")
+        for name, folder in folders.items():
+            files += [(name, part, file) for file in pictures_in(folder, ignored)]
     return files
 
 
-def _random_split(root: Path, test_share: float, fold: tuple[int, int] | None) -> list[tuple[str, str, Path]]:
-    """(class folder, split, file) of the plain layout."""
-    files = []
-    for folder in _subfolders(root):
-        pictures = _pictures(folder)
-        if len(pictures) < 2:
-            raise ValueError(f"{folder}: one picture; expected at least two, one to learn from and one to test on")
-        n_test = max(1, round(test_share * len(pictures)))
-        n_validation = round(VALIDATION_SHARE * len(pictures))
-        split = np.repeat(["test", "validation", "pool"], [n_test, n_validation, len(pictures) - n_test - n_validation])
-        # RandomState: NumPy promises that its stream never changes.
-        order = np.random.RandomState(0).permutation(len(pictures))
-        if fold is not None:
-            split = np.where(np.arange(len(pictures)) % fold[1] == fold[0], "test", "pool")
-        files += [(folder.name, str(split[rank]), file) for rank, file in zip(order, pictures, strict=True)]
-    return files
+def _in_classes(folders: list[Path], ignored: Counter[str]) -> list[tuple[str, str, Path]]:
+    """(class folder, "pool", file) of the plain layout."""
+    check_no_split_inside(folders)
+    return [(folder.name, "pool", file) for folder in folders for file in pictures_in(folder, ignored)]
 
 
-def _all_test(root: Path) -> list[tuple[str, str, Path]]:
-    """(class folder, "test", file) of the plain layout."""
-    return [(folder.name, "test", file) for folder in _subfolders(root) for file in _pictures(folder)]
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and not file.is_dir()  # a pipe or a dangling link stays, and is refused when it is read
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _split(
+    pictures: PictureSet,
+    folders: list[str],
+    test_share: float,
+    fold: tuple[int, int] | None,
+    track: Track,
+    unreadable: list[str] | None,
+) -> PictureSet:
+    """The set with each picture where its content says; without those that cannot be read, if there is a list."""
+    digests = pictures.read_digests(track("reading the pictures", len(pictures)), unreadable)
+    rows = [row for row, digest in enumerate(digests) if digest is not None]
+    labels, known = pictures.labels[rows], [digest for digest in digests if digest is not None]
+    for label, folder in enumerate(folders):
+        if len({known[i] for i in np.flatnonzero(labels == label)}) < 2:
+            n = int((labels == label).sum())
+            found = "one picture" if n == 1 else f"{n} pictures, all the same" if n else "no picture that can be read"
+            raise ValueError(
+                f"{pictures.folder}: class folder {folder!r} holds {found}; expected at least two, one to learn from "
+                "and one to test on"
+            )
+    return replace(
+        pictures,
+        labels=labels,
+        split=split_by_content(known, labels, test_share, fold),
+        style=pictures.style[rows],
+        source=[pictures.source[row] for row in rows],
     )
-    if not found:
-        raise ValueError(f"{folder}: no picture; expected files that end in {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:

@@ -1,44 +1,24 @@
-"""A set of labelled pictures. A file may come from a stranger, and is read with care."""
+"""A set of labelled pictures."""
 
-import ctypes
 import hashlib
+import json
 import os
 import stat
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
+from PIL import Image, UnidentifiedImageError
 
-# Pillow reads a file only as one of these, whatever its suffix. It knows more formats, and starts programs for some.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+from prograd_fast.data.decode import FORMATS, decode, memory, memory_to_decode
+
 MOST_BYTES = 256 * 2**20  # of a file
-# Pixels to decode at most, 356 MB. An A3 page at 600 dots per inch has 70 million. A JPEG may have twice as many,
-# because it can be decoded at half its size.
-MOST_PIXELS = 89_000_000
-STRIP = 2**22  # pixels that `on_white` converts at once
-
-_UPRIGHT = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_pillow_limit = threading.Lock()
-
-# Libtiff writes its complaints to stderr. Pillow raises an exception as well, which is shown with the file's name.
-for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-    with suppress(OSError, AttributeError):  # a pillow without libtiff, or with one that is out of reach
-        getattr(ctypes.CDLL(_imaging.__file__), _handler)(None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +33,7 @@ class PictureSet:
         style: (N,) str, the drawing style; "" where a set has none.
         source: N encoded pictures, or the N files that hold them.
         folder: the absolute path of a user's own pictures; None for other sets.
+        ignored: how many files of the folder were left out, by suffix, system folder, or another reason.
 
     Raises:
         ValueError: the lengths differ, or a label is not an index into `class_names`.
@@ -65,6 +46,9 @@ class PictureSet:
     style: NDArray[np.str_]
     source: Sequence[bytes] | Sequence[Path]
     folder: Path | None = None
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    # by source, so that a copy with fewer pictures or another split may share them
+    known_digests: dict[bytes | Path, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("labels", "split", "style", "source")}
@@ -83,112 +67,187 @@ class PictureSet:
         Raises:
             ValueError: the file is missing, cannot be read, is no regular file, empty, or larger than `MOST_BYTES`.
         """
-        source = self.source[index]
-        try:
-            return source if isinstance(source, bytes) else _read(source)
-        except (OSError, ValueError) as error:
-            raise self._unreadable(index, error) from error
+        with self._named(index), self._stream(index) as (file, size):
+            return _whole(file, size)
 
-    def digest(self, index: int) -> str:
-        """SHA-256 of one picture as it is stored, 64 hex signs; computed once. ValueError as `content`."""
-        if index not in self._digests:
-            self._digests[index] = hashlib.sha256(self.content(index)).hexdigest()
-        return self._digests[index]
-
-    @cached_property
-    def _digests(self) -> dict[int, str]:
-        return {}
-
-    def fingerprint(self, rows: Iterable[int] | None = None) -> str:
-        """SHA-256 over the class names and each picture's class, split and content, whatever the files are called.
+    def digest(self, index: int, salt: bytes = b"") -> str:
+        """SHA-256 of the stored content of one picture, 64 hexadecimal digits; read once, whatever is asked later.
 
         Args:
-            rows: of these pictures alone; None: of all.
-        """
-        chosen = range(len(self)) if rows is None else rows
-        facts = sorted((int(self.labels[i]), str(self.split[i]), self.digest(int(i))) for i in chosen)
-        return hashlib.sha256(repr((self.class_names, facts)).encode()).hexdigest()
-
-    def open(self, index: int) -> Image.Image:
-        """Decode one picture: RGB, upright (EXIF orientation), on white where it is transparent.
-
-        A file of several pictures gives its first. A JPEG of more than `MOST_PIXELS` comes at half its size.
+            index: of the picture.
+            salt: what is hashed behind the content; with it, the file is read each time.
 
         Raises:
-            ValueError: the picture is missing, damaged, too large, or not of one of the `FORMATS`; names the set and
-                the file or index.
+            ValueError: as `content`.
         """
-        content = self.content(index)
-        try:
-            return _decode(content)
-        except Exception as error:  # pillow's decoders raise whatever comes up in them
-            raise self._unreadable(index, error) from error
-
-    def _unreadable(self, index: int, error: Exception) -> ValueError:
         source = self.source[index]
-        which = f"picture {index}" if isinstance(source, bytes) else str(source)
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"not a known picture format ({', '.join(FORMATS)})"
-        elif isinstance(error, OSError):
-            reason = error.strerror or str(error)
+        if salt or source not in self.known_digests:
+            with self._named(index), self._stream(index) as (file, size):
+                sha, length = hashlib.sha256(), 0
+                for chunk in iter(lambda: file.read(2**20), b""):
+                    sha.update(chunk)
+                    length += len(chunk)
+                    _check_size(length, size)  # it may grow without end
+                _check_size(length, size)
+            if salt:
+                sha.update(salt)
+                return sha.hexdigest()
+            self.known_digests[source] = sha.hexdigest()
+        return self.known_digests[source]
+
+    def read_digests(
+        self,
+        on_picture: Callable[[], object] = lambda: None,
+        unreadable: list[str] | None = None,
+        rows: Iterable[int] | None = None,
+    ) -> list[str | None]:
+        """The digests of pictures, read by several threads at once.
+
+        Args:
+            on_picture: called after each picture, for a progress bar.
+            unreadable: gets a line for each picture that cannot be read, whose digest is then None.
+            rows: indices of the pictures; None: all.
+
+        Raises:
+            ValueError: pictures cannot be read, and there is no list for them: how many, and which are the first five.
+        """
+        bad: list[str] = []
+
+        def one(index: int) -> str | None:
+            try:
+                return self.digest(index)
+            except ValueError as error:
+                bad.append(str(error))
+                return None
+            finally:
+                on_picture()
+
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(one, range(len(self)) if rows is None else rows))
+        if unreadable is None:
+            refuse_unreadable(bad, len(found))
         else:
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return ValueError(f"{self.name}: cannot read {which}: {reason}; replace or remove it")
+            unreadable += sorted(bad)
+        return found
+
+    def fingerprint(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> str:
+        """SHA-256 of what the set holds: class names, and label, part and content of each picture.
+
+        Names of files, the folder, and the order of pictures and classes have no influence.
+
+        Args:
+            rows: indices of the pictures that count; None: all.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
+        digests = self.read_digests(rows=chosen.tolist())
+        columns = zip(self.labels[chosen].tolist(), self.split[chosen].tolist(), digests, strict=True)
+        pictures = sorted((self.class_names[label], split, digest) for label, split, digest in columns)
+        return hashlib.sha256(json.dumps([sorted(self.class_names), pictures]).encode()).hexdigest()
+
+    def open(self, index: int, side: int | None = None) -> Image.Image:
+        """Decode one picture: RGB, upright (EXIF orientation), on white where it is transparent.
+
+        A file of several pictures gives its first.
+
+        Args:
+            index: of the picture.
+            side: a JPEG may come at 1/2, 1/4 or 1/8 of its size, with so many pixels of its shorter side at least.
+                None: at its own size, if the memory suffices.
+
+        Raises:
+            ValueError: the picture is missing, damaged, too large (see `prograd_fast.data.decode.memory_limit`),
+                changed since its digest was taken, or not of one of the `FORMATS`; names the set and the file or index.
+        """
+        with self.opened(index, side) as image:
+            return image
+
+    @contextmanager
+    def opened(self, index: int, side: int | None = None) -> Iterator[Image.Image]:
+        """`open` for a block, in which the picture's memory counts among that of the pictures in decoding.
+
+        An exception in the block names the picture, too.
+        """
+        suffix = self._suffix(index)
+        with self._named(index):
+            with self._stream(index) as (file, size), memory.reserved(size):
+                needed = memory_to_decode(file, suffix, side) + 2 * size  # some decoders copy the content
+            with memory.reserved(needed):
+                yield decode(self._unchanged(index), suffix, side)
+
+    def _unchanged(self, index: int) -> bytes:
+        """The content, which must have its digest if that is known: other things depend on it."""
+        with self._stream(index) as (file, size):
+            content = _whole(file, size)
+        known = self.known_digests.get(self.source[index])
+        if known is not None and hashlib.sha256(content).hexdigest() != known:
+            raise ValueError("the file changed while it was in use; run the command again")
+        return content
+
+    def _suffix(self, index: int) -> str:
+        source = self.source[index]
+        return "" if isinstance(source, bytes) else source.suffix.lower()
+
+    @contextmanager
+    def _stream(self, index: int) -> Iterator[tuple[BinaryIO, int]]:
+        """The open picture, and its size in bytes."""
+        source = self.source[index]
+        if isinstance(source, bytes):
+            yield BytesIO(source), len(source)
+        else:
+            with _open_regular(source) as file:
+                yield file, os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Turn every exception of the block into a ValueError that names the picture."""
+        try:
+            yield
+        except Exception as error:  # pillow's decoders raise whatever comes up in them
+            source = self.source[index]
+            which = f"picture {index}" if isinstance(source, bytes) else str(source)
+            raise ValueError(f"{self.name}: cannot read {which}: {_reason(error)}; replace or remove it") from error
 
 
-def _read(file: Path) -> bytes:
-    """The content of a regular file. The kind of file is checked first: a pipe would never end."""
+def refuse_unreadable(bad: Iterable[str], n: int) -> None:
+    """ValueError if there are lines of pictures that cannot be read: how many of `n`, and the first five."""
+    lines = sorted(bad)
+    if lines:
+        more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise ValueError(f"{len(lines)} of {n} pictures cannot be read: {'; '.join(lines[:5])}{more}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a known picture format ({', '.join(FORMATS)})"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file of some bytes. The kind of file is checked first: a pipe would never end."""
     # O_NONBLOCK: opening a pipe must not wait for a writer
-    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as opened:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a regular file")
         if not found.st_size:  # also the files of /proc, which can have no end
             raise ValueError("the file is empty")
-        content = opened.read(MOST_BYTES + 1) if found.st_size <= MOST_BYTES else b""
-    if not 0 < len(content) <= MOST_BYTES:
-        raise ValueError(f"{found.st_size} bytes; expected {MOST_BYTES} at most")
+        _check_size(found.st_size, found.st_size)
+        yield file
+
+
+def _whole(file: BinaryIO, size: int) -> bytes:
+    content = file.read(MOST_BYTES + 1)
+    _check_size(len(content), size)
     return content
 
 
-def _decode(content: bytes) -> Image.Image:
-    with _any_size():
-        image = Image.open(BytesIO(content), formats=FORMATS)
-    with image:
-        pixels = image.width * image.height
-        if MOST_PIXELS < pixels <= 2 * MOST_PIXELS and image.format == "JPEG" and "progressive" not in image.info:
-            image.draft(None, (image.width // 2, image.height // 2))  # a progressive one is decoded whole even so
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels; expected {MOST_PIXELS} at most; make it smaller")
-        image.load()
-        way = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        # ImageOps.exif_transpose writes the EXIF data again, and fails on odd entries
-        return on_white(image if way is None else image.transpose(way))
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Replace pillow's own limit, which first warns on stderr, by ours."""
-    with _pillow_limit:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB, white where it is transparent; 16-bit grey is scaled to 8 bits."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size)
-    rows = max(1, STRIP // max(1, image.width))
-    for top in range(0, image.height, rows):  # four copies of a large picture would not fit in memory
-        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-        if strip.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
-            strip = Image.fromarray((np.asarray(strip).clip(0, 65535) // 257).astype(np.uint8))
-        ground = Image.new("RGBA", strip.size, "white")
-        ground.alpha_composite(strip.convert("RGBA"))
-        white.paste(ground.convert("RGB"), (0, top))
-    return white
+def _check_size(read: int, size: int) -> None:
+    if not 0 < read <= MOST_BYTES:
+        raise ValueError(f"{size} bytes; expected {MOST_BYTES} at most")

@@ -150,14 +150,15 @@ class PromptTuningLearner(GradientLearner):
         self.task = task
         self.n_features = task.image_features.shape[1]
         self.class_names = all_names(task.class_names, settings.extra_logit_names())
-        self._rows = {name: i for i, name in enumerate(all_names(self.class_names, settings.extra_names()))}
+        names = all_names(self.class_names, settings.extra_names())
+        self._rows = {name: i for i, name in reversed([*enumerate(names)])}  # of equal names the first one's
         self.generator = torch.Generator(task.device).manual_seed(task.seed)
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
             self.net = PromptedCLIP(
                 task.model,
                 task.tokenizer,
-                tuple(self._rows),
+                names,
                 settings.n_ctx,
                 settings.ctx_init,
                 max_memory=task.max_memory,
@@ -293,4 +294,5 @@ class PromptTuningLearner(GradientLearner):
 def all_names(class_names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """The class names, readable, and then those of the others that are not among them."""
     names = readable_class_names(class_names)
-    return tuple(dict.fromkeys([*names, *(readable_class_names(others) if others else ())]))
+    own, new = set(names), dict.fromkeys(readable_class_names(others) if others else ())
+    return (*names, *(name for name in new if name not in own))

@@ -10,13 +10,17 @@ from prograd_fast.report.predictions import (
     predictions_table,
     write_predictions_page,
 )
+from prograd_fast.report.figures import curves_figure
+from prograd_fast.report.folds import report_folds
 from prograd_fast.report.statistics import Spread, accuracies, paired
-from prograd_fast.report.tables import accuracy_table
+from prograd_fast.report.tables import TITLES, accuracy_table
 
 __all__ = [
+    "TITLES",
     "Spread",
     "accuracies",
     "accuracy_table",
+    "curves_figure",
     "evaluation_record",
     "evaluation_rows",
     "paired",
@@ -26,6 +30,7 @@ __all__ = [
     "report_comparison",
     "report_demo",
     "report_evaluation",
+    "report_folds",
     "sentences",
     "write_page",
     "write_predictions_page",

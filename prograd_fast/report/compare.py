@@ -37,7 +37,7 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
         return f"{what}\n" + printable(f"Model {results['model']['name']}, {data[0].lower()}{data[1:-1]}")
 
     main = [part for part in _MAIN if part in parts] + [part for part in results["elsewhere"] if part in parts]
-    console.print(plain(" ".join(about)), soft_wrap=True)
+    console.print(plain(" ".join(filter(None, about))), soft_wrap=True)
     console.print(shots_table(runs, main))
 
     write_json(out / "results.json", results)
@@ -45,7 +45,7 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     lines = [header, ["---"] * len(header), *shots_rows(runs, parts)]
     with replacing(out / "tables.md") as temporary:
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-        temporary.write_text("\n\n".join([*map(printable, about), text]) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join([*map(printable, filter(None, about)), text]) + "\n", encoding="utf-8")
     written = ["results.json", "tables.md"]
     if len({run["shots"] for run in runs}) > 1:
         shots_figure(runs, main, out / "shots.png", title("Accuracy against shots; bars: 95 % intervals", runs))
@@ -73,10 +73,11 @@ class Description(NamedTuple):
     model: str
     data: str
     reading: str
+    notes: str
 
 
 def description(results: Record) -> Description:
-    """Model, transforms and precision; data, protocol, shots and seeds; how to read a cell of the table."""
+    """Model, transforms and precision; data, protocol, shots and seeds; how to read a cell; what was left out."""
     runs, model = results["runs"], results["model"]
     partitions = {run["partition"] for run in runs} - {None}
     imbalance, regime = runs[0]["imbalance"], runs[0]["regime"]
@@ -95,7 +96,28 @@ def description(results: Record) -> Description:
         f"Data {results['data']['name']}; {protocol}; shots {shots}; seeds {seeds}.",
         "Test accuracy in %: mean ± half of the mean's 95 % interval (Student's t), standard deviation in brackets. "
         "The runs share test pictures and model: the intervals tell how much hangs on classes and shots drawn.",
+        _notes(results),
     )
+
+
+def _notes(results: Record) -> str:
+    """Sentences on runs and test pictures that a reader would miss otherwise."""
+    runs = results["runs"]
+    notes = [
+        f"No class has more pictures for {shots} shots than for {twin}: the runs with {twin} stand for both."
+        for shots, twin in results["equal_shots"].items()
+    ]
+    short = {run["shots"] for run in runs if run["pictures"]["train"] < run["shots"] * len(run["trained_classes"])}
+    if short and runs[0]["imbalance"] is None:
+        notes.append(f"Some classes have fewer pictures than {_listed(short)} shots.")
+    left_out: dict[str, int] = {}
+    for run in runs:
+        for part, n in run["left_out"].items():
+            left_out[part] = max(n, left_out.get(part, 0))
+    if left_out:
+        lost = ", ".join(f"{n} of {part}" for part, n in left_out.items())
+        notes.append(f"Test pictures are left out where the same picture is learned from: at most {lost}.")
+    return " ".join(notes)
 
 
 def parts_of(runs: Sequence[Record]) -> list[str]:

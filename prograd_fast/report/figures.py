@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from numpy.typing import NDArray
 
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import METHODS
@@ -18,8 +19,8 @@ from prograd_fast.terminal.printable import printable
 from prograd_fast.training import Record
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Methods of one colour differ in marker and dash.
-_BLUE, _ORANGE = "#0072B2", "#E69F00"
-_COLOURS = ("#000000", "#56B4E9", "#D55E00", "#009E73", _BLUE, _ORANGE, "#CC79A7")
+_BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+_COLOURS = ("#000000", "#56B4E9", "#D55E00", _GREEN, _BLUE, _ORANGE, _PURPLE)
 # part -> what it is, colour of the bar, colour of the number on it
 _PARTS = {"base": ("base classes (trained on)", _BLUE, "white"), "new": ("new classes (never shown)", _ORANGE, "black")}
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
@@ -205,6 +206,61 @@ def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> bool:
     _legend(figure)
     _save(figure, path)
     return True
+
+
+def curves_figure(run: Record, path: Path, title: str) -> bool:
+    """Losses, and accuracy on training and validation pictures, through the training of one run.
+
+    With mini-batches the line is the mean over each epoch's pictures, and the steps are faint behind it.
+
+    Args:
+        run: a record.
+        path: the PNG to write.
+        title: says what was done.
+
+    Returns:
+        Whether there was anything to draw: not for a method without steps.
+    """
+    if not run.get("steps", {}).get("task_loss"):
+        return False
+    steps = {name: np.array(values, dtype=float) for name, values in run["steps"].items()}  # None becomes NaN
+    n, pictures = len(steps["task_loss"]), run["pictures"]["train"]
+    batch = min(run["settings"].get("batch_size") or pictures, pictures)
+    an_epoch = -(-pictures // batch)
+    sizes = np.full(an_epoch, batch)
+    sizes[-1] = pictures - batch * (an_epoch - 1)
+    figure = _figure(title, 2)
+    left, right = figure.subplots(1, 2)
+    _curve(left, steps["task_loss"], sizes, "task loss", _BLUE)
+    _curve(left, steps["general_loss"], sizes, "general loss", _ORANGE)
+    _curve(right, 100 * steps["accuracy"], sizes, "training pictures", _GREEN)
+    if validation := run.get("validation"):  # after each of the last epochs
+        ends = n // an_epoch * an_epoch - an_epoch * np.arange(len(validation))[::-1]
+        right.plot(ends, 100 * np.array(validation), color=_PURPLE, marker=".", label="validation pictures")
+    left.set_ylabel("loss")
+    left.set_ylim(min(0, left.get_ylim()[0]), None)
+    right.set_ylabel("accuracy in %")
+    right.set_ylim(-3, 103)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_xlim(0, n + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.grid(axis="y", color="0.9")
+    _legend(figure)
+    _save(figure, path)
+    return True
+
+
+def _curve(axes: Axes, values: NDArray[np.float64], sizes: NDArray[np.int64], label: str, colour: str) -> None:
+    """Values of all steps, and their mean over each whole epoch of batches of these sizes; nothing for NaN alone."""
+    if not np.isfinite(values).any():
+        return
+    x, y = np.arange(1, len(values) + 1), values
+    if len(sizes) > 1:
+        axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.7)
+        epochs = values[: len(values) // len(sizes) * len(sizes)].reshape(-1, len(sizes))
+        x, y = len(sizes) * np.arange(1, len(epochs) + 1), epochs @ sizes / sizes.sum()
+    axes.plot(x, y, color=colour, marker="o" if len(y) < 20 else None, markersize=3.5, label=label)
 
 
 def cost_figure(runs: Sequence[Record], path: Path, title: str) -> None:

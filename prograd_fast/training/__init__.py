@@ -12,7 +12,7 @@ from prograd_fast.training.loop import tune
 from prograd_fast.training.options import TrainOptions
 from prograd_fast.training.predict import Predictions, picture_files, predict_files, read_class_names
 from prograd_fast.training.progress import Bar, Track
-from prograd_fast.training.protocol import Part, Plan, make_plan
+from prograd_fast.training.protocol import Part, Plan, all_shots, make_plan, unlearned
 from prograd_fast.training.record import Record, plan_facts, run_facts, run_record, setup_record, write_json
 from prograd_fast.training.run import Run, run_method
 from prograd_fast.training.saved_run import (
@@ -45,6 +45,7 @@ __all__ = [
     "Track",
     "TrainOptions",
     "TransferTest",
+    "all_shots",
     "difference_to",
     "encode_pictures",
     "evaluate_run",
@@ -68,5 +69,6 @@ __all__ = [
     "tensorboard",
     "train_method",
     "tune",
+    "unlearned",
     "write_json",
 ]

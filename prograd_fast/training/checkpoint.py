@@ -16,6 +16,12 @@ from prograd_fast.files.reading import check_kinds, parse_json, short
 from prograd_fast.files.tensors import read_sealed, write_sealed
 
 _HEADER = "prograd_fast_checkpoint"
+_CONTENTS = {  # facts that are digests, which tell a reader nothing
+    "weights": "its model has other weights",
+    "pictures": "it learned from other pictures",
+    "tests": "it was tested on other pictures",
+    "elsewhere": "it was tested on other sets beside its own",
+}
 
 
 class Checkpoints:
@@ -98,6 +104,8 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
 def differing(found: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
     """Say how a run's facts on disk differ from those of the run at hand, for a message; None if they do not."""
     for name, value in json.loads(json.dumps(dict(run))).items():
+        if found.get(name) != value and name in _CONTENTS:
+            return _CONTENTS[name]
         if found.get(name) != value:
             return f"its {name} is {short(found.get(name))}, this one's {short(value)}"
     return None

@@ -15,7 +15,7 @@ from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import class_groups, test_parts, unlearned
 from prograd_fast.training.record import Record
-from prograd_fast.training.saved_run import Learned, known_classes, naming_the_run, restored
+from prograd_fast.training.saved_run import Learned, check_finite, known_classes, naming_the_run, restored
 from prograd_fast.training.train import untouched
 
 
@@ -58,8 +58,8 @@ def evaluate_run(
         cache: folder of image features that runs share, or None.
 
     Raises:
-        ValueError: what was learned is another model's, the method cannot name the set's classes, or the run has
-            learned from all test pictures.
+        ValueError: what was learned is another model's, the method cannot name the set's classes, the run has learned
+            from all test pictures, or gives values that are not finite.
     """
     method, learner = restored(record, learned, clip)
     pictures = _among(known_classes(record, method), pictures, method)
@@ -83,6 +83,8 @@ def evaluate_run(
     features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
     on_tested = track("testing", len(learners) * len(rows))
     evaluations = {name: evaluate_parts(one, features, tests, on_tested) for name, one in learners.items()}
+    for evaluation in evaluations[method.name].values():
+        check_finite(record, evaluation.probabilities)
     return RunEvaluation(method.name, evaluations, left_out, pictures.class_names)
 
 

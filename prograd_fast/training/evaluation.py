@@ -239,7 +239,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share, weight = right / n, _Z**2 / n
     middle = share + weight / 2
     half = _Z * sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+    # the ends of "none" and "all" are exact but for rounding
+    low = (middle - half) / (1 + weight) if right else 0.0
+    return low, (middle + half) / (1 + weight) if right < n else 1.0
 
 
 def _number(value: np.float32) -> float | None:

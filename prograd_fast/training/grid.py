@@ -146,7 +146,7 @@ def run_grid(
     """
     folder = out / "runs"
     plans, equal = grid.plans(pictures)
-    others = other_sets(transfer, {name for plan in plans.values() for name in plan.tests})
+    others = other_sets(transfer, {pictures.name, *(name for plan in plans.values() for name in plan.tests)})
     cells = _cells(grid, clip, pictures, plans, others)
     records = {cell.name: _finished(folder / f"{cell.name}.json", cell.facts) for cell in cells}
     missing = [cell for cell in cells if records[cell.name] is None]

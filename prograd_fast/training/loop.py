@@ -1,6 +1,7 @@
 """The training loop: mini-batches by epoch, in any precision, from a checkpoint where there is one."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from itertools import accumulate
@@ -19,6 +20,7 @@ from prograd_fast.training.history import History, Measurements
 from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
+LOOK_SECONDS = 1.0  # between two looks at most, however slow the steps are: somebody may watch the bar
 
 Log = Callable[[int, dict[str, float]], None]
 """Takes what was measured at a step, counted from 0, by name."""
@@ -38,7 +40,7 @@ def tune(
 
     When the task loss or its gradient is not finite, training stops, and what is learned is set back to the last state
     whose loss was finite. Otherwise nothing is read back from the device until the end, but for a look at the losses
-    every `CHECK_EVERY` steps, and where `checkpoints` or `options.patience` need it.
+    every `CHECK_EVERY` steps and every `LOOK_SECONDS`, and where `checkpoints` or `options.patience` need it.
 
     A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
     same machine with the same number of threads. On others the matrix library may add in another order. With
@@ -160,7 +162,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.schedule = _schedule(learner)
         self.measured = Measurements()
-        self.logged = 0
+        self.logged, self.looked = 0, time.monotonic()
         self.rates: list[float] = []  # of the steps that are not logged yet
         self.validation: list[float] = []
         self.epoch = self.batch = 0
@@ -183,7 +185,7 @@ class _Training:
                     self._step(batches[self.batch])
                     self.batch += 1
                     on_step()
-                    if len(self.measured) % CHECK_EVERY == 0 and not self._log_and_check():
+                    if self._look_is_due() and not self._log_and_check():
                         return self._stopped()
                 self._end_epoch()
                 if self.validate is not None and self.epoch > self.last_stage:
@@ -221,8 +223,12 @@ class _Training:
         self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
         self.measured.add(values)
 
+    def _look_is_due(self) -> bool:
+        return len(self.measured) % CHECK_EVERY == 0 or time.monotonic() - self.looked >= LOOK_SECONDS
+
     def _log_and_check(self) -> bool:
         """Whether all losses were finite until now; also hands them to the log."""
+        self.looked = time.monotonic()
         for row, rate in zip(self.measured.since(self.logged).tolist(), self.rates, strict=True):
             self.log(self.logged, dict(zip(self.measured.columns, row, strict=True)) | {"lr": rate})
             self.logged += 1

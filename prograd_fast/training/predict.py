@@ -17,7 +17,7 @@ from prograd_fast.training.evaluation import FloatArray, IntArray
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.record import Record
-from prograd_fast.training.saved_run import Learned, known_classes, naming_the_run, restored
+from prograd_fast.training.saved_run import Learned, check_finite, known_classes, naming_the_run, restored
 
 _AT_ONCE = 256  # files whose features are made together; where one cannot be read, so many are opened again
 
@@ -83,8 +83,7 @@ def predict_files(
         empty = Ranking(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
         return Predictions(names, (), *empty, unreadable)
     found = rank(scores, features.values, top)
-    if not np.isfinite(found.probabilities).all():
-        raise ValueError(f"this run of {method.name} gives values that are not finite; train it again")
+    check_finite(record, found.probabilities)
     return Predictions(names, tuple(files[row] for row in features.rows), *found, unreadable)
 
 

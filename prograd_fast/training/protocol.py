@@ -1,7 +1,6 @@
 """Who learns from which pictures, and which pictures are the test."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -180,9 +179,8 @@ def _task_styles(pictures: PictureSet) -> Sequence[str] | None:
 
 def _readable(pictures: PictureSet, rows: Rows) -> Iterator[tuple[int, str]]:
     """Index and content of the pictures that can be read; `encode_pictures` names all others in one message."""
-    for row in rows.tolist():
-        with suppress(ValueError):
-            yield row, pictures.digest(row)
+    digests = pictures.read_digests(unreadable=[], rows=rows.tolist())
+    yield from ((row, digest) for row, digest in zip(rows.tolist(), digests, strict=True) if digest is not None)
 
 
 def _has_emoji_styles(pictures: PictureSet) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from prograd_fast.clip import LoadedClip, is_known_model, load_learned, load_model
@@ -16,6 +17,7 @@ from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.tensors import tensors_digest
 from prograd_fast.methods import Learner, Method, method_named
 from prograd_fast.training.checkpoint import differing
+from prograd_fast.training.evaluation import FloatArray
 from prograd_fast.training.record import Record, record_digest, write_json
 
 RUN_FILES = ("record.json", "prompt.safetensors")
@@ -184,3 +186,9 @@ def known_classes(record: Record, method: Method) -> tuple[str, ...]:
     return readable_class_names(
         record["data"]["class_names"] if method.names_new_classes else record["trained_classes"]
     )
+
+
+def check_finite(record: Record, probabilities: FloatArray) -> None:
+    """ValueError where a run gives NaN or infinite values, whose order means nothing."""
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"this run of {record['method']} gives values that are not finite; train it again")

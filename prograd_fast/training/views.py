@@ -1,5 +1,6 @@
 """Augmented views of pictures: the papers' random crop and flip, a function of the picture, the seed and a number."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's defaults, which CoOp
 class View:
     """One augmented view of every picture: RandomResizedCrop (bicubic) and a horizontal flip of every second one.
 
-    Which crop it is depends on the picture's content, `seed` and `number` alone, not on a global random state, other
+    Which crop it is depends on the picture's content and decoded size, `seed` and `number` alone, not on a global random state, other
     pictures or the thread: a view can be stored, made ahead in the background, and made again after a restart.
 
     Attributes:
@@ -31,6 +32,11 @@ class View:
     def name(self) -> bytes:
         """Tell this view from others, to be part of a key."""
         return f"crop {SCALE} {RATIO} flip {self.size} {self.seed} {self.number}".encode()
+
+    @property
+    def decoded_side(self) -> int:
+        """Pixels that the shorter side of a picture needs, so that the smallest crop has `size` pixels a side."""
+        return math.ceil(self.size / math.sqrt(SCALE[0] * RATIO[0]))
 
     def of(self, picture: Image.Image, key: bytes) -> Image.Image:
         """The view of a picture.

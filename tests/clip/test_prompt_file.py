@@ -83,7 +83,6 @@ def whole_file(metadata, name="ctx"):
         whole_file({"prograd_fast": "[]"}),
         whole_file(header(n_ctx=3)),
         whole_file(header(class_specific=True)),
-        whole_file(header(class_names=["cat", "cat"])),
     ],
     ids=[
         "empty",
@@ -96,7 +95,6 @@ def whole_file(metadata, name="ctx"):
         "JSON of another kind",
         "other number of tokens",
         "no context per class",
-        "names twice",
     ],
 )
 def test_files_that_are_refused(tmp_path, content):

@@ -62,6 +62,8 @@ def test_wilson_by_hand():
     assert wilson(0, 1) == pytest.approx((0, z2 / (1 + z2)))
     assert wilson(10, 10) == pytest.approx((10 / (10 + z2), 1))
     assert wilson(0, 0) == (0, 1)
+    assert {wilson(0, n)[0] for n in range(50)} == {0}
+    assert {wilson(n, n)[1] for n in range(50)} == {1}
     assert random_evaluation(40, 3).interval == wilson(int(random_evaluation(40, 3).right.sum()), 40)
 
 

@@ -237,7 +237,9 @@ def test_other_pictures_are_another_run(arguments, tmp_path, capfd, monkeypatch)
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 0
     for file in data.glob("red_circle/*"):
         draw("black_dot", 50).save(file)
-    assert "its pictures is" in fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--resume")
+    assert "it learned from other pictures" in fail(
+        capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--resume"
+    )
 
 
 def test_a_forced_run_that_was_stopped_goes_on(arguments, finished, tmp_path, capfd, monkeypatch):

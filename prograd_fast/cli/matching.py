@@ -1,0 +1,32 @@
+"""Whether model, pictures and methods go together, before any work."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prograd_fast.cli.models import check_text_tower
+from prograd_fast.terminal.output import say
+
+if TYPE_CHECKING:
+    from prograd_fast.clip import LoadedClip
+    from prograd_fast.data import PictureSet
+    from prograd_fast.methods import Method
+
+
+def check_match(clip: "LoadedClip", sets: Sequence["PictureSet"], methods: Sequence["Method"]) -> None:
+    """Check that the model can be tuned and tells the user's classes apart; tell where it may be the wrong one.
+
+    Raises:
+        ValueError: a method needs another text tower, or the model reads two classes of a user's folder alike.
+    """
+    from prograd_fast.clip.emoji_lite import NAMES
+    from prograd_fast.clip.tokens import refuse_equal_names
+
+    check_text_tower(clip, methods)
+    folders = [(pictures.folder, pictures.class_names) for pictures in sets if pictures.folder is not None]
+    for folder, class_names in folders:
+        refuse_equal_names(clip.tokenizer, class_names, folder)
+    if folders and clip.name in NAMES:
+        say(
+            f"{clip.name} has learned from drawn emoji and never saw a photo. For photos add --model ViT-B-16 "
+            "--pretrained openai; `prograd-fast models` lists more."
+        )

@@ -1,0 +1,203 @@
+"""Decode picture files, which may come from strangers: known formats alone, upright, in bounded memory."""
+
+import ctypes
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, _imaging, features
+
+_HEIF = False
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    _HEIF = True
+
+# The formats that pillow may read a file as, and their suffixes. It knows more, and starts programs for some.
+_SUFFIXES_OF = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "PNG": ".png .apng",
+    "WEBP": ".webp",
+    "BMP": ".bmp .dib",
+    "GIF": ".gif",
+    "TIFF": ".tif .tiff",
+    "PPM": ".ppm .pgm .pbm .pnm",
+    "JPEG2000": ".jp2 .j2k .j2c .jpf .jpx",
+    "QOI": ".qoi",
+    "PSD": ".psd",
+    **({"AVIF": ".avif"} if "avif" in features.modules and features.check("avif") else {}),
+    **({"HEIF": ".heic .heif .hif"} if _HEIF else {}),
+}
+FORMATS = tuple(_SUFFIXES_OF)
+# Their first bytes say little: a file is read as one of these only where its suffix says so.
+_BY_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".ico": "ICO", ".sgi": "SGI", ".rgb": "SGI", ".dds": "DDS"}
+SUFFIXES = frozenset(" ".join(_SUFFIXES_OF.values()).split()) | frozenset(_BY_SUFFIX)
+
+# Bytes for each pixel of the file that a decoder takes at its peak, the picture itself included, as measured
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 16, "HEIF": 16, "JPEG2000": 24, "TIFF": 8, "PSD": 8, "GIF": 12}
+_PIXEL_BYTES = 4  # of pillow's RGB; the same for every other decoder
+_COEFFICIENT_BYTES = 8  # of a progressive JPEG, which is kept whole: 4 components of 16 bits
+_MEMORY_VARIABLE, _MEMORY_GB = "PROGRAD_FAST_DECODE_GB", 1.2
+_MOST_ELONGATED = 200  # a picture of 1 x 20 000 pixels would be resized to 224 x 4 480 000
+STRIP = 2**22  # pixels that `on_white` converts at once
+
+_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_pillow_limit = threading.Lock()
+
+# Libtiff writes its complaints to stderr. Pillow raises an exception as well, which is shown with the file's name.
+for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+    with suppress(OSError, AttributeError):  # a pillow without libtiff, or with one that is out of reach
+        getattr(ctypes.CDLL(_imaging.__file__), _handler)(None)
+
+
+def memory_limit() -> int:
+    """Bytes that all pictures in decoding may take together: $PROGRAD_FAST_DECODE_GB, or 1.2 GB.
+
+    Raises:
+        ValueError: the variable is no positive number.
+    """
+    text = os.environ.get(_MEMORY_VARIABLE) or str(_MEMORY_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise ValueError(f"{_MEMORY_VARIABLE}: expected gigabytes such as {_MEMORY_GB}, got {text!r}")
+    return int(gigabytes * 1e9)
+
+
+class _Memory:
+    """Memory for decoding, shared by all threads: who needs more than is left waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._used = 0
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes, at most all, in this block. Nobody reserves twice, so that nobody waits for ever."""
+        limit = memory_limit()
+        size = min(size, limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + size <= limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+memory = _Memory()
+
+
+def memory_to_decode(file: BinaryIO, suffix: str, side: int | None) -> int:
+    """The bytes that `decode` takes for the picture in this file; reads its head alone, as far as its format allows.
+
+    Raises:
+        ValueError: it is more than `memory_limit`, or the picture is extremely long.
+        Exception: whatever pillow raises for a file that it cannot read.
+    """
+    image = _open(file, suffix)
+    width, height = image.size
+    if max(width, height) > _MOST_ELONGATED * min(width, height):
+        raise ValueError(f"{width} x {height} pixels; expected at most {_MOST_ELONGATED} times as long as wide")
+    needed, limit = _bytes(image, _reduction(image, side)), memory_limit()
+    if needed > limit:
+        raise ValueError(
+            f"{width} x {height} pixels take {needed / 1e9:.2g} GB to decode; expected {limit / 1e9:.2g} GB at most; "
+            f"make it smaller, or allow more with {_MEMORY_VARIABLE}={math.ceil(needed / 1e8) / 10}"
+        )
+    return needed
+
+
+def decode(content: bytes, suffix: str, side: int | None) -> Image.Image:
+    """Decode a picture: RGB, upright (EXIF orientation), on white where it is transparent.
+
+    Args:
+        content: Of the file.
+        suffix: Of its name, lower case.
+        side: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps so many pixels: that
+            is quicker, and takes less memory. None: at its size, if the memory suffices.
+
+    Raises:
+        Exception: whatever pillow raises for a file that it cannot read.
+    """
+    image: Image.Image = _open(BytesIO(content), suffix)
+    scale = _reduction(image, side)
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    image.load()
+    way = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if way is not None:  # ImageOps.exif_transpose writes the EXIF data again, and fails on odd entries
+        image = image.transpose(way)
+    return on_white(image)
+
+
+def _open(file: BinaryIO, suffix: str) -> Image.Image:
+    formats = (*FORMATS, _BY_SUFFIX[suffix]) if suffix in _BY_SUFFIX else FORMATS
+    with _any_size():
+        return Image.open(file, formats=formats)
+
+
+def _reduction(image: Image.Image, side: int | None) -> int:
+    """1, 2, 4 or 8: the part of its size that a picture is decoded at."""
+    if image.format not in ("JPEG", "MPO"):
+        return 1
+    shorter, limit = min(image.size), memory_limit()
+    scales = [scale for scale in (8, 4, 2) if side is not None and shorter // scale >= side]
+    scale = scales[0] if scales else 1
+    while scale < 8 and _bytes(image, scale) > limit:
+        scale *= 2
+    return scale
+
+
+def _bytes(image: Image.Image, scale: int) -> int:
+    """Memory to decode a picture, turn it and lay it on white."""
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        coefficients = _COEFFICIENT_BYTES * pixels if "progressive" in image.info else 0
+        return coefficients + 2 * _PIXEL_BYTES * (math.ceil(image.width / scale) * math.ceil(image.height / scale))
+    return pixels * (_DECODER_BYTES.get(image.format or "", _PIXEL_BYTES) + _PIXEL_BYTES)
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Replace pillow's own limit, which first warns on stderr, by ours."""
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, white where it is transparent; 16-bit grey is scaled to 8 bits."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size)
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):  # four copies of a large picture would not fit in memory
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        if strip.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
+            strip = Image.fromarray((np.asarray(strip).clip(0, 65535) // 257).astype(np.uint8))
+        ground = Image.new("RGBA", strip.size, "white")
+        ground.alpha_composite(strip.convert("RGBA"))
+        white.paste(ground.convert("RGB"), (0, top))
+    return white
