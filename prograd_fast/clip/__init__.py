@@ -4,6 +4,7 @@ The nets need torch alone. Prompt files (safetensors) and the models that ship w
 more, and import it when they are used.
 """
 
+from prograd_fast.clip.digest import model_digest
 from prograd_fast.clip.emoji_lite import load_emoji_lite
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.load import LoadedClip, is_known_model, load_model
@@ -27,6 +28,7 @@ __all__ = [
     "load_learned",
     "load_model",
     "load_prompt",
+    "model_digest",
     "save_learned",
     "save_prompt",
 ]
