@@ -61,6 +61,11 @@ class LoadedClip:
         return model_digest(self.model)
 
     @property
+    def digest(self) -> str:
+        """The digest of the weights, see `model_digest`."""
+        return model_digest(self.model)
+
+    @property
     def transform(self) -> str:
         """The name of `preprocess`, for records."""
         function = self.preprocess
@@ -79,7 +84,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         device: A torch device; None takes the GPU if there is one.
 
     Files are known by their content (`prograd_fast.clip.pretrained.read_weights`): weights of OpenAI, open_clip and
-    Hugging Face, in safetensors, in torch.save's files, checkpoints included, and in TorchScript. Nothing in them is run.
+    Hugging Face, in safetensors, in torch.save's files, checkpoints included, and in TorchScript. Nothing in them runs.
 
     Returns:
         The model with tokenizer and preprocessing, float32.
