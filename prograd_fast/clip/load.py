@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +53,6 @@ class LoadedClip:
     preprocess: Callable[[Any], Tensor]
     device: torch.device
     max_memory: float | None = None
-
-    @cached_property
-    def digest(self) -> str:
-        """See `model_digest`."""
-        return model_digest(self.model)
 
     @property
     def digest(self) -> str:
