@@ -2,21 +2,34 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from prograd_fast.data.walk import pictures_in
 
 
-def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
+class Found(NamedTuple):
+    """Picture files, and names that stand for none.
+
+    Attributes:
+        files: each once, in the order of their names on the command line.
+        missing: the names that stand for no file, with the reason.
+        ignored: how many files of folders are no pictures, by kind.
+    """
+
+    files: list[Path]
+    missing: dict[Path, str]
+    ignored: Counter[str]
+
+
+def find_pictures(given: Iterable[str]) -> Found:
     """Turn names of files and folders, and patterns such as "photos/**/*.jpg", into files.
 
-    A folder stands for all pictures in it. A pattern is for shells that do not know patterns, or quote them. A file
-    that is named twice is there once.
-
-    Returns:
-        The files; and the names that stand for no file, with the reason.
+    A folder stands for all pictures in it. A pattern is for shells that do not know patterns, or quote them.
     """
+    ignored: Counter[str] = Counter()
     files: dict[Path, None] = {}
     missing: dict[Path, str] = {}
     for name in given:
@@ -30,4 +43,4 @@ def find_pictures(given: Iterable[str]) -> tuple[list[Path], dict[Path, str]]:
                 files.update(dict.fromkeys(pictures_in(match, ignored) if os.path.isdir(match) else [match]))
             except ValueError as error:
                 missing[match] = str(error)
-    return list(files), missing
+    return Found(list(files), missing, ignored)

@@ -1,7 +1,7 @@
 """The commands `evaluate` and `predict`, which use what `train` wrote."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from prograd_fast.cli.folders import cache_folder, check_files
 from prograd_fast.cli.models import open_model_of
 from prograd_fast.cli.options import Cache, Data, Device, NoCache, OtherModel, OtherWeights, Run, Trust
 from prograd_fast.cli.picture_files import find_pictures
+from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.files.writing import write_csv
 from prograd_fast.terminal.output import console, progress, say
 from prograd_fast.terminal.printable import message_line
@@ -44,18 +45,15 @@ def evaluate(
     pictures. The classes to choose from are those of the run, or those of the
     set if it has others.
     """
-    from prograd_fast import data as picture_sets
     from prograd_fast.clip.tokens import refuse_equal_names
+    from prograd_fast.data import load
     from prograd_fast.report import evaluation_record, evaluation_rows, report_evaluation
-    from prograd_fast.training import evaluate_run, has_learned_from, load_run, write_json
+    from prograd_fast.training import evaluate_run, held_out, load_run, write_json
 
     feature_cache = cache_folder(cache, no_cache)
     files = check_files({"--csv": csv, "--json": json})
     record, learned = load_run(run)
-    pictures = picture_sets.load(data, whole=True)
-    if has_learned_from(record, pictures):
-        with suppress(ValueError):  # a folder that has no split was not learned from as a whole: the rest is the test
-            pictures = picture_sets.load(data)
+    pictures = held_out(record, open_pictures(data, whole=True), lambda: load(data))
     clip = open_model_of(run, record, model, pretrained, trust, device)
     if pictures.folder is not None:
         refuse_equal_names(clip.tokenizer, pictures.class_names, pictures.folder)
@@ -63,9 +61,8 @@ def evaluate(
         found = evaluate_run(record, learned, clip, pictures, track, feature_cache)
     if found.left_out:
         say(f"Left out {found.left_out} pictures that the run has learned from.")
-    new = [name for name in found.class_names if name not in record["data"]["class_names"]]
-    if new:
-        say(f"New to the run are {len(new)} of the {len(found.class_names)} classes: {_some(new)}")
+    if found.new:
+        say(f"New to the run are {len(found.new)} of the {len(found.class_names)} classes: {_some(found.new)}")
     n, tested = len(found.class_names), len(next(iter(found.tests[found.method].values())))
     say(f"Accuracy in % of {tested} pictures of {data} among {n} classes ({100 / n:.1f} by guessing):")
     report_evaluation(found, console)
@@ -98,17 +95,20 @@ def predict(
     predicted. Exit code: 0 if all pictures were read, 3 if some were not, 2 for
     wrong input, 1 for any other failure.
     """
+    from prograd_fast.data.walk import describe_ignored
     from prograd_fast.report import prediction_record, prediction_rows, predictions_table, write_predictions_page
     from prograd_fast.training import load_run, predict_files, read_class_names, write_json
 
     outputs = check_files({"--csv": csv, "--json": json, "--html": html})
     record, learned = load_run(run)
     names = None if classes is None else read_class_names(classes)
-    files, missing = find_pictures(pictures)
+    given = find_pictures(pictures)
+    if note := describe_ignored(given.ignored):
+        say(note)
     clip = open_model_of(run, record, model, pretrained, trust, device)
     with progress() as track:
-        found = predict_files(record, learned, clip, files, track, names, top)
-    found.unreadable.update(missing)
+        found = predict_files(record, learned, clip, given.files, track, names, top)
+    found.unreadable.update(given.missing)
     title = f"Most likely of {len(found.class_names)} classes, probability in %"
     if found.files:
         say(f"{title}:")
@@ -146,6 +146,6 @@ def _say_written(files: dict[str, Path]) -> None:
         say(f"Wrote {', '.join(map(str, files.values()))}")
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     """Names in a line, the first five of many."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -3,6 +3,8 @@
 from prograd_fast.report.compare import report_comparison
 from prograd_fast.report.demo import report_demo, sentences
 from prograd_fast.report.evaluation import evaluation_record, evaluation_rows, report_evaluation
+from prograd_fast.report.figures import curves_figure
+from prograd_fast.report.folds import report_folds
 from prograd_fast.report.page import write_page
 from prograd_fast.report.predictions import (
     prediction_record,
@@ -10,8 +12,6 @@ from prograd_fast.report.predictions import (
     predictions_table,
     write_predictions_page,
 )
-from prograd_fast.report.figures import curves_figure
-from prograd_fast.report.folds import report_folds
 from prograd_fast.report.statistics import Spread, accuracies, paired
 from prograd_fast.report.tables import TITLES, accuracy_table
 

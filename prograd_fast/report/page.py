@@ -12,8 +12,7 @@ from prograd_fast.files.writing import replacing
 from prograd_fast.report.html import Html, Number, percent, table, tag
 from prograd_fast.report.page_grid import grid_section
 from prograd_fast.report.page_pictures import Thumbnails
-from prograd_fast.report.page_run import run_section, title_of
-from prograd_fast.report.tables import TITLES
+from prograd_fast.report.page_run import method_of, run_section, title_of
 from prograd_fast.training import Record
 
 _RECORD, _RESULTS = "record.json", "results.json"
@@ -28,7 +27,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     """Write a page about runs of `train` and grids of `compare`.
 
     Args:
-        folders: each with a record.json or a results.json; nothing else is read but thumbnails of a run's pictures.
+        folders: each with a record.json or a results.json, or with folds that have one; nothing else is read but thumbnails of a run's pictures.
         out: the HTML file.
 
     Raises:
@@ -36,7 +35,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         OSError: the file cannot be written.
     """
     thumbnails, sections, runs = Thumbnails(), [], []
-    for number, folder in enumerate(folders, start=1):
+    whole = [one for folder in folders for one in _folds(folder) or [folder]]
+    for number, folder in enumerate(whole, start=1):
         name, anchor = folder.resolve().name, f"part-{number}"
         kind, record = _read(folder)
         with _naming(folder / kind):
@@ -50,6 +50,12 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     page = _document(title, [*overview, *sections])
     with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _folds(folder: Path) -> list[Path]:
+    """The runs of `train --folds` in a folder, in their order; none where it is something else."""
+    found = [file.parent for file in folder.glob(f"fold*/{_RECORD}") if file.parent.name[4:].isdecimal()]
+    return sorted(found, key=lambda fold: int(fold.name[4:]))
 
 
 def _read(folder: Path) -> tuple[str, Record]:
@@ -83,7 +89,7 @@ def _overview(runs: Sequence[tuple[str, str, Record]]) -> Html:
     rows = [
         [
             tag("a", name, href=f"#{anchor}"),
-            TITLES.get(record["method"], record["method"]),
+            method_of(record),
             record["data"]["name"],
             Number(str(record["shots"]), record["shots"]),
             *(percent(record["accuracy"].get(part, float("nan"))) for part in parts),

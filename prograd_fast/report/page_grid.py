@@ -35,7 +35,7 @@ def grid_section(name: str, anchor: str, results: Record, folder: Path) -> Html:
     return tag(
         "section",
         tag("h2", f"Comparison on {results['data']['name']}", tag("small", name)),
-        *(tag("p", sentence) for sentence in about),
+        *(tag("p", sentence) for sentence in about if sentence),
         _accuracies(results),
         tag("h3", "Pictures"),
         _pictures(folder),

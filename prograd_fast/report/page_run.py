@@ -18,9 +18,15 @@ _NO_DETAILS = (
 )
 
 
+def method_of(record: Record) -> str:
+    """The title of a run's method, or its name where it is none of ours."""
+    name = str(record["method"])
+    return TITLES.get(name, name)
+
+
 def title_of(record: Record) -> str:
     """A run in a few words."""
-    return f"{TITLES.get(record['method'], record['method'])} on {record['data']['name']}"
+    return f"{method_of(record)} on {record['data']['name']}"
 
 
 def run_section(name: str, anchor: str, record: Record, thumbnails: Thumbnails) -> Html:
@@ -62,7 +68,7 @@ def _facts(record: Record) -> dict[str, str]:
     seconds = sum(float(value) for value in record["seconds"].values())
     facts: dict[str, str] = {
         "date": _date(record["created"]),
-        "method": TITLES.get(record["method"], record["method"]),
+        "method": method_of(record),
         "model": f"{model['name']}{weights} on {model.get('device', '–')}",
         "data": f"{data['name']}: {len(data['class_names'])} classes, {data['pictures']} pictures",
         "learned from": learned,
@@ -104,9 +110,12 @@ def _accuracies(record: Record) -> Html:
                 Html() if n is None else interval_chart(both, f"{part}: zero-shot and the run, with intervals"),
             ]
         )
-    method = TITLES.get(record["method"], record["method"])
+    method = method_of(record)
     headers = ["test", "zero-shot %", f"{method} %", "gain", "95 % interval", "pictures", ""]
     note = "Wilson's 95 % intervals tell how much hangs on the test pictures. Drawn from 0 to 100 %: zero-shot hollow."
+    lost = ", ".join(f"{n} of {part}" for part, n in record.get("left_out", {}).items() if n)
+    if lost:
+        note += f" Test pictures that were learned from are left out: {lost}."
     return join(table(headers, rows, "Accuracy of each test beside zero-shot"), tag("p", note, class_="note"))
 
 

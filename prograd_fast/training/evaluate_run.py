@@ -1,12 +1,13 @@
 """Test a saved run on any set of pictures, but never on those that it has learned from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.clip.tokens import readable_class_names
+from prograd_fast.clip.tokens import equal_prompts, readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import Method, Task
 from prograd_fast.training.evaluate import evaluate_parts
@@ -28,17 +29,40 @@ class RunEvaluation:
         tests: method ("zero-shot" and the run's own) -> part of the set -> evaluation.
         left_out: how many test pictures are not among them, because the run has learned from them.
         class_names: the classes among which each picture was classified.
+        new: those of the set that the run does not know.
     """
 
     method: str
     tests: dict[str, dict[str, Evaluation]]
     left_out: int
     class_names: tuple[str, ...]
+    new: tuple[str, ...] = ()
 
 
 def has_learned_from(record: Record, pictures: PictureSet) -> bool:
     """Whether a run has learned from a picture of a set that is not in its pool."""
     return "learned" in unlearned(pictures, frozenset(record["learned_from"])).split
+
+
+def held_out(record: Record, whole: PictureSet, split: Callable[[], PictureSet]) -> PictureSet:
+    """A set with the pictures to test a run on as its test part.
+
+    They are all pictures if the run has learned from none of them. If it has, they are the set's own test part, as
+    when it was trained. A set that has no split, or whose test part was learned from, which may be if the run had
+    another split, keeps all pictures: `evaluate_run` leaves out those that were learned from.
+
+    Args:
+        record: of the run.
+        whole: the set, all pictures of which are test pictures.
+        split: loads the set with its own split; ValueError if it has none.
+    """
+    if not has_learned_from(record, whole):
+        return whole
+    try:
+        own = split()
+    except ValueError:
+        return whole
+    return own if "test" in unlearned(own, frozenset(record["learned_from"])).split else whole
 
 
 def evaluate_run(
@@ -62,7 +86,7 @@ def evaluate_run(
             from all test pictures, or gives values that are not finite.
     """
     method, learner = restored(record, learned, clip)
-    pictures = _among(known_classes(record, method), pictures, method)
+    pictures, new = _among(record, clip, method, pictures)
     groups = class_groups(pictures, None)
     with_all = test_parts(pictures, groups)
     parts = test_parts(unlearned(pictures, frozenset(record["learned_from"])), groups)
@@ -85,23 +109,30 @@ def evaluate_run(
     evaluations = {name: evaluate_parts(one, features, tests, on_tested) for name, one in learners.items()}
     for evaluation in evaluations[method.name].values():
         check_finite(record, evaluation.probabilities)
-    return RunEvaluation(method.name, evaluations, left_out, pictures.class_names)
+    return RunEvaluation(method.name, evaluations, left_out, pictures.class_names, tuple(new))
 
 
-def _among(known: tuple[str, ...], pictures: PictureSet, method: Method) -> PictureSet:
-    """The set with the classes to choose from: see `evaluate_run`."""
-    own = readable_class_names(pictures.class_names)
-    new = [name for name in own if name not in known]
+def _among(record: Record, clip: LoadedClip, method: Method, pictures: PictureSet) -> tuple[PictureSet, list[str]]:
+    """The set with the classes to choose from, see `evaluate_run`, and those of its classes that the run does not know.
+
+    A class is known if its name is the same to the model: "Dog" is "dog".
+    """
+    known, own = known_classes(record, method), readable_class_names(pictures.class_names)
+    if own == known:
+        return pictures, []
+    n = len(known)
+    first = {j: i for i, j in equal_prompts(clip.tokenizer, (*known, *own))}
+    places = [first.get(n + k, n + k) for k in range(len(own))]
+    new = [own[place - n] for place in places if place >= n]
     if new and not method.names_new_classes:
         raise ValueError(
             f"{pictures.name} has the class {new[0]!r}, which {method.title} cannot name, because it was not trained "
             f"on it; expected classes among {_listed(known)}: rename or remove the others ({len(new)}), or train again"
         )
-    if len(new) > 0 and len(own) > 1:
-        return pictures
-    names = (*known, *new)
-    places = np.array([names.index(name) for name in own])
-    return replace(pictures, class_names=names, labels=places[pictures.labels])
+    if new and len(own) > 1:
+        return pictures, new
+    labels = np.array(places)[pictures.labels]  # one new class has the place behind the known ones
+    return replace(pictures, class_names=(*known, *new), labels=labels), new
 
 
 def _listed(names: tuple[str, ...]) -> str:

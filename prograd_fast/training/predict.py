@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.clip.tokens import readable_class_names, refuse_equal_names
+from prograd_fast.clip.tokens import equal_prompts, readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.files.reading import read_text
@@ -74,8 +74,12 @@ def predict_files(
             f"{method.title} cannot name classes that it was not trained on: expected no other classes for this run; "
             "train with a method that has prompts, such as prograd"
         )
-    if class_names is not None:
-        refuse_equal_names(clip.tokenizer, names, "the given classes")
+    if class_names is not None and (pairs := equal_prompts(clip.tokenizer, names)):
+        i, j = pairs[0]
+        raise ValueError(
+            f"the classes {class_names[i]!r} and {class_names[j]!r} are the same words to the model, so the second one "
+            "would never be predicted; remove or rename it"
+        )
     with naming_the_run(record):
         scores = learner.scores(names)
     features, unreadable = _features(clip, files, track("looking at the pictures", len(files)))
@@ -131,7 +135,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     """Class names from a text file, one in each line.
 
     Raises:
-        ValueError: the file cannot be read as UTF-8, or has fewer than two names, or two that are the same.
+        ValueError: the file cannot be read as UTF-8, or has fewer than two names.
     """
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]

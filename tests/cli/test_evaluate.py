@@ -120,7 +120,7 @@ def test_new_classes_are_named(runs, tmp_path, capfd, monkeypatch):
 def test_classes_that_the_model_reads_alike_are_refused(run, tmp_path, capfd, monkeypatch, names):
     data = more_photos(tmp_path / "new", dict.fromkeys(names, "red_circle"))
     line = fail(capfd, monkeypatch, "evaluate", run, "--data", data, "--trust")
-    assert all(repr(name) in line for name in names)
+    assert "are the same words to the model" in line
 
 
 @pytest.mark.parametrize(

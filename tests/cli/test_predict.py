@@ -165,8 +165,8 @@ def test_new_names(run, pictures, capfd, monkeypatch):
     ("content", "message"),
     [
         ("kite", "expected at least two"),
-        ("kite\nkite", "both 'kite'"),
-        ("Kite\nkite", "alike|same"),
+        ("kite\nkite", "'kite' and 'kite' are the same words to the model"),
+        ("Kite\nkite", "'Kite' and 'kite' are the same words to the model"),
         (f"kite\n{'long ' * 200}", "too long"),
     ],
 )

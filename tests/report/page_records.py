@@ -71,6 +71,9 @@ def grid_record() -> dict:
             "partition": None,
             "imbalance": None,
             "regime": {"precision": "fp32", "views": None},
+            "pictures": {"train": 2 * shots},
+            "trained_classes": ["a", "b"],
+            "left_out": {},
             "accuracy": {"all": level + 0.01 * shots + 0.02 * seed},
         }
         for method, level in (("zero-shot", 0.4), ("coop", 0.6), ("prograd", 0.5))
@@ -78,7 +81,12 @@ def grid_record() -> dict:
         for seed in (0, 1)
     ]
     record = run_record({"all": evaluation(["a", "b"], 6)})
-    return {**{key: record[key] for key in ("created", "versions", "model", "data")}, "elsewhere": [], "runs": runs}
+    return {
+        **{key: record[key] for key in ("created", "versions", "model", "data")},
+        "elsewhere": [],
+        "equal_shots": {},
+        "runs": runs,
+    }
 
 
 def write(folder: Path, record: dict) -> Path:

@@ -156,6 +156,23 @@ def test_a_grid_gives_its_table_and_the_pictures_of_compare(tmp_path):
     assert "62.0 ± 12.7 (1.4)" in page.texts  # CoOp, one shot: 61 and 63 %
 
 
+def test_folds_are_runs_of_their_own_in_their_order(tmp_path):
+    for k in (10, 2, 0):
+        write(tmp_path / "folds" / f"fold{k}", run_record({"all": evaluation(["a", "b"], 9)}))
+    (tmp_path / "folds" / "summary.json").write_text("{}")
+    write_page([tmp_path / "folds"], tmp_path / "report.html")
+    links = Elements((tmp_path / "report.html").read_text()).all("a")
+    text = (tmp_path / "report.html").read_text()
+    assert len(links) == 3
+    assert text.index(">fold0<") < text.index(">fold2<") < text.index(">fold10<")
+
+
+def test_pictures_that_were_left_out_are_told(tmp_path):
+    record = run_record({"all": evaluation(["a", "b"], 9)}) | {"left_out": {"all": 3, "validation": 0}}
+    text = " ".join(Elements(page_of(tmp_path, record)).texts)
+    assert "Test pictures that were learned from are left out: 3 of all." in text
+
+
 DAMAGES = {
     "no JSON": lambda record: "{",
     "a list": lambda record: [1],

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prograd_fast.clip.tokens import clean_words
 from prograd_fast.data import load
 from prograd_fast.methods import CoOp, LinearProbe
-from prograd_fast.training import evaluate_run, has_learned_from, load_run, make_plan, save_run, train_method
+from prograd_fast.training import evaluate_run, has_learned_from, held_out, load_run, make_plan, save_run, train_method
 from tests.conftest import PER_CLASS, SHAPES, draw
 from tests.training.support import no_bars
 
@@ -48,8 +49,10 @@ def draw_new(root: Path, classes: dict[str, str], per_class: int) -> Path:
         ({"black_dot": "black_dot"}, 4),
         ({"green_bar": "green_bar"}, 1),
         ({"green bar": "green_bar"}, 1),  # the same name, without the underscore
+        ({"Green_Bar": "green_bar"}, 2),  # the same to the model
+        ({"Green_Bar": "green_bar", "BLACK  DOT": "black_dot"}, 2),
     ],
-    ids=["all", "two classes", "one class", "one picture", "readable"],
+    ids=["all", "two classes", "one class", "one picture", "readable", "case", "cases"],
 )
 def test_all_pictures_of_a_new_folder_are_tested_among_the_classes_of_the_run(
     clip, shapes, runs, tmp_path, method, classes, per_class
@@ -63,8 +66,9 @@ def test_all_pictures_of_a_new_folder_are_tested_among_the_classes_of_the_run(
     for tests in found.tests.values():
         evaluation = tests["all"]
         assert sorted(evaluation.pictures) == sorted(f"{name}/new{i}.png" for name in classes for i in range(per_class))
-        labels = [evaluation.class_names[label].replace(" ", "_") for label in evaluation.labels]
-        assert labels == [picture.split("/")[0].replace(" ", "_") for picture in evaluation.pictures]
+        labels = [evaluation.class_names[label] for label in evaluation.labels]
+        assert labels == [clean_words(picture.split("/")[0]).lower() for picture in evaluation.pictures]
+        assert found.new == ()
         assert np.bincount(evaluation.labels).max() == per_class
     few = min(len(classes), 2)
     assert len({found.tests[method]["all"].class_names[label] for label in evaluation.labels}) >= few
@@ -72,17 +76,19 @@ def test_all_pictures_of_a_new_folder_are_tested_among_the_classes_of_the_run(
 
 def test_new_classes_are_those_to_choose_from(clip, runs, tmp_path):
     pictures = load(draw_new(tmp_path / "new", {"kite": "blue_square", "red_circle": "red_circle"}, 2), whole=True)
-    assert evaluate_run(*runs["coop"], clip, pictures, no_bars).class_names == ("kite", "red circle")
+    found = evaluate_run(*runs["coop"], clip, pictures, no_bars)
+    assert (found.class_names, found.new) == (("kite", "red circle"), ("kite",))
 
 
 def test_one_new_class_is_tested_beside_those_of_the_run(clip, shapes, runs, tmp_path):
     pictures = load(draw_new(tmp_path / "new", {"kite": "blue_square"}, 2), whole=True)
     found = evaluate_run(*runs["coop"], clip, pictures, no_bars)
     assert found.class_names == (*shapes.class_names, "kite")
+    assert found.new == ("kite",)
     assert found.tests["coop"]["all"].labels.tolist() == [len(SHAPES)] * 2
 
 
-@pytest.mark.parametrize("classes", [["kite"], ["kite", "red_circle"], ["Red circle", "black_dot"]])
+@pytest.mark.parametrize("classes", [["kite"], ["kite", "red_circle"], ["red circles", "black_dot"]])
 def test_new_classes_are_refused_by_methods_that_cannot_name_them(clip, runs, tmp_path, classes):
     pictures = load(draw_new(tmp_path / "new", dict.fromkeys(classes, "red_circle"), 2), whole=True)
     named = re.escape(repr(classes[0]))
@@ -154,11 +160,41 @@ def test_nothing_to_test_on_is_told(clip, shapes, runs, tmp_path):
         evaluate_run(record, learned, clip, load(tmp_path, whole=True), no_bars)
 
 
+@pytest.mark.parametrize("fold", range(5))
+def test_a_fold_is_tested_on_its_own_pictures(clip, shapes_dir, fold):
+    """Whatever the default split says: of most folds' pictures, its test part was learned from."""
+    pictures = load(shapes_dir, fold=(fold, 5))
+    record, learner = train_method(CoOp(epochs=1), clip, pictures, make_plan(pictures, 100, 0, None), no_bars)
+    chosen = held_out(record, load(shapes_dir, whole=True), lambda: load(shapes_dir))
+    found = evaluate_run(record, learner.module.state_dict(), clip, chosen, no_bars)
+    own = {pictures.digest(i) for i in np.flatnonzero(pictures.split == "test")}
+    tested = [str(shapes_dir / name) for name in found.tests["coop"]["all"].pictures]
+    digests = {str(file): pictures.digest(i) for i, file in enumerate(pictures.source)}
+    assert {digests[file] for file in tested} <= own
+    assert tested
+
+
 def test_a_whole_folder_is_all_test(shapes_dir):
     pictures = load(shapes_dir, whole=True)
     assert pictures.split.tolist() == ["test"] * PER_CLASS * len(SHAPES)
     embedded, same = load("clipart"), load("clipart", whole=True)
     assert embedded.split.tolist() == same.split.tolist()
+
+
+def test_classes_of_one_name_stay_two(clip, shapes, runs):
+    """As in ImageNet, whose list has two "missile"."""
+    record, learned = runs["coop"]
+    names = ("black dot", *shapes.class_names[1:3], "black dot")
+    found = evaluate_run(
+        {**record, "data": {**record["data"], "class_names": list(names)}},
+        learned,
+        clip,
+        replace(shapes, class_names=names),
+        no_bars,
+    )
+    evaluation = found.tests["coop"]["all"]
+    assert set(evaluation.labels.tolist()) == {0, 1, 2, 3}
+    assert 3 not in evaluation.predicted  # the first of equals wins
 
 
 def test_the_weights_must_be_those_of_the_run(clip, shapes, runs):

@@ -104,7 +104,7 @@ def test_methods_that_cannot_name_classes_refuse_them(clip, shapes, runs, files)
 
 @pytest.mark.parametrize("names", [["cat", "dog", "Cat"], ["red  circle", "red circle"], ["a&amp;b", "a&b"]])
 def test_names_that_the_model_reads_alike_are_refused(clip, runs, files, names):
-    with pytest.raises(ValueError, match=r"alike|same"):
+    with pytest.raises(ValueError, match="are the same words to the model"):
         predict_files(*runs["coop"], clip, files, no_bars, class_names=names)
 
 
@@ -121,7 +121,6 @@ def test_files_of_class_names(tmp_path):
         (b"cat\n", "1 names; expected at least two"),
         (b"\n \n", "0 names"),
         (b"cat\n_\n", "expected a readable name"),
-        (b"cat\ncat", "are both 'cat'"),
         (b"caf\xe9\ncat", "codec can't decode"),
         (None, "No such file"),
     ],
