@@ -5,6 +5,7 @@ from prograd_fast.report.demo import report_demo, sentences
 from prograd_fast.report.evaluation import evaluation_record, evaluation_rows, report_evaluation
 from prograd_fast.report.figures import curves_figure
 from prograd_fast.report.folds import report_folds
+from prograd_fast.report.page import write_page
 from prograd_fast.report.predictions import (
     prediction_record,
     prediction_rows,
@@ -31,5 +32,6 @@ __all__ = [
     "report_evaluation",
     "report_folds",
     "sentences",
+    "write_page",
     "write_predictions_page",
 ]

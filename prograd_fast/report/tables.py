@@ -34,12 +34,20 @@ def shots_rows(runs: Sequence[Record], parts: Sequence[str]) -> list[list[str]]:
         runs: records with "method", "shots" and "accuracy".
         parts: which accuracies; a method without one has a dash there.
     """
+    return [
+        [title, str(shots), *("-" if spread is None else str(spread) for spread in found)]
+        for title, shots, found in spreads(runs, parts)
+    ]
+
+
+def spreads(runs: Sequence[Record], parts: Sequence[str]) -> list[tuple[str, int, list[Spread | None]]]:
+    """For each method and number of shots the title, the shots, and the spread on each part; see `shots_rows`."""
     rows = []
     for method in METHODS:
         for shots in sorted({run["shots"] for run in runs if run["method"] == method.name}):
             here = [run for run in runs if run["shots"] == shots]
             values = [accuracies(here, method.name, part) for part in parts]
-            rows.append([TITLES[method.name], str(shots), *(str(Spread.of(v)) if v else "-" for v in values)])
+            rows.append((method.title, shots, [Spread.of(v) if v else None for v in values]))
     return rows
 
 
