@@ -29,19 +29,19 @@ _SUFFIXES_OF = {
     "TIFF": ".tif .tiff",
     "PPM": ".ppm .pgm .pbm .pnm",
     "JPEG2000": ".jp2 .j2k .j2c .jpf .jpx",
-    "QOI": ".qoi",
     "PSD": ".psd",
     **({"AVIF": ".avif"} if "avif" in features.modules and features.check("avif") else {}),
     **({"HEIF": ".heic .heif .hif"} if _HEIF else {}),
 }
 FORMATS = tuple(_SUFFIXES_OF)
 # Their first bytes say little: a file is read as one of these only where its suffix says so.
-_BY_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".ico": "ICO", ".sgi": "SGI", ".rgb": "SGI", ".dds": "DDS"}
+_BY_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".ico": "ICO", ".sgi": "SGI", ".rgb": "SGI"}
 SUFFIXES = frozenset(" ".join(_SUFFIXES_OF.values()).split()) | frozenset(_BY_SUFFIX)
 
 # Bytes for each pixel of the file that a decoder takes at its peak, the picture itself included, as measured
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 16, "HEIF": 16, "JPEG2000": 24, "TIFF": 8, "PSD": 8, "GIF": 12}
 _PIXEL_BYTES = 4  # of pillow's RGB; the same for every other decoder
+_STRIP_BYTES = 24  # for each pixel of a strip in `on_white`
 _COEFFICIENT_BYTES = 8  # of a progressive JPEG, which is kept whole: 4 components of 16 bits
 _MEMORY_VARIABLE, _MEMORY_GB = "PROGRAD_FAST_DECODE_GB", 1.2
 _MOST_ELONGATED = 200  # a picture of 1 x 20 000 pixels would be resized to 224 x 4 480 000
@@ -170,10 +170,11 @@ def _reduction(image: Image.Image, side: int | None) -> int:
 def _bytes(image: Image.Image, scale: int) -> int:
     """Memory to decode a picture, turn it and lay it on white."""
     pixels = image.width * image.height
+    strip = 0 if image.mode == "RGB" else _STRIP_BYTES * min(pixels, STRIP)
     if image.format in ("JPEG", "MPO"):
         coefficients = _COEFFICIENT_BYTES * pixels if "progressive" in image.info else 0
-        return coefficients + 2 * _PIXEL_BYTES * (math.ceil(image.width / scale) * math.ceil(image.height / scale))
-    return pixels * (_DECODER_BYTES.get(image.format or "", _PIXEL_BYTES) + _PIXEL_BYTES)
+        return strip + coefficients + 2 * _PIXEL_BYTES * (math.ceil(image.width / scale) * math.ceil(image.height / scale))
+    return strip + pixels * (_DECODER_BYTES.get(image.format or "", _PIXEL_BYTES) + _PIXEL_BYTES)
 
 
 @contextmanager
