@@ -8,6 +8,7 @@ from typer import Option
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.models import check_text_tower, open_model
 from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress
@@ -47,7 +48,6 @@ def compare(
 
     The same command continues a comparison that was stopped. With more methods, shots or seeds, it runs what is new.
     """
-    from prograd_fast import data as picture_sets
     from prograd_fast.report import report_comparison
     from prograd_fast.training import Grid, TrainOptions, run_grid
 
@@ -56,8 +56,8 @@ def compare(
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
-    pictures = picture_sets.load(data)
-    others = [picture_sets.load(name) for name in also or []]
+    pictures = open_pictures(data)
+    others = [open_pictures(name) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
     check_text_tower(clip, grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"

@@ -8,6 +8,7 @@ from typer import Argument, Option
 from prograd_fast.cli.folders import cache_folder
 from prograd_fast.cli.models import open_model_of
 from prograd_fast.cli.options import Cache, Data, Device, NoCache, OtherModel, OtherWeights, Run, Trust
+from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.terminal.output import Table, console, progress, say
 
 
@@ -25,13 +26,12 @@ def evaluate(
 
     Example: [bold]prograd-fast evaluate runs/mine --data clipart[/bold]
     """
-    from prograd_fast import data as picture_sets
     from prograd_fast.report import accuracy_table
     from prograd_fast.training import evaluate_run, load_run
 
     feature_cache = cache_folder(cache, no_cache)
     record, learned = load_run(run)
-    pictures = picture_sets.load(data)
+    pictures = open_pictures(data)
     clip = open_model_of(run, record, model, pretrained, trust, device)
     with progress() as track:
         accuracies = evaluate_run(record, learned, clip, pictures, track, feature_cache)

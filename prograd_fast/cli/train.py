@@ -12,6 +12,7 @@ from typer import Option
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.models import check_text_tower, open_model
 from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress, say
 from prograd_fast.terminal.printable import printable
@@ -81,7 +82,7 @@ def train(
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
-    pictures = picture_sets.load(data)
+    pictures = open_pictures(data)
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     plan = make_plan(pictures, shots, seed, partition)
