@@ -84,8 +84,8 @@ def _read_legacy(file: Path) -> Any:
     if _TORCH < (2, 10):
         raise ValueError(
             f"{file} is neither safetensors nor a zip archive of torch.save, and other pickles are read with torch "
-            "2.10 and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save the "
-            "weights with safetensors"
+            "2.10 and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save "
+            "the weights with safetensors"
         )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
