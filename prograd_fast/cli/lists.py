@@ -22,7 +22,7 @@ def methods() -> None:
     console.print(table)
 
 
-def models(part: Annotated[str, Argument(metavar="[NAME]", help=_PART)] = "") -> None:
+def models(part: Annotated[str, Argument(metavar="NAME", help=_PART)] = "") -> None:
     """List what --model takes: the embedded models, some of open_clip's to begin with, and what is on your disk.
 
     Example: [bold]prograd-fast models siglip[/bold], and [bold]prograd-fast models ViT-B-16[/bold] for its weights
@@ -45,12 +45,12 @@ def models(part: Annotated[str, Argument(metavar="[NAME]", help=_PART)] = "") ->
     others = [entry for entry in entries if entry is not named or not entry.tags]
     if not others:
         return
-    table = Table("--model", "parameters, M", "fp32, MB", "pixels", "weights", "on disk")
+    table = Table("--model", "parameters, M", "fp32, MB", "pixels", "tags", "on disk")
     for entry in others[:_MOST]:
         n = count_parameters(entry.name)
         sizes = ("-", "-") if n is None else (f"{n / 1e6:.0f}", f"{4 * n / 1e6:.0f}")
-        weights = f"{len(entry.tags)} tags" if entry.tags else "its own" if entry.name in NAMES else "a file"
-        table.add_row(entry.name, *sizes, str(entry.image_size), weights, ", ".join(entry.on_disk) or "-")
+        tags = str(len(entry.tags)) if entry.tags else "its own" if entry.name in NAMES else "a file"
+        table.add_row(entry.name, *sizes, str(entry.image_size), tags, ", ".join(entry.on_disk) or "-")
     console.print(table)
     if len(others) > _MOST:
         say(f"{len(others) - _MOST} more: {', '.join(entry.name for entry in others[_MOST:])}")
