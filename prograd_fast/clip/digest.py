@@ -1,4 +1,4 @@
-"""What tells one model's weights from another's."""
+"""The digest that tells one model's weights from another's."""
 
 import hashlib
 
