@@ -27,7 +27,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     """Write a page about runs of `train` and grids of `compare`.
 
     Args:
-        folders: each with a record.json or a results.json, or with folds that have one; nothing else is read but thumbnails of a run's pictures.
+        folders: each with a record.json, a results.json, or folds that have a record.json. Nothing else is read but
+            the pictures of a comparison, and test pictures for thumbnails.
         out: the HTML file.
 
     Raises:
