@@ -1,14 +1,12 @@
 """One HTML page about runs and comparisons, which needs nothing beside it: no network, no other file."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.writing import replacing
+from prograd_fast.report.document import document
 from prograd_fast.report.html import Html, Number, percent, table, tag
 from prograd_fast.report.page_grid import grid_section
 from prograd_fast.report.page_pictures import Thumbnails
@@ -48,7 +46,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
                 runs.append((name, anchor, record))
     overview = [_overview(runs)] if len(runs) > 1 else []
     title = title_of(runs[0][2]) if len(sections) == len(runs) == 1 else f"{len(sections)} results"
-    page = _document(title, [*overview, *sections])
+    note = "Written by prograd-fast report. Click on a column's header to sort by it."
+    page = document(title, note, [*overview, *sections])
     with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -101,22 +100,3 @@ def _overview(runs: Sequence[tuple[str, str, Record]]) -> Html:
     ]
     headers = ["run", "method", "data", "shots", *(f"{part} %" for part in parts)]
     return tag("section", tag("h2", "All runs"), table(headers, rows, "Accuracy of all runs"))
-
-
-def _document(title: str, sections: Sequence[Html]) -> str:
-    """The page. Its policy forbids every request, and every script but its own, whatever the content holds."""
-    style, script = (files("prograd_fast.report").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{title} – prograd-fast"),
-        tag("style", Html(style)),
-    )
-    note = tag("p", "Written by prograd-fast report. Click on a column's header to sort by it.", class_="note")
-    body = tag("body", tag("header", tag("h1", title), note), tag("main", *sections), tag("script", Html(script)))
-    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

@@ -118,7 +118,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def picture_names(pictures: PictureSet, rows: Rows) -> tuple[str, ...]:
-    """What pictures of a set are called: their path in the set's folder, or their index where there is no folder."""
+    """The names of pictures of a set: their path in the set's folder, or their index where there is no folder."""
     if pictures.folder is None:
         return tuple(map(str, rows.tolist()))
     files = [Path(pictures.source[row]) for row in rows.tolist()]  # a folder has files

@@ -1,4 +1,4 @@
-"""What a classifier made of test pictures, one by one, and the measures that follow: accuracies, F1, calibration."""
+"""Predictions for test pictures, one by one, and the measures that follow: accuracies, F1, calibration."""
 
 from dataclasses import dataclass
 from math import sqrt

@@ -24,7 +24,7 @@ _AT_ONCE = 256  # files whose features are made together; where one cannot be re
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run makes of picture files.
+    """The predictions of a run for picture files.
 
     Attributes:
         class_names: the C classes to choose from.

@@ -138,17 +138,17 @@ def test_the_files_agree_with_each_other_and_with_the_terminal(run, pictures, ca
             assert float(row[f"probability_{rank}"]) == pytest.approx(found["probability"], rel=1e-5)
             assert f"{found['name']} {100 * found['probability']:.1f}" in line
             assert f"<li>{found['name']} {100 * found['probability']:.1f} %</li>" in page
-    assert page.count('<img loading="lazy" alt="" src="data:image/jpeg;base64,') == 4
+    assert page.count('<img src="data:image/jpeg;base64,') == 4
 
 
 def test_the_page_asks_for_nothing_outside(run, pictures, monkeypatch):
     shutil.copy("photos/red_circle.png", "photos/<script>alert(1)<&>.png")
     assert run_here(monkeypatch, "predict", run, "photos", "--trust", "--html", "a.html") == 0
     page = Path("a.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
     assert "&lt;script&gt;" in page
     assert all(url.startswith("data:") for url in re.findall(r"(?:src|href)=.(.{5})", page))
-    assert "http" not in page.replace("http-equiv", "")
+    assert not re.search(r"https?:", page)
 
 
 def test_new_names(run, pictures, capfd, monkeypatch):
