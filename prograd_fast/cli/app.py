@@ -10,7 +10,9 @@ import typer
 
 from prograd_fast.cli.compare import compare
 from prograd_fast.cli.demo import demo
+from prograd_fast.cli.export import export, interpret
 from prograd_fast.cli.lists import doctor, methods
+from prograd_fast.cli.report import report
 from prograd_fast.cli.saved_run import evaluate, predict
 from prograd_fast.cli.train import train
 from prograd_fast.terminal import interrupts
@@ -20,7 +22,7 @@ from prograd_fast.terminal.streams import LogLines
 _DEBUG = "--debug"
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-for command in (train, methods, evaluate, predict, compare, demo, doctor):
+for command in (train, methods, evaluate, predict, report, export, interpret, compare, demo, doctor):
     app.command()(command)
 
 
@@ -70,9 +72,9 @@ def _code_and_message(error: Exception, debug: bool) -> tuple[int, str]:
     """The exit code of an error, 2 for wrong input and 1 for all else, and its message."""
     if hasattr(error, "format_message"):  # a usage error; typer's click has no public address in newer releases
         return 2, error.format_message()
-    if isinstance(error, ValueError | OSError | ImportError):
-        return 2, str(error)
     named = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, ValueError | OSError | ImportError):
+        return 2, str(error) if " " in str(error).strip() else named  # a lone word or number says nothing
     if isinstance(error, MemoryError) or "out of memory" in named or "allocate memory" in named:
         return 1, f"out of memory ({named}); train on fewer pictures or classes at once (--max-memory, --accumulate)"
     shown = "" if debug else f"; {_DEBUG} shows where"

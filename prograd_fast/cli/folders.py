@@ -1,4 +1,4 @@
-"""The folders that a command writes to, checked before any work."""
+"""The folders and files that a command writes to, checked before any work."""
 
 import os
 import tempfile
@@ -23,6 +23,18 @@ def check_writable(folder: Path, option: str = "--out") -> None:
             f"cannot write to {folder}: {existing} has no room or is not a folder that you may write to "
             f"({error.strerror}); free {ROOM >> 20} MiB there, or {remedy}"
         ) from error
+
+
+def check_files(files: dict[str, Path | None]) -> dict[str, Path]:
+    """The files to write by option, those that are given; ValueError unless they are different and can be written."""
+    given = {option: file for option, file in files.items() if file is not None}
+    for option, file in given.items():
+        if file.is_dir():
+            raise ValueError(f"cannot write {file}: a folder of this name is there; choose another {option}")
+        check_writable(file.parent, option)
+    if len({file.resolve() for file in given.values()}) < len(given):
+        raise ValueError(f"{' and '.join(given)}: expected different files, got {', '.join(map(str, given.values()))}")
+    return given
 
 
 def cache_folder(folder: Path | None, no_cache: bool) -> Path | None:

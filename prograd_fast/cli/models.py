@@ -67,6 +67,6 @@ def check_text_tower(clip: "LoadedClip", methods: Sequence["Method"]) -> None:
     reason = TextTower(clip.model).closed_reason
     if reason is not None and any(isinstance(method, PromptTuning) for method in methods):
         raise ValueError(
-            f"{clip.name}: context tokens cannot be put between the words: {reason}; take a --method without a context, "
-            "such as zero-shot or linear-probe, or another --model"
+            f"{clip.name}: context tokens cannot be put between the words: {reason}; take a --method without a "
+            "context, such as zero-shot or linear-probe, or another --model"
         )

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,9 @@ class LoadedClip:
     device: torch.device
     max_memory: float | None = None
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """See `model_digest`."""
+        """The digest of the weights, see `model_digest`."""
         return model_digest(self.model)
 
     @property
@@ -79,7 +78,7 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
         device: A torch device; None takes the GPU if there is one.
 
     Files are known by their content (`prograd_fast.clip.pretrained.read_weights`): weights of OpenAI, open_clip and
-    Hugging Face, in safetensors, in torch.save's files, checkpoints included, and in TorchScript. Nothing in them is run.
+    Hugging Face, in safetensors, in torch.save's files, checkpoints included, and in TorchScript. Nothing in them runs.
 
     Returns:
         The model with tokenizer and preprocessing, float32.

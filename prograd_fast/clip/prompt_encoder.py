@@ -134,14 +134,18 @@ class PromptEncoder(nn.Module):
         )
         return encode(prefix, suffixes, deep, plan)
 
-    def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def prompts(self, context: Tensor) -> Tensor:
+        """(G, C, L, d) token embeddings, the context (G, M, d) or (G, C, M, d) in its places; without positions."""
         words = self.tower.embed(self.token_ids)
         groups, (n_classes, _, d) = len(context), words.shape
         index = self.context_positions[..., None].expand(groups, n_classes, -1, d)
         rows = (context if self.class_specific else context[:, None]).to(words.dtype).expand(groups, n_classes, -1, d)
-        prompts = words.expand(groups, -1, -1, -1).scatter(2, index, rows).flatten(0, 1)
-        features = self.tower.encode(prompts, self.token_ids.repeat(groups, 1), deep)
-        return features.unflatten(0, (groups, n_classes))
+        return words.expand(groups, -1, -1, -1).scatter(2, index, rows)
+
+    def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        prompts = self.prompts(context)
+        features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep)
+        return features.unflatten(0, prompts.shape[:2])
 
     def _current_constants(self, packing: Packing) -> _Constants:
         tower = self.tower

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from prograd_fast.clip.digest import model_digest
 from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.prompted import PromptedCLIP
 from prograd_fast.clip.tokens import Tokenizer, readable_class_names
@@ -25,6 +26,7 @@ _KINDS = {
     "class_token_position": str,
     "n_ctx": int,
     "text_width": int,
+    "model_digest": str,
     "library_version": str,
     "metadata": dict,
 }
@@ -39,6 +41,7 @@ class SavedPrompt:
         class_names: names it was tuned for.
         class_specific: whether there is one context per class.
         class_token_position: "end", "middle" or "front".
+        model_digest: digest of the model that it was tuned for, see `prograd_fast.clip.model_digest`.
         library_version: version of prograd_fast that wrote the file.
         metadata: what the writer passed to `save_prompt`.
         learned: all tensors of the file by name, "ctx" and what was learned beside it; on the CPU.
@@ -48,6 +51,7 @@ class SavedPrompt:
     class_names: tuple[str, ...]
     class_specific: bool
     class_token_position: ClassTokenPosition
+    model_digest: str
     library_version: str
     metadata: dict[str, Any]
     learned: dict[str, Tensor]
@@ -61,8 +65,21 @@ class SavedPrompt:
             class_names: other names to classify; None: those of the file.
 
         Raises:
-            ValueError: the context does not fit the model's text tower, or is class-specific and the names are others.
+            ValueError: the context was tuned for another model; it is class-specific and the names are others; or more
+                was learned than a context, which a prompted net has no place for.
         """
+        beside = [name for name, tensor in self.learned.items() if name != "ctx" and tensor.numel()]
+        if beside:
+            raise ValueError(
+                f"more was learned than a context ({', '.join(beside[:3])}), which this net would leave out; open the "
+                "whole run with prograd_fast.training.open_run(FOLDER)"
+            )
+        if model_digest(model) != self.model_digest:
+            raise ValueError(
+                f"model: expected the one that this context was tuned for (digest {self.model_digest[:12]}), got "
+                f"another (digest {model_digest(model)[:12]}): other weights or another activation. Use the model that it was "
+                "tuned for."
+            )
         net = PromptedCLIP(
             model,
             tokenizer,
@@ -99,6 +116,7 @@ def save_prompt(
         "class_token_position": net.class_token_position,
         "n_ctx": net.n_ctx,
         "text_width": net.tower.width,
+        "model_digest": model_digest(net.model),
     }
     save_learned(path, {**(learned or {}), "ctx": net.prompt.ctx}, header, **metadata)
 
@@ -145,6 +163,7 @@ def load_prompt(path: str | os.PathLike[str]) -> SavedPrompt:
             class_names=readable_class_names(header["class_names"]),
             class_specific=header["class_specific"],
             class_token_position=header["class_token_position"],
+            model_digest=header["model_digest"],
             library_version=header["library_version"],
             metadata=header["metadata"],
             learned=learned,

@@ -25,8 +25,8 @@ class TextTower:
 
     A causal tower that pools at the end-of-text token (OpenAI CLIP and most open_clip models) never looks behind that
     token, so sequences may be cut after the longest one: the same features for less work. Any other tower (SigLIP,
-    `no_causal_mask`, CoCa's appended CLS token, padding masks, OpenAI's own `clip` package, Hugging Face's towers such as
-    BERT and RoBERTa) takes the plain way: the model's own `encode_text` at full length, with only the output of its
+    `no_causal_mask`, CoCa's appended CLS token, padding masks, OpenAI's own `clip` package, Hugging Face's towers such
+    as BERT and RoBERTa) takes the plain way: the model's own `encode_text` at full length, with only the output of its
     token embedding replaced. `full_length_reason` says why, and so does a line in the log.
 
     The tower reads its weights from the model at every call; it holds none itself and follows `model.to(...)`.

@@ -121,7 +121,7 @@ class TokenizedTexts:
     ) -> "TokenizedTexts":
         """Tokenise `texts`, each of which must leave `room` positions of the tower's context free.
 
-        With `inside` they get the tokens that they have behind another word: RoBERTa's begin with the blank before them.
+        With `inside` they get the tokens that they have behind another word: RoBERTa's hold the blank before them.
 
         A tokenizer truncates in silence, so a text that ends at the very last position counts as too long.
 

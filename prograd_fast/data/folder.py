@@ -42,7 +42,7 @@ def load_folder(
         path: The folder.
         test_share: The share of test pictures in the plain layout.
         fold: (k, n): fold k of n is the test part, the rest the pool, for cross-validation in the plain layout.
-        whole: All pictures are test pictures, of whatever layout; one class or one picture will do. For a folder that
+        whole: All pictures of the plain layout are test pictures; one class or one picture will do. For a folder that
             nothing is learned from.
         track: Opens a progress bar for the pictures that are read.
         unreadable: A list that gets a line for each file that cannot be read in the plain layout, which is then left
@@ -81,7 +81,7 @@ def load_folder(
         name=root.resolve().name,
         class_names=tuple(names[folder] for folder in folders),
         labels=np.array([folders.index(folder) for folder, _, _ in files], dtype=np.int64),
-        split=np.array(["test" if whole else split for _, split, _ in files]),
+        split=np.array(["test" if whole and not parts else split for _, split, _ in files]),
         style=np.array([""] * len(files)),
         source=[file for _, _, file in files],
         folder=root.resolve(),

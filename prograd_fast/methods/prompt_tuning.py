@@ -250,16 +250,36 @@ class PromptTuningLearner(GradientLearner):
         save_prompt(path, net, self.module.state_dict(), **metadata)
 
     @torch.no_grad()
+    def class_features(self, class_names: Sequence[str]) -> Tensor:
+        """(C, D) unit rows of these classes, or (S, 1, C, D) for S samples, which are those of `scores`.
+
+        Raises:
+            ValueError: they depend on the picture.
+        """
+        if self.context.per_picture:
+            raise ValueError(
+                f"{self.settings.title} has other class features for every picture, so they are no matrix; use the run "
+                "itself: prograd-fast predict, or prograd_fast.training.open_run"
+            )
+        return self.context.class_features(
+            self.net.with_classes(class_names), self.task.image_features, self.fixed_noise()
+        )
+
+    def fixed_noise(self) -> Tensor | None:
+        """The random numbers of `scores`: drawn from the task's seed, the same at every call."""
+        return self.context.noise(1, torch.Generator(self.task.device).manual_seed(self.task.seed))
+
+    @torch.no_grad()
     def scores(self, class_names: Sequence[str]) -> Scores:
         """The context before these class names, which are encoded once, here, unless they depend on the picture.
 
         What is random is drawn once, from the task's seed, for all pictures.
         """
-        net, context = self.net.with_classes(class_names), self.context
-        noise = context.noise(1, torch.Generator(self.task.device).manual_seed(self.task.seed))
+        context = self.context
         if not context.per_picture:
-            features = context.class_features(net, self.task.image_features, noise)
-            return lambda x: mean_logits(sample_logits(net, x.to(features.dtype), features))
+            features = self.class_features(class_names)
+            return lambda x: mean_logits(sample_logits(self.net, x.to(features.dtype), features))
+        net, noise = self.net.with_classes(class_names), self.fixed_noise()
         n = max(1, PROMPTS_AT_ONCE // (len(net.class_names) * (1 if noise is None else len(noise))))
 
         @torch.no_grad()

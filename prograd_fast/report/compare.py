@@ -30,7 +30,7 @@ def report_comparison(results: Record, out: Path, console: Console) -> None:
     runs = results["runs"]
     most = max(run["shots"] for run in runs)
     at_most = [run for run in runs if run["shots"] == most]
-    about, parts = description(results), _parts(runs)
+    about, parts = description(results), parts_of(runs)
 
     def title(what: str, runs: Sequence[Record]) -> str:
         data = description({**results, "runs": runs}).data
@@ -120,7 +120,7 @@ def _notes(results: Record) -> str:
     return " ".join(notes)
 
 
-def _parts(runs: Sequence[Record]) -> list[str]:
+def parts_of(runs: Sequence[Record]) -> list[str]:
     """Every accuracy that a run has, validation apart."""
     found = dict.fromkeys(part for run in runs for part in run["accuracy"] if part != "validation")
     return [part for part in _MAIN if part in found] + [part for part in found if part not in _MAIN]

@@ -1,6 +1,6 @@
 """Accuracies of runs as tables: a column for each method, or a row for each method and number of shots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prograd_fast.methods import METHODS
 from prograd_fast.report.statistics import Spread, accuracies
@@ -19,12 +19,12 @@ def accuracy_table(runs: Sequence[Record], parts: Sequence[str]) -> Table:
     """
     methods = list(dict.fromkeys(run["method"] for run in runs))
     rows = [[part, *(_mean_and_sd(accuracies(runs, method, part)) for method in methods)] for part in parts]
-    return _table(["test"], [TITLES[method] for method in methods], rows)
+    return table_of(["test"], [TITLES[method] for method in methods], rows)
 
 
 def shots_table(runs: Sequence[Record], parts: Sequence[str]) -> Table:
     """`shots_rows` as a table for the terminal."""
-    return _table(["method", "shots"], parts, shots_rows(runs, parts))
+    return table_of(["method", "shots"], parts, shots_rows(runs, parts))
 
 
 def shots_rows(runs: Sequence[Record], parts: Sequence[str]) -> list[list[str]]:
@@ -34,12 +34,20 @@ def shots_rows(runs: Sequence[Record], parts: Sequence[str]) -> list[list[str]]:
         runs: records with "method", "shots" and "accuracy".
         parts: which accuracies; a method without one has a dash there.
     """
+    return [
+        [title, str(shots), *("-" if spread is None else str(spread) for spread in found)]
+        for title, shots, found in spreads(runs, parts)
+    ]
+
+
+def spreads(runs: Sequence[Record], parts: Sequence[str]) -> list[tuple[str, int, list[Spread | None]]]:
+    """For each method and number of shots the title, the shots, and the spread on each part; see `shots_rows`."""
     rows = []
     for method in METHODS:
         for shots in sorted({run["shots"] for run in runs if run["method"] == method.name}):
             here = [run for run in runs if run["shots"] == shots]
             values = [accuracies(here, method.name, part) for part in parts]
-            rows.append([TITLES[method.name], str(shots), *(str(Spread.of(v)) if v else "-" for v in values)])
+            rows.append((method.title, shots, [Spread.of(v) if v else None for v in values]))
     return rows
 
 
@@ -50,8 +58,8 @@ def _mean_and_sd(values: Sequence[float]) -> str:
     return f"{spread.mean:.1f}" if spread.n == 1 else f"{spread.mean:.1f} ± {spread.sd:.1f}"
 
 
-def _table(names: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose columns of numbers are aligned at the right."""
+def table_of(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table whose columns of numbers, which come after those of names, are aligned at the right."""
     table = Table(*names)
     for header in numbers:
         table.add_column(header, justify="right")

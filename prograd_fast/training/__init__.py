@@ -2,12 +2,15 @@
 
 from prograd_fast.clip import is_known_model, load_model
 from prograd_fast.training.augmented import AugmentedFeatures
+from prograd_fast.training.evaluate_run import RunEvaluation, evaluate_run, has_learned_from, held_out
+from prograd_fast.training.evaluation import Evaluation
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.grid import Grid, run_grid
 from prograd_fast.training.history import History
 from prograd_fast.training.log import tensorboard
 from prograd_fast.training.loop import tune
 from prograd_fast.training.options import TrainOptions
+from prograd_fast.training.predict import Predictions, picture_files, predict_files, read_class_names
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Part, Plan, all_shots, make_plan, unlearned
 from prograd_fast.training.record import Record, plan_facts, run_facts, run_record, setup_record, write_json
@@ -16,10 +19,8 @@ from prograd_fast.training.saved_run import (
     CHECKPOINT,
     RUN_FILES,
     difference_to,
-    evaluate_run,
     load_run,
     open_run,
-    predict_files,
     save_run,
 )
 from prograd_fast.training.train import train_method
@@ -30,14 +31,17 @@ __all__ = [
     "RUN_FILES",
     "AugmentedFeatures",
     "Bar",
+    "Evaluation",
     "Features",
     "Grid",
     "History",
     "OtherSet",
     "Part",
     "Plan",
+    "Predictions",
     "Record",
     "Run",
+    "RunEvaluation",
     "Track",
     "TrainOptions",
     "TransferTest",
@@ -45,14 +49,18 @@ __all__ = [
     "difference_to",
     "encode_pictures",
     "evaluate_run",
+    "has_learned_from",
+    "held_out",
     "is_known_model",
     "load_model",
     "load_run",
     "make_plan",
     "open_run",
     "other_sets",
+    "picture_files",
     "plan_facts",
     "predict_files",
+    "read_class_names",
     "run_facts",
     "run_grid",
     "run_method",

@@ -12,7 +12,8 @@ from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, Learner, Method, Task
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
-from prograd_fast.training.evaluate import evaluate_parts
+from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
+from prograd_fast.training.evaluation import Evaluation
 from prograd_fast.training.features import Features
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
@@ -30,7 +31,7 @@ class Run:
         plan: the pictures.
         learner: the method after training.
         history: losses and cosine of each step, or None for a method that has no steps.
-        accuracy: top-1 accuracy in [0, 1] for each part of `plan.tests`, and "harmonic mean" of base and new.
+        tests: the evaluation of each part of `plan.tests`, and of each `TransferTest`, by name.
         seconds: wall time of training and of evaluation.
         options: how it was trained.
         left_out: how many pictures each test lost because they are learned from: those of the plan, and of transfer.
@@ -40,10 +41,15 @@ class Run:
     plan: Plan
     learner: Learner
     history: History | None
-    accuracy: dict[str, float]
+    tests: dict[str, Evaluation]
     seconds: dict[str, float]
     options: TrainOptions
     left_out: dict[str, int]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Top-1 accuracy in [0, 1] of each of the tests, and "harmonic mean" of base and new."""
+        return accuracies(self.tests)
 
 
 def run_method(
@@ -109,22 +115,26 @@ def run_method(
                 log=log,
             )
     trained = time.perf_counter()
-    measured = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
+    tests = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
     left_out, learned = dict(plan.left_out), train.contents(pictures) if transfer else frozenset()
     for test in transfer if method.names_new_classes else ():
         part = test.without(learned)
         if len(part.rows):
-            measured |= evaluate_parts(learner, test.features, {test.label: part}, on_tested)
+            tests |= evaluate_parts(learner, test.features, {test.label: part}, on_tested)
         if len(part.rows) < len(test.part.rows):
             left_out[test.label] = len(test.part.rows) - len(part.rows)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
-    return Run(method, plan, learner, history, measured, seconds, options, left_out)
+    return Run(method, plan, learner, history, tests, seconds, options, left_out)
 
 
 def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:
     """Measures the accuracy on the plan's validation pictures; None if there are none."""
     part = plan.tests.get("validation")
-    return None if part is None else lambda: evaluate_parts(learner, features, {"": part})[""]
+    if part is None:
+        return None
+    names, values = part.class_names(features.pictures), features.of(part.rows)
+    labels = part.labels(features.pictures).to(values.device)
+    return lambda: accuracy(learner.scores(names), values, labels)
 
 
 def tests_of(method: Method, plan: Plan) -> dict[str, Part]:

@@ -3,28 +3,22 @@
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from prograd_fast.clip import LoadedClip, is_known_model, load_learned, load_model
 from prograd_fast.clip.tokens import readable_class_names
-from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.tensors import tensors_digest
-from prograd_fast.methods import Learner, Method, Task, method_named
+from prograd_fast.methods import Learner, Method, method_named
 from prograd_fast.training.checkpoint import differing
-from prograd_fast.training.evaluate import evaluate_parts
-from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.progress import Track
-from prograd_fast.training.protocol import class_groups, test_parts
+from prograd_fast.training.evaluation import FloatArray
 from prograd_fast.training.record import Record, record_digest, write_json
-from prograd_fast.training.train import untouched
 
 RUN_FILES = ("record.json", "prompt.safetensors")
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
@@ -127,7 +121,7 @@ def _read_record(file: Path) -> Record:
 
 
 @contextmanager
-def _naming_the_run(record: Record) -> Iterator[None]:
+def naming_the_run(record: Record) -> Iterator[None]:
     """ValueError for whatever goes wrong with settings that come from a file."""
     try:
         yield
@@ -162,17 +156,18 @@ def open_run(folder: Path, clip: LoadedClip | None = None) -> tuple[Record, Meth
                 "open_clip's list; if you trust it, give clip=load_model(name, weights)"
             )
         clip = load_model(name, pretrained)
-    return record, *_restored(record, learned, clip)
+    return record, *restored(record, learned, clip)
 
 
-def _restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
+def restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method, Learner]:
+    """The method of a run and what it learned, ready for use; ValueError if that is another model's."""
     if clip.digest != record["model"]["digest"]:
         raise ValueError(
             f"this run was trained on other weights: expected {_named(record['model'])} with digest "
             f"{record['model']['digest'][:16]}, got {_named(vars(clip))} with digest {clip.digest[:16]}; "
             "give the weights that it was trained on, or train again"
         )
-    with _naming_the_run(record):
+    with naming_the_run(record):
         method = method_named(record["method"], record["settings"])
         learner = method.restore(clip.model, clip.tokenizer, record["trained_classes"], learned, record["seed"])
         return method, learner
@@ -183,62 +178,17 @@ def _named(model: Mapping[str, Any]) -> str:
     return f"{model['name']!r}" + ("" if model["pretrained"] is None else f" with weights {model['pretrained']!r}")
 
 
-def evaluate_run(
-    record: Record, learned: Learned, clip: LoadedClip, pictures: PictureSet, track: Track, cache: Path | None = None
-) -> dict[str, dict[str, float]]:
-    """Test a trained method on the test pictures of any set, among all of that set's classes.
+def known_classes(record: Record, method: Method) -> tuple[str, ...]:
+    """The classes that a run tells apart: all of its set's, or, where it cannot name new ones, those it was trained on.
 
-    Args:
-        record: of the run.
-        learned: what `load_run` gave with it.
-        clip: the model that it was trained for.
-        pictures: the set, the one that was trained on or another.
-        track: opens progress bars.
-        cache: folder of image features that runs share, or None.
-
-    Returns:
-        Method ("zero-shot" and the run's own) -> part of the set -> top-1 accuracy in [0, 1].
-
-    Raises:
-        ValueError: what was learned is another model's, or the method cannot name the set's classes.
+    They are readable names.
     """
-    parts = test_parts(pictures, class_groups(pictures, None))
-    tests = {name: part for name, part in parts.items() if name != "validation"}
-    rows = np.concatenate([part.rows for part in tests.values()])
-    method, learner = _restored(record, learned, clip)
-    nothing = Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names)
-    learners = {"zero-shot": untouched(method).start(nothing), method.name: learner}
-    with _naming_the_run(record):
-        learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
-    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
-    on_tested = track("testing", len(learners) * len(rows))
-    return {name: evaluate_parts(one, features, tests, on_tested) for name, one in learners.items()}
-
-
-@torch.no_grad()
-def predict_files(
-    record: Record, learned: Learned, clip: LoadedClip, files: Sequence[Path], track: Track
-) -> tuple[tuple[str, ...], Tensor]:
-    """Classify picture files among all classes of the set that the method was trained on.
-
-    A method that cannot name new classes tells those that it was trained on.
-
-    Returns:
-        The C class names, and (len(files), C) probabilities.
-
-    Raises:
-        ValueError: files that are not readable pictures; or what was learned gives no finite values.
-    """
-    method, learner = _restored(record, learned, clip)
-    class_names = tuple(record["data"]["class_names"] if method.names_new_classes else record["trained_classes"])
-    n = len(files)
-    pictures = PictureSet(
-        "predict", class_names, np.zeros(n, np.int64), np.array(["test"] * n), np.array([""] * n), list(files)
+    return readable_class_names(
+        record["data"]["class_names"] if method.names_new_classes else record["trained_classes"]
     )
-    with _naming_the_run(record):
-        scores = learner.scores(class_names)
-    features = encode_pictures(clip, pictures, np.arange(n), track("looking at the pictures", n))
-    probabilities = scores(features.values).softmax(dim=1)
-    if not probabilities.isfinite().all():
-        raise ValueError(f"this run of {method.name} gives values that are not finite; train it again")
-    return class_names, probabilities
+
+
+def check_finite(record: Record, probabilities: FloatArray) -> None:
+    """ValueError where a run gives NaN or infinite values, whose order means nothing."""
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"this run of {record['method']} gives values that are not finite; train it again")

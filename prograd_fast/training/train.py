@@ -41,8 +41,8 @@ def train_method(
         log: takes what is measured at each step, or None.
 
     Returns:
-        The run record (`setup_record`, `run_record`, "zero_shot_accuracy", `learned_from`, and under "facts"
-        `run_facts`), and the trained method.
+        The run record (`setup_record`, `run_record`, "zero_shot_accuracy", `learned_from`, under "details" the
+        `Evaluation` of each test as JSON, and under "facts" `run_facts`), and the trained method.
 
     Raises:
         ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
@@ -77,6 +77,7 @@ def train_method(
         "zero_shot_accuracy": zero_shot.accuracy,
         "seconds": {"encode": encoded, **trained.seconds},
         "learned_from": learned_from(pictures, plan),
+        "details": {name: evaluation.to_record() for name, evaluation in trained.tests.items()},
         "facts": facts,
     }
     return record, trained.learner

@@ -20,8 +20,25 @@ from tests.tiny_clip import tiny_clip
 transformers = pytest.importorskip("transformers")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-WORDS = ["cat", "dog", "red", "panda", "a", "photo", "of", "picture", "x", ".", "circle", "blue", "square", "green", "bar",
-         "black", "dot"]  # fmt: skip
+WORDS = [
+    "cat",
+    "dog",
+    "red",
+    "panda",
+    "a",
+    "photo",
+    "of",
+    "picture",
+    "x",
+    ".",
+    "circle",
+    "blue",
+    "square",
+    "green",
+    "bar",
+    "black",
+    "dot",
+]
 NAMES = ["cat", "red_panda", "dog"]
 
 

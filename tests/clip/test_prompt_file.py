@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 import prograd_fast as pf
+from prograd_fast.methods import LASP, CoCoOp, CoOp, PromptSRC, Task, Variational
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 IMAGES = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
@@ -42,15 +43,86 @@ def test_other_class_names(model, tmp_path):
     assert torch.equal(new.class_features(), net.with_classes(["tulip"]).class_features())
 
 
-def test_model_of_another_width(model, tmp_path):
+OTHERS = {
+    "width": lambda: tiny_clip(width=48),
+    "weights": lambda: changed(lambda model: model.text_projection.data.mul_(1.1)),
+    "image tower": lambda: changed(lambda model: model.visual.proj.data.mul_(1.1)),
+    "scale": lambda: changed(lambda model: model.logit_scale.data.add_(0.1)),
+    "activation": lambda: tiny_clip(quick_gelu=True),
+    "layers": lambda: tiny_clip(layers=3),
+}
+
+
+def changed(change):
+    model = tiny_clip()
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_model(model, tmp_path, other):
     pf.clip.save_prompt(tmp_path / "prompt", pf.clip.PromptedCLIP(model, TOKENIZER, CLASS_NAMES, 3))
     saved = pf.clip.load_prompt(tmp_path / "prompt")
-    wide = tiny_clip()
-    wide.token_embedding = torch.nn.Embedding(49408, 48)
-    with pytest.raises(
-        ValueError, match=r"48\).*got torch.float64 of shape \(3, 32\).*the model that it was tuned for"
-    ):
-        saved.build(wide, TOKENIZER)
+    with pytest.raises(ValueError, match=r"the one that this context was tuned for \(digest") as caught:
+        saved.build(OTHERS[other](), TOKENIZER)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("copy", ["again", "half", "float", "frozen"])
+def test_the_same_model(model, tmp_path, copy):
+    """A half-precision copy is the same model."""
+    single = tiny_clip(dtype=torch.float32)
+    pf.clip.save_prompt(tmp_path / "prompt", pf.clip.PromptedCLIP(single, TOKENIZER, CLASS_NAMES, 3))
+    saved = pf.clip.load_prompt(tmp_path / "prompt")
+    copies = {
+        "again": lambda: tiny_clip(dtype=torch.float32),
+        "half": lambda: tiny_clip(dtype=torch.float32).half(),
+        "float": lambda: tiny_clip(dtype=torch.float32).half().float(),
+        "frozen": lambda: single.requires_grad_(False),
+    }
+    assert saved.build(copies[copy](), TOKENIZER).class_names == saved.class_names
+
+
+def test_a_digest_follows_the_weights():
+    model = tiny_clip()
+    before = pf.clip.model_digest(model)
+    assert pf.clip.model_digest(model) == before
+    with torch.no_grad():
+        model.logit_scale.add_(0.5)
+    changed = pf.clip.model_digest(model)
+    assert changed != before
+    with torch.inference_mode():
+        model.logit_scale = torch.nn.Parameter(model.logit_scale - 0.5, requires_grad=False)
+    assert pf.clip.model_digest(model) == before
+
+
+METHODS = [  # what is learned beside the context
+    CoCoOp(),
+    PromptSRC(sentences=("a photo of a {}.",)),
+    LASP(sentences=("a photo of a {}.",)),
+    Variational(),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_more_than_a_context_is_not_left_out(tmp_path, method):
+    model = tiny_clip(dtype=torch.float32)
+    x, labels = torch.eye(24)[:4], torch.arange(4)
+    method.start(Task(model, TOKENIZER, CLASS_NAMES[:4], x, labels)).save(tmp_path / "prompt")
+    with pytest.raises(ValueError, match=r"more was learned than a context \(.*prograd_fast\.training\.open_run"):
+        pf.clip.load_prompt(tmp_path / "prompt").build(model, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "method", [CoOp(), PromptSRC(depth=1, sentences=("a photo of a {}.",))], ids=["CoOp", "depth 1"]
+)
+def test_a_context_alone_is_built(tmp_path, method):
+    model = tiny_clip(dtype=torch.float32)
+    learner = method.start(Task(model, TOKENIZER, CLASS_NAMES[:4], torch.eye(24)[:4], torch.arange(4)))
+    learner.save(tmp_path / "prompt")
+    net = pf.clip.load_prompt(tmp_path / "prompt").build(model, TOKENIZER)
+    x = torch.eye(24)
+    torch.testing.assert_close(net.logits(x).softmax(1), learner.scores(CLASS_NAMES[:4])(x).softmax(1))
 
 
 def header(**changes):
@@ -60,6 +132,7 @@ def header(**changes):
         "class_token_position": "end",
         "n_ctx": 2,
         "text_width": 4,
+        "model_digest": "0" * 64,
         "library_version": "0",
         "metadata": {},
     }

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -329,6 +329,7 @@ def crafted_prompt(random: Random, folder: Path) -> None:
         "class_token_position": random.choice(["end", "middle", "front"]),
         "n_ctx": 2,
         "text_width": 32,
+        "model_digest": "0" * 64,
         "library_version": "0",
         "metadata": {},
     }
@@ -345,7 +346,7 @@ def crafted_prompt(random: Random, folder: Path) -> None:
         assert saved.ctx.is_floating_point()
         assert saved.ctx.isfinite().all()
         model, tokenizer = _run()[1].task.model, _run()[1].task.tokenizer
-        saved.build(model, tokenizer).class_features()
+        replace(saved, model_digest=pf.clip.model_digest(model)).build(model, tokenizer).class_features()
 
 
 # ---- checkpoints

@@ -20,12 +20,13 @@ from prograd_fast.training import (
     save_run,
     train_method,
 )
+from prograd_fast.training.evaluate import accuracies
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.slow import slow_but_for
 from tests.tiny_clip import CLASS_NAMES
 from tests.tolerances import assert_close
-from tests.training.support import no_bars
+from tests.training.support import no_bars, probability_matrix
 
 # Few of everything, so that each takes a second: two stages where there are two, a batch that leaves a rest.
 SMALL = {
@@ -136,14 +137,14 @@ def test_saved_run_scores_as_the_trained_one(name, clip, shapes, tmp_path):
     save_run(tmp_path, record, learner)
     loaded = load_run(tmp_path)
     assert loaded[0] == json.loads(json.dumps(record))
-    accuracies = evaluate_run(*loaded, clip, shapes, no_bars)
-    assert accuracies[name] == {"all": record["accuracy"]["all"]}
-    assert accuracies["zero-shot"] == {"all": record["zero_shot_accuracy"]["all"]}
+    tests = evaluate_run(*loaded, clip, shapes, no_bars).tests
+    assert accuracies(tests[name]) == {"all": record["accuracy"]["all"]}
+    assert accuracies(tests["zero-shot"]) == {"all": record["zero_shot_accuracy"]["all"]}
     files = list(shapes.source[:3])
-    names, probabilities = predict_files(*loaded, clip, files, no_bars)
+    found = predict_files(*loaded, clip, files, no_bars)
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(3)])
-    expected = learner.scores(names)(F.normalize(clip.model.encode_image(images), dim=-1)).softmax(1)
-    torch.testing.assert_close(probabilities, expected)
+    expected = learner.scores(found.class_names)(F.normalize(clip.model.encode_image(images), dim=-1)).softmax(1)
+    torch.testing.assert_close(probability_matrix(found), expected, check_dtype=False)
 
 
 @pytest.mark.parametrize("name", NAMES)

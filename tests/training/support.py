@@ -82,6 +82,12 @@ def same(one, other) -> bool:
     return type(one) is type(other) and one == other
 
 
+def probability_matrix(found) -> torch.Tensor:
+    """(n, C) probabilities of predictions that have all classes, in the order of `class_names`."""
+    matrix = torch.empty(found.top.shape)
+    return matrix.scatter_(1, torch.from_numpy(found.top), torch.from_numpy(found.probabilities))
+
+
 class Killed(Exception):  # noqa: N818  no error
     """Stands for what ends a process at any moment."""
 

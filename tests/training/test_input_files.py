@@ -88,6 +88,7 @@ def write_prompt(path: Path, tensors: dict, **changes) -> None:
         "class_token_position": "end",
         "n_ctx": 2,
         "text_width": 4,
+        "model_digest": "0" * 64,
         "library_version": "0",
         "metadata": {},
     }
@@ -134,6 +135,7 @@ def test_contexts_that_are_taken(tmp_path, dtype):
         {"n_ctx": 2.0},
         {"n_ctx": True},
         {"text_width": None},
+        {"model_digest": None},
         {"library_version": 1},
         {"metadata": []},
     ],

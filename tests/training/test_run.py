@@ -3,15 +3,17 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import prograd_fast as pf
+from prograd_fast.data import load
 from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, Task, ZeroShot
 from prograd_fast.training import encode_pictures, make_plan, run_method, train_method, write_json
-from prograd_fast.training.evaluate import accuracy, evaluate_parts, harmonic_mean
+from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts, harmonic_mean, picture_names, rank
 from prograd_fast.training.protocol import Part
 from prograd_fast.training.transfer import TransferTest
 from tests.training.support import NoBar, train_once
@@ -26,10 +28,43 @@ def test_accuracy_and_harmonic_mean():
     assert harmonic_mean(0.5, 0.0) == 0.0
 
 
+def test_the_first_of_equal_classes_wins():
+    scores = torch.tensor([[1.0, 2.0, 2.0, 0.0], [3.0, 3.0, 3.0, 3.0], [0.0, 0.0, 1.0, 1.0]])
+    top, probabilities = rank(lambda _: scores, torch.zeros(3, 2), 3)
+    assert top.tolist() == [[1, 2, 0], [0, 1, 2], [2, 3, 0]]
+    torch.testing.assert_close(torch.from_numpy(probabilities), scores.softmax(1).gather(1, torch.from_numpy(top)))
+    assert rank(lambda _: scores, torch.zeros(3, 2)).top.shape == (3, 4)
+
+
+def test_the_evaluation_of_a_run_names_its_pictures(clip, shapes):
+    plan = make_plan(shapes, shots=2, seed=0, partition=None)
+    run = run_method(CoOp(epochs=3), clip, encode_pictures(clip, shapes, plan.rows), plan)
+    assert run.accuracy == {name: evaluation.accuracy for name, evaluation in run.tests.items()}
+    found, part = run.tests["all"], plan.tests["all"]
+    assert found.class_names == shapes.class_names
+    assert found.labels.tolist() == shapes.labels[part.rows].tolist()
+    files = [f"{shapes.source[row].parent.name}/{shapes.source[row].name}" for row in part.rows.tolist()]
+    assert list(found.pictures) == files
+    scores = run.learner.scores(shapes.class_names)(encode_pictures(clip, shapes, part.rows).values)
+    assert found.predicted.tolist() == scores.argmax(1).tolist()
+    torch.testing.assert_close(torch.from_numpy(found.probabilities), scores.softmax(1).sort(1, True).values)
+
+
+@pytest.mark.parametrize("how", ["absolute", "relative", "here", "linked", "dots"])
+def test_pictures_are_called_by_their_place_in_the_folder(shapes_dir, tmp_path, monkeypatch, how):
+    (tmp_path / "link").symlink_to(shapes_dir)
+    monkeypatch.chdir(shapes_dir if how == "here" else shapes_dir.parent)
+    folder = {"relative": "shapes", "here": ".", "linked": tmp_path / "link", "dots": "shapes/../shapes"}
+    pictures = load(folder.get(how, shapes_dir))
+    assert picture_names(pictures, np.array([0, 11])) == ("black_dot/00.png", "blue_square/01.png")
+    assert picture_names(replace(pictures, folder=None), np.array([3, 0])) == ("3", "0")
+
+
 def test_evaluation_streams_the_pictures_and_encodes_a_class_list_once(clip, shapes, monkeypatch):
     plan = make_plan(shapes, shots=2, seed=0, partition=None)
     learner = ZeroShot().start(Task(clip.model, clip.tokenizer, shapes.class_names, torch.empty(0, 24), torch.empty(0)))
-    n, rows = len(plan.tests["validation"].rows), np.resize(plan.tests["all"].rows, 160)  # two batches
+    rows = np.tile(plan.tests["all"].rows, 12)
+    assert 100 < len(rows) <= 200  # two batches
     tests = {"validation": plan.tests["validation"], "all": Part(plan.tests["all"].classes, rows)}
     sizes, lists = [], []
     teacher = pf.clip.ZeroShotTeacher.__init__
@@ -49,9 +84,11 @@ def test_evaluation_streams_the_pictures_and_encodes_a_class_list_once(clip, sha
     features = encode_pictures(clip, shapes, plan.rows)
     measured = evaluate_parts(learner, features, tests, lambda: seen.append(1))
     assert lists == [shapes.class_names]
-    assert sizes == [n, 100, 60]
-    assert len(seen) == n + 160
-    assert measured["validation"] == evaluate_parts(learner, features, plan.tests)["validation"]
+    n = len(plan.tests["validation"].rows)
+    assert sizes == [n, 100, len(rows) - 100]
+    assert len(seen) == n + len(rows)
+    once = evaluate_parts(learner, features, plan.tests)
+    assert accuracies(measured) == accuracies(once)
 
 
 def test_run_measures_what_the_method_can_name(clip, shapes):

@@ -9,7 +9,8 @@ import torch
 import prograd_fast as pf
 from prograd_fast.methods import CoOp
 from prograd_fast.training import load_run, predict_files, save_run
-from tests.training.support import no_bars, train_once
+from prograd_fast.training.evaluation import Evaluation
+from tests.training.support import no_bars, probability_matrix, train_once
 
 OVERFLOWING = 3e38  # a learning rate after which the context is no longer finite, or the tower's output is not
 
@@ -32,15 +33,25 @@ def test_saved_run_comes_back(run, tmp_path):
     assert prompt.metadata["method"] == "prograd"
 
 
+def test_the_record_holds_the_evaluation_of_each_test(run, tmp_path):
+    record, learner = run
+    save_run(tmp_path, record, learner)
+    details = {name: Evaluation.from_record(value) for name, value in load_run(tmp_path)[0]["details"].items()}
+    assert details.keys() == {"validation", "base", "new"}
+    assert {name: found.accuracy for name, found in details.items()}.items() <= record["accuracy"].items()
+    assert {name: len(found) for name, found in details.items()}.items() <= record["pictures"].items()
+
+
 def test_predictions_are_those_of_the_tuned_net(clip, shapes, run, tmp_path):
     record, learner = run
     save_run(tmp_path, record, learner)
     files = [Path(shapes.source[i]) for i in (5, 0)]  # type: ignore[arg-type]
-    names, probabilities = predict_files(*load_run(tmp_path), clip, files, no_bars)
-    assert names == shapes.class_names  # all of the set's, though two of them were trained
+    found = predict_files(*load_run(tmp_path), clip, files, no_bars)
+    assert found.class_names == shapes.class_names  # all of the set's, though two of them were trained
+    assert found.files == tuple(files)
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in (5, 0)])
-    expected = learner.net.with_classes(names)(images).softmax(1)
-    torch.testing.assert_close(probabilities, expected)
+    expected = learner.net.with_classes(found.class_names)(images).softmax(1)
+    torch.testing.assert_close(probability_matrix(found), expected)
 
 
 def test_record_of_a_stopped_run_is_json(clip, shapes, tmp_path):

@@ -1,4 +1,4 @@
-"""Weights from a file, known by its content: the container, whose they are, and the activation they were trained with."""
+"""Weights from a file, known by its content: the container, whose names they have, and the activation."""
 
 import zipfile
 from dataclasses import dataclass
@@ -83,8 +83,8 @@ def _read_legacy(file: Path) -> Any:
     """A pickle from before torch 1.6, which torch itself has to read."""
     if _TORCH < (2, 10):
         raise ValueError(
-            f"{file} is neither safetensors nor a zip archive of torch.save, and other pickles are read with torch 2.10 "
-            "and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save the "
+            f"{file} is neither safetensors nor a zip archive of torch.save, and other pickles are read with torch "
+            "2.10 and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save the "
             "weights with safetensors"
         )
     try:
@@ -105,7 +105,7 @@ def _quick_gelu_of(classes: frozenset[str]) -> bool | None:
 
 
 def _configured_activation(config: Path) -> bool | None:
-    """The activation that Hugging Face's file beside the weights tells. ValueError if its towers have different ones."""
+    """The activation that Hugging Face's file beside the weights tells; ValueError if its towers' differ."""
     if not config.is_file():
         return None
     settings = read_json(config)
