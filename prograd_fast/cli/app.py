@@ -13,7 +13,7 @@ from prograd_fast.cli.compare import compare
 from prograd_fast.cli.data import data_app
 from prograd_fast.cli.demo import demo
 from prograd_fast.cli.export import export, interpret
-from prograd_fast.cli.lists import doctor, methods
+from prograd_fast.cli.lists import doctor, methods, models
 from prograd_fast.cli.report import report
 from prograd_fast.cli.saved_run import evaluate, predict
 from prograd_fast.cli.train import train
@@ -24,7 +24,7 @@ from prograd_fast.terminal.streams import LogLines
 _DEBUG = "--debug"
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-for command in (train, methods, evaluate, predict, report, export, interpret, compare, demo, doctor):
+for command in (train, methods, models, evaluate, predict, report, export, interpret, compare, demo, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")

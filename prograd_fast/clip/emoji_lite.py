@@ -55,7 +55,7 @@ def load_emoji_lite(
     from open_clip import SimpleTokenizer
     from safetensors.torch import load_file
 
-    model = build_model(json.loads((_ASSETS / f"{name}.json").read_text()))
+    model = build_model(embedded_config(name))
     heads = load_file(_ASSETS / f"{name}.safetensors")
     ids, rows = heads.pop("token_embedding.ids"), heads.pop("token_embedding.rows")
     table = untrained_tokens(*model.token_embedding.weight.shape)
@@ -93,6 +93,11 @@ def enlarge(pictures: Tensor) -> Tensor:
 def normalize(images: Tensor) -> Tensor:
     """Maps [0, 1] to [-1, 1]: mean and standard deviation 0.5, as EfficientNet-Lite0 was trained."""
     return (images - 0.5) / 0.5
+
+
+def embedded_config(name: str) -> dict[str, Any]:
+    """The architecture of an embedded model."""
+    return json.loads((_ASSETS / f"{name}.json").read_text())
 
 
 def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:

@@ -77,8 +77,8 @@ class SavedPrompt:
         if model_digest(model) != self.model_digest:
             raise ValueError(
                 f"model: expected the one that this context was tuned for (digest {self.model_digest[:12]}), got "
-                f"another (digest {model_digest(model)[:12]}): other weights or another activation. Use the model that it was "
-                "tuned for."
+                f"another (digest {model_digest(model)[:12]}): other weights or another activation. Use the "
+                "model that it was tuned for."
             )
         net = PromptedCLIP(
             model,

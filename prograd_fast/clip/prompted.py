@@ -104,7 +104,8 @@ class PromptedCLIP(nn.Module):
         if tower.closed_reason is not None:
             raise TypeError(
                 f"model: context tokens cannot be put between the words of {type(model).__name__}: "
-                f"{tower.closed_reason}. Use a method without a context, such as zero-shot or linear-probe, or another model, such as ViT-B-32."
+                f"{tower.closed_reason}. Use a method without a context, such as zero-shot or linear-probe, or another "
+                "model, such as ViT-B-32."
             )
         n_classes = len(self.class_names) if class_specific else None
         ctx, context_ids = initial_context(tokenizer, tower, n_ctx, ctx_init, n_classes)

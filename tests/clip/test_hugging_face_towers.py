@@ -15,30 +15,12 @@ from prograd_fast.cli.models import check_text_tower
 from prograd_fast.clip import LoadedClip, load_model
 from prograd_fast.methods import CoCoOp, CoOp, LinearProbe, ProGradCoOp, PromptSRC, Task, ZeroShot
 from tests.cli.support import run_here
-from tests.tiny_clip import tiny_clip
+from tests.tiny_clip import TOKENIZER, tiny_clip
 
 transformers = pytest.importorskip("transformers")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-WORDS = [
-    "cat",
-    "dog",
-    "red",
-    "panda",
-    "a",
-    "photo",
-    "of",
-    "picture",
-    "x",
-    ".",
-    "circle",
-    "blue",
-    "square",
-    "green",
-    "bar",
-    "black",
-    "dot",
-]
+WORDS = "cat dog red panda a photo of picture x . circle blue square green bar black dot".split()  # noqa: SIM905
 NAMES = ["cat", "red_panda", "dog"]
 
 
@@ -171,8 +153,6 @@ def test_towers_that_are_closed(tower, clip):
     torch.nn.Module.__init__(model)
     inner = tiny_clip(dtype=torch.float32)
     model.text, model.visual, model.logit_scale, model.logit_bias = tower(), inner.visual, inner.logit_scale, None
-    from tests.tiny_clip import TOKENIZER
-
     teacher = pf.clip.ZeroShotTeacher(model, TOKENIZER, NAMES, "a photo of a {}.")
     expected = pf.clip.ZeroShotTeacher(model.text.inner, TOKENIZER, NAMES, "a photo of a {}.")
     torch.testing.assert_close(teacher.class_features, expected.class_features)

@@ -29,8 +29,8 @@ def check_name(name: str, pretrained: str | None) -> None:
     known = known_architectures()
     if split_activation(name, known)[0] not in known:
         raise ValueError(
-            f"unknown model {shorten(name, 100)!r}{near(name, [*NAMES, *known])}; `prograd-fast models` lists names, and "
-            "local-dir:FOLDER and hf-hub:OWNER/REPO are also possible"
+            f"unknown model {shorten(name, 100)!r}{near(name, [*NAMES, *known])}; `prograd-fast models` lists names, "
+            "and local-dir:FOLDER and hf-hub:OWNER/REPO are also possible"
         )
     if pretrained is None:
         tags = tags_of(name)

@@ -42,9 +42,19 @@ def read_weights(file: Path) -> Weights:
 
     Raises:
         ValueError: the file is none of these, is damaged, or holds no CLIP model.
-        OSError: it is not there, or cannot be read.
+        OSError: it is not there.
     """
-    tree, classes = _read(file)
+    check_regular(file, MAX_WEIGHTS)
+    try:
+        return _read(file)
+    except ValueError:
+        raise
+    except Exception as error:  # what a file from anybody holds can fail in any way
+        raise ValueError(f"{file} is damaged or cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read(file: Path) -> Weights:
+    tree, classes = _open(file)
     state = find_state_dict(tree)
     if huggingface.is_huggingface(state):
         quick_gelu = _quick_gelu_of(classes)
@@ -59,23 +69,17 @@ def read_weights(file: Path) -> Weights:
     return Weights(state, "open_clip", _quick_gelu_of(classes))
 
 
-def _read(file: Path) -> tuple[Any, frozenset[str]]:
+def _open(file: Path) -> tuple[Any, frozenset[str]]:
     """What a file holds, and the names of the classes in it."""
-    check_regular(file, MAX_WEIGHTS)
     with file.open("rb") as content:
         start = content.read(9)
-    try:
-        if start[8:] == b"{":
-            from safetensors.torch import load_file
+    if start[8:] == b"{":
+        from safetensors.torch import load_file
 
-            return load_file(file), frozenset()
-        if zipfile.is_zipfile(file):
-            archive = Archive.open(file)
-            return archive.tree, archive.classes
-    except ValueError:
-        raise
-    except Exception as error:  # a pickle or a header can be damaged in any way
-        raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+        return load_file(file), frozenset()
+    if zipfile.is_zipfile(file):
+        archive = Archive.open(file)
+        return archive.tree, archive.classes
     return _read_legacy(file), frozenset()
 
 
@@ -84,8 +88,8 @@ def _read_legacy(file: Path) -> Any:
     if _TORCH < (2, 10):
         raise ValueError(
             f"{file} is neither safetensors nor a zip archive of torch.save, and other pickles are read with torch "
-            "2.10 and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save the "
-            "weights with safetensors"
+            "2.10 and newer only (before, even tensors could corrupt memory: CVE-2026-24747); update torch, or save "
+            "the weights with safetensors"
         )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
