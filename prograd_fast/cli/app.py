@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from prograd_fast.cli.cache import cache_app
 from prograd_fast.cli.compare import compare
+from prograd_fast.cli.data import data_app
 from prograd_fast.cli.demo import demo
 from prograd_fast.cli.export import export, interpret
 from prograd_fast.cli.lists import doctor, methods, models
@@ -24,6 +26,8 @@ _DEBUG = "--debug"
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 for command in (train, methods, models, evaluate, predict, report, export, interpret, compare, demo, doctor):
     app.command()(command)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 
 
 @app.callback()

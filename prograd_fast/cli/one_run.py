@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OneRun:
-    """What `train` was asked for, but for pictures and folder.
+    """Everything that `train` was asked for, but for pictures and folder.
 
     Attributes:
         method: what is trained.

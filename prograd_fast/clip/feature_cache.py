@@ -8,7 +8,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,8 @@ from prograd_fast.files.tensors import digest, open_tensors, write_tensors
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
 _SUFFIX = ".safetensors"
+_OWN_FOLDER = re.compile("[0-9a-f]{16}")
+_OWN_FILE = re.compile(r"(\.pf-[0-9a-f]{16}\.)?[0-9a-f]{16}\.safetensors")
 
 
 def default_cache() -> Path | None:
@@ -44,7 +49,7 @@ class FeatureCache:
         identity: everything that decides what the features of a picture are, but the picture: see `tower_identity`.
             Features of another identity are never returned.
         width: D; None: that of the first features found.
-        label: What a person calls the model, for `caches`.
+        label: What a person calls the model, for `stored`.
 
     A shard that cannot be read back whole (checksum, shape) is deleted, and its features are computed again; a warning
     of the logger "prograd_fast" names it. If a shard cannot be stored (full disk, folder without permission), one
@@ -143,6 +148,59 @@ def tower_identity(tower: nn.Module) -> dict[str, str]:
     state = sorted(tower.state_dict().items())
     names = "\n".join([*(name for name, _ in state), repr(tower)])
     return {"weights": digest(*(tensor for _, tensor in state)), "modules": hashlib.sha256(names.encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The features of one model in a cache: its label, the pictures, bytes, and seconds of the last change."""
+
+    label: str
+    pictures: int
+    size: int
+    changed: float
+
+
+def stored(folder: Path) -> list[Stored]:
+    """What a cache holds, model by model; damaged shards count with their size alone.
+
+    Raises:
+        OSError: the folder is there and cannot be read.
+    """
+    found = []
+    for own, files in _own_files(folder):
+        label, pictures, size, changed = "", 0, 0, 0.0
+        for path in files:
+            try:
+                size, changed = size + path.stat().st_size, max(changed, path.stat().st_mtime)
+                with open_tensors(path, _HEADER) as (texts, file):
+                    label = str(parse_json(texts[_HEADER]).get("label") or label)
+                    pictures += file.get_slice("keys").get_shape()[0]
+            except (OSError, ValueError):  # another process removed it, or it is damaged, which its next reader tells
+                continue
+        if files:
+            found.append(Stored(label or own.name, pictures, size, changed))
+    return sorted(found, key=lambda one: (one.label, one.changed))
+
+
+def clear(folder: Path) -> None:
+    """Remove the features of a cache, and nothing else that lies in its folder.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for own, files in _own_files(folder):
+        for path in files:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it, or another process stores a shard
+            own.rmdir()
+
+
+def _own_files(folder: Path) -> list[tuple[Path, list[Path]]]:
+    """Each model's folder in a cache, and the files in it that a cache made."""
+    if not folder.exists():
+        return []
+    own = sorted(path for path in folder.iterdir() if _OWN_FOLDER.fullmatch(path.name) and path.is_dir())
+    return [(path, sorted(file for file in path.iterdir() if _OWN_FILE.fullmatch(file.name))) for path in own]
 
 
 def _whole(tensor: Tensor, expected: str) -> Tensor:

@@ -29,21 +29,22 @@ _SUFFIXES_OF = {
     "TIFF": ".tif .tiff",
     "PPM": ".ppm .pgm .pbm .pnm",
     "JPEG2000": ".jp2 .j2k .j2c .jpf .jpx",
-    "QOI": ".qoi",
     "PSD": ".psd",
     **({"AVIF": ".avif"} if "avif" in features.modules and features.check("avif") else {}),
     **({"HEIF": ".heic .heif .hif"} if _HEIF else {}),
 }
 FORMATS = tuple(_SUFFIXES_OF)
 # Their first bytes say little: a file is read as one of these only where its suffix says so.
-_BY_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".ico": "ICO", ".sgi": "SGI", ".rgb": "SGI", ".dds": "DDS"}
+_BY_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".ico": "ICO", ".sgi": "SGI", ".rgb": "SGI"}
 SUFFIXES = frozenset(" ".join(_SUFFIXES_OF.values()).split()) | frozenset(_BY_SUFFIX)
 
 # Bytes for each pixel of the file that a decoder takes at its peak, the picture itself included, as measured
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 16, "HEIF": 16, "JPEG2000": 24, "TIFF": 8, "PSD": 8, "GIF": 12}
 _PIXEL_BYTES = 4  # of pillow's RGB; the same for every other decoder
+_STRIP_BYTES = 24  # for each pixel of a strip in `on_white`
 _COEFFICIENT_BYTES = 8  # of a progressive JPEG, which is kept whole: 4 components of 16 bits
 _MEMORY_VARIABLE, _MEMORY_GB = "PROGRAD_FAST_DECODE_GB", 1.2
+_MOST_PIXELS_PER_BYTE = 1024  # of a JPEG: 64 pixels take two codes of one bit at least; libjpeg makes the others up
 _MOST_ELONGATED = 200  # a picture of 1 x 20 000 pixels would be resized to 224 x 4 480 000
 STRIP = 2**22  # pixels that `on_white` converts at once
 
@@ -106,17 +107,19 @@ class _Memory:
 memory = _Memory()
 
 
-def memory_to_decode(file: BinaryIO, suffix: str, side: int | None) -> int:
-    """The bytes that `decode` takes for the picture in this file; reads its head alone, as far as its format allows.
+def memory_to_decode(file: BinaryIO, size: int, suffix: str, side: int | None) -> int:
+    """The bytes that `decode` takes for the picture in a file of `size` bytes; reads its head, if its format allows.
 
     Raises:
-        ValueError: it is more than `memory_limit`, or the picture is extremely long.
+        ValueError: it is more than `memory_limit`; the picture is extremely long, or cannot be in so few bytes.
         Exception: whatever pillow raises for a file that it cannot read.
     """
-    image = _open(file, suffix)
+    image = open_picture(file, suffix)
     width, height = image.size
     if max(width, height) > _MOST_ELONGATED * min(width, height):
         raise ValueError(f"{width} x {height} pixels; expected at most {_MOST_ELONGATED} times as long as wide")
+    if _is_jpeg(image) and "progressive" not in image.info and width * height > _MOST_PIXELS_PER_BYTE * size:
+        raise ValueError(f"{size} bytes are too few for {width} x {height} pixels: the file is cut off or damaged")
     needed, limit = _bytes(image, _reduction(image, side)), memory_limit()
     if needed > limit:
         raise ValueError(
@@ -138,7 +141,7 @@ def decode(content: bytes, suffix: str, side: int | None) -> Image.Image:
     Raises:
         Exception: whatever pillow raises for a file that it cannot read.
     """
-    image: Image.Image = _open(BytesIO(content), suffix)
+    image: Image.Image = open_picture(BytesIO(content), suffix)
     scale = _reduction(image, side)
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
@@ -149,7 +152,8 @@ def decode(content: bytes, suffix: str, side: int | None) -> Image.Image:
     return on_white(image)
 
 
-def _open(file: BinaryIO, suffix: str) -> Image.Image:
+def open_picture(file: BinaryIO, suffix: str) -> Image.Image:
+    """Pillow's picture of a file, not decoded; its name ends in `suffix`, lower case. Errors are pillow's own."""
     formats = (*FORMATS, _BY_SUFFIX[suffix]) if suffix in _BY_SUFFIX else FORMATS
     with _any_size():
         return Image.open(file, formats=formats)
@@ -157,7 +161,7 @@ def _open(file: BinaryIO, suffix: str) -> Image.Image:
 
 def _reduction(image: Image.Image, side: int | None) -> int:
     """1, 2, 4 or 8: the part of its size that a picture is decoded at."""
-    if image.format not in ("JPEG", "MPO"):
+    if not _is_jpeg(image):
         return 1
     shorter, limit = min(image.size), memory_limit()
     scales = [scale for scale in (8, 4, 2) if side is not None and shorter // scale >= side]
@@ -167,13 +171,20 @@ def _reduction(image: Image.Image, side: int | None) -> int:
     return scale
 
 
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file, as many telephones write them
+
+
 def _bytes(image: Image.Image, scale: int) -> int:
     """Memory to decode a picture, turn it and lay it on white."""
     pixels = image.width * image.height
-    if image.format in ("JPEG", "MPO"):
+    strip = 0 if image.mode == "RGB" else _STRIP_BYTES * min(pixels, STRIP)
+    if _is_jpeg(image):
         coefficients = _COEFFICIENT_BYTES * pixels if "progressive" in image.info else 0
-        return coefficients + 2 * _PIXEL_BYTES * (math.ceil(image.width / scale) * math.ceil(image.height / scale))
-    return pixels * (_DECODER_BYTES.get(image.format or "", _PIXEL_BYTES) + _PIXEL_BYTES)
+        return (
+            strip + coefficients + 2 * _PIXEL_BYTES * (math.ceil(image.width / scale) * math.ceil(image.height / scale))
+        )
+    return strip + pixels * (_DECODER_BYTES.get(image.format or "", _PIXEL_BYTES) + _PIXEL_BYTES)
 
 
 @contextmanager

@@ -130,13 +130,7 @@ def _split(
                 f"{pictures.folder}: class folder {folder!r} holds {found}; expected at least two, one to learn from "
                 "and one to test on"
             )
-    return replace(
-        pictures,
-        labels=labels,
-        split=split_by_content(known, labels, test_share, fold),
-        style=pictures.style[rows],
-        source=[pictures.source[row] for row in rows],
-    )
+    return replace(pictures.only(rows), split=split_by_content(known, labels, test_share, fold))
 
 
 def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:

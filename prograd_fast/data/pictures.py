@@ -7,16 +7,16 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from prograd_fast.data.decode import FORMATS, decode, memory, memory_to_decode
+from prograd_fast.data.decode import FORMATS, decode, memory, memory_to_decode, open_picture
 
 MOST_BYTES = 256 * 2**20  # of a file
 
@@ -60,6 +60,16 @@ class PictureSet:
     def __len__(self) -> int:
         """The number of pictures N."""
         return len(self.labels)
+
+    def only(self, rows: Sequence[int]) -> "PictureSet":
+        """The set with these pictures alone, in this order."""
+        return replace(
+            self,
+            labels=self.labels[rows],
+            split=self.split[rows],
+            style=self.style[rows],
+            source=cast("Sequence[bytes] | Sequence[Path]", [self.source[row] for row in rows]),
+        )
 
     def content(self, index: int) -> bytes:
         """One picture as it is stored, not decoded.
@@ -147,6 +157,15 @@ class PictureSet:
         pictures = sorted((self.class_names[label], split, digest) for label, split, digest in columns)
         return hashlib.sha256(json.dumps([sorted(self.class_names), pictures]).encode()).hexdigest()
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of one picture as it is stored, before it is turned upright; it is not decoded.
+
+        Raises:
+            ValueError: as `open`, as far as the head of the file tells.
+        """
+        with self._named(index), self._stream(index) as (file, size), memory.reserved(size):
+            return open_picture(file, self._suffix(index)).size
+
     def open(self, index: int, side: int | None = None) -> Image.Image:
         """Decode one picture: RGB, upright (EXIF orientation), on white where it is transparent.
 
@@ -173,7 +192,7 @@ class PictureSet:
         suffix = self._suffix(index)
         with self._named(index):
             with self._stream(index) as (file, size), memory.reserved(size):
-                needed = memory_to_decode(file, suffix, side) + 2 * size  # some decoders copy the content
+                needed = memory_to_decode(file, size, suffix, side) + 2 * size  # some decoders copy the content
             with memory.reserved(needed):
                 yield decode(self._unchanged(index), suffix, side)
 

@@ -35,7 +35,7 @@ def find_parts(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
     alike = [
         part is not None or bool(_LOOKS.fullmatch(_letters(f.name))) for part, f in zip(parts, folders, strict=True)
     ]
-    if not any(parts) and not all(alike):
+    if not folders or (not any(parts) and not all(alike)):
         return {}
     found = f"{root}: found the folders {', '.join(folder.name for folder in folders)}"
     classes = [folder.name for folder, part in zip(folders, parts, strict=True) if part is None]

@@ -58,8 +58,8 @@ def encode_pictures(
 ) -> Features:
     """Run the image tower over pictures of a set, or take their features from the cache.
 
-    A picture's features do not depend on those that it is encoded with, so that those from the cache are the same, up to
-    the last bits: kernels for another number of pictures may sum in another order (`_padded`).
+    A picture's features do not depend on those that it is encoded with, so that those from the cache are the same, up
+    to the last bits: kernels for another number of pictures may sum in another order (`_padded`).
 
     A large JPEG is decoded at a reduced size that keeps `REDUCING_GAP` times the pixels that the model needs.
 

@@ -115,7 +115,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
 
 
 def plan_facts(pictures: PictureSet, plan: Plan) -> Record:
-    """What is learned from and tested on.
+    """The pictures that are learned from and tested on.
 
     Pictures are known by their content: those to learn from in their order, which decides how a batch adds up, and the
     tests by `PictureSet.fingerprint`.

@@ -15,8 +15,9 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's defaults, which CoOp
 class View:
     """One augmented view of every picture: RandomResizedCrop (bicubic) and a horizontal flip of every second one.
 
-    Which crop it is depends on the picture's content and decoded size, `seed` and `number` alone, not on a global random state, other
-    pictures or the thread: a view can be stored, made ahead in the background, and made again after a restart.
+    Which crop it is depends on the picture's content, the size that it is decoded at, `seed` and `number` alone, not on
+    a global random state, other pictures or the thread: a view can be stored, made ahead in the background, and made
+    again after a restart.
 
     Attributes:
         seed: of the run.

@@ -27,17 +27,18 @@ def trained(options, tmp_path_factory) -> tuple[Path, str]:
     return out, done.stdout
 
 
-def test_train_writes_record_and_prompt(trained):
+def test_train_writes_record_and_prompt(trained, shapes):
     out, printed = trained
-    assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
+    assert sorted(file.name for file in out.iterdir()) == ["curves.png", "prompt.safetensors", "record.json"]
     record = json.loads((out / "record.json").read_text())
     assert record["method"] == "prograd"
     assert record["settings"]["epochs"] == 30
     assert record["data"]["class_names"] == sorted(name.replace("_", " ") for name in SHAPES)
-    assert record["pictures"] == {"train": 16, "validation": 4, "all": 16}
+    validation, test = (int((shapes.split == part).sum()) for part in ("validation", "test"))
+    assert record["pictures"] == {"train": 16, "validation": validation, "all": test}
     assert {"python", "torch", "open_clip_torch", "prograd-fast"} <= record["versions"].keys()
     assert {name: len(values) for name, values in record["steps"].items()} == dict.fromkeys(
-        ("task_loss", "general_loss", "cosine", "conflict"), 30
+        ("task_loss", "general_loss", "cosine", "conflict", "accuracy"), 30
     )
     assert record["conflict_rate"] == sum(record["steps"]["conflict"][1:]) / 29
     assert record["steps"]["task_loss"][-1] < record["steps"]["task_loss"][0]
@@ -118,7 +119,7 @@ def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatc
         line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", out, "--resume")
         assert f"belongs to another run: its {name} is" in line
     assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
-    assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
+    assert sorted(file.name for file in out.iterdir()) == ["curves.png", "prompt.safetensors", "record.json"]
     whole, resumed = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("whole", "run"))
     for record in (whole, resumed):
         del record["created"], record["seconds"]
@@ -192,7 +193,7 @@ def test_a_run_that_breaks_says_so_and_keeps_the_last_good_prompt(shapes_dir, cl
         ("train --data SHAPES --out OUT --set lambda_", "--set: expected NAME=VALUE, got 'lambda_'"),
         ("train --data SHAPES --out OUT --set lambda_=much", "settings.lambda_: expected float | None, got 'much'"),
         ("train --data SHAPES --out OUT --set batch_size=0", "batch_size must be 1 or more, got 0"),
-        ("train --data SHAPES --out OUT --shots 0", "'--shots'"),
+        ("train --data SHAPES --out OUT --shots 0", "--shots: expected a number of 1 or more, or all, got '0'"),
         ("train --data SHAPES --out OUT --seed -1", "'--seed'"),
         ("train --data SHAPES --out OUT --seed 4294967296", "seed must be between 0 and 4294967295, got 4294967296"),
         ("train --data SHAPES --out OUT --partition 4294967196", "partition must be between 0 and 4294967195, got"),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.clip.feature_cache import FeatureCache, default_cache, tower_identity
+from prograd_fast.clip.feature_cache import FeatureCache, clear, default_cache, stored, tower_identity
 from prograd_fast.data import PictureSet
 from prograd_fast.training import encode_pictures
 from prograd_fast.training import features as features_module
@@ -54,29 +54,33 @@ def test_part_from_the_cache_and_part_new(clip, shapes, tmp_path, counted):
 
 def test_key_is_the_content_not_the_name(clip, tmp_path, counted):
     file = tmp_path / "a.png"
-    pictures = PictureSet("one", ("a",), np.zeros(1, int), np.array(["test"]), np.array([""]), [file])
+
+    def encode() -> torch.Tensor:
+        pictures = PictureSet("one", ("a",), np.zeros(1, int), np.array(["test"]), np.array([""]), [file])
+        return encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values
+
     draw("red_circle", 0).save(file)
-    first = encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values
+    first = encode()
     draw("black_dot", 0).save(file)
-    second = encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values
-    assert not torch.equal(first, second)
+    assert not torch.equal(encode(), first)
     draw("red_circle", 0).save(file)
-    assert torch.equal(encode_pictures(clip, pictures, np.arange(1), cache=tmp_path / "cache").values, first)
+    assert torch.equal(encode(), first)
     assert counted.batches == 2
 
 
 def test_other_weights_modules_or_transform_share_nothing(clip, shapes, tmp_path, monkeypatch):
-    identity = features_module._identity(clip)
+    identity = features_module._identity(clip, 48)
     weight = clip.model.visual.proj
     with torch.no_grad():
         weight[0, 0] += 1e-6
-    assert features_module._identity(clip) != identity
+    assert features_module._identity(clip, 48) != identity
     with torch.no_grad():
         weight[0, 0] -= 1e-6
     shifted = LoadedClip(
         clip.name, None, clip.model, clip.tokenizer, lambda image: clip.preprocess(image) + 1e-3, clip.device
     )
-    assert features_module._identity(shifted) != identity
+    assert features_module._identity(shifted, 48) != identity
+    assert features_module._identity(clip, 96) != identity
     plain, quick = nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Sequential(nn.Linear(2, 2), nn.SiLU())
     quick.load_state_dict(plain.state_dict())
     assert tower_identity(plain) != tower_identity(quick)
@@ -187,3 +191,20 @@ def test_default_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert default_cache() == Path("/home/somebody/.cache/prograd-fast/features")
+
+
+def test_what_is_stored_is_told_and_removed_alone(tmp_path):
+    FeatureCache(tmp_path, {"model": "one"}, label="first").put(KEYS, VALUES)
+    FeatureCache(tmp_path, {"model": "one"}, label="first").put(KEYS[:2], VALUES[:2])
+    FeatureCache(tmp_path, {"model": "two"}).put(KEYS, VALUES)
+    other = tmp_path / "0123456789abcdef" / "mine.safetensors"
+    other.parent.mkdir()
+    other.write_text("somebody's own")
+    (tmp_path / "photos").mkdir()
+    first, second = sorted(stored(tmp_path), key=lambda one: -one.pictures)
+    assert (first.label, first.pictures, second.pictures) == ("first", 7, 5)
+    assert first.size == sum(file.stat().st_size for file in FeatureCache(tmp_path, {"model": "one"}).folder.iterdir())
+    clear(tmp_path)
+    assert stored(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0123456789abcdef", "mine.safetensors", "photos"]
+    assert stored(tmp_path / "nowhere") == []

@@ -235,8 +235,8 @@ def test_other_pictures_are_another_run(arguments, tmp_path, capfd, monkeypatch)
     data = draw_shapes(tmp_path / "shapes", per_class=4)
     arguments = [*arguments, "--data", data, "--shots", 2]
     assert run_here(monkeypatch, "train", *arguments, "--out", tmp_path / "run") == 0
-    for file in data.glob("red_circle/*"):
-        draw("black_dot", 50).save(file)
+    for i, file in enumerate(data.glob("red_circle/*")):
+        draw("black_dot", 50 + i).save(file)
     assert "it learned from other pictures" in fail(
         capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run", "--resume"
     )
@@ -251,7 +251,7 @@ def test_a_forced_run_that_was_stopped_goes_on(arguments, finished, tmp_path, ca
     assert load_run(out)[0] == earlier
     assert run_here(monkeypatch, "train", *longer, "--out", out, "--resume") == 0
     assert load_run(out)[0]["settings"]["epochs"] == 6
-    assert sorted(file.name for file in out.iterdir()) == sorted([RECORD, PROMPT])
+    assert sorted(file.name for file in out.iterdir()) == sorted([RECORD, PROMPT, "curves.png"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- grid
