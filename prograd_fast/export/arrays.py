@@ -12,8 +12,7 @@ from prograd_fast.export.exported import Exported
 from prograd_fast.files.tensors import write_tensors
 from prograd_fast.files.writing import replacing
 
-_OPEN_CLIP_USE = """
-{model}
+_OPEN_CLIP_USE = """\
 import json, torch.nn.functional as F
 from safetensors import safe_open
 
@@ -57,7 +56,7 @@ def write_open_clip(path: Path, exported: Exported) -> str:
         )
     tensors = _tensors(exported)
     bias = ' + tensors["bias"]' if "bias" in tensors else ""
-    usage = _OPEN_CLIP_USE.format(model=exported.model_use, file=path.name, bias=bias)
+    usage = exported.model_use + _OPEN_CLIP_USE.format(file=path.name, bias=bias)
     if exported.prompt_use:
         usage += '\nprompts, token_ids = tensors["prompts"], tensors["token_ids"]' + exported.prompt_use
     texts = {**exported.facts, "class_names": json.dumps(exported.classifier.class_names), "usage": usage}

@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.clip.emoji_lite import NAMES as EMBEDDED_MODELS
 from prograd_fast.export.classifier import Classifier, classifier_of
 from prograd_fast.methods import Learner, Method, PromptTuningLearner
 from prograd_fast.methods.class_features import Corrected
 
+_MODEL_USE = """
+import prograd_fast
+
+clip = prograd_fast.clip.load_model({model}, device="cpu")  # with open_clip alone: force_quick_gelu={quick}
+model, preprocess = clip.model, clip.preprocess
+"""
 _PROMPT_USE = """
 # The prompts that give these class features, as input of the text tower between token embedding and positions.
-pad = model.context_length - prompts.shape[-2]
+pad = {length} - prompts.shape[-2]
 ids, words = F.pad(token_ids, (0, pad)), F.pad(prompts, (0, 0, 0, pad))
 handle = model.{embedding}.register_forward_hook(lambda *_: words)
 class_features = F.normalize(model.encode_text(ids), dim=-1)  # the columns of zeroshot_weights
@@ -33,14 +38,16 @@ class Exported:
             among them, without positions, or (S, C, L, d) of S samples; "token_ids": (C, L) int64, where L ends at the
             longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "correction": (D,)
             is added to the text tower's output before it is normalised (LASP).
-        facts: texts by name: "method", "model", "pretrained", "transform" of the pictures.
-        embedding: where the model has its token embedding, "token_embedding" or "text.token_embedding".
+        facts: texts by name: "method", "model", "pretrained", "model_digest", "activation" ("QuickGELU" or none),
+            "transform" of the pictures.
+        prompt_use: Python that runs the prompts through open_clip's text tower, for the shell of `write_open_clip`;
+            empty where the tower alone does not give the class features.
     """
 
     classifier: Classifier
     prompts: Mapping[str, Tensor]
     facts: Mapping[str, str]
-    embedding: str = "token_embedding"
+    prompt_use: str = ""
 
     @classmethod
     def of(cls, record: Mapping[str, Any], method: Method, learner: Learner, clip: LoadedClip) -> "Exported":
@@ -49,32 +56,34 @@ class Exported:
         Raises:
             ValueError: see `classifier_of`.
         """
+        from open_clip.transformer import QuickGELU  # takes seconds to import
+
         names = record["data"]["class_names"] if method.names_new_classes else record["trained_classes"]
         facts = {
             "method": method.name,
             "model": clip.name,
             "pretrained": clip.pretrained or "",
+            "model_digest": clip.digest,
+            "activation": "QuickGELU" if any(isinstance(m, QuickGELU) for m in clip.model.modules()) else "",
             "transform": clip.transform,
         }
         classifier = classifier_of(learner, names)
-        prompts = prompts_of(learner, names) if isinstance(learner, PromptTuningLearner) else {}
-        inner = isinstance(getattr(clip.model, "text", None), nn.Module)
-        return cls(classifier, prompts, facts, "text.token_embedding" if inner else "token_embedding")
+        if not isinstance(learner, PromptTuningLearner):
+            return cls(classifier, {}, facts)
+        prompts, tower = prompts_of(learner, names), learner.net.tower
+        plain = prompts["prompts"].ndim == 3 and not {"deep", "correction"} & prompts.keys()
+        (embedding,) = (name for name, module in clip.model.named_modules() if module is tower.embedding)
+        use = _PROMPT_USE.format(embedding=embedding, length=tower.context_length)
+        return cls(classifier, prompts, facts, use if plain else "")
 
     @property
     def model_use(self) -> str:
-        """Python that loads the model and its preprocessing."""
-        name, pretrained = self.facts["model"], self.facts["pretrained"]
-        if name in EMBEDDED_MODELS:
-            return f"model, _, preprocess = prograd_fast.clip.load_emoji_lite({name!r})"
-        named = ", ".join(repr(part) for part in (name, pretrained) if part)
-        return f"model, _, preprocess = open_clip.create_model_and_transforms({named})"
+        """Python that loads the model and its preprocessing.
 
-    @property
-    def prompt_use(self) -> str:
-        """Python that runs the prompts through open_clip's text tower; empty where that alone gives no features."""
-        plain = self.prompts and not {"deep", "correction"} & self.prompts.keys()
-        return _PROMPT_USE.format(embedding=self.embedding) if plain and self.prompts["prompts"].ndim == 3 else ""
+        The loader is ours: it chooses QuickGELU by the weights, where open_clip's goes by the name alone.
+        """
+        named = ", ".join(repr(self.facts[key]) for key in ("model", "pretrained") if self.facts[key])
+        return _MODEL_USE.format(model=named, quick=self.facts["activation"] == "QuickGELU")
 
 
 @torch.no_grad()

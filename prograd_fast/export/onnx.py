@@ -1,6 +1,7 @@
 """Image tower and classifier as one ONNX file, which is compared with PyTorch before it is there."""
 
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -89,9 +90,12 @@ def write_onnx(path: Path, exported: Exported, clip: LoadedClip, scores: Callabl
 
 def _exported_program(module: nn.Module, example: Tensor) -> Any:
     """ValueError for whatever goes wrong with a stranger's image tower."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its own insides
+            warnings.simplefilter("ignore")  # about its own insides, as its log
             return torch.onnx.export(
                 module,
                 (example,),
@@ -105,6 +109,8 @@ def _exported_program(module: nn.Module, example: Tensor) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(f"PyTorch cannot export this image tower to ONNX: {type(error).__name__}: {reason}") from error
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     """Write a page about runs of `train` and grids of `compare`.
 
     Args:
-        folders: each with a record.json or a results.json, or with folds that have one; nothing else is read but thumbnails of a run's pictures.
+        folders: each with a record.json, a results.json, or folds that have a record.json. Nothing else is read but
+            the pictures of a comparison, and test pictures for thumbnails.
         out: the HTML file.
 
     Raises:
@@ -33,9 +34,9 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         OSError: the file cannot be written.
     """
     thumbnails, sections, runs = Thumbnails(), [], []
-    whole = [one for folder in folders for one in _folds(folder) or [folder]]
-    for number, folder in enumerate(whole, start=1):
-        name, anchor = folder.resolve().name, f"part-{number}"
+    named = [(one, name) for folder in folders for one, name in _named(folder)]
+    for number, (folder, name) in enumerate(named, start=1):
+        anchor = f"part-{number}"
         kind, record = _read(folder)
         with _naming(folder / kind):
             if kind == _RESULTS:
@@ -51,10 +52,12 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _folds(folder: Path) -> list[Path]:
-    """The runs of `train --folds` in a folder, in their order; none where it is something else."""
-    found = [file.parent for file in folder.glob(f"fold*/{_RECORD}") if file.parent.name[4:].isdecimal()]
-    return sorted(found, key=lambda fold: int(fold.name[4:]))
+def _named(folder: Path) -> list[tuple[Path, str]]:
+    """A folder with its name, or the runs of `train --folds` in it, in their order."""
+    name = folder.resolve().name
+    folds = [file.parent for file in folder.glob(f"fold*/{_RECORD}") if file.parent.name[4:].isdecimal()]
+    folds.sort(key=lambda fold: int(fold.name[4:]))
+    return [(fold, f"{name}/{fold.name}") for fold in folds] or [(folder, name)]
 
 
 def _read(folder: Path) -> tuple[str, Record]:

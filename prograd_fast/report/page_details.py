@@ -46,9 +46,9 @@ def _classes(evaluation: Evaluation) -> Html:
         interval = f"{100 * one.low:.0f} to {100 * one.high:.0f}" if one.n else "–"
         drawn = interval_chart([(one.accuracy, one.low, one.high)], f"interval {interval} %") if one.n else Html()
         rows.append(
-            [one.name, _count(one.n), _count(one.right), percent(one.accuracy), Number(interval, one.low), drawn]
+            [one.name, percent(one.accuracy), Number(interval, one.low), _count(one.right), _count(one.n), drawn]
         )
-    headers = ["class", "pictures", "right", "accuracy %", "95 % interval", ""]
+    headers = ["class", "accuracy %", "95 % interval", "right", "pictures", ""]
     return table(headers, rows, f"Accuracy of each of {len(rows)} classes")
 
 

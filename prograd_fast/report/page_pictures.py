@@ -39,7 +39,7 @@ class Thumbnails:
         if pictures is None or not self._left or index >= len(pictures):
             return None
         try:
-            picture = pictures.open(index)
+            picture = pictures.open(index, SIDE)
         except ValueError:  # it has gone, or changed
             return None
         self._left -= 1

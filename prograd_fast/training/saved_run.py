@@ -18,7 +18,7 @@ from prograd_fast.files.tensors import tensors_digest
 from prograd_fast.methods import Learner, Method, method_named
 from prograd_fast.training.checkpoint import differing
 from prograd_fast.training.evaluation import FloatArray
-from prograd_fast.training.record import Record, record_digest, write_json
+from prograd_fast.training.record import DIGEST_SIGNS, Record, record_digest, write_json
 
 RUN_FILES = ("record.json", "prompt.safetensors")
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run that is not finished
@@ -115,6 +115,8 @@ def _read_record(file: Path) -> Record:
         for names in (value["data"]["class_names"], value["trained_classes"]):
             readable_class_names(names)
         check_kinds(value, {_LEARNED: str})
+        if not all(isinstance(digest, str) and len(digest) == DIGEST_SIGNS for digest in value["learned_from"]):
+            raise ValueError(f"learned_from: expected digests of {DIGEST_SIGNS} signs")
         return value
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional as F
 
+import prograd_fast.clip
 from prograd_fast.clip import LoadedClip
 from prograd_fast.export import Exported, classifier_of, nearest_words, onnx, write_numpy, write_onnx, write_open_clip
 from prograd_fast.export.exported import prompts_of
@@ -35,7 +36,8 @@ def learner_of(name: str, dtype: torch.dtype = torch.float64) -> Learner:
 
 def exported(name: str) -> tuple[Exported, Learner, LoadedClip]:
     learner = learner_of(name, torch.float32)
-    clip = LoadedClip("tiny", None, tiny_clip(dtype=torch.float32), TOKENIZER, _Preprocess(), torch.device("cpu"))
+    model = learner.task.model if hasattr(learner, "task") else tiny_clip(dtype=torch.float32)
+    clip = LoadedClip("tiny", None, model, TOKENIZER, _Preprocess(), torch.device("cpu"))
     record = {"data": {"class_names": CLASS_NAMES}, "trained_classes": CLASS_NAMES}
     return Exported.of(record, small(name), learner, clip), learner, clip
 
@@ -76,13 +78,26 @@ def test_open_clip_file_and_its_usage(name, tmp_path, monkeypatch):
     with safe_open(file, "pt") as opened:
         usage = opened.metadata()["usage"]
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    found = _run(usage, tmp_path, monkeypatch, model=clip.model, images=images)
+    monkeypatch.setattr(prograd_fast.clip, "load_model", lambda name, device: {"tiny": clip}[name])
+    found = _run(usage, tmp_path, monkeypatch, images=images)
     expected = learner.scores(CLASS_NAMES)(F.normalize(clip.model.encode_image(images), dim=-1)).softmax(dim=1)
     assert found["class_names"] == CLASS_NAMES
     assert found["tensors"]["zeroshot_weights"].shape == (24, 5)
     assert (found["probabilities"] - expected).abs().max() < 1e-5
     if "prompts" in found:
         assert (found["class_features"].T - found["tensors"]["zeroshot_weights"]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_usage_names_the_activation_that_the_weights_need(quick):
+    learner, model = learner_of("zero-shot"), tiny_clip(quick_gelu=quick)
+    clip = LoadedClip("tiny", "w.pt", model, TOKENIZER, _Preprocess(), torch.device("cpu"))
+    record = {"data": {"class_names": CLASS_NAMES}, "trained_classes": CLASS_NAMES}
+    content = Exported.of(record, small("zero-shot"), learner, clip)
+    assert (
+        f"load_model('tiny', 'w.pt', device=\"cpu\")  # with open_clip alone: force_quick_gelu={quick}"
+        in content.model_use
+    )
 
 
 def test_methods_with_plain_prompts_say_how_to_use_them():
@@ -172,8 +187,7 @@ def _run(usage, folder, monkeypatch, **names):
     """The names that a file's own usage leaves behind, run as a user would."""
     monkeypatch.chdir(folder)
     with torch.no_grad():
-        body = usage.replace(usage.splitlines()[1], "") if "create_model" in usage else usage
-        exec(body, names)
+        exec(usage, names)
     return names
 
 

@@ -164,7 +164,7 @@ def test_folds_are_runs_of_their_own_in_their_order(tmp_path):
     links = Elements((tmp_path / "report.html").read_text()).all("a")
     text = (tmp_path / "report.html").read_text()
     assert len(links) == 3
-    assert text.index(">fold0<") < text.index(">fold2<") < text.index(">fold10<")
+    assert text.index(">folds/fold0<") < text.index(">folds/fold2<") < text.index(">folds/fold10<")
 
 
 def test_pictures_that_were_left_out_are_told(tmp_path):

@@ -121,7 +121,7 @@ def test_a_run_that_cannot_be_saved_is_finished_by_resume(arguments, tmp_path, c
         del record["created"], record["seconds"]
     assert resumed[0] == whole[0]
     assert torch.equal(resumed[1]["ctx"], whole[1]["ctx"])
-    assert sorted(os.listdir(out)) == ["prompt.safetensors", "record.json"]
+    assert sorted(os.listdir(out)) == ["curves.png", "prompt.safetensors", "record.json"]
 
 
 def test_a_disk_that_fills_up_while_a_run_goes_on(small_disk, arguments, capfd, monkeypatch):

@@ -72,7 +72,7 @@ def other_weights(clip, change):
 )
 def test_other_weights_are_refused_wherever_a_run_is_used(clip, shapes, tmp_path, change):
     save_run(tmp_path, *train_once(clip, shapes))
-    with pytest.raises(ValueError, match="this run was trained on other weights: expected 'local-dir:.*' with digest"):
+    with pytest.raises(ValueError, match=r"this run was trained on other weights: expected 'local-dir:.*' with digest"):
         open_run(tmp_path, other_weights(clip, change))
     open_run(tmp_path, other_weights(clip, lambda model: None))
 

@@ -86,7 +86,7 @@ def test_sets_of_one_name_keep_their_own_results(clip_dir, tmp_path, capfd, monk
     assert "is a run of another grid: it was tested on other sets" in line
 
 
-# --------------------------------------------------------------------------------------------- what is resumed is the same run
+# -------------------------------------------------------------------------------------- what is resumed is the same run
 
 
 def repaint(pictures: PictureSet, split: str) -> Path:
@@ -147,7 +147,7 @@ def test_a_picture_that_changes_its_class_is_another_run(clip, tmp_path):
         run_grid(grid, clip, moved, tmp_path / "grid", no_bars)
 
 
-# ------------------------------------------------------------------------------------------------------------- equal shots
+# ---------------------------------------------------------------------------------------------------------- equal shots
 
 
 @pytest.mark.parametrize(
