@@ -34,7 +34,7 @@ def test_train_writes_record_and_prompt(trained):
     assert record["method"] == "prograd"
     assert record["settings"]["epochs"] == 30
     assert record["data"]["class_names"] == sorted(name.replace("_", " ") for name in SHAPES)
-    assert record["pictures"] == {"train": 16, "validation": 4, "all": 16}
+    assert record["pictures"] == {"train": 16, "validation": 6, "all": 11}
     assert {"python", "torch", "open_clip_torch", "prograd-fast"} <= record["versions"].keys()
     assert {name: len(values) for name, values in record["steps"].items()} == dict.fromkeys(
         ("task_loss", "general_loss", "cosine", "conflict"), 30

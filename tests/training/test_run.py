@@ -50,8 +50,8 @@ def test_evaluation_streams_the_pictures_and_encodes_a_class_list_once(clip, sha
     features = encode_pictures(clip, shapes, plan.rows)
     measured = evaluate_parts(learner, features, tests, lambda: seen.append(1))
     assert lists == [shapes.class_names]
-    assert sizes == [4, 100, 60]
-    assert len(seen) == 164
+    assert sizes == [6, 100, 10]
+    assert len(seen) == 116
     once = evaluate_parts(learner, features, plan.tests)
     assert measured == once
 
