@@ -1,6 +1,7 @@
 """Builds the compiled kernels with CMake and ninja against the installed PyTorch; everything else: pyproject.toml.
 
-Without a compiler, CMake or PyTorch at hand the installation goes on in pure Python and says so in one line.
+Without a compiler, CMake or PyTorch at hand the installation goes on in pure Python and says so in one line. Where only
+the CUDA kernels cannot be compiled, it goes on with those for CPUs.
 PROGRAD_FAST_BUILD: "auto" (default) builds what it can; "cpu" leaves CUDA out; "none" builds nothing; "require" fails
 where "auto" would go on without.
 """
@@ -42,7 +43,7 @@ def cuda_options() -> list[str]:
 
     nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc")
     if BUILD == "cpu" or torch.version.cuda is None or not Path(nvcc).exists():
-        return ["-DPF_CUDA=OFF"]
+        return []
     return ["-DPF_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
 
 
@@ -52,23 +53,33 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Build the extension, or say why not and go on."""
         missing = what_is_missing()
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         if missing is None:
-            try:
-                self.run_cmake(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
-                return
-            except subprocess.CalledProcessError as error:
-                missing = f"{' '.join(map(str, error.cmd[:2]))} ... failed (see above)"
+            cuda = cuda_options()
+            missing = self.run_cmake(output, cuda)
+            if missing is not None and cuda and BUILD != "require":
+                print(f"prograd_fast: installing without CUDA kernels: {missing}.", file=sys.stderr)
+                missing = self.run_cmake(output, [])
+        if missing is None:
+            return
         if BUILD == "require":
             raise SystemExit(f"prograd_fast: the kernels were not compiled: {missing}.")
         print(f"prograd_fast: installing in pure Python, without compiled kernels: {missing}.", file=sys.stderr)
 
-    def run_cmake(self, output: Path) -> None:
-        """Configure and build; the module goes to `output`."""
-        build = Path(self.build_temp).resolve()
+    def run_cmake(self, output: Path, cuda: list[str]) -> str | None:
+        """Configure and build; the module goes to `output`. Why it failed, or None."""
+        build = Path(self.build_temp).resolve() / (
+            "cuda" if cuda else "cpu"
+        )  # a failed configuration is not used again
         ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
         options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}"]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, *ninja, *options, *cuda_options()], check=True)
-        subprocess.run(["cmake", "--build", build, "--parallel", str(os.cpu_count())], check=True)
+        for command in (
+            ["cmake", "-S", str(ROOT), "-B", str(build), *ninja, *options, *cuda],
+            ["cmake", "--build", str(build), "--parallel", str(os.cpu_count())],
+        ):
+            if subprocess.run(command).returncode:
+                return f"{' '.join(command[:2])} ... failed (see above)"
+        return None
 
 
 # optional: copying the module into the wheel must not fail where there is none

@@ -6,7 +6,8 @@ A backend is a module of this package with three functions:
     device() -> str               the type of device whose operators it runs, "cpu" or "cuda"
     register() -> () -> None      register its kernels with the dispatcher; the result takes them out again
 
-The best one for each device is in use from the start; "reference" is what is left without one.
+The best one for CPUs is in use from the start, that for GPUs as soon as PyTorch initialises CUDA: an import that did so
+would break launchers that fork. "reference" is what is left without one.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import torch
 
 import prograd_fast.ops  # noqa: F401  the operators exist before their kernels
 
-_BY_PREFERENCE = ("cuda", "triton", "cpu")
+_NAMES = ("reference", "cuda", "triton", "cpu")
 
 _in_use: dict[str, tuple[str, Callable[[], None]]] = {}  # by device: the backend, and what takes it out
 
@@ -38,18 +39,22 @@ def missing(name: str) -> str | None:
     Raises:
         ValueError: there is no backend of this name.
     """
-    if name not in ("reference", *_BY_PREFERENCE):
-        raise ValueError(f"name: expected one of reference, {', '.join(_BY_PREFERENCE)}, got {name!r}.")
+    if name not in _NAMES:
+        raise ValueError(f"name: expected one of {', '.join(_NAMES)}, got {name!r}.")
     return None if name == "reference" else _module(name).missing()
 
 
 def available() -> list[str]:
-    """The backends that can run here, "reference" first."""
-    return [name for name in ("reference", *_BY_PREFERENCE) if missing(name) is None]
+    """The backends that can run here, "reference" first. Initialises CUDA where there is a GPU."""
+    return [name for name in _NAMES if missing(name) is None]
 
 
 def active() -> dict[str, str]:
-    """The backend in use for each type of device, such as {"cpu": "cpu", "cuda": "reference"}."""
+    """The backend in use for each type of device, such as {"cpu": "cpu", "cuda": "reference"}.
+
+    Initialises CUDA where there is a GPU.
+    """
+    _choose_for_gpus()
     return {device: _in_use[device][0] if device in _in_use else "reference" for device in ("cpu", "cuda")}
 
 
@@ -66,6 +71,11 @@ def use(name: str) -> None:
     reason = missing(name)
     if reason is not None:
         raise RuntimeError(f"{name}: {reason}")
+    _choose_for_gpus()  # before, so that it does not replace this choice later
+    _replace(name)
+
+
+def _replace(name: str) -> None:
     devices = list(_in_use) if name == "reference" else [_module(name).device()]
     for device in devices:
         if device in _in_use:
@@ -75,11 +85,18 @@ def use(name: str) -> None:
         _in_use[backend.device()] = (name, backend.register())
 
 
-def _use_best() -> None:
-    # without a GPU the modules of its backends are not even imported: Triton takes a second, and may be missing
-    for name in _BY_PREFERENCE if torch.cuda.is_available() else ("cpu",):
+def _choose_for_gpus() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.init()
+
+
+def _use_best(*names: str) -> None:
+    for name in names:
         if missing(name) is None and _module(name).device() not in _in_use:
-            use(name)
+            _replace(name)
 
 
-_use_best()
+_use_best("cpu")
+if torch.version.cuda is not None:
+    # without a GPU the modules of its backends are not even imported: Triton takes a second, and may be missing
+    torch.cuda._lazy_call(lambda: _use_best("cuda", "triton"))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from prograd_fast.backends import extension
+from prograd_fast.backends import extension, gpu
 
 
 def missing() -> str | None:
@@ -18,9 +18,10 @@ def missing() -> str | None:
             f"({torch.version.cuda}), set CUDA_HOME, and run: "
             "pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
         )
-    if not torch.cuda.is_available():
-        return "PyTorch sees no GPU. Install its CUDA build and the NVIDIA driver, or use another backend."
-    return None
+    architectures = extension.build_facts()["cuda_architectures"]
+    return gpu.why_not(
+        gpu.compiled_for(architectures), f"They were compiled for {architectures}: set CMAKE_CUDA_ARCHITECTURES."
+    )
 
 
 def device() -> str:

@@ -1,21 +1,31 @@
 """The kernels of `triton_kernels`: for NVIDIA GPUs, compiled by Triton when they are first used."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
 
+from prograd_fast.backends import gpu
 from prograd_fast.backends.triton_kernels import operators
 from prograd_fast.ops.registry import checked
+
+# 3.1 to 3.3 do not compile the kernels of the optimizers, or give them float64 numbers as float32
+OLDEST_TRITON = (3, 4)
 
 
 def missing() -> str | None:
     """Say why the kernels cannot run here; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed. On Linux, run: pip install triton"
-    if not torch.cuda.is_available():
-        return "PyTorch sees no GPU. Install its CUDA build and the NVIDIA driver, or use another backend."
-    return None
+    found = version("triton")
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
+        least = ".".join(map(str, OLDEST_TRITON))
+        return (
+            f"Triton {found} does not compile the kernels, or rounds their numbers. Install a PyTorch that brings "
+            f"Triton {least} or newer (2.8 does)."
+        )
+    return gpu.why_not(lambda capability: capability >= gpu.OLDEST, "They need 8.0 or newer.")
 
 
 def device() -> str:

@@ -74,9 +74,9 @@ def _code_and_message(error: Exception, debug: bool) -> tuple[int, str]:
     """The exit code of an error, 2 for wrong input and 1 for all else, and its message."""
     if hasattr(error, "format_message"):  # a usage error; typer's click has no public address in newer releases
         return 2, error.format_message()
-    if isinstance(error, ValueError | OSError | ImportError):
-        return 2, str(error)
     named = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, ValueError | OSError | ImportError):
+        return 2, str(error) if " " in str(error).strip() else named  # a lone word or number says nothing
     if isinstance(error, MemoryError) or "out of memory" in named or "allocate memory" in named:
         return 1, f"out of memory ({named}); train on fewer pictures or classes at once (--max-memory, --accumulate)"
     shown = "" if debug else f"; {_DEBUG} shows where"

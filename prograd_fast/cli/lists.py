@@ -7,7 +7,9 @@ def methods() -> None:
     """List the methods with their settings and their presets (published settings)."""
     from prograd_fast.methods import METHODS
 
-    table = Table("method", "settings and defaults", "presets")
+    table = Table("method")
+    table.add_column("settings and defaults", max_width=48)
+    table.add_column("presets", max_width=32)
     for method in METHODS:
         table.add_row(method.name, ", ".join(method.defaults()), ", ".join(method.presets) or "-")
     console.print(table)

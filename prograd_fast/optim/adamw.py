@@ -121,7 +121,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             [state["step"] for state in states],
             entries,
             coefficients,
-            *learning_rate(group["lr"]),
+            *learning_rate(group["lr"], bucket.params[0]),
             beta1,
             beta2,
             group["eps"],

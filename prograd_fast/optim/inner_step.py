@@ -21,13 +21,14 @@ def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-def learning_rate(lr: float | Tensor) -> tuple[Tensor | None, float]:
+def learning_rate(lr: float | Tensor, param: Tensor) -> tuple[Tensor | None, float]:
     """`lr_tensor` and `lr` of the operators, of which one counts.
 
-    A number becomes a tensor where torch.compile looks on: it would compile anew for each value of a schedule.
+    A tensor on a third device goes to the parameter's, as for torch.optim's fused updates. A number becomes a tensor
+    where torch.compile looks on: it would compile anew for each value of a schedule.
     """
     if isinstance(lr, Tensor):
-        return lr, 0.0
+        return (lr if lr.is_cpu else lr.to(param.device, non_blocking=not param.is_cpu)), 0.0
     if torch.compiler.is_compiling():
         return torch.full((), lr, dtype=torch.float64), 0.0
     return None, lr

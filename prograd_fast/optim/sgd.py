@@ -108,7 +108,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             buffers,
             entries,
             coefficients,
-            *learning_rate(group["lr"]),
+            *learning_rate(group["lr"], bucket.params[0]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],

@@ -62,13 +62,12 @@ def all_fit(
 def check_learning_rate(lr: Any, param: Tensor) -> None:
     """Raise RuntimeError for the learning rate of a group that no update of its parameters could read."""
     if isinstance(lr, Tensor):
-        problem = None
-        if lr.numel() != 1 or lr.layout != torch.strided or lr.dtype not in STORAGE:
-            problem = f"one number of floating point, got shape {tuple(lr.shape)}, {lr.layout}, {lr.dtype}"
-        elif lr.device != param.device and lr.device.type != "cpu":
-            problem = f"a tensor on {param.device} as the parameters, or on the cpu, got {lr.device}"
-        if problem is not None:
-            raise RuntimeError(f"step: lr of a parameter group: expected {problem}. Set group['lr'] anew.")
+        readable = lr.numel() == 1 and lr.layout == torch.strided and lr.dtype in STORAGE
+        if not readable or (lr.is_meta and not param.is_meta):
+            raise RuntimeError(
+                "step: lr of a parameter group: expected one number of floating point with a value, got shape "
+                f"{tuple(lr.shape)}, {lr.layout}, {lr.dtype} on {lr.device}. Set group['lr'] anew."
+            )
 
 
 def _why_not(param: Tensor, name: str, value: Any, *, written: bool) -> str | None:

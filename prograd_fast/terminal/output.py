@@ -1,18 +1,36 @@
 """Tables, sentences and progress bars on a terminal. They show every name as text, whatever is in it."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import rich.table
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from prograd_fast.terminal.printable import printable
 
-console = Console(highlight=False)
+_WIDEST = 10_000  # columns of a table in a file or pipe
+
+
+class _WholeTables(Console):
+    """A console that does not wrap for a file or pipe, unless COLUMNS says how wide it is."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """See `rich.console.Console`."""
+        size = super().size
+        return size if self.is_terminal or "COLUMNS" in os.environ else ConsoleDimensions(_WIDEST, size.height)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        Console.size.fset(self, size)  # type: ignore[attr-defined]
+
+
+console = _WholeTables(highlight=False)
 
 
 def say(text: str) -> None:
@@ -26,11 +44,11 @@ def plain(text: object) -> Text:
 
 
 class Table(rich.table.Table):
-    """Rich's table of plain texts."""
+    """Rich's table of plain texts, whole: where a column is too narrow for a word, it goes on in the next line."""
 
-    def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
+    def add_column(self, header: Any = "", *arguments: Any, overflow: Any = "fold", **options: Any) -> None:
         """See `rich.table.Table`."""
-        super().add_column(plain(header), *arguments, **options)
+        super().add_column(plain(header), *arguments, overflow=overflow, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """See `rich.table.Table`."""

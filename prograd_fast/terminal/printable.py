@@ -3,7 +3,7 @@
 import unicodedata
 
 _JOINERS = "\u200c\u200d"  # parts of emojis and of words in Persian and Indic scripts
-_MOST = 2000  # characters of a message
+_MOST = 1000  # characters of a message
 
 
 def printable(text: object) -> str:

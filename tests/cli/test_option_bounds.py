@@ -136,6 +136,23 @@ def test_the_last_resort(tmp_path, capfd, monkeypatch, error, message):
     assert re.fullmatch(f"prograd-fast: {message}.*", line)
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("101"), "ValueError: 101"),
+        (OSError(), "OSError"),
+        (ImportError("torchvision"), "ImportError: torchvision"),
+        (ValueError("a word more"), "a word more"),
+        (ValueError("name " * 10_000), r"(name )+ \.\.\. [name ]+"),
+    ],
+)
+def test_a_line_says_something_and_is_short(tmp_path, capfd, monkeypatch, error, message):
+    assert run_here(monkeypatch, *failing_command(monkeypatch, tmp_path, error)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(f"prograd-fast: {message}", line)
+    assert len(line) < 1100
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_debug_shows_the_traceback(tmp_path, capfd, monkeypatch, first):
     arguments = failing_command(monkeypatch, tmp_path, TypeError("odd\x1b[2J\ntower"))

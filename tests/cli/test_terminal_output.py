@@ -15,8 +15,8 @@ from rich.console import Console
 
 from prograd_fast.methods import ZeroShot
 from prograd_fast.report import accuracy_table, report_comparison
-from prograd_fast.terminal import streams
-from prograd_fast.terminal.output import progress
+from prograd_fast.terminal import output, streams
+from prograd_fast.terminal.output import Table, progress
 from prograd_fast.terminal.printable import message_line, printable
 from prograd_fast.training import Grid, run_grid
 from tests.cli.support import run_here
@@ -180,3 +180,28 @@ def test_letters_that_an_encoding_lacks_are_escaped(capfd):
     stream.write("B\u00e4r")
     stream.flush()
     assert capfd.readouterr().out == "B\\xe4r"
+
+
+WIDE = [f"{shots} shots fluent-hc/new" for shots in (1, 2, 4, 8, 16, 32)]
+LONG = "a method with a long name"
+
+
+@pytest.mark.parametrize("columns", ["40", "80", None], ids=str)
+def test_tables_are_whole(columns, monkeypatch, capsys):
+    """A narrow terminal folds cells, and never cuts them; a pipe or file gets the table as wide as it is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    table = Table("method", *WIDE)
+    table.add_row(LONG, *["79.3 \u00b1 10.1"] * len(WIDE))
+    output.console.print(table)
+    text = capsys.readouterr().out
+    assert "\u2026" not in text
+    cells = [line.split("\u2502")[1:-1] for line in text.splitlines() if "\u2502" in line]
+    assert "".join("".join(column).replace(" ", "") for column in zip(*cells, strict=True)) == (
+        LONG.replace(" ", "") + "79.3\u00b110.1" * len(WIDE)
+    )
+    if columns is not None:
+        assert max(map(len, text.splitlines())) <= int(columns)
+    else:
+        assert len(text.splitlines()) == 5

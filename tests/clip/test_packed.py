@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import prograd_fast as pf
 from prograd_fast.clip.packed import encode
 from prograd_fast.clip.packed.chunks import BACKWARD, KEPT
+from prograd_fast.clip.packed.forward import mlp_rows
 from prograd_fast.clip.packed.packing import Packing
 from tests.tiny_clip import CLASS_NAMES, CUT, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
@@ -327,3 +328,10 @@ def test_copies_do_not_carry_what_can_be_computed_again():
 
 def test_towers_that_cannot_be_packed_say_why():
     assert "CustomResidualAttentionBlock" in pf.clip.TextTower(CUT["other attention block"]()).unpackable_reason
+
+
+def test_an_mlp_goes_in_pieces_on_a_cpu_alone():
+    """On a GPU pieces would be launches, and batched products in the backward, for nothing."""
+    assert mlp_rows(torch.empty(5000, 8)) == mlp_rows(torch.empty(2, 5000, 8)) == 512
+    assert mlp_rows(torch.empty(5000, 8, device="meta")) == mlp_rows(torch.empty(2, 5000, 8, device="meta")) == 5000
+    assert mlp_rows(torch.empty(0, 8, device="meta")) == 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prograd_fast.clip.packed.forward import MLP_ROWS, Kept, KeptAttention, KeptMLP, KeptNorm, Part
+from prograd_fast.clip.packed.forward import Kept, KeptAttention, KeptMLP, KeptNorm, Part, mlp_rows
 from prograd_fast.clip.packed.weights import Block, Norm
 
 
@@ -72,7 +72,8 @@ def backward(
 
 def _mlp_backward(d_total: Tensor, kept: KeptMLP, block: Block, approximate: int) -> None:
     """Adds to `d_total` (K, rows, d) what comes back through the MLP."""
-    pieces = [_mlp_piece(d, kept.hidden.pop(), block, approximate) for d in d_total.split(MLP_ROWS, 1)[::-1]]
+    parts = d_total.split(mlp_rows(d_total), 1)[::-1]
+    pieces = [_mlp_piece(d, kept.hidden.pop(), block, approximate) for d in parts]
     d_normed = pieces[0] if len(pieces) == 1 else torch.cat(pieces[::-1], 1)
     _norm_backward(d_total, d_normed, kept.norm, block.norm_2)
 

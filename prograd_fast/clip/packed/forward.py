@@ -10,8 +10,16 @@ from torch import Tensor
 
 from prograd_fast.clip.packed.weights import Block, Linear, Norm, TowerWeights
 
-# The MLP takes so many rows at a time that its hidden layer, 4·d wide, stays in the caches between its products.
-MLP_ROWS = 512
+_CPU_ROWS = 512
+
+
+def mlp_rows(x: Tensor) -> int:
+    """How many of the rows of x (..., rows, d) an MLP takes at a time.
+
+    On a CPU so many that its hidden layer, 4·d wide, stays in the caches between its products. Elsewhere all: pieces
+    would only be more launches, and the products of the backward would be batched ones.
+    """
+    return _CPU_ROWS if x.is_cpu else max(1, x.shape[-2])
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class KeptAttention(NamedTuple):
 
 
 class KeptMLP(NamedTuple):
-    """The norm before an MLP, and the inputs of its GELU, in pieces of `MLP_ROWS` rows."""
+    """The norm before an MLP, and the inputs of its GELU, in pieces of `mlp_rows`."""
 
     norm: KeptNorm
     hidden: list[Tensor]
@@ -93,7 +101,7 @@ class Kept:
         for _ in range(n_blocks):
             kept.attentions.append(KeptAttention(KeptNorm(next(rest), next(rest)), next(rest), next(rest)))
             norm = KeptNorm(next(rest), next(rest))
-            n_pieces = max(1, -(-len(norm.total) // MLP_ROWS))
+            n_pieces = max(1, -(-len(norm.total) // mlp_rows(norm.total)))
             kept.mlps.append(KeptMLP(norm, [next(rest) for _ in range(n_pieces)]))
         kept.norm = KeptNorm(next(rest), next(rest))
         return kept
@@ -175,7 +183,7 @@ def _mlp(total: Tensor, branch: Tensor, block: Block, approximate: int, kept: Ke
     if kept is not None:
         hidden = []
         kept.mlps.append(KeptMLP(norm, hidden))
-    pieces = [_mlp_piece(piece, block, approximate, hidden) for piece in normed.split(MLP_ROWS)]
+    pieces = [_mlp_piece(piece, block, approximate, hidden) for piece in normed.split(mlp_rows(normed))]
     return norm.total, pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
