@@ -61,7 +61,7 @@ _pillow_limit = threading.Lock()
 
 # glibc keeps freed blocks of up to 32 MB for the thread that had them, which doubles the memory of six threads; larger
 # ones go back at once. Pillow's own blocks have 16 MB.
-Image.core.set_block_size(64 * 2**20)
+_imaging.set_block_size(64 * 2**20)
 
 # Libtiff writes its complaints to stderr. Pillow raises an exception as well, which is shown with the file's name.
 for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

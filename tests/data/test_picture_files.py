@@ -388,14 +388,8 @@ def test_real_memory_for_large_pictures_in_many_threads(tmp_path):
         Image.new("RGB", (8660, 5773), (i, 90, 9)).save(tmp_path / f"{i}.png", compress_level=1)
     Image.new("RGB", (16320, 12240)).save(tmp_path / "200.jpg")
     Image.new("RGB", (16320, 12240)).save(tmp_path / "progressive.jpg", progressive=True)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    command = [sys.executable, "-c", MEASURE, tmp_path]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
     pictures, kilobytes = map(int, done.stdout.split())
     assert pictures == 10
     assert kilobytes < 1_500_000
