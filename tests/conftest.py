@@ -62,7 +62,8 @@ def draw_shapes(root: Path, per_class: int = PER_CLASS) -> Path:
     for label, folder in enumerate(SHAPES):
         (root / folder).mkdir(parents=True)
         for i in range(per_class):
-            draw(folder, 100 * label + i).save(root / folder / f"{i:02}.png")
+            # as BMP, whatever the name: the split goes by the bytes, and a PNG's are not the same with every zlib
+            draw(folder, 100 * label + i).save(root / folder / f"{i:02}.png", "BMP")
     return root
 
 

@@ -161,7 +161,7 @@ class Stored:
 
 
 def stored(folder: Path) -> list[Stored]:
-    """What a cache holds, model by model; damaged shards count with their size alone.
+    """The content of a cache, model by model; damaged shards count with their size alone.
 
     Raises:
         OSError: the folder is there and cannot be read.

@@ -12,10 +12,9 @@ Signatures = NDArray[np.float32]
 
 
 def signature(image: Image.Image) -> Signatures:
-    """The (768,) pixels of a small copy of an RGB picture, mean 0 and length 1; zeros where it has one colour."""
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    pixels = np.asarray(small, np.float32).reshape(-1)
-    pixels = pixels - pixels.mean()
+    """The (768,) pixels of a small RGB copy, the mean of each colour 0, the length 1; zeros for one colour alone."""
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    pixels = (small - small.mean(axis=(0, 1))).reshape(-1)
     length = float(np.linalg.norm(pixels))
     return pixels / length if length > SIDE else np.zeros_like(pixels)  # less than one grey level a pixel is noise
 

@@ -18,7 +18,7 @@ _DECODED_SIDE = 4 * SIDE
 
 @dataclass(frozen=True)
 class Check:
-    """What was found in a set.
+    """The findings in a set.
 
     Attributes:
         counts: a row for each class: its name, and the pictures in pool, validation and test.

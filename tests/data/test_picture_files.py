@@ -4,6 +4,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from prograd_fast.data import PictureSet, decode, load_folder, pictures
 from tests.cli.support import fail
 from tests.conftest import draw_shapes
 from tests.fuzz.pictures import FORMATS
+from tests.paths import REPOSITORY
 
 
 def set_of(*files: Path) -> PictureSet:
@@ -359,3 +362,40 @@ def test_what_fails_on_an_open_picture_names_it(tmp_path):
         set_of(tmp_path / "x.png").opened(0),
     ):
         raise MemoryError("no room")
+
+
+MEASURE = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tests.data.test_picture_files import set_of
+files = sorted(Path(sys.argv[1]).iterdir())
+found = set_of(*files)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def look(i):
+    with found.opened(i, 336) as image:
+        return image.resize((224, 224)).size
+with ThreadPoolExecutor(6) as pool:
+    print(len(list(pool.map(look, range(len(files))))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts KB as Linux does")
+def test_real_memory_for_large_pictures_in_many_threads(tmp_path):
+    for i in range(8):
+        Image.new("RGB", (8660, 5773), (i, 90, 9)).save(tmp_path / f"{i}.png", compress_level=1)
+    Image.new("RGB", (16320, 12240)).save(tmp_path / "200.jpg")
+    Image.new("RGB", (16320, 12240)).save(tmp_path / "progressive.jpg", progressive=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    pictures, kilobytes = map(int, done.stdout.split())
+    assert pictures == 10
+    assert kilobytes < 1_500_000
