@@ -42,7 +42,7 @@ def _digest(model: nn.Module, state: dict[str, Tensor]) -> str:
 
 
 def _version(state: dict[str, Tensor]) -> tuple[Any, ...] | None:
-    """What changes with a weight; None if nothing does (tensors made in inference mode do not count their changes)."""
+    """Facts that change with a weight; None for tensors of inference mode, which do not count their changes."""
     if any(tensor.is_inference() for tensor in state.values()):
         return None
     return tuple(

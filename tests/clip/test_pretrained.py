@@ -12,7 +12,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from prograd_fast.clip import load_model
-from prograd_fast.clip.pretrained import read_weights
+from prograd_fast.clip.pretrained import fill, read_weights
 from tests.tiny_clip import tiny_clip
 
 TINY = {
@@ -254,16 +254,16 @@ REFUSED = {
     ),
     "one tensor less": (
         lambda state: {name: value for name, value in state.items() if name != "visual.proj"},
-        r"another architecture: 1 missing \(visual.proj\)",
+        r"fit this architecture: 1 missing \(visual.proj\)",
     ),
-    "one more": (lambda state: state | {"extra": torch.ones(1)}, r"another architecture: 1 unknown \(extra\)"),
+    "one more": (lambda state: state | {"extra": torch.ones(1)}, r"fit this architecture: 1 unknown \(extra\)"),
     "another size": (
         lambda state: state | {"visual.positional_embedding": torch.ones(17, 32)},
         r"1 of another shape \(visual.positional_embedding is 17x32, the model's 5x32\)",
     ),
     "another model": (
         lambda state: {f"{name}.x" if "resblocks" in name else name: value for name, value in state.items()},
-        r"another architecture: 36 missing \(.*\); 36 unknown",
+        r"fit this architecture: 36 missing \(.*\); 36 unknown",
     ),
 }
 
@@ -276,6 +276,27 @@ def test_weights_that_do_not_fit(state, tmp_path, kind):
         load_model("tiny", str(tmp_path / "weights.pt"), "cpu")
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [
+        ((768, 32, 50, 512, 512), "ViT-B-32 or ViT-B-32-quickgelu"),
+        ((1024, 14, 577, 768, 768), "ViT-L-14-336 or ViT-L-14-336-quickgelu"),
+        ((5, 4, 3, 2, 1), ""),
+    ],
+)
+def test_weights_of_another_architecture_tell_which(models, state, sizes, names):
+    width, patch, positions, text, embedding = sizes
+    one = torch.zeros(1)
+    other = {
+        "visual.conv1.weight": one.expand(width, 3, patch, patch),
+        "visual.positional_embedding": one.expand(positions, width),
+        "text_projection": one.expand(text, embedding),
+    }
+    message = f"fit this architecture; give --model {names}: " if names else "fit this architecture: "
+    with pytest.raises(ValueError, match=message):
+        fill(models[True], state | other)
 
 
 def test_pictures_of_weights_that_do_not_say(tmp_path, monkeypatch, caplog):

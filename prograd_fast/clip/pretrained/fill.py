@@ -28,7 +28,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             state[name] = state[name].reshape(own[name].shape)
     misfit = _misfit(own, state)
     if misfit:
-        raise ValueError(f"the weights are those of another architecture: {misfit}")
+        raise ValueError(f"the weights do not fit this architecture{_remedy(own, state)}: {misfit}")
     model.load_state_dict(state)
 
 
@@ -40,6 +40,28 @@ def _misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     unknown = [name for name in state if name not in own]
     parts = {"of another shape": shapes, "missing": missing, "unknown": unknown}
     return "; ".join(f"{len(found)} {what} ({_few(found)})" for what, found in parts.items() if found)
+
+
+def _remedy(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The architectures of open_clip that weights of a vision transformer are for, as far as their sizes tell."""
+    import open_clip
+
+    names = ("visual.conv1.weight", "visual.positional_embedding", "text_projection")
+    if all(name in own and name in state and own[name].shape == state[name].shape for name in names):
+        return ""  # of the same sizes
+    patches, positions, projection = (state.get(name) for name in names)
+    if patches is None or positions is None or projection is None or patches.ndim != 4 or projection.ndim != 2:
+        return ""
+    patch = patches.shape[-1]
+    sizes = (len(patches), patch, patch * round((len(positions) - 1) ** 0.5), *projection.shape)
+    fitting = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        theirs = (*(vision.get(part) for part in ("width", "patch_size", "image_size")), text.get("width"))
+        if (*theirs, config["embed_dim"]) == sizes and "multimodal_cfg" not in config:
+            fitting.append(name)
+    return f"; give --model {' or '.join(fitting[:_NAMED])}" if fitting else ""
 
 
 def _few(found: list[str]) -> str:

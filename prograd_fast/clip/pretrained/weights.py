@@ -70,7 +70,7 @@ def _read(file: Path) -> Weights:
 
 
 def _open(file: Path) -> tuple[Any, frozenset[str]]:
-    """What a file holds, and the names of the classes in it."""
+    """The content of a file, and the names of the classes in it."""
     with file.open("rb") as content:
         start = content.read(9)
     if start[8:] == b"{":
@@ -101,7 +101,7 @@ def _read_legacy(file: Path) -> Any:
 
 
 def _quick_gelu_of(classes: frozenset[str]) -> bool | None:
-    """What the modules of a whole model tell; a state dict has no modules."""
+    """The activation by the modules of a whole model; a state dict has no modules."""
     kinds = {name.rsplit(".", 1)[-1] for name in classes}
     return (
         True if kinds & {"QuickGELU", "QuickGELUActivation"} else False if kinds & {"GELU", "GELUActivation"} else None
