@@ -80,7 +80,7 @@ def test_same_seed_same_record_in_any_process(trained, options, tmp_path, monkey
 def test_corrupt_pictures_end_training_before_anything_is_written(tmp_path, clip_dir, capfd, monkeypatch):
     data = draw_shapes(tmp_path / "shapes", per_class=4)
     for name in ("red_circle/00.png", "green_bar/03.png"):
-        (data / name).write_bytes(b"\x89PNG no picture")
+        (data / name).write_bytes(b"\x89PNG no picture" + name.encode())  # equal ones would be one picture
     out = tmp_path / "run"
     line = fail(capfd, monkeypatch, "train", "--data", data, "--out", out, "--model", f"local-dir:{clip_dir}")
     assert "2 of 16 pictures cannot be read" in line
