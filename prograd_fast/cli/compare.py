@@ -58,7 +58,7 @@ def compare(
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     pictures = open_pictures(data)
-    others = [open_pictures(name) for name in also or []]
+    others = [open_pictures(name, whole=True) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"

@@ -15,7 +15,7 @@ def open_pictures(data: str, **options: Any) -> "PictureSet":
     from prograd_fast.data import load
     from prograd_fast.data.walk import describe_ignored
 
-    with progress() as track:
+    with progress(passing=True) as track:
         pictures = load(data, track=track, **options)
     ignored = describe_ignored(pictures.ignored)
     if ignored:

@@ -71,12 +71,22 @@ class Bar:
         self._bars.update(self._task, note=printable(text))
 
 
+def _stderr(passing: bool) -> Console:
+    stderr = Console(stderr=True)
+    stderr.quiet = passing and not stderr.is_terminal
+    return stderr
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, int], Bar]]:
-    """Progress bars on stderr, so that stdout has the results alone."""
+def progress(passing: bool = False) -> Iterator[Callable[[str, int], Bar]]:
+    """Progress bars on stderr, so that stdout has the results alone.
+
+    Args:
+        passing: they vanish at the end, and a file or pipe gets none.
+    """
     described, noted = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), noted)
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=_stderr(passing), transient=passing) as bars:
         try:
             yield partial(Bar, bars)
         except BaseException:

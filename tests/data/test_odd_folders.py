@@ -79,7 +79,7 @@ def test_odd_folders(tmp_path, clip_dir, capfd, monkeypatch, seed):
     assert "Traceback" not in said
     assert code in (0, 2)
     if code == 0:
-        assert sorted(file.name for file in out.iterdir()) == ["prompt.safetensors", "record.json"]
+        assert sorted(file.name for file in out.iterdir()) == ["curves.png", "prompt.safetensors", "record.json"]
     else:
         lines = [line for line in said.splitlines() if line.startswith("prograd-fast: ")]
         assert len(lines) == 1
