@@ -147,7 +147,7 @@ def test_a_comparison_is_written_whatever_sets_are_called(shapes, clip, tmp_path
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {
         4 + len(others)
-    }  # method, shots, all, other sets
+    }
     with Image.open(tmp_path / "shots.png") as figure:
         assert figure.width > 500
 
@@ -183,6 +183,7 @@ LONG = "a method with a long name"
 @pytest.mark.parametrize("columns", ["40", "80", None], ids=str)
 def test_tables_are_whole(columns, monkeypatch, capsys):
     """A narrow terminal folds cells, and never cuts them; a pipe or file gets the table as wide as it is."""
+    monkeypatch.setattr(output.console, "_width", None)  # COLUMNS of when it was made, which pytest-xdist sets
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
