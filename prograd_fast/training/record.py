@@ -43,6 +43,7 @@ def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
             "digest": clip.digest,
             "device": str(clip.device),
             "transform": clip.transform,
+            "pixels": clip.pixels,
         },
         "data": {
             "name": pictures.name,
@@ -110,6 +111,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
         "regime": asdict(options),
         "model": [clip.name, clip.pretrained],
         "weights": clip.digest,
+        "transform": clip.transform,
         **plan,
     }
 
