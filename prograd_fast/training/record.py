@@ -51,6 +51,7 @@ def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
             "class_names": list(pictures.class_names),
             "pictures": len(pictures),
             "fingerprint": pictures.fingerprint(rows),
+            "split_by": dict(pictures.split_by),
         },
     }
 
