@@ -9,7 +9,7 @@ from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.matching import check_match
 from prograd_fast.cli.models import open_model
 from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
-from prograd_fast.cli.pictures import open_pictures
+from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress
@@ -64,6 +64,8 @@ def compare(
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, feature_cache, others)
+    for one in (pictures, *others):
+        tell_contradictions(one)
     report_comparison(results, out, console)
 
 

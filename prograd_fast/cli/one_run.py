@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prograd_fast.cli.pictures import tell_contradictions
 from prograd_fast.cli.run_folder import is_finished, write_run
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import progress, say
@@ -69,6 +70,7 @@ class OneRun:
         say(f"{self.clip.name} on {self.clip.device}: {learned} of {n} classes, {found} pictures")
         if self.shots is not None and found < learned * shots:
             say(f"Some classes have fewer than {shots} pictures to learn from: {learned * shots - found} are missing.")
+        tell_contradictions(pictures)
         if plan.left_out:
             say(
                 f"Left out of the tests: {sum(plan.left_out.values())} pictures that are among those to learn from too."

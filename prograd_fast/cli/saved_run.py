@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from prograd_fast.cli.folders import cache_folder, check_files
 from prograd_fast.cli.models import open_model_of
 from prograd_fast.cli.options import Cache, Data, Device, NoCache, OtherModel, OtherWeights, Run, Trust
 from prograd_fast.cli.picture_files import find_pictures
-from prograd_fast.cli.pictures import open_pictures
+from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.writing import write_csv
 from prograd_fast.terminal.output import console, progress, say
 from prograd_fast.terminal.printable import message_line
@@ -48,17 +49,25 @@ def evaluate(
     from prograd_fast.clip.tokens import refuse_equal_names
     from prograd_fast.data import load
     from prograd_fast.report import evaluation_record, evaluation_rows, report_evaluation
-    from prograd_fast.training import evaluate_run, held_out, load_run, write_json
+    from prograd_fast.training import evaluate_run, held_out, load_run, lost_of_learned, write_json
 
     feature_cache = cache_folder(cache, no_cache)
     files = check_files({"--csv": csv, "--json": json})
     record, learned = load_run(run)
-    pictures = held_out(record, open_pictures(data, whole=True), lambda: load(data))
+    whole = open_pictures(data, whole=True)
+    if whole.folder is not None and whole.name == record["data"]["name"] and (lost := lost_of_learned(record, whole)):
+        say(
+            f"{lost} of the {len(record['learned_from'])} pictures that the run has learned from are not in {data} "
+            "now. "
+            "Any that were changed or saved again count as new ones, which flatters the run."
+        )
+    pictures = held_out(record, whole, partial(load, data))
     clip = open_model_of(run, record, model, pretrained, trust, device)
     if pictures.folder is not None:
         refuse_equal_names(clip.tokenizer, pictures.class_names, pictures.folder)
     with progress() as track:
         found = evaluate_run(record, learned, clip, pictures, track, feature_cache)
+    tell_contradictions(pictures)
     if found.left_out:
         say(f"Left out {found.left_out} pictures that the run has learned from.")
     if found.new:

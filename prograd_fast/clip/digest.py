@@ -7,16 +7,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+# Facts that features depend on and no tensor shows, as open_clip's, torch's and transformers' modules call them
+_SHAPELESS = ("num_heads", "num_attention_heads", "eps", "pool_type", "no_causal_mask", "use_pad_mask")
+
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's weights: names, shapes and values of its floating-point state, and its kind of GELU.
+    """SHA-256 of a model's weights: names, shapes and values of its floating-point state, and `shapeless` facts.
 
     Values count in float16, so that a copy in half precision is the same model; a copy in bfloat16 is another one. The
-    activation counts since it is not among the weights. A digest is computed again after a weight has changed, but for
-    changes through `.data`, which torch does not count.
+    activation and the number of heads count since they are not among the weights. A digest is computed again after a
+    weight has changed, but for changes through `.data`, which torch does not count.
 
     Returns:
         64 hexadecimal signs.
@@ -31,9 +34,21 @@ def model_digest(model: nn.Module) -> str:
     return _known[model][1]
 
 
+def shapeless(model: nn.Module) -> list[str]:
+    """What a model computes and its weights do not show: kinds of GELU, numbers of heads, pooling, by module."""
+    facts = {type(module).__name__ for module in model.modules() if "GELU" in type(module).__name__}
+    for name, module in model.named_modules():
+        found = vars(module)
+        facts |= {
+            f"{name} {fact} {found[fact]}"
+            for fact in _SHAPELESS
+            if isinstance(found.get(fact), bool | int | float | str)
+        }
+    return sorted(facts)
+
+
 def _digest(model: nn.Module, state: dict[str, Tensor]) -> str:
-    kinds = {type(module).__name__ for module in model.modules()}
-    sha = hashlib.sha256(repr(sorted(kind for kind in kinds if "GELU" in kind)).encode())
+    sha = hashlib.sha256(repr(shapeless(model)).encode())
     for name in sorted(state):
         values = state[name].half().cpu().contiguous()
         sha.update(f"{name} {tuple(values.shape)}".encode())

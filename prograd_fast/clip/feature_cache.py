@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prograd_fast.clip.digest import shapeless
 from prograd_fast.files.reading import parse_json
 from prograd_fast.files.tensors import digest, open_tensors, write_tensors
 
@@ -143,10 +144,10 @@ class FeatureCache:
 def tower_identity(tower: nn.Module) -> dict[str, str]:
     """Identify an image tower by the digest of its weights and buffers, and of its modules as they print.
 
-    The modules count too: ViT-B-32 and ViT-B-32-quickgelu can have the same weights.
+    The modules count too: ViT-B-32 and ViT-B-32-quickgelu can have the same weights, as have towers of 8 and 16 heads.
     """
     state = sorted(tower.state_dict().items())
-    names = "\n".join([*(name for name, _ in state), repr(tower)])
+    names = "\n".join([*(name for name, _ in state), repr(tower), *shapeless(tower)])
     return {"weights": digest(*(tensor for _, tensor in state)), "modules": hashlib.sha256(names.encode()).hexdigest()}
 
 

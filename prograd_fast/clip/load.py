@@ -1,13 +1,16 @@
 """Load the model to adapt, by name: one that ships with the package, or any open_clip model."""
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from prograd_fast.clip.digest import model_digest
@@ -30,6 +33,8 @@ from prograd_fast.files.reading import read_json
 
 NUMPY = (".npz", ".npy")
 MOST_CHARACTERS = 400  # of a reason: open_clip's own can have 34 kB
+_SAME = 0.01  # of pixels of mean 0 and deviation 1: versions of Pillow round by 0.01 at most, and means here by less
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object, another one in every process
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,25 @@ class LoadedClip:
         """The name of `preprocess`, for records."""
         function = self.preprocess
         name = getattr(function, "__qualname__", None)
-        return f"{function.__module__}.{name}" if name else " ".join(repr(function).split())
+        return f"{function.__module__}.{name}" if name else _ADDRESS.sub("", " ".join(repr(function).split()))
+
+    @property
+    def pixels(self) -> list[float]:
+        """A few numbers of what `preprocess` makes of a picture, see `same_pixels`."""
+        across, down = np.linspace(0, 200, 613)[None, :, None], np.linspace(0, 90, 401)[:, None, None]
+        noise = np.random.RandomState(0).randint(0, 50, (401, 613, 3))
+        values = self.preprocess(Image.fromarray((0.7 * across + down + noise).astype(np.uint8))).float()
+        quarters = [half for rows in values.tensor_split(2, -2) for half in rows.tensor_split(2, -1)]
+        found = [f(channel).item() for quarter in quarters for channel in quarter for f in (torch.mean, torch.std)]
+        return [round(number, 4) for number in (*values.shape, *found)]
+
+
+def same_pixels(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether two models see pictures alike by their `LoadedClip.pixels`, up to the rounding of other versions."""
+    return len(one) == len(other) and all(
+        isinstance(a, int | float) and isinstance(b, int | float) and abs(a - b) <= _SAME * (1 + abs(b))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def load_model(name: str, pretrained: str | None = None, device: str | None = None) -> LoadedClip:

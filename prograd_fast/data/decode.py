@@ -150,6 +150,8 @@ def decode(content: bytes, suffix: str, side: int | None) -> Image.Image:
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
     image.load()
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("32 bits for each pixel, and nothing tells which number is white; save it with 8 or 16 bits")
     way = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if way is not None:  # ImageOps.exif_transpose writes the EXIF data again, and fails on odd entries
         image = image.transpose(way)
@@ -215,7 +217,10 @@ def on_white(image: Image.Image) -> Image.Image:
     for top in range(0, image.height, rows):  # four copies of a large picture would not fit in memory
         strip = image.crop((0, top, image.width, min(image.height, top + rows)))
         if strip.mode.startswith("I"):  # 16-bit grey, which pillow's own conversion cuts off at 255
-            strip = Image.fromarray((np.asarray(strip).clip(0, 65535) // 257).astype(np.uint8))
+            grey = np.asarray(strip).clip(0, 65535)
+            strip = Image.fromarray((grey // 257).astype(np.uint8))
+            if isinstance(clear := image.info.get("transparency"), int):
+                strip.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
         ground = Image.new("RGBA", strip.size, "white")
         ground.alpha_composite(strip.convert("RGBA"))
         white.paste(ground.convert("RGB"), (0, top))

@@ -76,7 +76,7 @@ def load_folder(
         raise ValueError(
             f"{root}: found {len(folders)} class folder(s); expected at least two, each with its pictures{hint}"
         )
-    names = _readable_names(root / "classes.txt", folders)
+    names = _readable_names(_names_file(root, parts), folders)
     pictures = PictureSet(
         name=root.resolve().name,
         class_names=tuple(names[folder] for folder in folders),
@@ -130,7 +130,20 @@ def _split(
                 f"{pictures.folder}: class folder {folder!r} holds {found}; expected at least two, one to learn from "
                 "and one to test on"
             )
-    return replace(pictures.only(rows), split=split_by_content(known, labels, test_share, fold))
+    split = split_by_content(known, labels, test_share, fold)
+    share = {} if test_share == TEST_SHARE else {"test_share": test_share}
+    return replace(pictures.only(rows), split=split, split_by=share if fold is None else {"fold": list(fold)})
+
+
+def _names_file(root: Path, parts: dict[str, Path]) -> Path:
+    """`root/classes.txt` in any case; ValueError where there are two, or where it lies in a part of a split."""
+    found = [
+        file for folder in (root, *parts.values()) for file in folder.iterdir() if file.name.lower() == "classes.txt"
+    ]
+    here = [file for file in found if file.parent == root]
+    if len(here) > 1 or (found and not here):
+        raise ValueError(f"{root}: found {', '.join(map(str, found))}; expected one classes.txt, beside the folders")
+    return here[0] if here else root / "classes.txt"
 
 
 def _readable_names(file: Path, folders: list[str]) -> dict[str, str]:

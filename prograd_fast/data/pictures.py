@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class PictureSet:
         source: N encoded pictures, or the N files that hold them.
         folder: the absolute path of a user's own pictures; None for other sets.
         ignored: how many files of the folder were left out, by suffix, system folder, or another reason.
+        split_by: the options of `load_folder` that gave the split, where they are not the usual ones.
 
     Raises:
         ValueError: the lengths differ, or a label is not an index into `class_names`.
@@ -47,6 +48,7 @@ class PictureSet:
     source: Sequence[bytes] | Sequence[Path]
     folder: Path | None = None
     ignored: Mapping[str, int] = field(default_factory=dict)
+    split_by: Mapping[str, Any] = field(default_factory=dict)
     # by source, so that a copy with fewer pictures or another split may share them
     known_digests: dict[bytes | Path, str] = field(default_factory=dict, repr=False, compare=False)
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SPELLINGS = {
-    "pool": "train|trains|training|trn",
+    "pool": "train|trains|training|trn|tr",
     "validation": "val|vals|valid|validation|validate|dev|devel|development",
-    "test": "test|tests|testing|tst",
+    "test": "test|tests|testing|tst|te|ts",
 }
 _MORE = "(?:the|my|set|sets|data|dataset|images?|imgs?|pictures?|photos?|samples?|files?|splits?)*"
 _PART = re.compile(rf"\d*{_MORE}(?:{'|'.join(f'(?P<{part}>{words})' for part, words in _SPELLINGS.items())}){_MORE}\d*")
 _LOOKS = re.compile(rf"\d*{_MORE}(?:eval|evaluation|holdout|heldout|fold|cv|split){_MORE}\d*")
+_WORD = re.compile(r"[^\W\d_A-Z]+|[A-Z](?:[A-Z]+|[^\W\d_A-Z]*)|\d+")  # also of camelCase
 _EXPECTED = (
     "expected train/ and test/ (and optionally val/) with one folder per class in each, or one folder per class and "
     "nothing else"
@@ -36,6 +37,7 @@ def find_parts(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
         part is not None or bool(_LOOKS.fullmatch(_letters(f.name))) for part, f in zip(parts, folders, strict=True)
     ]
     if not folders or (not any(parts) and not all(alike)):
+        _refuse_parts_in_names(root, folders)
         return {}
     found = f"{root}: found the folders {', '.join(folder.name for folder in folders)}"
     classes = [folder.name for folder, part in zip(folders, parts, strict=True) if part is None]
@@ -55,10 +57,27 @@ def check_no_split_inside(folders: Sequence[Path]) -> None:
     for folder in folders:
         inside = {part_named(child.name): child.name for child in folder.iterdir() if child.is_dir()}
         inside.pop(None, None)
-        if "pool" in inside and len(inside) > 1:
+        if len(inside) > 1:
             raise ValueError(
                 f"{folder}: found the folders {', '.join(sorted(inside.values()))} in a class folder; expected "
                 f"{folder.parent.name}/train/{folder.name} and {folder.parent.name}/test/{folder.name}"
+            )
+
+
+def _refuse_parts_in_names(root: Path, folders: Sequence[Path]) -> None:
+    """ValueError where folders differ by the part of a split in their names: cats_train and cats_test, trainA."""
+    seen: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder in folders:
+        words = _WORD.findall(folder.name)
+        for i, word in enumerate(words):
+            if part := part_named(word):
+                others = tuple(other.casefold() for other in (*words[:i], *words[i + 1 :]))
+                seen.setdefault(others, {})[part] = folder.name
+    for named in seen.values():
+        if "pool" in named and len(named) > 1:
+            raise ValueError(
+                f"{root}: the folders {' and '.join(sorted(named.values()))} look like parts of one class or set; "
+                f"{_EXPECTED}. If they are classes, rename their folders: classes.txt can give them any name"
             )
 
 

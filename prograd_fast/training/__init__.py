@@ -2,7 +2,7 @@
 
 from prograd_fast.clip import is_known_model, load_model
 from prograd_fast.training.augmented import AugmentedFeatures
-from prograd_fast.training.evaluate_run import RunEvaluation, evaluate_run, has_learned_from, held_out
+from prograd_fast.training.evaluate_run import RunEvaluation, evaluate_run, has_learned_from, held_out, lost_of_learned
 from prograd_fast.training.evaluation import Evaluation
 from prograd_fast.training.features import Features, encode_pictures
 from prograd_fast.training.grid import Grid, run_grid
@@ -54,6 +54,7 @@ __all__ = [
     "is_known_model",
     "load_model",
     "load_run",
+    "lost_of_learned",
     "make_plan",
     "open_run",
     "other_sets",

@@ -16,8 +16,9 @@ from prograd_fast.files.reading import check_kinds, parse_json, short
 from prograd_fast.files.tensors import read_sealed, write_sealed
 
 _HEADER = "prograd_fast_checkpoint"
-_CONTENTS = {  # facts that are digests, which tell a reader nothing
+_CONTENTS = {  # facts that are digests, or too long, which tell a reader nothing
     "weights": "its model has other weights",
+    "transform": "its model takes pictures in another way",
     "pictures": "it learned from other pictures",
     "tests": "it was tested on other pictures",
     "elsewhere": "it was tested on other sets beside its own",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from prograd_fast.training.evaluation import Evaluation
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import class_groups, test_parts, unlearned
-from prograd_fast.training.record import Record
+from prograd_fast.training.record import DIGEST_SIGNS, Record
 from prograd_fast.training.saved_run import Learned, check_finite, known_classes, naming_the_run, restored
 from prograd_fast.training.train import untouched
 
@@ -44,7 +45,7 @@ def has_learned_from(record: Record, pictures: PictureSet) -> bool:
     return "learned" in unlearned(pictures, frozenset(record["learned_from"])).split
 
 
-def held_out(record: Record, whole: PictureSet, split: Callable[[], PictureSet]) -> PictureSet:
+def held_out(record: Record, whole: PictureSet, split: Callable[..., PictureSet]) -> PictureSet:
     """A set with the pictures to test a run on as its test part.
 
     They are all pictures if the run has learned from none of them. If it has, they are the set's own test part, as
@@ -54,15 +55,37 @@ def held_out(record: Record, whole: PictureSet, split: Callable[[], PictureSet])
     Args:
         record: of the run.
         whole: the set, all pictures of which are test pictures.
-        split: loads the set with its own split; ValueError if it has none.
+        split: loads the set with its own split, for which it gets the options of `prograd_fast.data.load` with which
+            the run's set was split (a share of test pictures, a fold); ValueError if it has none.
     """
     if not has_learned_from(record, whole):
         return whole
     try:
-        own = split()
+        own = split(**_split_options(record))
     except ValueError:
         return whole
     return own if "test" in unlearned(own, frozenset(record["learned_from"])).split else whole
+
+
+def lost_of_learned(record: Record, pictures: PictureSet) -> int:
+    """How many pictures that a run has learned from are not in a set, all of which is for the test.
+
+    A picture that was saved again, or got another caption or rating in its file, is not known as the same.
+    """
+    found = {digest[:DIGEST_SIGNS] for digest in pictures.read_digests(unreadable=[]) if digest is not None}
+    return len(set(record["learned_from"]) - found)
+
+
+def _split_options(record: Record) -> dict[str, Any]:
+    """The options that split the run's own set; ValueError where the record has others."""
+    match record["data"].get("split_by", {}):
+        case {"fold": [int(k), int(n)]}:
+            return {"fold": (k, n)}
+        case {"test_share": float(share)}:
+            return {"test_share": share}
+        case dict(none) if not none:
+            return {}
+    raise ValueError("split_by: expected a fold or a test share")
 
 
 def evaluate_run(

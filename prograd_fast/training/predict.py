@@ -140,6 +140,11 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]
         names = [line for line in lines if line]
+        if folders := [line for line in names if "\t" in line]:
+            raise ValueError(
+                f"the line {folders[0]!r} has a tab, as in the classes.txt of a folder of pictures; expected one name "
+                "in each line, and no folder before it"
+            )
         if len(names) < 2:
             raise ValueError(f"{len(names)} names; expected at least two, one in each line")
         return readable_class_names(names)

@@ -43,6 +43,7 @@ def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
             "digest": clip.digest,
             "device": str(clip.device),
             "transform": clip.transform,
+            "pixels": clip.pixels,
         },
         "data": {
             "name": pictures.name,
@@ -50,6 +51,7 @@ def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
             "class_names": list(pictures.class_names),
             "pictures": len(pictures),
             "fingerprint": pictures.fingerprint(rows),
+            "split_by": dict(pictures.split_by),
         },
     }
 
@@ -110,6 +112,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
         "regime": asdict(options),
         "model": [clip.name, clip.pretrained],
         "weights": clip.digest,
+        "transform": clip.transform,
         **plan,
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from prograd_fast.clip import LoadedClip, is_known_model, load_learned, load_model
+from prograd_fast.clip.load import same_pixels
 from prograd_fast.clip.tokens import readable_class_names
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.files.tensors import tensors_digest
@@ -98,6 +99,8 @@ _KINDS = {
     "model.name": str,
     "model.pretrained": str | None,
     "model.digest": str,
+    "model.transform": str,
+    "model.pixels": list,
     "settings": dict,
     "data.class_names": list,
     "trained_classes": list,
@@ -168,6 +171,12 @@ def restored(record: Record, learned: Learned, clip: LoadedClip) -> tuple[Method
             f"this run was trained on other weights: expected {_named(record['model'])} with digest "
             f"{record['model']['digest'][:16]}, got {_named(vars(clip))} with digest {clip.digest[:16]}; "
             "give the weights that it was trained on, or train again"
+        )
+    if not same_pixels(record["model"]["pixels"], clip.pixels):
+        raise ValueError(
+            f"{_named(vars(clip))} takes pictures in another way than the model that this run was trained on: then "
+            f"{record['model']['transform']}, now {clip.transform}. Give the model with the configuration that it had "
+            "(beside weights of Hugging Face lies preprocessor_config.json), or train again"
         )
     with naming_the_run(record):
         method = method_named(record["method"], record["settings"])

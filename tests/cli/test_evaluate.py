@@ -145,3 +145,30 @@ def test_embedded_sets_are_tested_as_published(run, tmp_path, monkeypatch):
     pictures = load("clipart")
     assert [int(row["picture"]) for row in found] == [i for i, split in enumerate(pictures.split) if split == "test"]
     assert record["left_out"] == 0
+
+
+def test_pictures_that_were_saved_again_are_told(run, folder, tmp_path, capfd, monkeypatch):
+    """A rating or a caption changes a file, which is then not known as one that was learned from."""
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    for file in (tmp_path / "photos").glob("*/*.png"):
+        file.write_bytes(file.read_bytes() + b"rated")
+    evaluate(monkeypatch, run, tmp_path / "photos", tmp_path)
+    learned = 3 * len(SHAPES)
+    assert f"{learned} of the {learned} pictures that the run has learned from are not in" in capfd.readouterr().out
+
+
+def test_pictures_in_two_classes_are_told(run, tmp_path, capfd, monkeypatch):
+    more_photos(tmp_path / "set", SAME)
+    shutil.copy(tmp_path / "set/red_circle/new0.png", tmp_path / "set/blue_square/other.png")
+    evaluate(monkeypatch, run, tmp_path / "set", tmp_path)
+    assert re.search(
+        r"set: one picture is in more than one class, such as .*blue_square/other.png and .*new0.png",
+        capfd.readouterr().err,
+    )
+
+
+def test_a_folder_with_the_name_of_an_embedded_set(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more_photos(tmp_path / "clipart", SAME)
+    assert run_here(monkeypatch, "evaluate", run, "--data", "clipart", "--trust") == 0
+    assert "clipart is the embedded set; for the folder of this name give ./clipart" in capfd.readouterr().err

@@ -193,3 +193,20 @@ def test_16_bit_grey_is_scaled(tmp_path, suffix):
 def test_no_such_folder(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         load_folder(tmp_path / "nowhere")
+
+
+def test_names_in_a_file_of_any_case(tmp_path):
+    (make(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(3))) / "Classes.TXT").write_text(
+        "a cat\nb dog\n"
+    )
+    assert load_folder(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("files", [("train/classes.txt",), ("classes.txt", "Classes.txt")])
+def test_names_in_another_place_are_not_passed_over(tmp_path, files):
+    make(tmp_path, *(f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in range(3)))
+    for file in files:
+        (tmp_path / file).write_text("a cat\nb dog\n")
+    if len(list(tmp_path.rglob("[Cc]lasses.txt"))) == len(files):  # not where a disk takes both names for one
+        with pytest.raises(ValueError, match=r"expected one classes\.txt, beside the folders"):
+            load_folder(tmp_path)

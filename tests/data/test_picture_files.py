@@ -164,6 +164,22 @@ def test_on_white_is_what_it_was(monkeypatch, mode, strip):
     assert decode.on_white(image).tobytes() == ground.convert("RGB").tobytes()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_of_32_bits_are_refused(tmp_path, kind):
+    """Pillow would cut them off at 255: a picture with numbers from 0 to 1 would be black."""
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.arange(48).reshape(6, 8).astype(kind)).save(file)
+    assert "nothing tells which number is white; save it with 8 or 16 bits" in refusal(file)
+
+
+def test_16_bit_grey_is_white_where_it_is_transparent(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 257
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=0)
+    found = np.asarray(set_of(tmp_path / "a.png").open(0))
+    expected = np.where(grey == 0, 255, grey // 257)
+    assert np.array_equal(found, np.stack([expected] * 3, -1))
+
+
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_upright_as_pillow_does_it(tmp_path, kind, orientation):

@@ -34,6 +34,7 @@ def test_classes_that_begin_alike(name):
         ("TRAIN", "TEST", "Valid"),
         ("trainset", "tests", "validation"),
         ("trn", "tst", "dev"),
+        ("tr", "te", "val"),
     ],
 )
 def test_a_split_in_any_spelling(tmp_path, train, test, val):
@@ -74,3 +75,27 @@ def test_a_split_inside_of_a_class(tmp_path):
         ValueError, match=r"cat: found the folders Test, Train in a class folder; expected .*/train/cat"
     ):
         load_folder(make(tmp_path, *files))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("cats_test", "cats_train", "dogs_test", "dogs_train"),
+        ("X_test", "X_train"),
+        ("Test Cats", "bird", "train-cats"),
+        ("testA", "testB", "trainA", "trainB"),
+        ("birdsVal", "birds_Train"),
+    ],
+)
+def test_parts_in_the_names_of_classes(tmp_path, folders):
+    with pytest.raises(ValueError, match="look like parts of one class or set; expected train/ and test/"):
+        load_folder(make(tmp_path, *(f"{folder}/{i}.png" for folder in folders for i in range(3))))
+
+
+@pytest.mark.parametrize(
+    "folders", [("steam train", "test tube"), ("dev board", "train station"), ("train bus", "bus")]
+)
+def test_classes_with_such_a_word(tmp_path, folders):
+    assert set(load_folder(make(tmp_path, *(f"{f}/{f}{i}.png" for f in folders for i in range(3)))).class_names) == set(
+        folders
+    )

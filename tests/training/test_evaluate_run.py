@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,13 +166,29 @@ def test_a_fold_is_tested_on_its_own_pictures(clip, shapes_dir, fold):
     """Whatever the default split says: of most folds' pictures, its test part was learned from."""
     pictures = load(shapes_dir, fold=(fold, 5))
     record, learner = train_method(CoOp(epochs=1), clip, pictures, make_plan(pictures, 100, 0, None), no_bars)
-    chosen = held_out(record, load(shapes_dir, whole=True), lambda: load(shapes_dir))
+    chosen = held_out(record, load(shapes_dir, whole=True), partial(load, shapes_dir))
     found = evaluate_run(record, learner.module.state_dict(), clip, chosen, no_bars)
     own = {pictures.digest(i) for i in np.flatnonzero(pictures.split == "test")}
     tested = [str(shapes_dir / name) for name in found.tests["coop"]["all"].pictures]
     digests = {str(file): pictures.digest(i) for i, file in enumerate(pictures.source)}
-    assert {digests[file] for file in tested} <= own
-    assert tested
+    assert {digests[file] for file in tested} == own
+
+
+def test_a_run_with_another_test_share_is_tested_on_its_own_pictures(clip, shapes_dir):
+    """The default share would test on its validation pictures, which may have chosen the epoch."""
+    pictures = load(shapes_dir, test_share=0.2)
+    record, _ = train_method(CoOp(epochs=1), clip, pictures, make_plan(pictures, 100, 0, None), no_bars)
+    chosen = held_out(record, load(shapes_dir, whole=True), partial(load, shapes_dir))
+    own = {str(pictures.source[i]) for i in np.flatnonzero(pictures.split == "test")}
+    assert {str(chosen.source[i]) for i in np.flatnonzero(chosen.split == "test")} == own
+
+
+@pytest.mark.parametrize("split_by", [{"fold": "0"}, {"fold": [0, 1]}, {"test_share": 7.0}, {"whole": True}, 3])
+def test_a_record_with_an_odd_split_leaves_out_what_was_learned(clip, shapes_dir, runs, split_by):
+    record, _ = runs["coop"]
+    record = {**record, "data": {**record["data"], "split_by": split_by}}
+    whole = load(shapes_dir, whole=True)
+    assert held_out(record, whole, partial(load, shapes_dir)) is whole
 
 
 def test_a_whole_folder_is_all_test(shapes_dir):

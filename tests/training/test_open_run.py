@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from prograd_fast.clip import load_model
+from prograd_fast.clip.feature_cache import tower_identity
 from prograd_fast.methods import METHODS
 from prograd_fast.training import (
     encode_pictures,
@@ -104,3 +106,27 @@ def test_replaced_weights_get_one_line(shapes_dir, clip_dir, tmp_path, capfd, mo
     assert "train it again" in line
     line = fail(capfd, monkeypatch, "train", *arguments, "--out", tmp_path / "run2", "--resume", "--force")
     assert "exclude each other" in line
+
+
+def test_a_run_is_refused_by_a_model_that_takes_pictures_in_another_way(clip, clip_dir, shapes, tmp_path):
+    """The same weights with another mean are another model: a configuration that was lost beside the weights."""
+    save_run(tmp_path / "run", *train_once(clip, shapes))
+    shutil.copytree(clip_dir, tmp_path / "other")
+    config = tmp_path / "other" / "open_clip_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"preprocess_cfg": {"mean": [0.5] * 3}}))
+    with pytest.raises(ValueError, match="takes pictures in another way than the model that this run was trained on"):
+        open_run(tmp_path / "run", load_model(f"local-dir:{tmp_path / 'other'}", device="cpu"))
+    written = replace(clip, preprocess=lambda picture: clip.preprocess(picture))
+    open_run(tmp_path / "run", written)  # the same in other words
+
+
+def test_a_run_is_refused_by_a_model_of_other_heads(clip, clip_dir, shapes, tmp_path):
+    """The number of heads is not among the weights, and their shapes do not tell it."""
+    save_run(tmp_path / "run", *train_once(clip, shapes))
+    shutil.copytree(clip_dir, tmp_path / "other")
+    config = tmp_path / "other" / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"head_width": 16', '"head_width": 8'))
+    other = load_model(f"local-dir:{tmp_path / 'other'}", device="cpu")
+    with pytest.raises(ValueError, match="trained on other weights"):
+        open_run(tmp_path / "run", other)
+    assert tower_identity(other.model.visual) != tower_identity(clip.model.visual)

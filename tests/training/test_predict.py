@@ -121,6 +121,7 @@ def test_files_of_class_names(tmp_path):
         (b"cat\n", "1 names; expected at least two"),
         (b"\n \n", "0 names"),
         (b"cat\n_\n", "expected a readable name"),
+        (b"n01\tcat\nn02\tdog\n", "has a tab, as in the classes.txt of a folder"),
         (b"caf\xe9\ncat", "codec can't decode"),
         (None, "No such file"),
     ],
