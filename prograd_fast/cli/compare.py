@@ -8,7 +8,19 @@ from typer import Option
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.matching import check_match
 from prograd_fast.cli.models import open_model
-from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.options import (
+    TESTS,
+    TRAINING,
+    Cache,
+    Data,
+    Device,
+    MaxMemory,
+    Model,
+    NoCache,
+    Precision,
+    Pretrained,
+    Views,
+)
 from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
@@ -17,31 +29,35 @@ from prograd_fast.terminal.output import console, progress
 if TYPE_CHECKING:
     from prograd_fast.methods import Method
 
-_METHODS = "Compare these methods, or all. `prograd-fast methods` lists them."
-_PARTITIONS = "Split the classes into base and new classes N times. 0 learns all classes."
+_METHODS = "Compare these methods. `prograd-fast methods` lists them. Default: all."
+_SHOTS = "Learn from so many pictures per class. Default: 1,2,4,8,16."
+_SEEDS = "Repeat each run with so many random draws of the pictures. Default: 3."
+_PARTITIONS = "Split the classes into base and new classes N times. Default: 0, which learns all classes."
 _IMBALANCE = "Train on long-tailed data: the rarest class has X times fewer pictures than the most frequent one."
-_ALSO = "Test on this set too, among its own classes. You can repeat this option."
+_ALSO = "Test on this set too, among its own classes. Can be repeated."
 _SETTINGS = 'Read settings of methods from this JSON file: {"prograd": {"lr": 0.1, "preset": NAME}, ...}.'
 
 
 def compare(
     data: Data,
     out: Annotated[Path, Option(metavar="DIR", help="Write runs, tables and pictures to this folder.")],
-    methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS)] = "all",
-    shots: Annotated[str, Option(metavar="K,...", help="Learn from so many pictures per class.")] = "1,2,4,8,16",
-    seeds: Annotated[int, Option(min=1, help="Repeat each run with so many random draws of the pictures.")] = 3,
-    partitions: Annotated[int, Option(min=0, metavar="N", help=_PARTITIONS)] = 0,
-    imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE)] = None,
-    also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO)] = None,
-    settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS)] = None,
+    methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS, show_default=False)] = "all",
+    shots: Annotated[str, Option(metavar="K,...", help=_SHOTS, show_default=False)] = "1,2,4,8,16",
+    seeds: Annotated[int, Option(min=1, metavar="N", help=_SEEDS, show_default=False)] = 3,
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
-    precision: Precision = "fp32",
-    max_memory: MaxMemory = None,
+    partitions: Annotated[
+        int, Option(min=0, metavar="N", help=_PARTITIONS, show_default=False, rich_help_panel=TESTS)
+    ] = 0,
+    imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE, rich_help_panel=TESTS)] = None,
+    also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO, rich_help_panel=TESTS)] = None,
+    settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS, rich_help_panel=TRAINING)] = None,
     views: Views = None,
     device: Device = None,
     cache: Cache = None,
     no_cache: NoCache = False,
+    precision: Precision = "fp32",
+    max_memory: MaxMemory = None,
 ) -> None:
     """Compare methods over numbers of shots and over seeds.
 
