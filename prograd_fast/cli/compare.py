@@ -27,6 +27,7 @@ from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress
 
 if TYPE_CHECKING:
+    from prograd_fast.data import PictureSet
     from prograd_fast.methods import Method
 
 _METHODS = "Compare these methods. `prograd-fast methods` lists them. Default: all."
@@ -34,7 +35,7 @@ _SHOTS = "Learn from so many pictures per class. Default: 1,2,4,8,16."
 _SEEDS = "Repeat each run with so many random draws of the pictures. Default: 3."
 _PARTITIONS = "Split the classes into base and new classes N times. Default: 0, which learns all classes."
 _IMBALANCE = "Train on long-tailed data: the rarest class has X times fewer pictures than the most frequent one."
-_ALSO = "Test on this set too, among its own classes. Can be repeated."
+_ALSO = "Test on this set too, among its own classes: on all pictures of a folder without a split. Can be repeated."
 _SETTINGS = 'Read settings of methods from this JSON file: {"prograd": {"lr": 0.1, "preset": NAME}, ...}.'
 
 
@@ -74,13 +75,25 @@ def compare(
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     pictures = open_pictures(data)
-    others = [open_pictures(name) for name in also or []]
+    others = [_whole(name, pictures) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
         results = run_grid(grid, clip, pictures, out, track, feature_cache, others)
     report_comparison(results, out, console)
+
+
+def _whole(name: str, learned: "PictureSet") -> "PictureSet":
+    """A set to test on with all its pictures, or with its own split if it shares pictures with the set to learn from.
+
+    Of a folder of one class too, which is no test by itself: nothing can be mistaken there.
+    """
+    whole = open_pictures(name, whole=True)
+    known = set(learned.read_digests(unreadable=[])) - {None}
+    with progress() as track:
+        shared = not known.isdisjoint(whole.read_digests(track("reading the pictures", len(whole)), []))
+    return open_pictures(name) if shared or len(whole.class_names) < 2 else whole
 
 
 def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
