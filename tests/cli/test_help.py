@@ -26,3 +26,11 @@ def test_the_first_screen_has_what_a_beginner_needs(command, capfd, monkeypatch)
     assert max(map(len, lines)) <= 80
     first_screen = "\n".join(lines[:40])
     assert [option for option in options if f" {option} " not in first_screen] == []
+
+
+@pytest.mark.parametrize("group", ["data", "cache"])
+def test_a_group_alone_shows_its_help(group, capfd, monkeypatch):
+    assert run_here(monkeypatch, group) == 0
+    said = capfd.readouterr()
+    assert "Commands" in said.out
+    assert said.err == ""
