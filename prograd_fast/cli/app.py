@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> int:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 print(printable(line), file=sys.stderr)
         code, message = _code_and_message(error, debug)
+        if not message:  # a group without a command: its help is printed
+            return 0
     print(f"prograd-fast: {message_line(message)}", file=sys.stderr)
     return code
 

@@ -8,40 +8,57 @@ from typer import Option
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.matching import check_match
 from prograd_fast.cli.models import open_model
-from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.options import (
+    TESTS,
+    TRAINING,
+    Cache,
+    Data,
+    Device,
+    MaxMemory,
+    Model,
+    NoCache,
+    Precision,
+    Pretrained,
+    Views,
+)
 from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
 from prograd_fast.terminal.output import console, progress
 
 if TYPE_CHECKING:
+    from prograd_fast.data import PictureSet
     from prograd_fast.methods import Method
 
-_METHODS = "Compare these methods, or all. `prograd-fast methods` lists them."
-_PARTITIONS = "Split the classes into base and new classes N times. 0 learns all classes."
+_METHODS = "Compare these methods. `prograd-fast methods` lists them. Default: all."
+_SHOTS = "Learn from so many pictures per class. Default: 1,2,4,8,16."
+_SEEDS = "Repeat each run with so many random draws of the pictures. Default: 3."
+_PARTITIONS = "Split the classes into base and new classes N times. Default: 0, which learns all classes."
 _IMBALANCE = "Train on long-tailed data: the rarest class has X times fewer pictures than the most frequent one."
-_ALSO = "Test on this set too, among its own classes. You can repeat this option."
+_ALSO = "Test on this set too, among its own classes: on all pictures of a folder without a split. Can be repeated."
 _SETTINGS = 'Read settings of methods from this JSON file: {"prograd": {"lr": 0.1, "preset": NAME}, ...}.'
 
 
 def compare(
     data: Data,
     out: Annotated[Path, Option(metavar="DIR", help="Write runs, tables and pictures to this folder.")],
-    methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS)] = "all",
-    shots: Annotated[str, Option(metavar="K,...", help="Learn from so many pictures per class.")] = "1,2,4,8,16",
-    seeds: Annotated[int, Option(min=1, help="Repeat each run with so many random draws of the pictures.")] = 3,
-    partitions: Annotated[int, Option(min=0, metavar="N", help=_PARTITIONS)] = 0,
-    imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE)] = None,
-    also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO)] = None,
-    settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS)] = None,
+    methods: Annotated[str, Option(metavar="NAME,...", help=_METHODS, show_default=False)] = "all",
+    shots: Annotated[str, Option(metavar="K,...", help=_SHOTS, show_default=False)] = "1,2,4,8,16",
+    seeds: Annotated[int, Option(min=1, metavar="N", help=_SEEDS, show_default=False)] = 3,
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
-    precision: Precision = "fp32",
-    max_memory: MaxMemory = None,
+    partitions: Annotated[
+        int, Option(min=0, metavar="N", help=_PARTITIONS, show_default=False, rich_help_panel=TESTS)
+    ] = 0,
+    imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE, rich_help_panel=TESTS)] = None,
+    also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO, rich_help_panel=TESTS)] = None,
+    settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS, rich_help_panel=TRAINING)] = None,
     views: Views = None,
     device: Device = None,
     cache: Cache = None,
     no_cache: NoCache = False,
+    precision: Precision = "fp32",
+    max_memory: MaxMemory = None,
 ) -> None:
     """Compare methods over numbers of shots and over seeds.
 
@@ -58,7 +75,7 @@ def compare(
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     pictures = open_pictures(data)
-    others = [open_pictures(name, whole=True) for name in also or []]
+    others = [_whole(name, pictures) for name in also or []]
     clip = open_model(model, pretrained, device, max_memory)
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
@@ -67,6 +84,18 @@ def compare(
     for one in (pictures, *others):
         tell_contradictions(one)
     report_comparison(results, out, console)
+
+
+def _whole(name: str, learned: "PictureSet") -> "PictureSet":
+    """A set to test on with all its pictures, or with its own split if it shares pictures with the set to learn from.
+
+    Of a folder of one class too, which is no test by itself: nothing can be mistaken there.
+    """
+    whole = open_pictures(name, whole=True)
+    known = set(learned.read_digests(unreadable=[])) - {None}
+    with progress() as track:
+        shared = not known.isdisjoint(whole.read_digests(track("reading the pictures", len(whole)), []))
+    return open_pictures(name) if shared or len(whole.class_names) < 2 else whole
 
 
 def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:

@@ -21,7 +21,7 @@ def check(folder: Annotated[str, Argument(metavar="DIR", help=_FOLDER)]) -> None
 
     The exit code is 0 if nothing is wrong, and 3 if there are problems.
     """
-    from prograd_fast.data.check import check_pictures
+    from prograd_fast.data.check import NAMED, check_pictures
 
     unreadable: list[str] = []
     pictures = open_pictures(folder, unreadable=unreadable)
@@ -35,6 +35,9 @@ def check(folder: Annotated[str, Argument(metavar="DIR", help=_FOLDER)]) -> None
         say(f"Sizes in pixels: {found.sizes}")
     for problem in found.problems:
         say(f"Problem: {problem}.")
+    if len(found.unreadable) > NAMED:
+        for line in found.unreadable:
+            say(line)
     if found.problems:
         raise typer.Exit(3)
     say("No problem found.")

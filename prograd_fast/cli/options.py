@@ -5,33 +5,36 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-_DATA = "Use this embedded set, or this folder, which has one folder of pictures per class."
-_DEVICE = "Compute on this torch device, such as cpu or cuda:1. Default: the GPU if there is one."
-_CACHE = "Keep image features in this folder. Default: prograd-fast in your folder for caches."
-_MODEL = "Use this model: emoji-lite, emoji-lite-named, or a name that open_clip knows."
-_PRETRAINED = "Load these weights into an open_clip model: a file, or a tag to download."
-_TRUST = "Load the model that the run names, even if it is a file, a folder or somebody's repository."
-_VIEWS = (
-    "Train on random crops and flips. N views of each picture are stored and take turns; 0 makes a new view in each "
-    "epoch. Default: train on the pictures as they are."
-)
-_MAX_MEMORY = (
-    "Limit the memory of the text tower in training. Above the limit it computes the classes in parts, and each part "
-    "twice. Default: no limit."
-)
+# panels of the help pages, after the one of what has none
+TESTS = "What it learns from, and what it is tested on"
+TRAINING = "How it learns"
+MEMORY_AND_SPEED = "Memory and speed"
+
+_DATA = "Use this folder, with one folder of pictures per class; or emoji or clipart, which are embedded."
+_DEVICE = "Compute on this torch device: cpu, cuda:1. Default: the GPU if there is one."
+_CACHE = "Keep image features here. Default: prograd-fast in your folder for caches."
+_NO_CACHE = "Encode every picture again, and keep no features."
+_MODEL = "Use this model; for photos, ViT-B-16. `prograd-fast models` lists them. Default: emoji-lite."
+_PRETRAINED = "Load these weights into it: a file, or a tag to download, such as openai."
+_TRUST = "Load the run's model even if it is a file or a stranger's."
+_VIEWS = "Train on N stored random crops and flips of each picture in turn; 0: on a new one in each epoch."
+_MAX_MEMORY = "Limit the text tower's memory; above it, classes are computed in parts, each twice."
+_PRECISION = "Compute the training step in fp32, bf16 or fp16. Default: fp32."
 
 Run = Annotated[Path, Argument(metavar="RUN", help="Use this folder, which `train` wrote.")]
-Data = Annotated[str, Option(metavar="emoji|clipart|DIR", help=_DATA)]
-Device = Annotated[str | None, Option(help=_DEVICE)]
-Cache = Annotated[Path | None, Option(metavar="DIR", help=_CACHE)]
-NoCache = Annotated[bool, Option("--no-cache", help="Encode every picture again, and keep no features.")]
-Model = Annotated[str, Option(metavar="NAME", help=_MODEL)]
+Data = Annotated[str, Option(metavar="DIR", help=_DATA)]
+Device = Annotated[str | None, Option(metavar="NAME", help=_DEVICE, rich_help_panel=MEMORY_AND_SPEED)]
+Cache = Annotated[Path | None, Option(metavar="DIR", help=_CACHE, rich_help_panel=MEMORY_AND_SPEED)]
+NoCache = Annotated[bool, Option("--no-cache", help=_NO_CACHE, rich_help_panel=MEMORY_AND_SPEED)]
+Model = Annotated[str, Option(metavar="NAME", help=_MODEL, show_default=False)]
 Pretrained = Annotated[str | None, Option(metavar="FILE|TAG", help=_PRETRAINED)]
 OtherModel = Annotated[str | None, Option("--model", metavar="NAME", help="Replace the model that the run names.")]
 OtherWeights = Annotated[
     str | None, Option("--pretrained", metavar="FILE|TAG", help="Replace the weights that the run names.")
 ]
 Trust = Annotated[bool, Option("--trust", help=_TRUST)]
-Precision = Annotated[str, Option(metavar="fp32|bf16|fp16", help="Compute the training step in this precision.")]
-Views = Annotated[int | None, Option(min=0, metavar="N", help=_VIEWS)]
-MaxMemory = Annotated[float | None, Option(metavar="GB", help=_MAX_MEMORY)]
+Precision = Annotated[
+    str, Option(metavar="NAME", help=_PRECISION, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
+]
+Views = Annotated[int | None, Option(min=0, metavar="N", help=_VIEWS, rich_help_panel=TRAINING)]
+MaxMemory = Annotated[float | None, Option(metavar="GB", help=_MAX_MEMORY, rich_help_panel=MEMORY_AND_SPEED)]

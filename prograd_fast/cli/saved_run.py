@@ -85,7 +85,7 @@ def evaluate(
 def predict(
     run: Run,
     pictures: Annotated[list[str], Argument(metavar="PICTURE...", help=_PICTURES)],
-    top: Annotated[int, Option(min=1, help="Show so many classes for each picture.")] = 3,
+    top: Annotated[int, Option(min=1, metavar="N", help="Show so many classes for each picture.")] = 3,
     classes: Annotated[Path | None, Option(metavar="FILE", help=_CLASSES)] = None,
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write a row for each picture to this file.")] = None,
     json: Annotated[Path | None, Option(metavar="FILE", help="Write the same as JSON.")] = None,

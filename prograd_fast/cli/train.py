@@ -13,65 +13,88 @@ from prograd_fast.cli.folds import check_folds, train_folds
 from prograd_fast.cli.matching import check_match
 from prograd_fast.cli.models import open_model
 from prograd_fast.cli.one_run import OneRun
-from prograd_fast.cli.options import Cache, Data, Device, MaxMemory, Model, NoCache, Precision, Pretrained, Views
+from prograd_fast.cli.options import (
+    MEMORY_AND_SPEED,
+    TESTS,
+    TRAINING,
+    Cache,
+    Data,
+    Device,
+    MaxMemory,
+    Model,
+    NoCache,
+    Precision,
+    Pretrained,
+    Views,
+)
 from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.cli.run_folder import check_what_is_there
 from prograd_fast.terminal.output import console, say
 
-_METHOD = "Adapt the model by this method. `prograd-fast methods` lists all methods."
-_PRESET = "Take these published settings. `prograd-fast methods` lists the presets of each method."
+_OUT = "Write the run to this folder: record, what was learned, learning curves."
+_METHOD = "Adapt the model by this method. `prograd-fast methods` lists them. Default: prograd."
+_PRESET = "Take these published settings. `prograd-fast methods` lists them."
 _PARTITION = (
-    "Learn a random half of the classes (base) and test on both halves. N chooses the halves. Default: 0 for an "
-    "embedded set. The default for a folder is to learn all classes."
+    "Learn a random half of the classes (base), test on both. N chooses the halves. Default for an embedded set: 0; "
+    "for a folder: learn all."
 )
-_SHOTS = "Learn from so many pictures per class, or from all."
+_SHOTS = "Learn from so many pictures per class, or from all. Default: 16."
 _TEST_SHARE = "Test on this share of a folder's pictures. Default: 0.4."
-_FOLDS = "Train K times, with another part of the folder for the test each time, and report mean and spread."
-_CTX_INIT = 'Start from these words before the class name, and give them to the teacher. Default: "a picture of a".'
+_FOLDS = "Train K times, test on another part each time, and report mean and spread."
+_CTX_INIT = 'Start from these words before the class name. Default: "a picture of a".'
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
 _LR = "Start SGD at this learning rate. Default: 0.03, chosen for emoji-lite."
-_EPOCHS = "Pass over the pictures so many times. By default, each pass is one step. Default: 100."
-_SET = "Change any other setting of the method. You can repeat this option."
-_ACCUMULATE = "Send each batch through the text tower in N parts. This divides the memory by N."
-_PATIENCE = "Stop after so many epochs without a better validation accuracy, and keep the best epoch."
+_EPOCHS = "Pass over the pictures so often, by default in one step each. Default: 100."
+_SET = "Change any other setting of the method. Can be repeated."
+_ACCUMULATE = "Send each batch through the text tower in N parts, which divides its memory."
+_PATIENCE = "Stop after N epochs without a better validation accuracy; keep the best."
+_LOG = "Log every step to this folder for TensorBoard."
 
 
 def train(
     data: Data,
-    out: Annotated[Path, Option(metavar="RUN", help="Write record.json and prompt.safetensors to this folder.")],
-    method: Annotated[str, Option(metavar="NAME", help=_METHOD)] = "prograd",
-    preset: Annotated[str | None, Option(metavar="NAME", help=_PRESET)] = None,
-    shots: Annotated[str, Option(metavar="N|all", help=_SHOTS)] = "16",
-    seed: Annotated[int, Option(min=0, help="Draw these pictures with this random seed.")] = 0,
-    test_share: Annotated[float | None, Option(metavar="X", help=_TEST_SHARE)] = None,
-    folds: Annotated[int | None, Option(min=2, metavar="K", help=_FOLDS)] = None,
-    partition: Annotated[int | None, Option(min=0, metavar="N", help=_PARTITION)] = None,
-    all_classes: Annotated[bool, Option("--all-classes", help="Learn all classes of an embedded set.")] = False,
-    ctx_init: Annotated[str | None, Option(metavar="WORDS", help=_CTX_INIT)] = None,
-    n_ctx: Annotated[int | None, Option(min=1, help=_N_CTX)] = None,
-    lr: Annotated[float | None, Option(help=_LR)] = None,
-    epochs: Annotated[int | None, Option(min=1, help=_EPOCHS)] = None,
-    settings: Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SET)] = None,
+    out: Annotated[Path, Option(metavar="RUN", help=_OUT)],
+    method: Annotated[str, Option(metavar="NAME", help=_METHOD, show_default=False)] = "prograd",
+    shots: Annotated[str, Option(metavar="N|all", help=_SHOTS, show_default=False)] = "16",
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
+    resume: Annotated[bool, Option("--resume", help="Continue the stopped run in RUN.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an earlier run in RUN.")] = False,
+    seed: Annotated[
+        int, Option(min=0, metavar="N", help="Draw the pictures with this random seed.", rich_help_panel=TESTS)
+    ] = 0,
+    test_share: Annotated[float | None, Option(metavar="X", help=_TEST_SHARE, rich_help_panel=TESTS)] = None,
+    folds: Annotated[int | None, Option(min=2, metavar="K", help=_FOLDS, rich_help_panel=TESTS)] = None,
+    partition: Annotated[int | None, Option(min=0, metavar="N", help=_PARTITION, rich_help_panel=TESTS)] = None,
+    all_classes: Annotated[
+        bool, Option("--all-classes", help="Learn all classes of an embedded set.", rich_help_panel=TESTS)
+    ] = False,
+    preset: Annotated[str | None, Option(metavar="NAME", help=_PRESET, rich_help_panel=TRAINING)] = None,
+    ctx_init: Annotated[str | None, Option(metavar="WORDS", help=_CTX_INIT, rich_help_panel=TRAINING)] = None,
+    n_ctx: Annotated[int | None, Option(min=1, metavar="N", help=_N_CTX, rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, Option(metavar="X", help=_LR, rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[int | None, Option(min=1, metavar="N", help=_EPOCHS, rich_help_panel=TRAINING)] = None,
+    settings: Annotated[
+        list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SET, rich_help_panel=TRAINING)
+    ] = None,
+    patience: Annotated[int | None, Option(min=1, metavar="N", help=_PATIENCE, rich_help_panel=TRAINING)] = None,
+    views: Views = None,
+    log: Annotated[Path | None, Option(metavar="DIR", help=_LOG, rich_help_panel=TRAINING)] = None,
     device: Device = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     precision: Precision = "fp32",
     max_memory: MaxMemory = None,
-    accumulate: Annotated[int, Option(min=1, metavar="N", help=_ACCUMULATE)] = 1,
-    patience: Annotated[int | None, Option(min=1, help=_PATIENCE)] = None,
-    views: Views = None,
-    log: Annotated[Path | None, Option(metavar="DIR", help="Log every step to this folder for TensorBoard.")] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue the stopped run in RUN.")] = False,
-    force: Annotated[bool, Option("--force", help="Replace an earlier run in RUN.")] = False,
+    accumulate: Annotated[
+        int, Option(min=1, metavar="N", help=_ACCUMULATE, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
+    ] = 1,
 ) -> None:
     """Adapt a model to a few pictures per class, test it, and save what it learned with a record of the run.
 
     Example: [bold]prograd-fast train --data my_pictures --method prograd --shots 16 --out runs/mine[/bold]
 
-    my_pictures has one folder of pictures per class. A file classes.txt can name the classes: it has a line
-    "FOLDER readable name" for each folder.
+    my_pictures has one folder of pictures per class. A file classes.txt in it
+    can name the classes: it has a line "FOLDER readable name" for each folder.
     """
     from prograd_fast import data as picture_sets
     from prograd_fast.methods import method_named

@@ -113,7 +113,10 @@ def load_model(name: str, pretrained: str | None = None, device: str | None = No
     where = _device(device)
     if name in NAMES:
         if pretrained is not None:
-            raise ValueError(f"model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+            raise ValueError(
+                f"model {name!r} brings its own weights, got pretrained={pretrained!r}: leave it out, or name the "
+                "model that it is for, such as ViT-B-16"
+            )
         model, tokenizer, preprocess = load_emoji_lite(name)
         return LoadedClip(name, None, model.to(where), tokenizer, preprocess, where)
     if ":" in name:

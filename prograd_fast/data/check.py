@@ -12,7 +12,7 @@ from prograd_fast.data.alike import SIDE, Signatures, alike_pairs, signature
 from prograd_fast.data.pictures import PictureSet
 
 _PARTS = ("pool", "validation", "test")
-_NAMED = 3  # pictures or pairs that a sentence names
+NAMED = 3  # pictures or pairs that a sentence names
 _DECODED_SIDE = 4 * SIDE
 
 
@@ -24,11 +24,13 @@ class Check:
         counts: a row for each class: its name, and the pictures in pool, validation and test.
         sizes: the smallest, the median and the largest picture that can be read, as text; "" without any.
         problems: sentences, each with a remedy; none if all is well.
+        unreadable: a line for each picture that cannot be read, with the reason.
     """
 
     counts: list[tuple[str, tuple[int, ...]]]
     sizes: str
     problems: list[str]
+    unreadable: list[str]
 
 
 def check_pictures(
@@ -65,7 +67,8 @@ def check_pictures(
     found = [seen for seen in looks if seen is not None]
     digests, problems = [digest for digest, _, _ in found], []
     if lines:
-        problems.append(f"{_pictures(len(lines))} cannot be read: {_some(sorted(lines))}")
+        listed = "replace or remove those that are listed below" if len(lines) > NAMED else _some(sorted(lines))
+        problems.append(f"{_pictures(len(lines))} cannot be read: {listed}")
     if found:
         kept = pictures.only(good)
         problems += _equal(kept, digests)
@@ -74,7 +77,7 @@ def check_pictures(
     for label, name in enumerate(pictures.class_names):
         own = pictures.split[good][pictures.labels[good] == label]
         counts.append((name, tuple(int((own == part).sum()) for part in _PARTS)))
-    return Check(counts, _sizes([size for _, _, size in found]), problems)
+    return Check(counts, _sizes([size for _, _, size in found]), problems, sorted(lines))
 
 
 def _sizes(sizes: list[tuple[int, int]]) -> str:
@@ -93,7 +96,7 @@ def _equal(pictures: PictureSet, digests: list[str]) -> list[str]:
     for rows in rows_of.values():
         if len(rows) < 2:
             continue
-        named = " = ".join(_name(pictures, row) for row in rows[:_NAMED])
+        named = " = ".join(_name(pictures, row) for row in rows[:NAMED])
         if len({int(pictures.labels[row]) for row in rows}) > 1:
             across.append(named)
         elif len({pictures.split[row] == "test" for row in rows}) > 1:
@@ -120,8 +123,8 @@ def _alike(pictures: PictureSet, digests: list[str], signatures: Signatures) -> 
     n = len({i for i, _ in pairs})
     named = [f"{_name(pictures, i)} ~ {_name(pictures, j)}" for i, j in pairs]
     return [
-        f"{_pictures(n)} for testing look like one for training, so that the test is too easy; remove one of each, or "
-        f"split the folder yourself into train/ and test/: {_some(named)}"
+        f"{_pictures(n)} for testing look{'s' * (n == 1)} like one for training, so that the test is too easy; remove "
+        f"one of each, or split the folder yourself into train/ and test/: {_some(named)}"
     ]
 
 
@@ -139,5 +142,5 @@ def _name(pictures: PictureSet, row: int) -> str:
 
 
 def _some(named: list[str]) -> str:
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return "; ".join(named[:_NAMED]) + more
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return "; ".join(named[:NAMED]) + more

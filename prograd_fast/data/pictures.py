@@ -228,8 +228,8 @@ class PictureSet:
             yield
         except Exception as error:  # pillow's decoders raise whatever comes up in them
             source = self.source[index]
-            which = f"picture {index}" if isinstance(source, bytes) else str(source)
-            raise ValueError(f"{self.name}: cannot read {which}: {_reason(error)}; replace or remove it") from error
+            which = f"picture {index} of {self.name}" if isinstance(source, bytes) else str(source)
+            raise ValueError(f"cannot read {which}: {_reason(error)}; replace or remove it") from error
 
 
 def refuse_unreadable(bad: Iterable[str], n: int) -> None:
@@ -237,7 +237,10 @@ def refuse_unreadable(bad: Iterable[str], n: int) -> None:
     lines = sorted(bad)
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-        raise ValueError(f"{len(lines)} of {n} pictures cannot be read: {'; '.join(lines[:5])}{more}")
+        raise ValueError(
+            f"{len(lines)} of {n} pictures cannot be read: {'; '.join(lines[:5])}{more}. `prograd-fast data check` "
+            "lists all that cannot be read"
+        )
 
 
 def _reason(error: Exception) -> str:

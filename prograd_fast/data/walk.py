@@ -90,7 +90,7 @@ def pictures_in(folder: Path, ignored: Counter[str]) -> list[Path]:
     if not found:
         left_out = describe_ignored(here_ignored)
         raise ValueError(
-            f"{folder}: no picture; expected files that end in {', '.join(sorted(SUFFIXES))}"
+            f"{folder}: no picture; expected at least one file such as .jpg, .png, .webp or .heic"
             + (f"; {left_out}" if left_out else "")
         )
     return sorted(found)

@@ -45,11 +45,15 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
                 sections.append(run_section(name, anchor, record, thumbnails))
                 runs.append((name, anchor, record))
     overview = [_overview(runs)] if len(runs) > 1 else []
-    title = title_of(runs[0][2]) if len(sections) == len(runs) == 1 else f"{len(sections)} results"
+    title = title_of(runs[0][2]) if len(sections) == len(runs) == 1 else _counted(len(sections))
     note = "Written by prograd-fast report. Click on a column's header to sort by it."
     page = document(title, note, [*overview, *sections])
     with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _counted(n: int) -> str:
+    return "Comparison" if n == 1 else f"{n} results"
 
 
 def _named(folder: Path) -> list[tuple[Path, str]]:

@@ -80,6 +80,9 @@ def load_run(folder: Path) -> tuple[Record, Learned]:
                 return found, learned
         raise ValueError(f"{' and '.join(RUN_FILES)} are of two runs, or the digest in the record is damaged")
     except (OSError, ValueError) as error:
+        folds = sorted(file.parent for file in folder.glob(f"fold*/{RUN_FILES[0]}"))
+        if folds:
+            raise ValueError(f"{folder} holds {len(folds)} runs, one for each fold: give {folds[0]}, say") from error
         raise ValueError(f"{folder} is not a run of `prograd-fast train`: {error}; train it again") from error
 
 

@@ -163,3 +163,11 @@ def test_the_bar_moves_with_slow_steps(monkeypatch):
     steps = []
     loop.tune(make_learner(), lambda: steps.append(len(seen)), log=lambda step, values: seen.append(step))
     assert steps == list(range(len(steps)))
+
+
+def test_the_folder_of_folds_names_its_runs(tmp_path, capfd, monkeypatch):
+    for k in (0, 1):
+        (tmp_path / f"fold{k}").mkdir()
+        (tmp_path / f"fold{k}" / "record.json").write_text("{}")
+    line = fail(capfd, monkeypatch, "predict", tmp_path, "a.jpg")
+    assert f"{tmp_path} holds 2 runs, one for each fold: give {tmp_path / 'fold0'}, say" in line

@@ -145,9 +145,7 @@ def test_a_comparison_is_written_whatever_sets_are_called(shapes, clip, tmp_path
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert is_clean(text)
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {
-        4 + len(others)
-    }
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4 + len(others)}
     with Image.open(tmp_path / "shots.png") as figure:
         assert figure.width > 500
 

@@ -54,7 +54,7 @@ SPOILED = {
     "in more than one class.*train/a/0.jpg = test/b/0.jpg": lambda root: copy(root, "train/a/0.jpg", "test/b/0.jpg"),
     "both training and testing.*train/a/0.jpg = test/a/0.jpg": lambda root: copy(root, "train/a/0.jpg", "test/a/0.jpg"),
     "more than once.*train/a/0.jpg = train/a/9.jpg": lambda root: copy(root, "train/a/0.jpg", "train/a/9.jpg"),
-    "for testing look like.*test/a/0.png ~ train/a/0.jpg": lambda root: photo(0).save(root / "test/a/0.png"),
+    "for testing looks like.*test/a/0.png ~ train/a/0.jpg": lambda root: photo(0).save(root / "test/a/0.png"),
 }
 
 
@@ -80,6 +80,15 @@ def test_a_plain_folder_with_bad_files(folder, capfd, monkeypatch):
     dangle(folder)
     assert run_here(monkeypatch, "data", "check", folder / "train") == 3
     assert "Problem: 1 picture cannot be read" in capfd.readouterr().out
+
+
+def test_all_pictures_that_cannot_be_read_are_listed(folder, capfd, monkeypatch):
+    for file in ("train/a/0.jpg", "train/a/1.jpg", "train/b/0.jpg", "test/b/2.jpg"):
+        (folder / file).write_bytes(b"no picture")
+    assert run_here(monkeypatch, "data", "check", folder) == 3
+    lines = capfd.readouterr().out.splitlines()
+    assert "Problem: 4 pictures cannot be read: replace or remove those that are listed below." in lines
+    assert [file for file in lines if "not a known picture format" in file] == lines[-4:]
 
 
 @pytest.mark.parametrize("change", [smaller, brighter, cropped, lambda image: image.convert("L").convert("RGB")])

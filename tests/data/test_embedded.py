@@ -127,7 +127,7 @@ def test_damaged_picture_says_which(sets):
         "mine", ("a",), np.zeros(2, np.int64), np.array(["pool"] * 2), np.array([""] * 2), [good, good[:50]]
     )
     assert damaged.open(0).size == (64, 64)
-    with pytest.raises(ValueError, match="mine: cannot read picture 1"):
+    with pytest.raises(ValueError, match="cannot read picture 1 of mine"):
         damaged.open(1)
 
 

@@ -86,6 +86,20 @@ def test_sets_of_one_name_keep_their_own_results(clip_dir, tmp_path, capfd, monk
     assert "is a run of another grid: it was tested on other sets" in line
 
 
+def test_all_pictures_of_another_folder_are_tested_on(clip_dir, tmp_path, capfd, monkeypatch):
+    """Those of a folder that shares pictures with the one to learn from are split as ever."""
+    data, other = draw_shapes(tmp_path / "mine", per_class=5), draw_shapes(tmp_path / "other", per_class=3)
+    for file in other.glob("*/*.png"):
+        draw("black_dot", 1000 + int(file.stem) + len(str(file))).save(file)
+    arguments = ["compare", "--data", data, "--methods", "zero-shot", "--shots", 1, "--seeds", 1]
+    arguments += ["--model", f"local-dir:{clip_dir}", "--out", tmp_path / "grid"]
+    shutil.copytree(data, tmp_path / "copy")
+    assert run_here(monkeypatch, *arguments, "--also", other, "--also", tmp_path / "copy") == 0
+    looked = dict(re.findall(r"looking at (\w+) .* \d+/(\d+)", capfd.readouterr().err))
+    (run,) = json.loads((tmp_path / "grid" / "results.json").read_text())["runs"]
+    assert looked == {"the": looked["the"], "other": "12", "copy": str(run["pictures"]["all"])}
+
+
 # -------------------------------------------------------------------------------------- what is resumed is the same run
 
 
