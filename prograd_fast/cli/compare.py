@@ -74,9 +74,9 @@ def compare(
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
     options = TrainOptions(precision, views=views)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
+    clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     pictures = open_pictures(data)
     others = [_whole(name, pictures) for name in also or []]
-    clip = open_model(model, pretrained, device, max_memory)
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
@@ -93,7 +93,7 @@ def _whole(name: str, learned: "PictureSet") -> "PictureSet":
     """
     whole = open_pictures(name, whole=True)
     known = set(learned.read_digests(unreadable=[])) - {None}
-    with progress() as track:
+    with progress(passing=True) as track:
         shared = not known.isdisjoint(whole.read_digests(track("reading the pictures", len(whole)), []))
     return open_pictures(name) if shared or len(whole.class_names) < 2 else whole
 

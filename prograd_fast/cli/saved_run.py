@@ -57,7 +57,7 @@ def evaluate(
     whole = open_pictures(data, whole=True)
     if whole.folder is not None and whole.name == record["data"]["name"] and (lost := lost_of_learned(record, whole)):
         say(
-            f"{lost} of the {len(record['learned_from'])} pictures that the run has learned from are not in {data} now. "
+            f"{lost} of the {len(record['learned_from'])} pictures that the run learned from are not in {data} now. "
             "Any that were changed or saved again count as new ones, which flatters the run."
         )
     pictures = held_out(record, whole, partial(load, data))

@@ -117,10 +117,10 @@ def train(
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
     n_shots = _parse_shots(shots)
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
+    clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     pictures = open_pictures(data, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
-    clip = open_model(model, pretrained, device, max_memory)
     check_match(clip, [pictures], [tuning])
     one = OneRun(tuning, clip, n_shots, seed, partition, options, feature_cache, resume, force)
     if folds is None:
