@@ -154,7 +154,7 @@ def test_pictures_that_were_saved_again_are_told(run, folder, tmp_path, capfd, m
         file.write_bytes(file.read_bytes() + b"rated")
     evaluate(monkeypatch, run, tmp_path / "photos", tmp_path)
     learned = 3 * len(SHAPES)
-    assert f"{learned} of the {learned} pictures that the run has learned from are not in" in capfd.readouterr().out
+    assert f"{learned} of the {learned} pictures that the run learned from are not in" in capfd.readouterr().out
 
 
 def test_pictures_in_two_classes_are_told(run, tmp_path, capfd, monkeypatch):
