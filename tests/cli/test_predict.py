@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prograd_fast import cli
+from prograd_fast.terminal import output
 from tests.cli.support import fail, run_here
 from tests.conftest import SHAPES, draw
 
@@ -122,6 +123,7 @@ def test_many_bad_pictures_are_counted(run, pictures, capfd, monkeypatch):
 
 
 def test_the_files_agree_with_each_other_and_with_the_terminal(run, pictures, capfd, monkeypatch):
+    monkeypatch.setattr(output.console, "_width", None)  # COLUMNS of when it was made, which pytest-xdist sets
     monkeypatch.setenv("COLUMNS", "200")
     files = ["--csv", "a.csv", "--json", "a.json", "--html", "a.html"]
     assert run_here(monkeypatch, "predict", run, "photos", "--trust", "--top", 3, *files) == 0
