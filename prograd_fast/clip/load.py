@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from prograd_fast.clip.digest import model_digest
@@ -74,6 +72,9 @@ class LoadedClip:
     @property
     def pixels(self) -> list[float]:
         """A few numbers of what `preprocess` makes of a picture, see `same_pixels`."""
+        import numpy as np
+        from PIL import Image
+
         across, down = np.linspace(0, 200, 613)[None, :, None], np.linspace(0, 90, 401)[:, None, None]
         noise = np.random.RandomState(0).randint(0, 50, (401, 613, 3))
         values = self.preprocess(Image.fromarray((0.7 * across + down + noise).astype(np.uint8))).float()
