@@ -35,7 +35,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def shapeless(model: nn.Module) -> list[str]:
-    """Facts on which a model's result depends beside its weights: kinds of GELU, numbers of heads, pooling, by module."""
+    """Facts beside the weights on which a model's result depends: kinds of GELU, heads, pooling, by module."""
     facts = {type(module).__name__ for module in model.modules() if "GELU" in type(module).__name__}
     for name, module in model.named_modules():
         found = vars(module)
