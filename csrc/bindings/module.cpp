@@ -219,8 +219,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
   m.def("project_sgd_", &Eager<SGDArguments>::call<cpu::project_sgd>,
         "torch.ops.prograd_fast.project_sgd_ without the dispatcher.", no_gil);
-  m.def("projected", &projected, "torch.ops.prograd_fast.project_out into new tensors; see prograd_fast/ops/projection.py.",
-        no_gil);
+  m.def("projected", &projected,
+        "torch.ops.prograd_fast.project_out into new tensors; see prograd_fast/ops/projection.py.", no_gil);
   m.def("adamw", &adamw, "torch.optim.AdamW(fused=True) on tensors that fit; see prograd_fast/optim/adamw.py.", no_gil);
   m.def("fit", &fit, "Whether tensors, by parameter, have its shape and device; see prograd_fast/optim/states.py.",
         no_gil);
