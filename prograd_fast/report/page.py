@@ -11,6 +11,7 @@ from prograd_fast.report.html import Html, Number, percent, table, tag
 from prograd_fast.report.page_grid import grid_section
 from prograd_fast.report.page_pictures import Thumbnails
 from prograd_fast.report.page_run import method_of, run_section, title_of
+from prograd_fast.report.statistics import Spread
 from prograd_fast.training import Record
 
 _RECORD, _RESULTS = "record.json", "results.json"
@@ -103,4 +104,28 @@ def _overview(runs: Sequence[tuple[str, str, Record]]) -> Html:
         for name, anchor, record in runs
     ]
     headers = ["run", "method", "data", "shots", *(f"{part} %" for part in parts)]
+    rows += _means_of_folds(runs, parts)
     return tag("section", tag("h2", "All runs"), table(headers, rows, "Accuracy of all runs"))
+
+
+def _means_of_folds(runs: Sequence[tuple[str, str, Record]], parts: Sequence[str]) -> list[list[object]]:
+    """A row with mean and standard deviation for each run of `train --folds`."""
+    groups: dict[str, list[Record]] = {}
+    for name, _, record in runs:
+        whole, slash, _ = name.rpartition("/")
+        if slash:  # only folds are called by their folder too
+            groups.setdefault(whole, []).append(record)
+    rows: list[list[object]] = []
+    for name, folds in groups.items():
+        means = []
+        for part in parts:
+            values = [record["accuracy"][part] for record in folds if part in record["accuracy"]]
+            spread = Spread.of(values) if values else Spread.of([float("nan")])
+            shown = f"{100 * spread.mean:.1f} ± {100 * spread.sd:.1f}" if spread.n > 1 else percent(spread.mean).shown
+            means.append(Number(shown, spread.mean))
+        first = folds[0]
+        label = f"{name}, mean ± standard deviation of {len(folds)} folds"
+        rows.append(
+            [label, method_of(first), first["data"]["name"], Number(str(first["shots"]), first["shots"]), *means]
+        )
+    return rows

@@ -50,6 +50,19 @@ def test_a_page_tells_accuracies_beside_zero_shot_with_intervals(tmp_path):
         assert words in text
 
 
+def test_folds_have_a_row_with_their_mean(tmp_path):
+    for k, wrong in enumerate((3, 4, 6)):  # one of so many pictures is wrong
+        write(
+            tmp_path / "mine" / f"fold{k}",
+            run_record({"all": evaluation(["a", "b"], 12)}) | {"accuracy": {"all": 1 - 1 / wrong}},
+        )
+    other = write(tmp_path / "other", run_record({"all": evaluation(["a", "b"], 12)}))
+    write_page([tmp_path / "mine", other], tmp_path / "report.html")
+    text = " ".join(Elements((tmp_path / "report.html").read_text(encoding="utf-8")).texts)
+    assert re.search(r"mine, mean ± standard deviation of 3 folds ProGrad pictures <i> \d+ 75\.0 ± 8\.3", text)
+    assert text.count("mean ± standard deviation") == 1
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_names_of_strangers_stay_text(hostile, tmp_path):
     record = run_record({hostile: evaluation([hostile, "b"], 12, [f"{hostile}{i}.png" for i in range(12)])})
