@@ -157,10 +157,12 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         return state
 
     def _update_at_once(self) -> bool:
-        (group, *others) = self.param_groups
+        if len(self.param_groups) != 1:
+            return False
+        (group,) = self.param_groups
         params = [p for p in group["params"] if p.grad is not None]
         numbers = (group["lr"], *group["betas"])
-        shortcut = shortcut_for("adamw", params[0]) if params and not others and group["fused"] else None
+        shortcut = shortcut_for("adamw", params[0]) if params and group["fused"] else None
         if shortcut is None or not all(isinstance(number, float) for number in numbers):
             return False
         # an Adam's state may say that weight decay is not decoupled; a GradScaler hands found_inf on this way

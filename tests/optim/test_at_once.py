@@ -97,13 +97,17 @@ def _another_group(opt: torch.optim.Optimizer) -> None:
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "weight_decay": 0.0})
 
 
+def _no_group(opt: torch.optim.Optimizer) -> None:
+    opt.param_groups.clear()
+
+
 def _whole_rate(opt: torch.optim.Optimizer) -> None:
     opt.param_groups[0]["lr"] = 1
 
 
 @pytest.mark.parametrize(
     "change",
-    [_tensor_rate, _strided, _coupled, _overflow, _another_group, _whole_rate],
+    [_tensor_rate, _strided, _coupled, _overflow, _another_group, _no_group, _whole_rate],
     ids=lambda change: change.__name__,
 )
 def test_what_torch_must_look_at_goes_torchs_way(ways: list[bool], change: Any) -> None:
