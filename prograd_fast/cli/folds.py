@@ -3,10 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prograd_fast.cli.one_run import OneRun
 from prograd_fast.cli.run_folder import check_what_is_there
 from prograd_fast.terminal.output import console, say
+
+if TYPE_CHECKING:
+    from prograd_fast.data import PictureSet
 
 
 def check_folds(out: Path, n: int, resume: bool, force: bool) -> None:
@@ -23,12 +27,12 @@ def check_folds(out: Path, n: int, resume: bool, force: bool) -> None:
         check_what_is_there(out / name, resume, force)
 
 
-def train_folds(run: OneRun, data: str, n: int, out: Path, log: Path | None) -> None:
+def train_folds(run: OneRun, pictures: "PictureSet", n: int, out: Path, log: Path | None) -> None:
     """Train and test n times, so that each picture is a test picture once, and print mean and standard deviation.
 
     Fold k is a run of its own in `out/foldK`; `out/summary.json` sums them up.
     """
-    from prograd_fast.data import load
+    from prograd_fast.data import with_fold
     from prograd_fast.report import report_folds
 
     run = replace(run, hint=f"; --resume goes on with the folds in {out}")
@@ -36,5 +40,6 @@ def train_folds(run: OneRun, data: str, n: int, out: Path, log: Path | None) -> 
     records = []
     for k in range(n):
         say(f"Fold {k + 1} of {n}:")
-        records.append(run.train(load(data, fold=(k, n)), out / f"fold{k}", None if log is None else log / f"fold{k}"))
+        name = f"fold{k}"
+        records.append(run.train(with_fold(pictures, (k, n)), out / name, None if log is None else log / name))
     report_folds(records, out, console)

@@ -126,7 +126,7 @@ def train(
     if folds is None:
         _report(out, one.train(pictures, out, log))
     else:
-        train_folds(one, data, folds, out, log)
+        train_folds(one, pictures, folds, out, log)
 
 
 def _refuse_both(one: tuple[str, bool], other: tuple[str, bool]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from prograd_fast.data.content_split import TEST_SHARE
 from prograd_fast.data.embedded import EMBEDDED, EMOJI_TASK_STYLES, EMOJI_UNSEEN_STYLES, load_embedded
-from prograd_fast.data.folder import load_folder
+from prograd_fast.data.folder import load_folder, with_fold
 from prograd_fast.data.pictures import PictureSet
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "load",
     "load_embedded",
     "load_folder",
+    "with_fold",
 ]
 
 

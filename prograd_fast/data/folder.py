@@ -90,6 +90,21 @@ def load_folder(
     return pictures if parts or whole else _split(pictures, folders, test_share, fold, track, unreadable)
 
 
+def with_fold(pictures: PictureSet, fold: tuple[int, int]) -> PictureSet:
+    """A set of `load_folder` with another fold as its test part; its files are not read again.
+
+    Args:
+        pictures: of a folder in the plain layout.
+        fold: as in `load_folder`.
+
+    Raises:
+        ValueError: there is no such fold, or it has no picture.
+    """
+    digests = [pictures.digest(row) for row in range(len(pictures))]
+    split = split_by_content(digests, pictures.labels, fold=fold)
+    return replace(pictures, split=split, split_by={"fold": list(fold)})
+
+
 def _in_parts(root: Path, parts: dict[str, Path], ignored: Counter[str]) -> list[tuple[str, str, Path]]:
     """(class folder, split, file) of the train/ test/ [val/] layout."""
     found = {part: {child.name: child for child in subfolders(folder, ignored)} for part, folder in parts.items()}
@@ -130,9 +145,11 @@ def _split(
                 f"{pictures.folder}: class folder {folder!r} holds {found}; expected at least two, one to learn from "
                 "and one to test on"
             )
-    split = split_by_content(known, labels, test_share, fold)
+    readable = pictures.only(rows)
+    if fold is not None:
+        return with_fold(readable, fold)
     share = {} if test_share == TEST_SHARE else {"test_share": test_share}
-    return replace(pictures.only(rows), split=split, split_by=share if fold is None else {"fold": list(fold)})
+    return replace(readable, split=split_by_content(known, labels, test_share), split_by=share)
 
 
 def _names_file(root: Path, parts: dict[str, Path]) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prograd_fast import data
-from prograd_fast.data import load_folder
+from prograd_fast.data import PictureSet, load_folder
 from prograd_fast.data.content_split import split_by_content
 from tests.data.test_folder import make
 
@@ -99,6 +99,15 @@ def test_small_classes_keep_something_to_learn_from_and_to_test_on(u):
 def test_no_such_share(share):
     with pytest.raises(ValueError, match=r"test share: expected more than 0 and less than 0\.9"):
         split_by_content(digests(2), np.zeros(2, np.int64), share)
+
+
+def test_another_fold_is_that_of_the_folder_and_reads_no_file_again(folder, monkeypatch):
+    first, wanted = load_folder(folder, fold=(0, 3)), [load_folder(folder, fold=(k, 3)) for k in range(3)]
+    monkeypatch.setattr(PictureSet, "_stream", None)
+    for k, other in enumerate(wanted):
+        found = data.with_fold(first, (k, 3))
+        assert found.split.tolist() == other.split.tolist()
+        assert found.split_by == other.split_by == {"fold": [k, 3]}
 
 
 def test_folds_of_small_classes():
