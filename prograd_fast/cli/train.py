@@ -20,6 +20,7 @@ from prograd_fast.cli.options import (
     Cache,
     Data,
     Device,
+    Graph,
     MaxMemory,
     Model,
     NoCache,
@@ -84,6 +85,7 @@ def train(
     cache: Cache = None,
     no_cache: NoCache = False,
     precision: Precision = "fp32",
+    graph: Graph = None,
     max_memory: MaxMemory = None,
     accumulate: Annotated[
         int, Option(min=1, metavar="N", help=_ACCUMULATE, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
@@ -111,7 +113,7 @@ def train(
         check_folds(out, folds, resume, force)
     if log is not None:
         check_writable(log, "--log")
-    options = TrainOptions(precision, accumulate, patience, views)
+    options = TrainOptions(precision, accumulate, patience, views, graph)
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)

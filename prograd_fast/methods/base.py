@@ -1,7 +1,7 @@
 """The common part of the methods: the task they are given, the learner they make of it, and training by gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -117,7 +117,24 @@ class GradientLearner(Learner):
 
     @abstractmethod
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
-        """The losses of one batch: (B, D) unit rows and (B,) int64. Reads nothing back from the device."""
+        """The losses of one batch: (B, D) unit rows and (B,) int64.
+
+        Reads nothing back from the device. On a GPU a step may be recorded and replayed: then Python does not run, and
+        what changes between two steps, but for the batch and the learning rate, has to be a tensor that is written in
+        place; or it comes with a new `optimizer`, which is recorded anew.
+        """
+
+    def new_sgd(self, parameters: Iterable[nn.Parameter], **options: Any) -> ProGradSGD:
+        """SGD by the method's settings; on a GPU in PyTorch's fused form, whose learning rate can be a tensor."""
+        settings, tuned = self.settings, list(parameters)
+        return ProGradSGD(
+            tuned,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True if tuned[0].is_cuda else None,
+            **options,
+        )
 
     @torch.no_grad()
     def epoch_ended(self, epoch: int) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +17,7 @@ from prograd_fast.methods import GradientLearner, GradientMethod, Losses
 from prograd_fast.optim import NOISE_FLOORS
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
+from prograd_fast.training.graphed_step import GraphedStep
 from prograd_fast.training.history import History, Measurements
 from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
 
@@ -157,11 +159,14 @@ class _Training:
         self.device = learner.task.device
         self.state = list(learner.module.state_dict().values())  # shares the memory of what is trained
         self.last_good = [tensor.clone() for tensor in self.state]
-        self.best = self.last_good
+        self.best = [tensor.clone() for tensor in self.state]
         self.healthy = torch.ones((), dtype=torch.bool, device=self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.scaler = self._new_scaler()
         self.schedule = _schedule(learner)
         self.measured = Measurements()
+        self.step = GraphedStep(
+            self._train_on, lambda: learner.optimizer, [learner.generator], self._renew_scaler, options.graph
+        )
         self.logged, self.looked = 0, time.monotonic()
         self.rates: list[float] = []  # of the steps that are not logged yet
         self.validation: list[float] = []
@@ -202,7 +207,7 @@ class _Training:
                 checkpoints.save(self._state())
         if self.validate is not None:
             self._set_back_to(self.best)
-        return self.measured.history(True, self.validation)
+        return self._history(True)
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
         """This epoch's: all pictures at once, or each once in random order; the last batch may be smaller."""
@@ -215,13 +220,27 @@ class _Training:
         return [(features[rows], labels[rows]) for rows in torch.from_numpy(order).to(self.device).split(size)]
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> None:
-        before = [tensor.clone() for tensor in self.state]
         self.rates.append(self.learner.optimizer.param_groups[0]["lr"])
-        values = update(self.learner, batch, self.options, self.scaler)
+        self.measured.add(self.step(*batch))
+
+    def _train_on(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Train on a batch; what was measured, as `Measurements.row` has it. Writes where the last step wrote."""
+        before = [tensor.clone() for tensor in self.state]
+        values = update(self.learner, (features, labels), self.options, self.scaler)
         # A gradient that is not finite makes the next loss NaN: the loss tells both.
-        self.healthy = self.healthy & values["task"].isfinite()
-        self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
-        self.measured.add(values)
+        self.healthy.logical_and_(values["task"].isfinite())
+        for good, value in zip(self.last_good, before, strict=True):
+            good.copy_(torch.where(self.healthy, value, good))
+        return self.measured.row(values)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "fp16")
+
+    def _renew_scaler(self) -> None:
+        """Forget that the gradients of a step were unscaled whose update never came."""
+        state = self.scaler.state_dict()
+        self.scaler = self._new_scaler()
+        self.scaler.load_state_dict(state)
 
     def _look_is_due(self) -> bool:
         return len(self.measured) % CHECK_EVERY == 0 or time.monotonic() - self.looked >= LOOK_SECONDS
@@ -257,7 +276,11 @@ class _Training:
 
     def _stopped(self) -> History:
         self._set_back_to(self.last_good)
-        return self.measured.history(False, self.validation)
+        return self._history(False)
+
+    def _history(self, completed: bool) -> History:
+        history = self.measured.history(completed, self.validation)
+        return replace(history, replayed=self.step.replayed, not_replayed=self.step.reason)
 
     def _set_back_to(self, state: list[Tensor]) -> None:
         for tensor, value in zip(self.state, state, strict=True):
