@@ -8,6 +8,7 @@ if interrupts.is_command():  # before PyTorch is imported, which takes seconds
 import importlib
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from prograd_fast import backends, functional, losses, reference, rules
 from prograd_fast.doctor import show_config
@@ -33,6 +34,9 @@ __all__ = [
     "show_config",
 ]
 
+if TYPE_CHECKING:
+    from prograd_fast import clip, data
+
 _ON_DEMAND = ("clip", "data")  # the core needs torch alone; these rooms bring in what they need when they are used
 
 
@@ -46,3 +50,7 @@ def __getattr__(name: str) -> ModuleType:
                 name=error.name,
             ) from error
     raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
