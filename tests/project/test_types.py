@@ -28,7 +28,7 @@ def test_a_type_checker_knows_the_package(tmp_path):
     file.write_text(USE)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(file)]
     said = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY).stdout
-    found = re.findall(rf"{file}:(\d+): \w+: (.*)", said)
+    found = re.findall(rf"{file.name}:(\d+): \w+: (.*)", said)
     assert [line for line, _ in found] == ["6", "7", "8", "9", "10"], said
     types, messages = found[:2], [message for _, message in found[2:]]
     assert types[0][1].count("torch._tensor.Tensor") == 2
