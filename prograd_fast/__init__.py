@@ -36,20 +36,18 @@ __all__ = [
 
 if TYPE_CHECKING:
     from prograd_fast import clip, data
-
-_ON_DEMAND = ("clip", "data")  # the core needs torch alone; these rooms bring in what they need when they are used
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_DEMAND:
-        try:
-            return importlib.import_module(f"prograd_fast.{name}")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
-                name=error.name,
-            ) from error
-    raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")
+else:
+    # the core needs torch alone; these rooms bring in what they need when they are used
+    def __getattr__(name: str) -> ModuleType:
+        if name in ("clip", "data"):
+            try:
+                return importlib.import_module(f"prograd_fast.{name}")
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
+                    name=error.name,
+                ) from error
+        raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
