@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
@@ -125,14 +126,19 @@ class GradientLearner(Learner):
         """
 
     def new_sgd(self, parameters: Iterable[nn.Parameter], **options: Any) -> ProGradSGD:
-        """SGD by the method's settings; on a GPU in PyTorch's fused form, whose learning rate can be a tensor."""
+        """SGD by the method's settings, on the mean of the gradients over the ranks, if there are several.
+
+        On a GPU it is PyTorch's fused form, whose learning rate can be a tensor.
+        """
         settings, tuned = self.settings, list(parameters)
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return ProGradSGD(
             tuned,
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             fused=True if tuned[0].is_cuda else None,
+            process_group=dist.group.WORLD if together else None,
             **options,
         )
 

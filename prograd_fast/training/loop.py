@@ -20,6 +20,7 @@ from prograd_fast.training.checkpoint import Checkpoints, check_alike
 from prograd_fast.training.graphed_step import GraphedStep
 from prograd_fast.training.history import History, Measurements
 from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
+from prograd_fast.training.ranks import Ranks
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 LOOK_SECONDS = 1.0  # between two looks at most, however slow the steps are: somebody may watch the bar
@@ -47,6 +48,10 @@ def tune(
     A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
     same machine with the same number of threads. On others the matrix library may add in another order. With
     `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
+
+    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments. Each
+    takes its share of every batch, gradients and figures are means over the whole of it, and all end with the same
+    numbers. Random numbers that a method draws for each picture are then others than in a single process.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
@@ -93,8 +98,16 @@ def update(
     batch: tuple[Tensor, Tensor],
     options: TrainOptions = AS_PUBLISHED,
     scaler: torch.amp.GradScaler | None = None,
+    weight: float | None = None,
 ) -> dict[str, Tensor]:
     """One step on (B, D) features and (B,) labels, without waiting for the device.
+
+    Args:
+        learner: The method at work.
+        batch: Features and labels; of several ranks, this one's.
+        options: Precision and accumulation.
+        scaler: Of the losses; None scales nothing.
+        weight: Of this rank in the mean of the gradients, see `TwoGradients.backward`.
 
     Returns:
         The figures from before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
@@ -120,9 +133,9 @@ def update(
             with optimizer.accumulate():
                 optimizer.backward(*two, scaler=scaler)
         elif limit is None:
-            optimizer.backward_and_update(*two, scaler=scaler)
+            optimizer.backward_and_update(*two, scaler=scaler, weight=weight)
         else:
-            optimizer.backward(*two, scaler=scaler)
+            optimizer.backward(*two, scaler=scaler, weight=weight)
         for name, value in part.items():
             values[name] = values[name] + value.detach() if name in values else value.detach()
     if limit is not None:
@@ -151,7 +164,7 @@ class _Training:
         validate: Callable[[], float] | None,
         log: Log,
     ) -> None:
-        self.learner, self.options, self.log = learner, options, log
+        self.learner, self.options, self.log, self.ranks = learner, options, log, Ranks.now()
         self.features = features or (lambda epoch: learner.task.image_features)
         self.validate = validate if options.patience is not None else None
         self.stage_ends = list(accumulate(learner.settings.stages()))
@@ -179,7 +192,8 @@ class _Training:
         for _ in range(len(self.measured)):
             on_step()
         signals, batches = Held(), None
-        with nullcontext() if checkpoints is None else signals:
+        # of several ranks none waits for the end of a step: the others may have ended, and it would wait for them
+        with nullcontext() if checkpoints is None or self.ranks.size > 1 else signals:
             while not self._is_done():
                 batches = signals.wait(self._batches)
                 if batches is None:  # stopped while it waited for pictures
@@ -226,12 +240,14 @@ class _Training:
     def _train_on(self, features: Tensor, labels: Tensor) -> Tensor:
         """Train on a batch; what was measured, as `Measurements.row` has it. Writes where the last step wrote."""
         before = [tensor.clone() for tensor in self.state]
-        values = update(self.learner, (features, labels), self.options, self.scaler)
+        *batch, weight = self.ranks.share(features, labels)
+        values = update(self.learner, (batch[0], batch[1]), self.options, self.scaler, weight)
+        row = self.ranks.mean(self.measured.row(values), weight)
         # A gradient that is not finite makes the next loss NaN: the loss tells both.
-        self.healthy.logical_and_(values["task"].isfinite())
+        self.healthy.logical_and_(row[self.measured.columns.index("task")].isfinite())
         for good, value in zip(self.last_good, before, strict=True):
             good.copy_(torch.where(self.healthy, value, good))
-        return self.measured.row(values)
+        return row
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "fp16")
@@ -243,7 +259,8 @@ class _Training:
         self.scaler.load_state_dict(state)
 
     def _look_is_due(self) -> bool:
-        return len(self.measured) % CHECK_EVERY == 0 or time.monotonic() - self.looked >= LOOK_SECONDS
+        by_time = self.ranks.size == 1 and time.monotonic() - self.looked >= LOOK_SECONDS  # clocks differ
+        return len(self.measured) % CHECK_EVERY == 0 or by_time
 
     def _log_and_check(self) -> bool:
         """Whether all losses were finite until now; also hands them to the log."""
