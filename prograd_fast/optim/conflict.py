@@ -78,16 +78,16 @@ class _Counters(NamedTuple):
         self.cosine.copy_(_cosine(task_norm[-1], dot[-1], general_norm[-1]))
 
     def split(self, sizes: Sequence[int]) -> list["_Counters"]:
-        """Those of parts of the units."""
+        """The counters of parts of the units."""
         return [_Counters(*parts) for parts in zip(*(part.split(sizes, -1) for part in self), strict=True)]
 
     def to(self, device: torch.device) -> "_Counters":
-        """The same on a device."""
+        """The counters on a device."""
         return _Counters(*(part.to(device) for part in self))
 
     @staticmethod
     def joined(parts: Sequence["_Counters"]) -> "_Counters":
-        """Those of all units together, in memory of their own."""
+        """The counters of all units together, in memory of their own."""
         return _Counters(*(torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)))
 
 

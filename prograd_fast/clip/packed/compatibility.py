@@ -116,7 +116,7 @@ _inventories: WeakKeyDictionary[Any, Inventory] = WeakKeyDictionary()
 
 
 def inventory(text: Any) -> Inventory:
-    """What a tower consists of now."""
+    """The modules and weights that a tower consists of now."""
     known = _inventories.get(text)
     if known is None or not known.is_of(text):
         known = _inventories[text] = Inventory(text)

@@ -56,7 +56,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """What is computed of the prompts, and how.
+    """Which prompts are encoded, and how.
 
     Attributes:
         prompts: all of them.
