@@ -60,16 +60,16 @@ def _backends() -> list[tuple[str, str]]:
 
 
 def _gpu_operators() -> list[tuple[str, str]]:
-    """What runs each family of operators on the GPU, why, and what of it nobody has ever executed."""
+    """The backend of each family of operators on the GPU, why, and the implementations that nobody has ever run."""
     rows = []
-    if torch.cuda.is_available():
-        by_operator = backends.by_operator()
+    by_operator = backends.by_operator()
+    if set(by_operator.values()) != {"reference"}:
         for name, family in choice.FAMILIES.items():
-            backend = by_operator[family.operators[0]]
-            by_order = backend == next(iter(family.backends))
-            why = (
-                f"{family.why} ({family.basis})" if by_order else f"not the first choice, {next(iter(family.backends))}"
-            )
+            backend, best = by_operator[family.operators[0]], next(iter(family.backends))
+            if backend == best:
+                why = f"{family.why} ({family.basis})"
+            else:
+                why = f"{best} is {'missing' if backends.missing(best) else 'overruled by prograd_fast.backends.use'}"
             rows.append((f"GPU {name}", f"{backend}: {why}"))
     if nowhere := [f"{name} on {backend}" for name, backend in choice.unverified()]:
         rows.append(("GPU, unverified", f"{', '.join(nowhere)}: never executed, neither on a GPU nor on a CPU"))

@@ -1,9 +1,9 @@
 """Which backend runs an operator on GPUs: an ordered list for each family, with a reason; docs/kernels.md shows it.
 
 A family is a file of `prograd_fast.ops`: its operators share formulas, and its backward reads what its forward wrote,
-so one backend runs all of them. The first one in the list that can run here is taken. An install with nvcc has both; one
-without it has Triton alone, and an old or missing Triton leaves "cuda" alone: each implementation is somebody's only
-one.
+so one backend runs all of them. The first one in the list that can run here is taken. An install with nvcc has both;
+one without it has Triton alone, and an old or missing Triton leaves "cuda" alone: each implementation is somebody's
+only one.
 
 Until somebody has measured on a GPU, the reasons are counts: of launches, bytes and instructions in the compiled code,
 and of milliseconds on the host, which a CPU can tell.

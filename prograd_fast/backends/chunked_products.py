@@ -15,8 +15,8 @@ Precision. Products add up in float32, and give float32:
 * float32: float32 in full, unless PyTorch is told to use TF32 (`torch.backends.cuda.matmul`).
 * bfloat16, float16: tensor cores read what is stored. The logits are not rounded; their cotangents are, to the storage
   dtype, before they are multiplied. In float16 the factor of a mean comes after that, so that none of them is lost, and
-  weights (times T, of the general loss) must stay below 65504. PyTorch has such products on CUDA since 2.8; where it has
-  none, on a CPU too, the matrices are converted to float32: right, and slower.
+  weights (times T, of the general loss) must stay below 65504. PyTorch has such products on CUDA since 2.8; where it
+  has none, on a CPU too, the matrices are converted to float32: right, and slower.
 * dtypes that differ: all are converted to the one that holds them.
 
 The sums over the chunks have a fixed order; within a product it is the library's, which is the same from run to run.
