@@ -31,10 +31,12 @@ from torch import Tensor
 
 from prograd_fast.ops.common import REDUCTIONS
 
-# A matrix of logits of one chunk takes at most this much; with the teacher's and the cotangents up to four times. For
+# A matrix of logits of one chunk takes at most this much; with the teacher's and the cotangents up to five times. For
 # 21,841 classes that is 768 rows. The more rows, the less often the cotangents of the classes are read and written
 # again: with fewer than about 600, an H100 would wait for them longer than for the products (model, not measured).
 CHUNK_BYTES = 64 << 20
+
+_ALIGNED_ROWS = 8  # of 16 bits, of any number of classes: the next matrix of the chunk begins on 16 bytes
 
 _NONE, _MEAN, _SUM = map(REDUCTIONS.index, ("none", "mean", "sum"))
 
@@ -169,8 +171,11 @@ def multiplies_as_stored(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _chunks(n_rows: int, row_bytes: int) -> Iterator[slice]:
-    count = math.ceil(n_rows / max(1, CHUNK_BYTES // max(1, row_bytes)))
-    size = math.ceil(n_rows / count) if count else 1  # all but the last alike
+    """As few as the limit allows, of one size but for the last; one without rows, if there are none."""
+    most = max(1, CHUNK_BYTES // max(1, row_bytes))
+    size = max(1, math.ceil(n_rows / max(1, math.ceil(n_rows / most))))
+    if n_rows > most >= _ALIGNED_ROWS:
+        size = min(size + -size % _ALIGNED_ROWS, most - most % _ALIGNED_ROWS)
     for begin in range(0, max(1, n_rows), size):
         yield slice(begin, min(begin + size, n_rows))
 

@@ -75,7 +75,7 @@ def results(rows: int, classes: int, width: int, dtype: torch.dtype, reduction: 
 
 
 def dual(arguments: tuple[Any, ...], reduction: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the kernel writes for these arguments."""
+    """The results of the kernel for these arguments."""
     rows, width = arguments[0].shape
     written = results(rows, len(arguments[1]), width, dtype, reduction)
     direct.linear_dual_loss_out(*arguments, **written)
@@ -91,7 +91,7 @@ def by_formula(arguments: tuple[Any, ...], reduction: int) -> dict[str, Tensor]:
 
 
 class Watch(TorchDispatchMode):
-    """What a call does: its operators but for views and room, the room it takes, and products that CPUs lack.
+    """Watches a call: its operators but for views and room, the room it takes, and products that CPUs lack.
 
     Attributes:
         launched: names of the operators that compute.
@@ -126,9 +126,9 @@ class Watch(TorchDispatchMode):
 
 
 # rows, classes, width, rows of a chunk: no rows; one of everything; an uneven last chunk; one row a chunk; chunks
-# alike; two chunks that differ by a row; all in one; one class; a limit below one row
+# alike; chunks of eight rows, and one row in the last; all in one; one class; a limit below one row
 SHAPES = [
-    *((0, 5, 3, 2), (1, 1, 1, 1), (7, 10, 16, 3), (7, 10, 16, 1), (8, 10, 16, 4), (9, 97, 33, 8), (34, 97, 33, 34)),
+    *((0, 5, 3, 2), (1, 1, 1, 1), (7, 10, 16, 3), (7, 10, 16, 1), (8, 10, 16, 4), (9, 97, 33, 8), (34, 97, 33, 40)),
     *((5, 1, 4, 2), (3, 4, 5, 0)),
 ]
 
@@ -262,7 +262,7 @@ def test_floating_point_operations(rows_a_chunk: Callable[..., None]) -> None:
     assert without.get_total_flops() == 4 * rows * classes * width
 
 
-@pytest.mark.parametrize("limit", [1, 8, 14])
+@pytest.mark.parametrize("limit", [1, 8, 16])
 def test_no_more_logits_than_those_of_a_chunk(limit: int, rows_a_chunk: Callable[..., None]) -> None:
     rows, classes, width = 40, 300, 4
     rows_a_chunk(limit, classes)
@@ -275,13 +275,21 @@ def test_no_more_logits_than_those_of_a_chunk(limit: int, rows_a_chunk: Callable
 
 
 def test_the_limit_in_bytes() -> None:
-    """What the comment beside it says: 768 rows of 21,841 classes, and no LASP batch is cut into slivers."""
-    chunks = list(chunked_products._chunks(1024, 21_841 * 4))
-    assert [rows.stop - rows.start for rows in chunks] == [512, 512]
-    assert len(list(chunked_products._chunks(768, 21_841 * 4))) == 1
-    assert len(list(chunked_products._chunks(769, 21_841 * 4))) == 2
-    sizes = [rows.stop - rows.start for rows in chunked_products._chunks(34_000, 1000 * 4)]
-    assert sizes == [11_334, 11_334, 11_332]
+    """The comment beside it says 768 rows of 21,841 classes; no chunk is a sliver, and all but the last are aligned."""
+
+    def sizes(rows: int, row_bytes: int) -> list[int]:
+        return [chunk.stop - chunk.start for chunk in chunked_products._chunks(rows, row_bytes)]
+
+    assert sizes(768, 21_841 * 4) == [768]
+    assert sizes(769, 21_841 * 4) == [392, 377]
+    assert sizes(1024, 21_841 * 4) == [512, 512]
+    assert sizes(34_000, 1000 * 4) == [11_336, 11_336, 11_328]
+    assert sizes(0, 4) == [0]
+    limit = chunked_products.CHUNK_BYTES
+    assert sizes(3, limit) == [1, 1, 1]
+    assert sizes(3, limit + 1) == [1, 1, 1]
+    assert sizes(30, limit // 15) == [8, 8, 8, 6]  # 15 of each would not be aligned
+    assert sizes(21, limit // 7) == [7, 7, 7]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
