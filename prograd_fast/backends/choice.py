@@ -16,7 +16,7 @@ BY_COUNTS = "by counts, not measured"
 # how an implementation was executed, other than on a GPU; a GPU is named with the date
 SIMT = "SIMT emulation"  # tests/gpu/simt: csrc/cuda as C++ on a CPU, with the threads of a block and their barriers
 INTERPRETER = "Triton's interpreter"  # tests/gpu/triton/interpreted
-SAME_CODE = "CPU, the same code"  # nothing in it is compiled for a GPU
+SAME_CODE = "CPU, the same code"  # nothing in it is compiled; float32 products in the place of 16-bit ones
 
 
 @dataclass(frozen=True)
