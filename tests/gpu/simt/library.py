@@ -53,7 +53,7 @@ class Library:
         here, cuda = Path(__file__).parent, csrc / "cuda"
         kernels = [*sorted(cuda.glob(f"{self.stem}*.cu")), *(cuda / name for name in self.needs)]
         sources = [*kernels, here / f"{self.stem}.cpp"]
-        self._library = ctypes.CDLL(str(compile_cpp(sources, [here], f"{self.stem}.so")))
+        self._library = ctypes.CDLL(str(compile_cpp(sources, [here, cuda], f"{self.stem}.so")))
         self._library.simt_schedule.argtypes = (c_int, c_uint64, c_uint)
         self.schedule("random", 0)
 

@@ -1,7 +1,7 @@
-#include "../../../csrc/cuda/projection.h"
+#include "projection.h"
 
-#include "../../../csrc/cuda/tensor_lists.cuh"
 #include "harness.h"
+#include "tensor_lists.cuh"
 
 PF_EXPORT const char* simt_gram(Storage storage, const Tensor* tensors, int count, Scope scope, void* entries) {
   return with_workspace(tensors_workspace(storage, tensors, count, scope),

@@ -80,7 +80,7 @@ def test_a_write_that_no_page_stops_is_found(simt: Touch) -> None:
 def test_the_host_must_not_read_from_a_device(simt: Touch) -> None:
     guarded = Guarded()
     values = guarded(torch.zeros(PAGE))
-    with pytest.raises(SimtError, match="the host read 0 bytes outside of tensor 0, .* behind its end"):
+    with pytest.raises(SimtError, match=r"the host read 0 bytes outside of tensor 0, .* behind its end"):
         simt.call("touch_on_the_host", c_void_p(values.data_ptr() + 4 * PAGE))
 
 

@@ -376,11 +376,14 @@ FAULTS = {
         "projection.cuh",
         "Rule::kSteps && table.one_chunk_each && threadIdx.x == 0",
         "Rule::kSteps && threadIdx.x == 0",
-        says="wrong steps",
+        says="relative error|wrong steps",
     ),
     "one power for both": Fault("updates.cu", "threadIdx.x % 2 ? settings.beta2 : settings.beta1", "settings.beta1"),
     "one tensor too far": Fault(
-        "tensor_lists.cuh", "index >= table.first_chunk[middle]", "index + 1 >= table.first_chunk[middle]"
+        "tensor_lists.cuh",
+        "index >= table.first_chunk[middle]",
+        "index + 1 >= table.first_chunk[middle]",
+        says="a kernel (read|wrote)",
     ),
     "step advanced too early": Fault("projection.cuh", "is_last_block(plan.step_ticket, gridDim.x)", "blockIdx.x == 0"),
 }
