@@ -103,4 +103,5 @@ class Work:
 
 
 def fresh() -> dict[str, Any]:
+    """A part of which nothing is known."""
     return {"status": "begun", "seconds": 0.0, "figures": {}, "failures": [], "done": [], "running": None}
