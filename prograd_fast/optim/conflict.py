@@ -170,7 +170,6 @@ class ConflictLog:
         """Remember a projection of what was expected: entries (U, 3), which may lie where `row` said."""
         if not self._rows or entries is not self._rows[self._full]:
             if torch.compiler.is_compiling() or self._capturing:
-                # a captured graph that counted the rows would count those of now at each replay
                 self._counted.add(entries.unsqueeze(0), self._noise_floor)
                 return
             self._row(entries.dtype).copy_(entries.detach())
@@ -180,7 +179,8 @@ class ConflictLog:
 
     def snapshot(self, params: Sequence[Tensor]) -> Conflict:
         """The counters of these parameters up to now, in memory of their own."""
-        self._count_rows()
+        if not self._capturing:  # a captured graph that counted the rows would count those of now at each replay
+            self._count_rows()
         device = params[0].device if params else torch.device("cpu")
         cosine, counts = self._of(self._by_owner(), *self._owners_of(params), device)
         return Conflict(cosine, *counts.unbind())
@@ -191,7 +191,7 @@ class ConflictLog:
         A captured graph that asks for it gives that of each replay.
         """
         owners, sizes = self._owners_of(params)
-        if not self._full or not self._counts(owners, sizes):
+        if not self._full or self._capturing or not self._counts(owners, sizes):
             return self.snapshot(params).cosine
         entries = self._rows[self._full - 1]
         task_norm, dot, general_norm = entries.unbind(1)

@@ -179,6 +179,10 @@ class Projector:
         """The counts of these parameters up to now."""
         return self._log.snapshot(every)
 
+    def cosine(self, every: Sequence[Tensor]) -> Tensor:
+        """The cosine of `conflict`, by fewer kernels."""
+        return self._log.cosine(every)
+
     def _empty_entries(self, task: list[Tensor]) -> Tensor:
         return task[0].new_empty(all_units(task, self.scope), 3, dtype=accumulation_dtype(task[0]))
 

@@ -123,6 +123,11 @@ class TwoGradients(Optimizer):
         """Cosine, conflict rate and what was left alone up to now, per unit: a copy; see `Conflict`."""
         return self._projector.conflict(self._parameters)
 
+    @property
+    def cosine(self) -> Tensor:
+        """`conflict.cosine` alone, (U,) float32, by fewer kernels: nothing is counted."""
+        return self._projector.cosine(self._parameters)
+
     # ---- two gradients in, one out
 
     def backward(

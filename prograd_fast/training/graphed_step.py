@@ -84,6 +84,7 @@ class _Recording:
         self._now = [float(group["lr"]) for group in self._groups]
         self._rates = [torch.full((), lr, dtype=torch.float64, device=features.device) for lr in self._now]
         self._batch = features.clone(), labels.clone()
+        getattr(optimizer, "conflict", None)  # counts what came before: a graph counts its own step alone
         for group, rate in zip(self._groups, self._rates, strict=True):
             group["lr"] = rate
         try:

@@ -144,7 +144,7 @@ def update(
         scaler.step(optimizer)
     scaler.update()
     if "general" in values:
-        values["cosine"] = optimizer.conflict.cosine[0]
+        values["cosine"] = optimizer.cosine[0]
     return values
 
 

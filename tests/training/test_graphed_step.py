@@ -8,18 +8,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from prograd_fast.methods import CoOp, ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuningLearner
 from prograd_fast.ops.registry import SHORTCUTS
 from prograd_fast.optim import ProGradSGD, rules
+from prograd_fast.optim.conflict import ConflictLog
 from prograd_fast.training import TrainOptions, graphed_step, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.graphed_step import WARM_UP, GraphedStep
 from prograd_fast.training.options import AS_PUBLISHED
 from tests.methods.support import make_task
 from tests.methods.test_every_method import FORMS, TRAINED, small
-from tests.training.recorded import record_on_cpu
+from tests.training.recorded import Recorder, record_on_cpu
 from tests.training.support import learner_of, make_learner
 
 
@@ -27,6 +29,9 @@ from tests.training.support import learner_of, make_learner
 def graphs(monkeypatch):
     """Steps are recorded on the CPU. What goes past the dispatcher there cannot be, so it does not."""
     monkeypatch.setattr(graphed_step, "record", record_on_cpu)
+    monkeypatch.setattr(
+        ConflictLog, "_capturing", property(lambda log: isinstance(_get_current_dispatch_mode(), Recorder))
+    )
     asked = graphed_step._why_not
     monkeypatch.setattr(graphed_step, "_why_not", lambda o, x: None if "GPU" in (asked(o, x) or "") else asked(o, x))
     for name in ("dual_loss", "projected", "project_adamw_", "project_sgd_", "adamw"):
@@ -94,6 +99,8 @@ def test_a_hundred_steps(graphs):
     run, eager = trained(method), trained(method, TrainOptions(graph=False))
     assert_same(run, eager)
     assert run[0].replayed == 97
+    for counted, expected in zip(run[1].optimizer.conflict, eager[1].optimizer.conflict, strict=True):
+        assert torch.equal(counted, expected)  # every replay has counted its step, and those before are counted once
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global"])
