@@ -122,18 +122,17 @@ def _steps(size: int, dtype: torch.dtype) -> None:
 
 
 def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -> None:
-    offsets = torch.arange(0, 17, 4)
-    n_rows, n_queries, d = 16, 4 if last else 16, heads * width
+    offsets, leading, d = torch.arange(0, 17, 4), 17, heads * width
+    n_rows = leading + 16
+    n_queries = 4 if last else n_rows
     # queries, keys and values are columns of one matrix product, and so are their gradients
     query, key_value = torch.zeros(1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
     d_query, d_key_value = torch.zeros(2, 1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
-    prefix = torch.zeros(1, 17, 3 * d, dtype=dtype)[..., d:]
-    d_prefix = torch.zeros(2, 1, 17, 3 * d, dtype=dtype)[..., d:]
-    inputs = query[:, :n_queries], key_value, prefix, offsets, heads, width**-0.5, last
+    inputs = query[:, :n_queries], key_value, None, leading, offsets, heads, width**-0.5, last
     ops.shared_prefix_attention_out(*inputs, out=torch.zeros(1, n_queries, d, dtype=dtype))
     ops.shared_prefix_attention_backward_out(
         torch.zeros(2, 1, n_queries, d, dtype=dtype), *inputs,
-        d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=d_prefix,
+        d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=None,
     )  # fmt: skip
 
 
@@ -197,6 +196,8 @@ CASES = {
     "8 heads of 64, bf16": Case(lambda: _attention(8, 64, BF16), 2),
     "8 heads of 64, last rows, bf16": Case(lambda: _attention(8, 64, BF16, last=True), 2),
     "4 heads of 32, fp32": Case(lambda: _attention(4, 32, F32), 4),
+    "4 heads of 128, fp32": Case(lambda: _attention(4, 128, F32), 4),
+    "4 heads of 128, bf16": Case(lambda: _attention(4, 128, BF16), 2),
     "512 wide, fp32": Case(lambda: _rows(512, F32), 4),
     "512 wide, bf16": Case(lambda: _rows(512, BF16), 2),
     "2048 wide, erf, fp32": Case(lambda: _gelu(0, F32), 4),

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prograd_fast.backends.triton_kernels.launch import TRITON_DTYPES
+
 ONE_LAUNCH = 65536  # elements that one program works through by itself
 CHUNK = 4096  # elements of a program beyond that, times a factor where that would give more than MAX_CHUNKS programs
 MAX_CHUNKS = 2048
@@ -28,14 +30,6 @@ VECTORS = tl.constexpr(1)  # elements of a row, in vectors
 UNIT = tl.constexpr(2)  # the tensor's first unit
 FIRST_CHUNK = tl.constexpr(3)  # the tensor's first chunk
 ADDRESS = tl.constexpr(4)
-
-
-TRITON_DTYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 
 @dataclass(frozen=True)

@@ -133,17 +133,17 @@ def test_other_texts_compile_nothing_anew(compiled):
     """Other class names, prefixes, groups and numbers of losses; one segment, and no prefix."""
     d, n_kernels = 128, []
     weight = torch.ones(d)
-    for n_segments, length, n_prefix, n_groups, n_cotangents in ((9, 5, 17, 1, 2), (1, 1, 0, 8, 1), (20, 3, 5, 2, 3)):
-        n_rows = n_segments * length
+    for n_segments, length, n_prefix, n_groups, n_cotangents in ((9, 5, 17, 1, 2), (1, 1, 0, 8, 1), (20, 3, 1, 2, 3)):
+        n_rows = n_prefix + n_segments * length
         rows, gradients = (n_groups, n_rows), (n_cotangents, n_groups, n_rows)
         inputs = (
-            torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), torch.zeros(n_groups, n_prefix, 2 * d),
-            torch.arange(0, n_rows + 1, length), 4, 1 / (1 + n_rows), False,
+            torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), None, n_prefix,
+            torch.arange(0, n_rows - n_prefix + 1, length), 4, 1 / (1 + n_rows), False,
         )  # fmt: skip
         ops.shared_prefix_attention_out(*inputs, out=torch.zeros(*rows, d))
         ops.shared_prefix_attention_backward_out(
             torch.zeros(*gradients, d), *inputs, d_query=torch.zeros(*gradients, d),
-            d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=torch.zeros(n_cotangents, n_groups, n_prefix, 2 * d),
+            d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=None,
         )  # fmt: skip
         x, statistics = torch.zeros(n_rows, d), torch.zeros(n_rows, 2)
         ops.add_layer_norm_out(x, x, weight, weight, 1 / n_rows, total=x, normed=x, statistics=statistics)
