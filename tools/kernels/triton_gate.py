@@ -3,7 +3,8 @@
 The launchers of `prograd_fast.backends.triton_kernels` run on small CPU tensors with Triton's launch replaced by a
 compilation for the target, so that types, constants and alignment are the ones that production has. Registers and SASS
 come from the tools in the Triton wheel. A kernel fails when it spills, when it needs more registers or makes more
-narrow (below 16 bytes) global accesses than `triton_limits.json` records, or when compiling takes over a minute.
+narrow (below 16 bytes) global accesses than `triton_limits.json` records, or when compiling takes over a minute of a
+processor. Every case has a process of its own, so that one that fails takes no other with it.
 
     python tools/kernels/triton_gate.py                        judge; print the table
     python tools/kernels/triton_gate.py --record               write the limits from what comes out now
@@ -12,28 +13,30 @@ narrow (below 16 bytes) global accesses than `triton_limits.json` records, or wh
 
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gates  # beside this file
 import torch
-import triton
 from gates import ARCHITECTURES, Limits, Row, find_tool
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from prograd_fast.backends.triton_kernels import operators
 
 LIMITS = Path(__file__).with_name("triton_limits.json")
-SECONDS = 60  # for one kernel
+SECONDS = 60  # of a processor, for the kernels of one case
 
 ops = SimpleNamespace(**operators())
 
@@ -235,21 +238,31 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
 # ---- compiling in the place of launching
 
 
+class _NoDevice:
+    """Stands for Triton's driver where there is no GPU: it names the target, and nothing can be launched."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # Triton keeps what it compiled by this number
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
 @contextmanager
 def compiling(arch: int, found: Callable[[str, Any], None]) -> Iterator[None]:
     """Within, a launch compiles the kernel for sm_`arch` and hands it to `found` instead of running it."""
-    target = GPUTarget("cuda", arch, 32)
-    backend = make_backend(target)
+    original = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        bound, specialization, options = create_function_from_signature(self.signature, self.params, backend)(
-            *args, **kwargs
-        )
-        packed, signature, constants, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
-        source = ASTSource(self, signature, constants, attributes)
-        found(self.__name__, triton.compile(source, target=target, options=packed.__dict__))
+        found(self.__name__, original(self, *args, grid=grid, warmup=True, **kwargs))
 
-    original = JITFunction.run
+    driver.set_active(_NoDevice(arch))  # it stays: Triton finds no other one without a GPU
     JITFunction.run = compile_only
     try:
         yield
@@ -304,23 +317,54 @@ def judge(rows: list[Row], limits: Limits) -> list[str]:
 
 
 def compile_all() -> tuple[list[Row], list[str]]:
-    """Rows of all cases on all architectures, and the cases that failed or took too long."""
-    rows, faults = [], []
-    n_processes = len(os.sched_getaffinity(0))
-    with multiprocessing.Pool(n_processes) as pool:
-        waiting = {
-            (case, arch): pool.apply_async(compile_case, (case, arch)) for arch in ARCHITECTURES for case in CASES
-        }
-        for (case, arch), result in waiting.items():
+    """Rows of all cases on all architectures, and one line for each case that failed or took too long."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    fork = multiprocessing.get_context("fork")
+    waiting = [(case, arch) for arch in reversed(ARCHITECTURES) for case in reversed(CASES)]
+    running: dict[Any, tuple[Any, str]] = {}
+    while waiting or running:
+        while waiting and len(running) < len(os.sched_getaffinity(0)):
+            case, arch = waiting.pop()
+            receiver, sender = fork.Pipe(duplex=False)
+            process = fork.Process(target=_compile_in_process, args=(sender, case, arch))
+            process.start()
+            sender.close()  # so that the end of the process ends the pipe
+            running[receiver] = process, f"{case} sm_{arch}"
+        for receiver in wait(list(running)):
+            process, name = running.pop(receiver)
             try:
-                rows += result.get(timeout=SECONDS)
-            except multiprocessing.TimeoutError:
-                faults.append(f"{case} sm_{arch}: not compiled within {SECONDS} s")
-                pool.terminate()
-                break
-            except Exception as error:
-                faults.append(f"{case} sm_{arch}: {error}")
+                compiled, fault = receiver.recv()
+            except EOFError:
+                compiled, fault = [], None
+            process.join()
+            if process.exitcode:
+                too_long = process.exitcode == -signal.SIGXCPU
+                fault = _too_long() if too_long else f"the compiler ended with status {process.exitcode}"
+            rows += compiled
+            faults += [f"{name}: {fault}"] if fault else []
     return rows, faults
+
+
+def _too_long() -> str:
+    return f"compiling took over {SECONDS} s of a processor"
+
+
+def _compile_in_process(sender: Any, case: str, arch: int) -> None:
+    """Send the rows of a case, or what went wrong. The system ends a process that computes for too long.
+
+    Time on a clock would depend on what else the machine does.
+    """
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.RLIM_INFINITY))
+    rows: list[Row] = []
+    fault = None
+    try:
+        rows = compile_case(case, arch)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+    # the assembler is a process of its own
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    sender.send((rows, _too_long() if used > SECONDS else fault))
 
 
 def main() -> int:

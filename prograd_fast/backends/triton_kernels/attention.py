@@ -193,7 +193,7 @@ def tiles(query: Tensor, heads: int, last: bool) -> dict[str, Any]:
     """
     width = max(16, triton.next_power_of_2(query.shape[2] // heads))
     if query.element_size() == 2:
-        rows, keys, key_rows, warps = 64, 16 if last else 32, 32, 4 if width <= 64 else 8
+        rows, keys, key_rows, warps = 64, 16 if last and width <= 64 else 32, 32, 4 if width <= 64 else 8
     elif width <= 64:
         rows, keys, key_rows, warps = 32, 16 if width <= 32 else 32, 16, 8
     else:

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
@@ -63,3 +66,58 @@ def test_faults(gate, rows, limits, change, what):
 
 def test_a_kernel_that_is_gone_fails(gate, limits):
     assert any("no longer compiled" in fault for fault in gate.judge([], limits))
+
+
+# ---- all cases
+
+
+def burn():
+    while True:
+        pass
+
+
+def sleep():
+    """As under load: twice the limit passes on the clock."""
+    time.sleep(2)
+
+
+def fail():
+    raise RuntimeError("planted")
+
+
+@pytest.fixture
+def planted(gate, monkeypatch, tmp_path):
+    """The status of the command and what it prints about faults, for planted cases beside a kernel that is right."""
+
+    def run(**cases):
+        real = gate.Case(lambda: gate._differences(4096, torch.float32, False), 4)
+        monkeypatch.setattr(gate, "CASES", {"real": real} | {name: gate.Case(case, 4) for name, case in cases.items()})
+        monkeypatch.setattr(gate, "ARCHITECTURES", (90,))
+        monkeypatch.setattr(gate, "SECONDS", 1)
+        monkeypatch.setattr(gate, "LIMITS", tmp_path / "limits.json")
+        rows, faults = gate.compile_all()
+        gate.LIMITS.write_text(json.dumps({row.key: dataclasses.asdict(row) for row in rows}))
+        monkeypatch.setattr(sys, "argv", ["triton_gate.py"])
+        return {row.kernel for row in rows}, faults, gate.main()
+
+    return run
+
+
+def test_time_on_the_clock_does_not_count(planted):
+    kernels, faults, status = planted(sleep=sleep)
+    assert (faults, status) == ([], 0)
+    assert kernels == {"differences, real", "sum_parts, real"}
+
+
+def test_what_fails_takes_nothing_with_it(planted, capsys):
+    """Neither a case that computes for too long nor one that raises hides the others, or makes them gone."""
+    kernels, faults, status = planted(burn=burn, fail=fail)
+    assert kernels == {"differences, real", "sum_parts, real"}
+    assert sorted(faults) == [
+        "burn sm_90: compiling took over 1 s of a processor",
+        "fail sm_90: RuntimeError: planted",
+    ]
+    assert status == 1
+    printed = capsys.readouterr().err
+    assert [printed.count(fault) for fault in faults] == [1, 1]
+    assert "no longer compiled" not in printed
