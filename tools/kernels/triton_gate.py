@@ -54,24 +54,6 @@ def _losses(n_rows: int, n_columns: int, dtype: torch.dtype, **change: Any) -> N
     )  # fmt: skip
 
 
-def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    accumulation = torch.promote_types(dtype, torch.float32)
-    ops.linear_dual_loss_out(
-        torch.zeros(n_rows, n_features, dtype=dtype), *torch.zeros(2, n_columns, n_features, dtype=dtype),
-        torch.zeros(n_rows, dtype=torch.int64), None, None, None, 100.0, 2.0, False, 1,
-        losses=torch.empty(2, dtype=accumulation), correct=torch.empty((), dtype=torch.int64),
-        cotangents=torch.empty(2, n_columns, n_features, dtype=accumulation),
-    )  # fmt: skip
-
-
-def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    classes, accumulation = torch.zeros(n_columns, n_features, dtype=dtype), torch.promote_types(dtype, torch.float32)
-    ops.linear_cross_entropy_out(
-        torch.zeros(n_rows, n_features, dtype=dtype), classes, torch.zeros(n_rows, dtype=torch.int64), 100.0,
-        loss=torch.empty((), dtype=accumulation), cotangents=torch.empty_like(classes, dtype=accumulation),
-    )  # fmt: skip
-
-
 def _samples(n_columns: int, dtype: torch.dtype) -> None:
     logits, accumulation = torch.zeros(20, 4, n_columns, dtype=dtype), torch.promote_types(dtype, torch.float32)
     losses, labels = torch.empty((), dtype=accumulation), torch.zeros(4, dtype=torch.int64)
@@ -122,6 +104,20 @@ def _steps(size: int, dtype: torch.dtype) -> None:
     _project(size, dtype, torch.zeros(1, 2))
     _adamw(size, dtype, dtype)
     _sgd(size, dtype, True)
+
+
+def _row_steps(n_rows: int, width: int, dtype: torch.dtype) -> None:
+    """Each row is a unit."""
+    make = lambda n: [[torch.zeros(n_rows, width, dtype=dtype)] for _ in range(n)]  # noqa: E731
+    entries = torch.empty(n_rows, 3)
+    ops.gram_out(*make(2), 1, entries=entries)
+    task, general, projected = make(3)
+    ops.project_out(task, general, None, 1.0, 0.0, 1, entries=entries, projected=projected)
+    ops.project_adamw_(
+        *make(5), [], [torch.zeros(())], entries, None, None, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0, 1, False, False,
+        None,
+    )  # fmt: skip
+    ops.project_sgd_(*make(4), entries, None, None, 1e-3, 0.9, 0.0, 1e-2, 1.0, 0.0, 1, False, False, False, None)
 
 
 def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -> None:
@@ -177,10 +173,6 @@ CASES = {
     "21840 classes, fp32": Case(lambda: _losses(2, 21840, F32), 4, logit_reads=4),
     "21840 classes, bf16": Case(lambda: _losses(2, 21840, BF16), 2, logit_reads=4),
     "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4, logit_reads=4),
-    "512 features, fp32": Case(lambda: _linear(64, 1000, 512, F32), 4),
-    "512 features, bf16": Case(lambda: _linear(64, 1000, 512, BF16), 2),
-    "512 features, no teacher, fp32": Case(lambda: _text_to_text(64, 1000, 512, F32), 4),
-    "512 features, no teacher, bf16": Case(lambda: _text_to_text(64, 1000, 512, BF16), 2),
     "20 samples, fp32": Case(lambda: _samples(1000, F32), 4),
     "20 samples, bf16": Case(lambda: _samples(1000, BF16), 2),
     "squared error, fp32": Case(lambda: _differences(LARGE, F32, False), 4),
@@ -195,6 +187,8 @@ CASES = {
     "131072 elements, fp32, amsgrad, rule, GradScaler": Case(
         lambda: _adamw(LARGE, F32, F32, amsgrad=True, scaled=True), 4, 4, states=3
     ),
+    "4096 rows of 16, fp32": Case(lambda: _row_steps(4096, 16, F32), 4, 4),
+    "16 rows of 512, bf16": Case(lambda: _row_steps(16, 512, BF16), 2, 2),
     "8 heads of 64, fp32": Case(lambda: _attention(8, 64, F32), 4),
     "8 heads of 64, bf16": Case(lambda: _attention(8, 64, BF16), 2),
     "8 heads of 64, last rows, bf16": Case(lambda: _attention(8, 64, BF16, last=True), 2),

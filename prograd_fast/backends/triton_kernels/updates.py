@@ -1,7 +1,8 @@
 """Projection and optimizer step over lists of tensors: AdamW and SGD.
 
 Small units take one launch (`adamw_units`, `sgd_units`), and AdamW one before it that counts the steps, where the units
-are rows; larger ones take two: `gram_chunks`, then `adamw_chunks` or `sgd_chunks`. `adamw_range` and `sgd_range` are the formulas of the two optimizers; they share all the rest.
+are rows; larger ones take two: `gram_chunks`, then `adamw_chunks` or `sgd_chunks`. `adamw_range` and `sgd_range` are the
+formulas of the two optimizers; they share all the rest.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 

@@ -42,6 +42,21 @@ def test_the_last_release_of_each_minor_one(matrix, monkeypatch):
         matrix.releases()
 
 
+def test_numbers_reach_the_updates_in_float64(matrix):
+    """With the installed release: learning rate, betas, eps, decay, lambda, floor and sign of both optimizers."""
+    import triton_gate
+
+    numbers = {}
+
+    def found(name, kernel):
+        assert matrix.rounded(name, kernel) == []
+        numbers[name] = sum(kind == "fp64" for kind in kernel.src.signature.values())
+
+    with triton_gate.compiling(90, found):
+        triton_gate.CASES["8192 elements, fp32"].launch()
+    assert numbers == {"gram_units": 0, "project_units": 2, "project_chunks": 2, "adamw_units": 10, "sgd_units": 7}
+
+
 @pytest.mark.parametrize("kind", ["fp32", "i32"])
 def test_a_number_that_arrives_rounded_is_a_fault(matrix, kind):
     """As in Triton 3.3, which does not heed the declaration."""

@@ -5,6 +5,7 @@ is checked in the source.
 """
 
 import ast
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,3 +151,55 @@ def test_other_texts_compile_nothing_anew(compiled):
         ops.layer_norm_backward_(*torch.zeros(2, n_cotangents, n_rows, d), x, statistics, weight)
         n_kernels.append(len(compiled))
     assert n_kernels == [5, 5, 5]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Collect what Triton would launch: names and numbers of programs."""
+    launches = []
+    monkeypatch.setattr(
+        JITFunction, "run", lambda self, *args, grid, **kwargs: launches.append((self.__name__, math.prod(grid)))
+    )
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("shapes", "programs"),
+    [
+        ([(4096,)], 4),  # rows of one number: 1024 fit a tile
+        ([(4096, 16)], 64),
+        ([(16, 512)], 8),  # a context
+        ([(4, 4000)], 4),  # rows beyond a tile have a program each
+        ([(100, 16), (3, 512)], 50 + 2),  # tiles as wide as the longest row
+    ],
+)
+def test_rows_are_shared_out(launched, shapes, programs):
+    """One launch each, two of AdamW: no program goes through the rows of a tensor one after another."""
+    make = lambda n: [[torch.zeros(shape) for shape in shapes] for _ in range(n)]  # noqa: E731
+    entries = torch.zeros(sum(shape[0] for shape in shapes), 3)
+    ops.gram_out(*make(2), 1, entries=entries)
+    task, general, projected = make(3)
+    ops.project_out(task, general, None, 1.0, 0.0, 1, entries=entries, projected=projected)
+    ops.project_sgd_(*make(4), entries, None, None, 0.1, 0.9, 0.0, 0.0, 1.0, 0.0, 1, False, False, True, None)
+    steps = [torch.zeros(()) for _ in shapes]
+    ops.project_adamw_(
+        *make(5), [], steps, entries, None, None, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 0.0, 1, False, False, None
+    )
+    assert launched == [
+        ("gram_units", programs), ("project_units", programs), ("sgd_units", programs),
+        ("count_steps", len(shapes)), ("adamw_units", programs),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_attention_with_leading_rows_takes_no_launch_more(launched, last):
+    """One forward, two backward; the leading rows' own queries have one program more for each head."""
+    offsets, leading, d = torch.arange(0, 141, 14), 17, 64
+    n_rows = leading + 140
+    query, key_value = torch.zeros(1, 10 if last else n_rows, d), torch.zeros(1, n_rows, 2 * d)
+    inputs = query, key_value, None, leading, offsets, 2, 0.2, last
+    ops.shared_prefix_attention_out(*inputs, out=query)
+    results = {"d_query": torch.zeros(2, *query.shape), "d_key_value": torch.zeros(2, *key_value.shape)}
+    ops.shared_prefix_attention_backward_out(results["d_query"].clone(), *inputs, **results, d_prefix=None)
+    programs = 2 * (3 + (not last))  # two heads; of four segments with 56 rows each
+    assert launched == [("attention", programs), ("attention_backward", programs), ("add_partials", 2 * 17)]
