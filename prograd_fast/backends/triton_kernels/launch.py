@@ -49,13 +49,20 @@ def product_operand(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if _INTERPRETED and dtype == torch.bfloat16 else TRITON_DTYPES[dtype]
 
 
-def contiguous(tensors: Sequence[Any]) -> list[Any]:
+def contiguous(tensors: Sequence[Tensor | None]) -> Sequence[Any]:
     """The tensors, or contiguous copies of those that are not; None stays None."""
+    try:
+        if all(map(Tensor.is_contiguous, tensors)):  # lists have hundreds: no Python for each
+            return tensors
+    except TypeError:  # a None
+        pass
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def copy_back(tensors: Sequence[Tensor], changed: Sequence[Tensor]) -> None:
     """Write to the tensors what a kernel did to their contiguous copies."""
+    if tensors is changed:
+        return
     for tensor, copy in zip(tensors, changed, strict=True):
         if tensor is not copy and not tensor.is_contiguous():
             tensor.copy_(copy)

@@ -354,7 +354,8 @@ def project_out(
         if coefficients is None:
             entries.zero_()
         return
-    results, (rows, coefficients) = contiguous(projected), contiguous([entries, coefficients])
+    results, (rows,) = contiguous(projected), contiguous([entries])
+    coefficients = None if coefficients is None else coefficients.contiguous()
     lists = [contiguous(task), contiguous(general), results]  # held until the launch: a plan has addresses only
     # a rule's coefficients need no sums, so that tensors may be shared out further
     plan = plan_launches(lists, scope, whole_units=coefficients is None or scope == SCOPE_ROW)

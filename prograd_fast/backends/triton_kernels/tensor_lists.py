@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 import torch
 import triton
@@ -25,6 +26,7 @@ UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes 
 ROWS_BLOCK, ROWS_WARPS = 1024, 4  # of many programs, each with one row or as many as fit
 WIDE = tl.constexpr(8)  # elements of the widest load, 16 bytes of a 16-bit dtype
 SCOPE_ROW, SCOPE_GLOBAL = 1, 2
+_DTYPE = attrgetter("dtype")
 
 # the columns of the table; the addresses of the lists follow from ADDRESS on
 ROWS = tl.constexpr(0)  # rows that are units of the conflict test by themselves; 1 unless the scope is "row"
@@ -101,10 +103,12 @@ def plan_launches(
     Without `whole_units` it is chunks, even of units that fit one program.
     """
     first = lists[0]
-    shapes = tuple((t.shape[0] if scope == SCOPE_ROW and t.dim() else 1, t.numel()) for t in first)
+    rows = [t.shape[0] if t.dim() else 1 for t in first] if scope == SCOPE_ROW else [1] * len(first)
+    shapes = tuple(zip(rows, map(Tensor.numel, first), strict=True))
     with_steps = [*lists, steps] if steps else lists
-    addresses = tuple(tuple(t.data_ptr() for t in tensors) for tensors in with_steps)
-    dtypes = tuple(tuple(t.dtype for t in tensors) for tensors in with_steps)
+    # at every step, of hundreds of tensors: without Python code for each
+    addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in with_steps)
+    dtypes = tuple(tuple(map(_DTYPE, tensors)) for tensors in with_steps)
     device = first[0].device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     # a graph fills its tables when it is replayed, so they are its own

@@ -1,8 +1,8 @@
 """Projection and optimizer step over lists of tensors: AdamW and SGD.
 
 Small units take one launch (`adamw_units`, `sgd_units`), and AdamW one before it that counts the steps, where the units
-are rows; larger ones take two: `gram_chunks`, then `adamw_chunks` or `sgd_chunks`. `adamw_range` and `sgd_range` are the
-formulas of the two optimizers; they share all the rest.
+are rows; larger ones take two: `gram_chunks`, then `adamw_chunks` or `sgd_chunks`. `adamw_range` and `sgd_range` are
+the formulas of the two optimizers; they share all the rest.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
@@ -266,7 +266,8 @@ def _launch(
     is_global = call.scope == SCOPE_GLOBAL
     step_at = len(lists) if steps else None
     lr_tensor, lr = learning_rate(call.lr_tensor, call.lr, params[0])
-    entries, coefficients = contiguous([call.entries, call.coefficients])
+    (entries,) = contiguous([call.entries])
+    coefficients = None if call.coefficients is None else call.coefficients.contiguous()
     inputs = (
         entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor,
         -1.0 if call.maximize else 1.0, *scalars,

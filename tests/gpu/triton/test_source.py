@@ -19,6 +19,11 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from prograd_fast.backends import triton_kernels  # noqa: E402
+from prograd_fast.backends.triton_kernels.launch import (  # noqa: E402
+    TRITON_DTYPES,
+    product_operand,
+    product_precision,
+)
 from tests.ops.calls import CALLS  # noqa: E402
 
 ops = SimpleNamespace(**triton_kernels.operators())
@@ -54,7 +59,9 @@ def faults(source):
 
 
 def test_every_operator_that_writes_has_a_kernel():
-    assert vars(ops).keys() == {name for name in CALLS if name.endswith("_out") or name.endswith("_")}
+    """But the linear losses, which are products of the library around the dual loss."""
+    products = {"linear_dual_loss_out", "linear_cross_entropy_out"}
+    assert vars(ops).keys() | products == {name for name in CALLS if name.endswith("_out") or name.endswith("_")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -77,6 +84,21 @@ def test_the_check_sees_faults(line, what):
     found = list(faults(line))
     assert found
     assert any(what in fault for _, fault in found)
+
+
+def test_float32_is_tf32_only_where_pytorch_may_use_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, products in (("highest", "tf32x3"), ("high", "tf32")):
+            torch.set_float32_matmul_precision(precision)
+            assert product_precision(torch.float32) == products
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert [product_precision(dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)] == ["ieee"] * 3
+
+
+def test_operands_of_16_bits_stay_so():
+    assert [product_operand(dtype) for dtype in TRITON_DTYPES] == list(TRITON_DTYPES.values())
 
 
 @pytest.fixture
