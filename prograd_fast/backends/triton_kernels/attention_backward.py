@@ -240,8 +240,10 @@ def shared_prefix_attention_backward_out(
     if not n_cotangents * n_groups:
         return
     programs = Programs.of(offsets, key_value.shape[1] - leading, leading, last)
-    shared, d_shared = (key_value, d_key_value) if prefix is None else (prefix, d_prefix)
-    n_prefix = leading if prefix is None else prefix.shape[1]
+    if prefix is None or d_prefix is None:
+        shared, d_shared, n_prefix = key_value, d_key_value, leading
+    else:
+        shared, d_shared, n_prefix = prefix, d_prefix, prefix.shape[1]
     acc = torch.promote_types(query.dtype, torch.float32)
     partials = query.new_empty(programs.n, n_cotangents, n_groups, n_prefix, 2 * d_model, dtype=acc)
     statistics = query.new_empty(N_STATISTICS.value + n_cotangents, n_groups, heads, n_queries, dtype=acc)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -49,12 +50,15 @@ def product_operand(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if _INTERPRETED and dtype == torch.bfloat16 else TRITON_DTYPES[dtype]
 
 
+_is_contiguous = methodcaller("is_contiguous")
+
+
 def contiguous(tensors: Sequence[Tensor | None]) -> Sequence[Any]:
     """The tensors, or contiguous copies of those that are not; None stays None."""
     try:
-        if all(map(Tensor.is_contiguous, tensors)):  # lists have hundreds: no Python for each
+        if all(map(_is_contiguous, tensors)):  # lists have hundreds: no Python for each
             return tensors
-    except TypeError:  # a None
+    except AttributeError:  # of None
         pass
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 

@@ -151,7 +151,9 @@ def cached_plan(
         units.append(units[-1] + (0 if is_global else rows))
     groups, n_programs = [], 0
     for (kinds, vector), indices in members.items():
-        table, owner, first_program = [], [], n_programs
+        table: list[list[int]] = []
+        owner: list[int] = []
+        first_program = n_programs
         for position, i in enumerate(indices):
             rows, numel = shapes[i]
             row = numel // rows if rows else 0
