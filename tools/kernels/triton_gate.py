@@ -3,7 +3,8 @@
 The launchers of `prograd_fast.backends.triton_kernels` run on small CPU tensors with Triton's launch replaced by a
 compilation for the target, so that types, constants and alignment are the ones that production has. Registers and SASS
 come from the tools in the Triton wheel. A kernel fails when it spills, when it needs more registers or makes more
-narrow (below 16 bytes) global accesses than `triton_limits.json` records, or when compiling takes over a minute.
+narrow (below 16 bytes) global accesses than `triton_limits.json` records, or when compiling takes over a minute of a
+processor. Every case has a process of its own, so that one that fails takes no other with it.
 
     python tools/kernels/triton_gate.py                        judge; print the table
     python tools/kernels/triton_gate.py --record               write the limits from what comes out now
@@ -12,28 +13,30 @@ narrow (below 16 bytes) global accesses than `triton_limits.json` records, or wh
 
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gates  # beside this file
 import torch
-import triton
 from gates import ARCHITECTURES, Limits, Row, find_tool
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from prograd_fast.backends.triton_kernels import operators
 
 LIMITS = Path(__file__).with_name("triton_limits.json")
-SECONDS = 60  # for one kernel
+SECONDS = 60  # of a processor, for the kernels of one case
 
 ops = SimpleNamespace(**operators())
 
@@ -48,24 +51,6 @@ def _losses(n_rows: int, n_columns: int, dtype: torch.dtype, **change: Any) -> N
         change.get("offset"), change.get("weight"), change.get("weight"), 2.0, False, 1,
         losses=torch.empty(2, dtype=accumulation), cotangents=torch.empty(2, n_rows, n_columns, dtype=accumulation),
         correct=torch.empty((), dtype=torch.int64),
-    )  # fmt: skip
-
-
-def _linear(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    accumulation = torch.promote_types(dtype, torch.float32)
-    ops.linear_dual_loss_out(
-        torch.zeros(n_rows, n_features, dtype=dtype), *torch.zeros(2, n_columns, n_features, dtype=dtype),
-        torch.zeros(n_rows, dtype=torch.int64), None, None, None, 100.0, 2.0, False, 1,
-        losses=torch.empty(2, dtype=accumulation), correct=torch.empty((), dtype=torch.int64),
-        cotangents=torch.empty(2, n_columns, n_features, dtype=accumulation),
-    )  # fmt: skip
-
-
-def _text_to_text(n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype) -> None:
-    classes, accumulation = torch.zeros(n_columns, n_features, dtype=dtype), torch.promote_types(dtype, torch.float32)
-    ops.linear_cross_entropy_out(
-        torch.zeros(n_rows, n_features, dtype=dtype), classes, torch.zeros(n_rows, dtype=torch.int64), 100.0,
-        loss=torch.empty((), dtype=accumulation), cotangents=torch.empty_like(classes, dtype=accumulation),
     )  # fmt: skip
 
 
@@ -121,19 +106,32 @@ def _steps(size: int, dtype: torch.dtype) -> None:
     _sgd(size, dtype, True)
 
 
+def _row_steps(n_rows: int, width: int, dtype: torch.dtype) -> None:
+    """Each row is a unit."""
+    make = lambda n: [[torch.zeros(n_rows, width, dtype=dtype)] for _ in range(n)]  # noqa: E731
+    entries = torch.empty(n_rows, 3)
+    ops.gram_out(*make(2), 1, entries=entries)
+    task, general, projected = make(3)
+    ops.project_out(task, general, None, 1.0, 0.0, 1, entries=entries, projected=projected)
+    ops.project_adamw_(
+        *make(5), [], [torch.zeros(())], entries, None, None, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0, 1, False, False,
+        None,
+    )  # fmt: skip
+    ops.project_sgd_(*make(4), entries, None, None, 1e-3, 0.9, 0.0, 1e-2, 1.0, 0.0, 1, False, False, False, None)
+
+
 def _attention(heads: int, width: int, dtype: torch.dtype, last: bool = False) -> None:
-    offsets = torch.arange(0, 17, 4)
-    n_rows, n_queries, d = 16, 4 if last else 16, heads * width
+    offsets, leading, d = torch.arange(0, 17, 4), 17, heads * width
+    n_rows = leading + 16
+    n_queries = 4 if last else n_rows
     # queries, keys and values are columns of one matrix product, and so are their gradients
     query, key_value = torch.zeros(1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
     d_query, d_key_value = torch.zeros(2, 1, n_rows, 3 * d, dtype=dtype).split([d, 2 * d], -1)
-    prefix = torch.zeros(1, 17, 3 * d, dtype=dtype)[..., d:]
-    d_prefix = torch.zeros(2, 1, 17, 3 * d, dtype=dtype)[..., d:]
-    inputs = query[:, :n_queries], key_value, prefix, offsets, heads, width**-0.5, last
+    inputs = query[:, :n_queries], key_value, None, leading, offsets, heads, width**-0.5, last
     ops.shared_prefix_attention_out(*inputs, out=torch.zeros(1, n_queries, d, dtype=dtype))
     ops.shared_prefix_attention_backward_out(
         torch.zeros(2, 1, n_queries, d, dtype=dtype), *inputs,
-        d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=d_prefix,
+        d_query=d_query[:, :, :n_queries], d_key_value=d_key_value, d_prefix=None,
     )  # fmt: skip
 
 
@@ -175,10 +173,6 @@ CASES = {
     "21840 classes, fp32": Case(lambda: _losses(2, 21840, F32), 4, logit_reads=4),
     "21840 classes, bf16": Case(lambda: _losses(2, 21840, BF16), 2, logit_reads=4),
     "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4, logit_reads=4),
-    "512 features, fp32": Case(lambda: _linear(64, 1000, 512, F32), 4),
-    "512 features, bf16": Case(lambda: _linear(64, 1000, 512, BF16), 2),
-    "512 features, no teacher, fp32": Case(lambda: _text_to_text(64, 1000, 512, F32), 4),
-    "512 features, no teacher, bf16": Case(lambda: _text_to_text(64, 1000, 512, BF16), 2),
     "20 samples, fp32": Case(lambda: _samples(1000, F32), 4),
     "20 samples, bf16": Case(lambda: _samples(1000, BF16), 2),
     "squared error, fp32": Case(lambda: _differences(LARGE, F32, False), 4),
@@ -193,10 +187,14 @@ CASES = {
     "131072 elements, fp32, amsgrad, rule, GradScaler": Case(
         lambda: _adamw(LARGE, F32, F32, amsgrad=True, scaled=True), 4, 4, states=3
     ),
+    "4096 rows of 16, fp32": Case(lambda: _row_steps(4096, 16, F32), 4, 4),
+    "16 rows of 512, bf16": Case(lambda: _row_steps(16, 512, BF16), 2, 2),
     "8 heads of 64, fp32": Case(lambda: _attention(8, 64, F32), 4),
     "8 heads of 64, bf16": Case(lambda: _attention(8, 64, BF16), 2),
     "8 heads of 64, last rows, bf16": Case(lambda: _attention(8, 64, BF16, last=True), 2),
     "4 heads of 32, fp32": Case(lambda: _attention(4, 32, F32), 4),
+    "4 heads of 128, fp32": Case(lambda: _attention(4, 128, F32), 4),
+    "4 heads of 128, bf16": Case(lambda: _attention(4, 128, BF16), 2),
     "512 wide, fp32": Case(lambda: _rows(512, F32), 4),
     "512 wide, bf16": Case(lambda: _rows(512, BF16), 2),
     "2048 wide, erf, fp32": Case(lambda: _gelu(0, F32), 4),
@@ -234,21 +232,31 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
 # ---- compiling in the place of launching
 
 
+class _NoDevice:
+    """Stands for Triton's driver where there is no GPU: it names the target, and nothing can be launched."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # Triton keeps what it compiled by this number
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
 @contextmanager
 def compiling(arch: int, found: Callable[[str, Any], None]) -> Iterator[None]:
     """Within, a launch compiles the kernel for sm_`arch` and hands it to `found` instead of running it."""
-    target = GPUTarget("cuda", arch, 32)
-    backend = make_backend(target)
+    original = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        bound, specialization, options = create_function_from_signature(self.signature, self.params, backend)(
-            *args, **kwargs
-        )
-        packed, signature, constants, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
-        source = ASTSource(self, signature, constants, attributes)
-        found(self.__name__, triton.compile(source, target=target, options=packed.__dict__))
+        found(self.__name__, original(self, *args, grid=grid, warmup=True, **kwargs))
 
-    original = JITFunction.run
+    driver.set_active(_NoDevice(arch))  # it stays: Triton finds no other one without a GPU
     JITFunction.run = compile_only
     try:
         yield
@@ -303,23 +311,54 @@ def judge(rows: list[Row], limits: Limits) -> list[str]:
 
 
 def compile_all() -> tuple[list[Row], list[str]]:
-    """Rows of all cases on all architectures, and the cases that failed or took too long."""
-    rows, faults = [], []
-    n_processes = len(os.sched_getaffinity(0))
-    with multiprocessing.Pool(n_processes) as pool:
-        waiting = {
-            (case, arch): pool.apply_async(compile_case, (case, arch)) for arch in ARCHITECTURES for case in CASES
-        }
-        for (case, arch), result in waiting.items():
+    """Rows of all cases on all architectures, and one line for each case that failed or took too long."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    fork = multiprocessing.get_context("fork")
+    waiting = [(case, arch) for arch in reversed(ARCHITECTURES) for case in reversed(CASES)]
+    running: dict[Any, tuple[Any, str]] = {}
+    while waiting or running:
+        while waiting and len(running) < len(os.sched_getaffinity(0)):
+            case, arch = waiting.pop()
+            receiver, sender = fork.Pipe(duplex=False)
+            process = fork.Process(target=_compile_in_process, args=(sender, case, arch))
+            process.start()
+            sender.close()  # so that the end of the process ends the pipe
+            running[receiver] = process, f"{case} sm_{arch}"
+        for receiver in wait(list(running)):
+            process, name = running.pop(receiver)
             try:
-                rows += result.get(timeout=SECONDS)
-            except multiprocessing.TimeoutError:
-                faults.append(f"{case} sm_{arch}: not compiled within {SECONDS} s")
-                pool.terminate()
-                break
-            except Exception as error:
-                faults.append(f"{case} sm_{arch}: {error}")
+                compiled, fault = receiver.recv()
+            except EOFError:
+                compiled, fault = [], None
+            process.join()
+            if process.exitcode:
+                too_long = process.exitcode == -signal.SIGXCPU
+                fault = _too_long() if too_long else f"the compiler ended with status {process.exitcode}"
+            rows += compiled
+            faults += [f"{name}: {fault}"] if fault else []
     return rows, faults
+
+
+def _too_long() -> str:
+    return f"compiling took over {SECONDS} s of a processor"
+
+
+def _compile_in_process(sender: Any, case: str, arch: int) -> None:
+    """Send the rows of a case, or what went wrong. The system ends a process that computes for too long.
+
+    Time on a clock would depend on what else the machine does.
+    """
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.RLIM_INFINITY))
+    rows: list[Row] = []
+    fault = None
+    try:
+        rows = compile_case(case, arch)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+    # the assembler is a process of its own
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    sender.send((rows, _too_long() if used > SECONDS else fault))
 
 
 def main() -> int:

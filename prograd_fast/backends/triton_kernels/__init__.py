@@ -5,7 +5,8 @@ precision, strides), `sums` (softmax and sums over programs) and `tensor_lists` 
 
 All kernels keep to these rules, and `tests/gpu/triton/test_source.py` checks them:
 * every value is cast to the accumulation dtype in the expression that loads it, and to its storage dtype in the one
-  that stores it: float32 arithmetic for 16-bit storage, float64 for float64 tensors;
+  that stores it: float32 arithmetic for 16-bit storage, float64 for float64 tensors; what only goes into a product on
+  tensor cores is cast to `launch.product_operand`, and products add up in the accumulation dtype;
 * reductions have a fixed order (no float atomics, no order of arrival), so results are the same from run to run;
 * hyper-parameters are run-time float64 scalars: a schedule never compiles anything anew;
 * no libdevice calls and no inline assembly, so that the same source runs in the interpreter.

@@ -1,7 +1,8 @@
 """Projection and optimizer step over lists of tensors: AdamW and SGD.
 
-Small tensors take one launch (`adamw_units`, `sgd_units`), larger ones two: `gram_chunks`, then `adamw_chunks` or
-`sgd_chunks`. `adamw_range` and `sgd_range` are the formulas of the two optimizers; they share all the rest.
+Small units take one launch (`adamw_units`, `sgd_units`), and AdamW one before it that counts the steps, where the units
+are rows; larger ones take two: `gram_chunks`, then `adamw_chunks` or `sgd_chunks`. `adamw_range` and `sgd_range` are
+the formulas of the two optimizers; they share all the rest.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
@@ -17,6 +18,7 @@ from prograd_fast.backends.triton_kernels.projection import (
     advance,
     chunk_factors,
     combine,
+    elements_of,
     launch_gram_chunks,
     live,
     load_gradients,
@@ -25,16 +27,17 @@ from prograd_fast.backends.triton_kernels.projection import (
 from prograd_fast.backends.triton_kernels.tensor_lists import (
     ROWS,
     SCOPE_GLOBAL,
+    SCOPE_ROW,
     VECTORS,
     WIDE,
     address,
     chunk_of,
     field,
     plan_launches,
+    units_of,
 )
 from prograd_fast.ops.updates import AdamWCall, SGDCall
 
-UNITS_BLOCK, UNITS_WARPS = 4096, 16  # one program alone must keep enough bytes in flight: AdamW 5 x 16 KB here
 CHUNKS_BLOCK, CHUNKS_WARPS = 1024, 4
 
 # where the lists are in the table, after the two gradients; the steps of AdamW come last
@@ -55,14 +58,14 @@ def _rate(lr_tensor, lr):
 
 @triton.jit
 def adamw_range(
-    table, n_columns, tensor, row, start, end, elements, alpha, beta, step,
+    table, n_columns, tensor, rows, start, end, elements, alpha, beta, step,
     lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, AMSGRAD: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Elements start ... end - 1 of a row: combine the gradients, update the moments, step. `step` counts from 1."""
+    """Elements start ... end - 1 of rows: combine the gradients, update the moments, step. `step` counts from 1."""
     acc: tl.constexpr = alpha.dtype
-    offset = row * elements
+    offset, n_rows = rows * elements, field(table, n_columns, tensor, ROWS)
     a_start = address(table, n_columns, tensor, 0, A, VECTOR) + offset
     b_start = address(table, n_columns, tensor, 1, B, VECTOR) + offset
     p_start = address(table, n_columns, tensor, PARAM, P, VECTOR) + offset
@@ -80,8 +83,7 @@ def adamw_range(
     eps = tl.full([], eps, acc)
 
     for o in range(start, end, BLOCK):
-        o_block = o + tl.arange(0, BLOCK)
-        inside = o_block < elements
+        o_block, inside = elements_of(rows, n_rows, o, elements, BLOCK)
         a, b = load_gradients(a_start, b_start, o_block, inside, acc)
         p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
         m = tl.load(m_start + o_block, mask=inside, other=0.0).to(acc)
@@ -100,38 +102,40 @@ def adamw_range(
         tl.store(p_start + o_block, p.to(P), mask=inside)
 
 
-@triton.jit(do_not_specialize=["n_tensors"])
+@triton.jit(do_not_specialize=["first_program", "n_tensors"])
 def adamw_units(
-    table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
+    table, n_columns, owner, first_program, n_tensors, entries, coefficients, lr_tensor, found_inf,
     lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, STEP_AT: tl.constexpr,
-    AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+    AMSGRAD: tl.constexpr, VECTOR: tl.constexpr, IS_GLOBAL: tl.constexpr, COUNTED: tl.constexpr,
+    UNITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
-    first = tl.program_id(0)
-    last = n_tensors if IS_GLOBAL else first + 1
+    """The whole step: each program has one tensor, some rows (whose steps are COUNTED), or (global) everything."""
+    first, last, rows = units_of(table, n_columns, owner, first_program, n_tensors, UNITS, IS_GLOBAL)
     alive = live(found_inf)
-    for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
-        )
-        for tensor in range(first, last):
-            elements = field(table, n_columns, tensor, VECTORS) * VECTOR
-            step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64) + 1.0
-            adamw_range(
-                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta, step,
-                lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
-                P, A, B, M, AMSGRAD, VECTOR, BLOCK,
-            )  # fmt: skip
-    tl.debug_barrier()  # a thread that is ahead must not count the step that another has yet to read
+    alpha, beta = unit_factors(
+        table, n_columns, first, last, rows, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
+    )
     for tensor in range(first, last):
-        advance(table, n_columns, tensor, alive, STEP, STEP_AT)
+        elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+        step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)
+        if not COUNTED:
+            step += 1.0
+        adamw_range(
+            table, n_columns, tensor, rows, 0, elements * alive, elements, alpha, beta, step,
+            lr_tensor, lr, weight_decay, sign, beta1, beta2, log2_beta1, log2_beta2, eps,
+            P, A, B, M, AMSGRAD, VECTOR, BLOCK,
+        )  # fmt: skip
+    if not COUNTED:
+        tl.debug_barrier()  # a thread that is ahead must not count the step that another has yet to read
+        for tensor in range(first, last):
+            advance(table, n_columns, tensor, alive, STEP, STEP_AT)
 
 
-@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks"])
+@triton.jit(do_not_specialize=["first_program", "chunk_vectors", "n_programs"])
 def adamw_chunks(
-    table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
+    table, n_columns, owner, first_program, chunk_vectors, n_programs, partials, entries, coefficients,
     lr_tensor, found_inf,
     lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log2_beta1: tl.float64, log2_beta2: tl.float64, eps: tl.float64,
@@ -140,9 +144,9 @@ def adamw_chunks(
 ):  # fmt: skip
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
-    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
+    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_program, chunk, VECTOR)
     alpha, beta = chunk_factors(
-        table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+        table, n_columns, tensor, row, elements, start, number, chunk, n_programs, partials, entries, coefficients,
         lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     step = tl.load(address(table, n_columns, tensor, STEP_AT, STEP, 1)).to(tl.float64)  # counted already
@@ -164,13 +168,13 @@ def count_steps(table, n_columns, found_inf, STEP: tl.constexpr, STEP_AT: tl.con
 
 @triton.jit
 def sgd_range(
-    table, n_columns, tensor, row, start, end, elements, alpha, beta,
+    table, n_columns, tensor, rows, start, end, elements, alpha, beta,
     lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Elements start ... end - 1 of a row: combine the gradients, update the momentum, step. M is None without one."""
+    """Elements start ... end - 1 of rows: combine the gradients, update the momentum, step. M is None without one."""
     acc: tl.constexpr = alpha.dtype
-    offset = row * elements
+    offset, n_rows = rows * elements, field(table, n_columns, tensor, ROWS)
     a_start = address(table, n_columns, tensor, 0, A, VECTOR) + offset
     b_start = address(table, n_columns, tensor, 1, B, VECTOR) + offset
     p_start = address(table, n_columns, tensor, PARAM, P, VECTOR) + offset
@@ -180,8 +184,7 @@ def sgd_range(
     keep, take = tl.full([], momentum, acc), tl.full([], 1.0 - dampening, acc)
 
     for o in range(start, end, BLOCK):
-        o_block = o + tl.arange(0, BLOCK)
-        inside = o_block < elements
+        o_block, inside = elements_of(rows, n_rows, o, elements, BLOCK)
         a, b = load_gradients(a_start, b_start, o_block, inside, acc)
         p = tl.load(p_start + o_block, mask=inside, other=0.0).to(acc)
         g = sign * combine(a, b, alpha, beta) + decay * p
@@ -194,34 +197,32 @@ def sgd_range(
         tl.store(p_start + o_block, (p - rate * g).to(P), mask=inside)
 
 
-@triton.jit(do_not_specialize=["n_tensors", "nesterov", "first_step"])
+@triton.jit(do_not_specialize=["first_program", "n_tensors", "nesterov", "first_step"])
 def sgd_units(
-    table, n_columns, n_tensors, entries, coefficients, lr_tensor, found_inf,
+    table, n_columns, owner, first_program, n_tensors, entries, coefficients, lr_tensor, found_inf,
     lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
     P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, M: tl.constexpr, VECTOR: tl.constexpr,
-    IS_GLOBAL: tl.constexpr, BLOCK: tl.constexpr,
+    IS_GLOBAL: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The whole step in one launch: each program has one tensor and all its units, or (global) everything."""
-    first = tl.program_id(0)
-    last = n_tensors if IS_GLOBAL else first + 1
+    """The whole step in one launch: each program has one tensor, some rows, or (global) everything."""
+    first, last, rows = units_of(table, n_columns, owner, first_program, n_tensors, UNITS, IS_GLOBAL)
     alive = live(found_inf)
-    for row in range(0, field(table, n_columns, first, ROWS)):
-        alpha, beta = unit_factors(
-            table, n_columns, first, last, row, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
-        )
-        for tensor in range(first, last):
-            elements = field(table, n_columns, tensor, VECTORS) * VECTOR
-            sgd_range(
-                table, n_columns, tensor, row, 0, elements * alive, elements, alpha, beta,
-                lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
-                P, A, B, M, VECTOR, BLOCK,
-            )  # fmt: skip
+    alpha, beta = unit_factors(
+        table, n_columns, first, last, rows, entries, coefficients, lambda_, noise_floor, A, B, VECTOR, BLOCK
+    )
+    for tensor in range(first, last):
+        elements = field(table, n_columns, tensor, VECTORS) * VECTOR
+        sgd_range(
+            table, n_columns, tensor, rows, 0, elements * alive, elements, alpha, beta,
+            lr_tensor, lr, weight_decay, sign, momentum, dampening, nesterov, first_step,
+            P, A, B, M, VECTOR, BLOCK,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_chunk", "chunk_vectors", "n_chunks", "nesterov", "first_step"])
+@triton.jit(do_not_specialize=["first_program", "chunk_vectors", "n_programs", "nesterov", "first_step"])
 def sgd_chunks(
-    table, n_columns, owner, first_chunk, chunk_vectors, n_chunks, partials, entries, coefficients,
+    table, n_columns, owner, first_program, chunk_vectors, n_programs, partials, entries, coefficients,
     lr_tensor, found_inf,
     lr: tl.float64, weight_decay: tl.float64, lambda_: tl.float64, noise_floor: tl.float64, sign: tl.float64,
     momentum: tl.float64, dampening: tl.float64, nesterov, first_step,
@@ -230,9 +231,9 @@ def sgd_chunks(
 ):  # fmt: skip
     """The second of two launches: each program has one chunk."""
     chunk = chunk_vectors * WIDE
-    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_chunk, chunk, VECTOR)
+    tensor, row, elements, start, end, number = chunk_of(table, n_columns, owner, first_program, chunk, VECTOR)
     alpha, beta = chunk_factors(
-        table, n_columns, tensor, row, elements, start, number, chunk, n_chunks, partials, entries, coefficients,
+        table, n_columns, tensor, row, elements, start, number, chunk, n_programs, partials, entries, coefficients,
         lambda_, noise_floor, IS_GLOBAL,
     )  # fmt: skip
     sgd_range(
@@ -265,23 +266,26 @@ def _launch(
     is_global = call.scope == SCOPE_GLOBAL
     step_at = len(lists) if steps else None
     lr_tensor, lr = learning_rate(call.lr_tensor, call.lr, params[0])
-    entries, coefficients = contiguous([call.entries, call.coefficients])
+    (entries,) = contiguous([call.entries])
+    coefficients = None if call.coefficients is None else call.coefficients.contiguous()
     inputs = (
         entries, coefficients, lr_tensor, call.found_inf, lr, call.weight_decay, call.lambda_, call.noise_floor,
         -1.0 if call.maximize else 1.0, *scalars,
     )  # fmt: skip
     with on_device(params[0]):
-        partials = None
-        if not plan.one_launch:
-            if coefficients is None:
-                partials = entries.new_empty(plan.n_chunks, 3)
-                launch_gram_chunks(plan, call.found_inf, partials, step_at)
-            elif step_at is not None:
-                for group in plan.groups:
-                    count_steps[(group.n_tensors,)](
-                        group.table, group.n_columns, call.found_inf, STEP=group.dtype(step_at), STEP_AT=step_at
-                    )
+        partials, count_first = None, False
+        if coefficients is None and not plan.one_launch:
+            partials = entries.new_empty(plan.n_programs, 3)
+            launch_gram_chunks(plan, call.found_inf, partials, step_at)
+        elif step_at is not None and (not plan.one_launch or call.scope == SCOPE_ROW):
+            count_first = plan.one_launch  # several programs have rows of one tensor
+            for group in plan.groups:
+                count_steps[(group.n_tensors,)](
+                    group.table, group.n_columns, call.found_inf, STEP=group.dtype(step_at), STEP_AT=step_at
+                )
         for group in plan.groups:
+            if not group.n_programs:
+                continue
             kinds = constants | {
                 "P": group.dtype(2), "A": group.dtype(0), "B": group.dtype(1),
                 "M": group.dtype(3) if len(lists) > 3 else None, "VECTOR": group.vector, "IS_GLOBAL": is_global,
@@ -289,13 +293,12 @@ def _launch(
             if step_at is not None:
                 kinds |= {"STEP": group.dtype(step_at), "STEP_AT": step_at}
             if plan.one_launch:
-                units_kernel[(1 if is_global else group.n_tensors,)](
-                    group.table, group.n_columns, group.n_tensors, *inputs,
-                    **kinds, BLOCK=UNITS_BLOCK, num_warps=UNITS_WARPS,
-                )  # fmt: skip
-            elif group.n_chunks:
-                chunks_kernel[(group.n_chunks,)](
-                    *group.chunk_arguments, plan.n_chunks, partials, *inputs,
+                if step_at is not None:
+                    kinds |= {"COUNTED": count_first}
+                units_kernel[(group.n_programs,)](*group.unit_arguments, *inputs, **kinds, **plan.tile)
+            else:
+                chunks_kernel[(group.n_programs,)](
+                    *group.chunk_arguments, plan.n_programs, partials, *inputs,
                     **kinds, BLOCK=CHUNKS_BLOCK, num_warps=CHUNKS_WARPS,
                 )  # fmt: skip
     copy_back([call.entries], [entries])
@@ -304,7 +307,7 @@ def _launch(
 
 
 def project_adamw_(*args) -> None:
-    """The operator `project_adamw_` on Triton: one launch for small tensors, else two."""
+    """The operator `project_adamw_` on Triton: one launch for small units, else two."""
     call = AdamWCall(*args)
     states = [call.exp_avgs, call.exp_avg_sqs] + ([call.max_exp_avg_sqs] if call.amsgrad else [])
     _launch(
@@ -318,7 +321,7 @@ def _log2(beta: float) -> float:
 
 
 def project_sgd_(*args) -> None:
-    """The operator `project_sgd_` on Triton: one launch for small tensors, else two."""
+    """The operator `project_sgd_` on Triton: one launch for small units, else two."""
     call = SGDCall(*args)
     states = [call.momentum_buffers] if call.momentum_buffers else []
     _launch(

@@ -5,6 +5,7 @@ is checked in the source.
 """
 
 import ast
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,11 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from prograd_fast.backends import triton_kernels  # noqa: E402
+from prograd_fast.backends.triton_kernels.launch import (  # noqa: E402
+    TRITON_DTYPES,
+    product_operand,
+    product_precision,
+)
 from tests.ops.calls import CALLS  # noqa: E402
 
 ops = SimpleNamespace(**triton_kernels.operators())
@@ -53,7 +59,9 @@ def faults(source):
 
 
 def test_every_operator_that_writes_has_a_kernel():
-    assert vars(ops).keys() == {name for name in CALLS if name.endswith("_out") or name.endswith("_")}
+    """But the linear losses, which are products of the library around the dual loss."""
+    products = {"linear_dual_loss_out", "linear_cross_entropy_out"}
+    assert vars(ops).keys() | products == {name for name in CALLS if name.endswith("_out") or name.endswith("_")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -76,6 +84,21 @@ def test_the_check_sees_faults(line, what):
     found = list(faults(line))
     assert found
     assert any(what in fault for _, fault in found)
+
+
+def test_float32_is_tf32_only_where_pytorch_may_use_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, products in (("highest", "tf32x3"), ("high", "tf32")):
+            torch.set_float32_matmul_precision(precision)
+            assert product_precision(torch.float32) == products
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert [product_precision(dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)] == ["ieee"] * 3
+
+
+def test_operands_of_16_bits_stay_so():
+    assert [product_operand(dtype) for dtype in TRITON_DTYPES] == list(TRITON_DTYPES.values())
 
 
 @pytest.fixture
@@ -133,20 +156,72 @@ def test_other_texts_compile_nothing_anew(compiled):
     """Other class names, prefixes, groups and numbers of losses; one segment, and no prefix."""
     d, n_kernels = 128, []
     weight = torch.ones(d)
-    for n_segments, length, n_prefix, n_groups, n_cotangents in ((9, 5, 17, 1, 2), (1, 1, 0, 8, 1), (20, 3, 5, 2, 3)):
-        n_rows = n_segments * length
+    for n_segments, length, n_prefix, n_groups, n_cotangents in ((9, 5, 17, 1, 2), (1, 1, 0, 8, 1), (20, 3, 1, 2, 3)):
+        n_rows = n_prefix + n_segments * length
         rows, gradients = (n_groups, n_rows), (n_cotangents, n_groups, n_rows)
         inputs = (
-            torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), torch.zeros(n_groups, n_prefix, 2 * d),
-            torch.arange(0, n_rows + 1, length), 4, 1 / (1 + n_rows), False,
+            torch.zeros(*rows, d), torch.zeros(*rows, 2 * d), None, n_prefix,
+            torch.arange(0, n_rows - n_prefix + 1, length), 4, 1 / (1 + n_rows), False,
         )  # fmt: skip
         ops.shared_prefix_attention_out(*inputs, out=torch.zeros(*rows, d))
         ops.shared_prefix_attention_backward_out(
             torch.zeros(*gradients, d), *inputs, d_query=torch.zeros(*gradients, d),
-            d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=torch.zeros(n_cotangents, n_groups, n_prefix, 2 * d),
+            d_key_value=torch.zeros(*gradients, 2 * d), d_prefix=None,
         )  # fmt: skip
         x, statistics = torch.zeros(n_rows, d), torch.zeros(n_rows, 2)
         ops.add_layer_norm_out(x, x, weight, weight, 1 / n_rows, total=x, normed=x, statistics=statistics)
         ops.layer_norm_backward_(*torch.zeros(2, n_cotangents, n_rows, d), x, statistics, weight)
         n_kernels.append(len(compiled))
     assert n_kernels == [5, 5, 5]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Collect what Triton would launch: names and numbers of programs."""
+    launches = []
+    monkeypatch.setattr(
+        JITFunction, "run", lambda self, *args, grid, **kwargs: launches.append((self.__name__, math.prod(grid)))
+    )
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("shapes", "programs"),
+    [
+        ([(4096,)], 4),  # rows of one number: 1024 fit a tile
+        ([(4096, 16)], 64),
+        ([(16, 512)], 8),  # a context
+        ([(4, 4000)], 4),  # rows beyond a tile have a program each
+        ([(100, 16), (3, 512)], 50 + 2),  # tiles as wide as the longest row
+    ],
+)
+def test_rows_are_shared_out(launched, shapes, programs):
+    """One launch each, two of AdamW: no program goes through the rows of a tensor one after another."""
+    make = lambda n: [[torch.zeros(shape) for shape in shapes] for _ in range(n)]  # noqa: E731
+    entries = torch.zeros(sum(shape[0] for shape in shapes), 3)
+    ops.gram_out(*make(2), 1, entries=entries)
+    task, general, projected = make(3)
+    ops.project_out(task, general, None, 1.0, 0.0, 1, entries=entries, projected=projected)
+    ops.project_sgd_(*make(4), entries, None, None, 0.1, 0.9, 0.0, 0.0, 1.0, 0.0, 1, False, False, True, None)
+    steps = [torch.zeros(()) for _ in shapes]
+    ops.project_adamw_(
+        *make(5), [], steps, entries, None, None, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 0.0, 1, False, False, None
+    )
+    assert launched == [
+        ("gram_units", programs), ("project_units", programs), ("sgd_units", programs),
+        ("count_steps", len(shapes)), ("adamw_units", programs),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_attention_with_leading_rows_takes_no_launch_more(launched, last):
+    """One forward, two backward; the leading rows' own queries have one program more for each head."""
+    offsets, leading, d = torch.arange(0, 141, 14), 17, 64
+    n_rows = leading + 140
+    query, key_value = torch.zeros(1, 10 if last else n_rows, d), torch.zeros(1, n_rows, 2 * d)
+    inputs = query, key_value, None, leading, offsets, 2, 0.2, last
+    ops.shared_prefix_attention_out(*inputs, out=query)
+    results = {"d_query": torch.zeros(2, *query.shape), "d_key_value": torch.zeros(2, *key_value.shape)}
+    ops.shared_prefix_attention_backward_out(results["d_query"].clone(), *inputs, **results, d_prefix=None)
+    programs = 2 * (3 + (not last))  # two heads; of four segments with 56 rows each
+    assert launched == [("attention", programs), ("attention_backward", programs), ("add_partials", 2 * 17)]

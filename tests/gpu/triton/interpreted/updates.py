@@ -138,6 +138,30 @@ def test_found_inf(shapes):
         assert all(torch.equal(t, c) for t, c in zip(group, copies, strict=True))
 
 
+@pytest.mark.parametrize("shapes", [[(2500,)], [(130, 20), (9, 3)]], ids=["single numbers", "short"])
+def test_many_rows(shapes):
+    """Tiles of 1024 rows, and of 32: several programs of a tensor, the last with fewer rows; steps are counted once."""
+    params, a, b = (tensors(shapes, torch.float32, seed=s) for s in (5, 6, 7))
+    state, buffers = adamw_state(params, torch.float32, amsgrad=False), [torch.zeros_like(p) for p in params]
+    expected = expected_entries(a, b, "row")
+    entries, of_sgd, of_gram = (torch.full(expected.shape, 7.0) for _ in range(3))
+    adamw(params, a, b, state, "row", entries)
+    projected = [torch.zeros_like(x) for x in a]
+    ops.project_out(a, b, None, LAMBDA, 0.0, SCOPES["row"], entries=of_gram, projected=projected)
+    ops.project_sgd_(
+        params, a, b, buffers, of_sgd, None, None, 0.5, 0.9, 0.0, 0.0, LAMBDA, 0.0, SCOPES["row"], False, False, True,
+        None,
+    )  # fmt: skip
+    assert_close(entries, expected, "formula", torch.float32)
+    assert torch.equal(entries, of_gram)
+    assert torch.equal(entries, of_sgd)
+    assert all(s == 1 for s in state[3])
+    assert all(torch.equal(x, y) for x, y in zip(projected, buffers, strict=True))
+    for i, g in enumerate(expected_projection(a, b, "row", prograd(expected, LAMBDA))):
+        assert_close(projected[i], g, "formula", torch.float32)
+        assert_close(state[0][i], (1 - ADAMW["betas"][0]) * g, "formula", torch.float32)
+
+
 def by_sgd(around):
     """A step that leaves the projected gradients, bit for bit."""
     params = [torch.zeros_like(a) for a in around.task]
