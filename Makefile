@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # modules are prepared twice, and later takes from the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate native package docs study assets clean
+.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate triton-matrix native package docs study assets clean
 
 install: $(VENV)/.installed
 
@@ -65,6 +65,10 @@ kernels: install
 
 cuda-gate:
 	$(BIN)/python tools/kernels/cuda_gate.py --json build/cuda.json
+
+# the kernels compiled with every Triton release, without a GPU (minutes; the index is needed)
+triton-matrix: install
+	$(BIN)/python tools/kernels/triton_matrix.py
 
 triton-gate:
 	$(BIN)/python tools/kernels/triton_gate.py --json build/triton.json

@@ -1,8 +1,8 @@
 """Compile every Triton kernel with every Triton that a user may have, without a GPU and without its PyTorch.
 
 Of each minor release from 3.1 on, which PyTorch 2.5 brought, the last one is installed into a scratch folder, and a
-process that finds it before the installed one compiles the cases of `triton_gate.py` for sm_90. Releases that the
-backend takes must compile all of them and hand over every hyper-parameter as the float64 that the kernel declares; of
+process that finds it before the installed one compiles the cases of `triton_gate.py` for sm_90, or, with --few, as many
+as it takes to have every kernel. Releases that the backend takes must compile all of them and hand over every hyper-parameter as the float64 that the kernel declares; of
 older ones `missing()` must give the reason.
 
     python tools/kernels/triton_matrix.py              all releases that the package index has
@@ -62,13 +62,13 @@ def install(release: str, folder: str) -> None:
         raise NoIndexError(answer.stderr.strip())
 
 
-def check(release: str) -> dict[str, Any]:
+def check(release: str, few: bool = False) -> dict[str, Any]:
     """What the kernels make of a release: {"release", "missing", "kernels", "faults"}."""
     with tempfile.TemporaryDirectory() as scratch:
         install(release, f"{scratch}/triton")
         paths = [f"{scratch}/triton", str(REPOSITORY), str(Path(__file__).parent)]
         answer = subprocess.run(
-            [sys.executable, "-c", "import triton_matrix; triton_matrix.report()"],
+            [sys.executable, "-c", f"import triton_matrix; triton_matrix.report({few})"],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": f"{scratch}/cache"},
             capture_output=True,
             text=True,
@@ -79,7 +79,7 @@ def check(release: str) -> dict[str, Any]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def report() -> None:
+def report(few: bool = False) -> None:
     """Print the line that `check` reads, for the Triton that this process finds."""
     import triton
 
@@ -91,11 +91,31 @@ def report() -> None:
         if f"Triton {triton.__version__} does not compile" not in (result["missing"] or ""):
             result["faults"].append(f"missing() does not name it: {result['missing']}")
     else:
-        result["kernels"], result["faults"] = compile_all()
+        result["kernels"], result["faults"] = compile_all(few)
     print(json.dumps(result))
 
 
-def compile_all() -> tuple[int, list[str]]:
+def few_cases() -> list[str]:
+    """Cases of the gate that launch every kernel between them, the ones with most that is new first."""
+    import triton_gate
+    from triton.runtime.jit import JITFunction
+
+    launched: dict[str, set[str]] = {case: set() for case in triton_gate.CASES}
+    original = JITFunction.run
+    try:
+        for case, names in launched.items():
+            JITFunction.run = lambda kernel, *args, names=names, **kwargs: names.add(kernel.__name__)
+            triton_gate.CASES[case].launch()
+    finally:
+        JITFunction.run = original
+    chosen, known = [], set[str]()
+    while missing := set().union(*launched.values()) - known:
+        chosen.append(max(launched, key=lambda case: len(launched[case] & missing)))
+        known |= launched[chosen[-1]]
+    return chosen
+
+
+def compile_all(few: bool) -> tuple[int, list[str]]:
     """How many kernels compiled, and one line for each case or argument that is wrong."""
     import triton_gate
 
@@ -108,7 +128,7 @@ def compile_all() -> tuple[int, list[str]]:
         faults.extend(f"{case}: {fault}" for fault in rounded(name, kernel))
 
     with triton_gate.compiling(ARCH, found):
-        for case in triton_gate.CASES:
+        for case in few_cases() if few else triton_gate.CASES:
             try:
                 triton_gate.CASES[case].launch()
             except Exception as error:
@@ -130,10 +150,11 @@ def main() -> int:
     """Check the releases, one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("releases", nargs="*", help="of Triton; all that the index has if none is given")
-    status = 0
-    for release in parser.parse_args().releases or releases():
+    parser.add_argument("--few", action="store_true", help="only as many cases as it takes to have every kernel")
+    arguments, status = parser.parse_args(), 0
+    for release in arguments.releases or releases():
         begin = time.monotonic()
-        result = check(release)
+        result = check(release, arguments.few)
         what = result["missing"] or f"{result['kernels']} kernels"
         print(f"Triton {result['release']}: {what} ({time.monotonic() - begin:.0f} s)")
         for fault in result["faults"]:
