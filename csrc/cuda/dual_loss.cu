@@ -255,12 +255,14 @@ __global__ void __launch_bounds__(kPartThreads, 1)
   const RowPart<A>* parts = arguments.parts + row * arguments.count;
 
   RowMaxima<A> maxima;
+#pragma unroll 1
   for (int64_t part = threadIdx.x; part < arguments.count; part += blockDim.x) {
     maxima.add(parts[part].sums.student_max, parts[part].sums.teacher_max);
     maxima.add_before(parts[part].before);
   }
   maxima = RowMaxima<A>::over_block(maxima);
   Sums<A, 4> mine;
+#pragma unroll 1
   for (int64_t part = threadIdx.x; part < arguments.count; part += blockDim.x) {
     const DualLossSums<A> moved = parts[part].sums.relative_to(maxima.student, maxima.teacher,
                                                                A(1) / losses.temperature, losses.soft_ce());

@@ -118,6 +118,7 @@ template <typename A>
 __device__ void finish_batch(const Losses<A>& losses) {
   Sums<A, 2> sums;
   Sums<long long, 1> correct;
+#pragma unroll 1
   for (int64_t row = threadIdx.x; row < losses.rows; row += blockDim.x) {
     sums.values[0] += losses.row_task[row];
     sums.values[1] += losses.row_general[row];
