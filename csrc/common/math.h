@@ -16,8 +16,8 @@
 namespace prograd {
 
 // a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that
-// the roundings of the updates are those of torch.optim's fused kernels. (nvcc is told so for the sources of the updates
-// and of the projection, CMakeLists.txt: the others would only lose by it.)
+// the roundings of the updates are those of torch.optim's fused kernels. (nvcc is told so for the sources of the
+// updates and of the projection, CMakeLists.txt: the others would only lose by it.)
 PF_HOST_DEVICE float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__)
   return ::fmaf(a, b, c);

@@ -3,23 +3,21 @@
 //   dual_loss_batch_kernel       after it, the rows' losses added up
 // Rows that are too long for shared memory, and few long ones, are cut into parts with a block for each:
 //   dual_loss_sums_kernel        maxima and sums of each part
-//   dual_loss_cotangents_kernel  the sums of the row, from those of its parts in a fixed order; cotangents of each part,
-//                                from a second read; the last block adds the rows up
+//   dual_loss_cotangents_kernel  sums of the row, from those of its parts in a fixed order; cotangents of each part, by
+//                                a second read; the last block adds the rows up
 #include "dual_loss_rows.cuh"
 #include "storage.cuh"
 #include "vector.cuh"
 
 namespace prograd::cuda {
 
+// One such block of 20,000 classes has a multiprocessor to itself, or shares it with another.
 template <typename T>
-constexpr int kRowThreads = sizeof(T) == 4 ? 1024 : 512;  // one such block of 20,000 classes has a multiprocessor to
-                                                          // itself, or shares it with another
-constexpr int kPartThreads = 256;
-constexpr int kEach = 2;                                  // pieces for a thread, beside which its part in the reductions
-                                                          // of the block is small
-constexpr int kPart = 4096;                               // classes
-constexpr int64_t kLongRow = 16384;                       // one block takes as long for it as another kernel to start
-constexpr int64_t kFewRows = 128;                         // fewer leave multiprocessors without any
+constexpr int kRowThreads = sizeof(T) == 4 ? 1024 : 512;
+constexpr int kEach = 2;  // pieces for a thread, beside which its part in the reductions of the block is small
+// Longer rows, if there are fewer than multiprocessors, are cut into parts.
+constexpr int64_t kLongRow = 16384, kFewRows = 128;
+constexpr int kPart = 4096, kPartThreads = 256;  // classes of a part
 
 template <typename T>
 struct DualLossArguments {
@@ -203,9 +201,9 @@ class Row {
   const T *student_, *teacher_;
   const A* offset_;
   A *task_, *general_;
-  int before_, slots_;           // of the first piece, what is not of the row; that and the classes
-  int first_full_, end_full_;    // pieces without the ends
-  int label_, end_slot_;         // of this thread; -1: none
+  int before_, slots_;         // of the first piece, what is not of the row; that and the classes
+  int first_full_, end_full_;  // pieces without the ends
+  int label_, end_slot_;       // of this thread; -1: none
 };
 
 // ---- a block for each row
@@ -264,16 +262,16 @@ __global__ void __launch_bounds__(kPartThreads, 1)
   Sums<A, 4> mine;
 #pragma unroll 1
   for (int64_t part = threadIdx.x; part < arguments.count; part += blockDim.x) {
-    const DualLossSums<A> moved = parts[part].sums.relative_to(maxima.student, maxima.teacher,
-                                                               A(1) / losses.temperature, losses.soft_ce());
+    const DualLossSums<A> moved =
+        parts[part].sums.relative_to(maxima.student, maxima.teacher, A(1) / losses.temperature, losses.soft_ce());
     mine.values[0] += moved.student_sum;
     mine.values[1] += moved.student_sum_t;
     mine.values[2] += moved.teacher_sum;
     mine.values[3] += moved.cross;
   }
   mine = block_sum(mine);
-  const DualLossSums<A> sums{maxima.student, maxima.teacher, mine.values[0], mine.values[1], mine.values[2],
-                             mine.values[3]};
+  const DualLossSums<A> sums{maxima.student, maxima.teacher, mine.values[0],
+                             mine.values[1], mine.values[2], mine.values[3]};
   if (int64_t(blockIdx.x) % arguments.count == 0 && threadIdx.x == 0) {
     const int64_t label = losses.labels[row];
     const A z_label = losses.known(label) ? parts[label / kPart].z_label : std::numeric_limits<A>::quiet_NaN();
@@ -340,11 +338,11 @@ void dual_loss(Storage storage, const void* student, const void* teacher, int64_
     const T *z = static_cast<const T*>(student), *t = static_cast<const T*>(teacher);
     const int64_t count = parts_of_row(classes);
     auto* parts = reinterpret_cast<RowPart<A>*>(static_cast<char*>(workspace) + losses_workspace<A>(rows));
-    const DualLossArguments<T> arguments{make_losses<A>(options, rows, classes, workspace), z, t,
-                                         static_cast<A*>(options.cotangents), count, parts,
-                                         reinterpret_cast<unsigned*>(parts + rows * count)};
-    const auto run = fit_together(z, t, rows, classes, options) ? launch_dual_loss<T, kVector<T>>
-                                                                : launch_dual_loss<T, 1>;
+    const DualLossArguments<T> arguments{
+        make_losses<A>(options, rows, classes, workspace), z, t, static_cast<A*>(options.cotangents), count, parts,
+        reinterpret_cast<unsigned*>(parts + rows * count)};
+    const auto run =
+        fit_together(z, t, rows, classes, options) ? launch_dual_loss<T, kVector<T>> : launch_dual_loss<T, 1>;
     run(arguments, options.temperature == 1, stream);
   });
 }

@@ -109,8 +109,7 @@ __device__ void write_row(const Losses<A>& losses, int64_t row, const DualLossSu
   losses.row_task[row] = losses.task_weight ? task * losses.task_weight[row] : task;
   losses.row_general[row] = losses.general_weight ? general * losses.general_weight[row] : general;
   // the first of the largest logits; no row with a NaN is right
-  losses.row_correct[row] =
-      z_label >= sums.student_max && !(before >= z_label) && sums.student_sum == sums.student_sum;
+  losses.row_correct[row] = z_label >= sums.student_max && !(before >= z_label) && sums.student_sum == sums.student_sum;
 }
 
 // Sums over the rows by one block, in an order that depends on their number alone.

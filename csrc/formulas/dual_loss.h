@@ -53,7 +53,7 @@ struct DualLossSums {
 // temperature of 1 one power of the student serves both losses.
 template <typename T, bool unit_temperature>
 struct DualLossClass {
-  T student, student_t, teacher;       // e^(z - m_z), e^((z - m_z)/T), e^((t - m_t)/T)
+  T student, student_t, teacher;         // e^(z - m_z), e^((z - m_z)/T), e^((t - m_t)/T)
   T student_exponent, teacher_exponent;  // those of 2 of the latter two
 
   // log2_e, log2_e_t: log2(e), and the same over T

@@ -57,7 +57,9 @@ def test_faults(gate: ModuleType, change: dict[str, Any], what: str) -> None:
         ("dual_loss fp64, 2 at a time", 300.0, None),
     ],
 )
-def test_the_budget_of_instructions(gate: ModuleType, kernel: str, per_element: float | None, fault: str | None) -> None:
+def test_the_budget_of_instructions(
+    gate: ModuleType, kernel: str, per_element: float | None, fault: str | None
+) -> None:
     row = dataclasses.replace(good_row(gate), kernel=kernel, per_element=per_element, wide_stores=2)
     limits = {row.key: {"registers": row.registers, "narrow": row.narrow}}
     faults = gate.judge([row], limits)

@@ -62,8 +62,8 @@ void test_relative_to() {
   part.student_max = 1, part.teacher_max = -2000;
   part.student_sum = 2, part.student_sum_t = 3, part.teacher_sum = 4, part.cross = INFINITY;
   const DualLossSums<T> vanished = part.relative_to(1, 0, 1, false);
-  check(vanished.teacher_sum == 0 && vanished.cross == 0, InstructionSet::baseline, "vanished teacher",
-        vanished.cross, 0);
+  check(vanished.teacher_sum == 0 && vanished.cross == 0, InstructionSet::baseline, "vanished teacher", vanished.cross,
+        0);
   check(vanished.student_sum == 2 && vanished.student_sum_t == 3, InstructionSet::baseline, "student beside it",
         vanished.student_sum, 2);
   const DualLossSums<T> infinite = part.relative_to(1, -1999, 1, false);

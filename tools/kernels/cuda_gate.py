@@ -92,7 +92,9 @@ def run(*command: str | Path) -> str:
 def flags_of(source: Path) -> list[str]:
     """The options that CMakeLists.txt compiles a source with."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    lists = {name: re.findall(rf"set\({name} (.*?)\)", text)[0].split() for name in ("PF_CUDA_FLAGS", "PF_CUDA_UNFUSED")}
+    lists = {
+        name: re.findall(rf"set\({name} (.*?)\)", text)[0].split() for name in ("PF_CUDA_FLAGS", "PF_CUDA_UNFUSED")
+    }
     return lists["PF_CUDA_FLAGS"] + (["-fmad=false"] if source.stem in lists["PF_CUDA_UNFUSED"] else [])
 
 
@@ -155,7 +157,8 @@ def readable(name: str) -> tuple[str, str]:
     else:
         numbers = re.findall(r"\w+", others)
         words = NUMBERS.get(kernel, ("{}",) * len(numbers))
-        notes = [word.format(number).removesuffix(" true") for word, number in zip(words, numbers) if number != "false"]
+        given = zip(words, numbers, strict=True)
+        notes = [word.format(number).removesuffix(" true") for word, number in given if number != "false"]
     return ", ".join([f"{kernel} {DTYPES[storage]}", *notes]), DTYPES[storage]
 
 
@@ -198,9 +201,9 @@ def traffic(kernel: str) -> str:
     """Bytes of global memory for each element: what the kernel moves, over the least the operator can do with.
 
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
-    A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted with two
-    cotangents; attention by column of a row, as if a key that several queries see came from memory once (its backward
-    takes two launches), without the prefix, the sums of each softmax and the partial sums.
+    A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
+    with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
+    backward takes two launches), without the prefix, the sums of each softmax and the partial sums.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]

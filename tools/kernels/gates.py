@@ -73,7 +73,7 @@ def resources(usage: str) -> dict[str, int]:
 
 
 def instructions(sass: str) -> dict[str, int]:
-    """Counts of spills, global accesses by width and instructions in loops, named as in `Row`, from nvdisasm's output."""
+    """Counts of spills, global accesses and instructions in loops, named as in `Row`, from the output of nvdisasm."""
     loads, stores = _widths("LDG(?:STS)?", sass), _widths("STG", sass)
     looping = in_loops(sass)
     return {

@@ -207,7 +207,7 @@ def dual_loss_sums(
     row, part = program // n_parts, (program % n_parts).to(tl.int32)
     n_columns = n_vectors * VECTOR
     per_t, kl = tl.full([], LOG2_E / temperature, acc), tl.where(soft_ce != 0, 0.0, 1.0).to(acc)
-    student, teacher, no_task, no_general, before, whole_begin, whole_end = _row(
+    student, teacher, _no_task, _no_general, before, whole_begin, whole_end = _row(
         student, teacher, student, row, n_rows, n_vectors, student_stride, teacher_stride, VECTOR, ENDS
     )
     slots = part * BLOCK + tl.arange(0, BLOCK)
@@ -244,7 +244,7 @@ def dual_loss_sums(
     tl.store(statistics + CROSS * size, cross)
     tl.store(bests + program, best - before)
     if part == 0:
-        label, no_factor = _label(labels, row, n_columns, 0.0)
+        label, _no_factor = _label(labels, row, n_columns, 0.0)
         z_label = tl.load(student + before + label, mask=label >= 0, other=float("nan")).to(acc)
         tl.store(statistics + AT_LABEL * size, z_label)
 

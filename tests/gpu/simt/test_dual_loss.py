@@ -285,7 +285,8 @@ def test_dual_loss_counts_the_first_of_equal_logits(simt: DualLoss, rows: int, c
     """In one piece, before and after it, at the ends of a row, and in another part."""
     z, t, _ = logits(rows, classes, torch.float32)
     near, far = classes - 40, classes - 3
-    for first, second in [(near, near + 1), (0, far), (2, near), (near, far), (far, classes - 1)][:: 1 if classes < 100 else 2]:
+    pairs = [(near, near + 1), (0, far), (2, near), (near, far), (far, classes - 1)]
+    for first, second in pairs if classes < 100 else pairs[::2]:
         tied = z.clone()
         tied[:, [first, second]] = 99.0
         assert run_dual_loss(simt, tied, t, torch.full((rows,), first))[2] == rows
