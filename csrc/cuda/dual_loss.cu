@@ -189,8 +189,8 @@ class Row {
   }
   __device__ void from_memory(int k, Piece& z, Piece& t) const {
     if constexpr (kPacked) {
-      z = *reinterpret_cast<const Piece*>(student_ + k * N - before_);
-      t = *reinterpret_cast<const Piece*>(teacher_ + k * N - before_);
+      z = load_wide<Piece>(student_ + k * N - before_);
+      t = load_wide<Piece>(teacher_ + k * N - before_);
     } else {
       const Logits one = from_memory(k);
       z = {{one.student}};
