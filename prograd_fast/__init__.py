@@ -8,6 +8,7 @@ if interrupts.is_command():  # before PyTorch is imported, which takes seconds
 import importlib
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from prograd_fast import backends, functional, losses, reference, rules
 from prograd_fast.doctor import show_config
@@ -33,16 +34,21 @@ __all__ = [
     "show_config",
 ]
 
-_ON_DEMAND = ("clip", "data")  # the core needs torch alone; these rooms bring in what they need when they are used
+if TYPE_CHECKING:
+    from prograd_fast import clip, data
+else:
+    # the core needs torch alone; these rooms bring in what they need when they are used
+    def __getattr__(name: str) -> ModuleType:
+        if name in ("clip", "data"):
+            try:
+                return importlib.import_module(f"prograd_fast.{name}")
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
+                    name=error.name,
+                ) from error
+        raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_DEMAND:
-        try:
-            return importlib.import_module(f"prograd_fast.{name}")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
-                name=error.name,
-            ) from error
-    raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from prograd_fast import backends
-from prograd_fast.backends import extension
+from prograd_fast.backends import choice, extension
 
 # package -> its purpose, and the extra that installs it
 _OPTIONAL = {
@@ -49,12 +49,30 @@ def _backends() -> list[tuple[str, str]]:
     rows = []
     for name, device in (("cpu", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
         reason = backends.missing(name)
-        state = f"missing: {reason}" if reason else "in use" if in_use[device] == name else "available, not in use"
+        used = name in in_use[device].split(" + ")
+        state = f"missing: {reason}" if reason else "in use" if used else "available, not in use"
         rows.append((f"backend {name}", state))
     if in_use["cpu"] == "cpu":
         facts = extension.build_facts()
         rows.append(("CPU kernels", f"{facts['instruction_set']}, compiled by {facts['compiler']}"))
     rows.append(("backend reference", "plain PyTorch; runs on every device that has no other backend"))
+    return rows + _gpu_operators()
+
+
+def _gpu_operators() -> list[tuple[str, str]]:
+    """The backend of each family of operators on the GPU, why, and the implementations that nobody has ever run."""
+    rows = []
+    by_operator = backends.by_operator()
+    if set(by_operator.values()) != {"reference"}:
+        for name, family in choice.FAMILIES.items():
+            backend, best = by_operator[family.operators[0]], next(iter(family.backends))
+            if backend == best:
+                why = f"{family.why} ({family.basis})"
+            else:
+                why = f"{best} is {'missing' if backends.missing(best) else 'overruled by prograd_fast.backends.use'}"
+            rows.append((f"GPU {name}", f"{backend}: {why}"))
+    if nowhere := [f"{name} on {backend}" for name, backend in choice.unverified()]:
+        rows.append(("GPU, unverified", f"{', '.join(nowhere)}: never executed, neither on a GPU nor on a CPU"))
     return rows
 
 

@@ -212,8 +212,11 @@ py::object dual_loss(py::handle student, py::handle teacher, py::handle labels, 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace prograd;
   m.def("build_facts", &build_facts, "Compiler, flags, instruction sets, CUDA.");
-  m.def("register_cpu", [] { register_operators(c10::DispatchKey::CPU); }, "Put the CPU kernels into the dispatcher.");
-  m.def("unregister_cpu", [] { unregister_operators(c10::DispatchKey::CPU); }, "Take them out.");
+  using c10::DispatchKey;
+  m.def(
+      "register_cpu", [] { register_operators(DispatchKey::CPU, families_of(DispatchKey::CPU)); },
+      "Put the CPU kernels into the dispatcher.");
+  m.def("unregister_cpu", [] { unregister_operators(DispatchKey::CPU); }, "Take them out.");
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("project_adamw_", &Eager<AdamWArguments>::call<cpu::project_adamw>,
         "torch.ops.prograd_fast.project_adamw_ without the dispatcher.", no_gil);
@@ -230,7 +233,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
   m.def(
-      "register_cuda", [] { register_operators(c10::DispatchKey::CUDA); }, "Put the CUDA kernels into the dispatcher.");
-  m.def("unregister_cuda", [] { unregister_operators(c10::DispatchKey::CUDA); }, "Take them out.");
+      "cuda_families", [] { return families_of(DispatchKey::CUDA); },
+      "The families of operators that have CUDA kernels.");
+  m.def(
+      "register_cuda",
+      [](const std::vector<std::string>& families) { register_operators(DispatchKey::CUDA, families); },
+      "Put the CUDA kernels of these families into the dispatcher.");
+  m.def("unregister_cuda", [] { unregister_operators(DispatchKey::CUDA); }, "Take them out.");
 #endif
 }

@@ -5,13 +5,12 @@
 
 #include <map>
 #include <memory>
-#include <vector>
 
 namespace prograd {
 namespace {
 
 struct Device {
-  std::vector<Registration::Implement> families;
+  std::map<std::string, Registration::Implement> families;
   std::unique_ptr<torch::Library> library;  // while they are registered
 };
 
@@ -21,16 +20,30 @@ Device& device_of(c10::DispatchKey key) {
   return (*devices)[key];
 }
 
-}  // namespace
-
-Registration::Registration(c10::DispatchKey device, Implement implement) {
-  device_of(device).families.push_back(implement);
+std::string stem_of(const std::string& file) {
+  const std::string name = file.substr(file.find_last_of("/\\") + 1);
+  return name.substr(0, name.find('.'));
 }
 
-void register_operators(c10::DispatchKey key) {
+}  // namespace
+
+Registration::Registration(c10::DispatchKey device, Implement implement, const char* file) {
+  device_of(device).families.emplace(stem_of(file), implement);
+}
+
+std::vector<std::string> families_of(c10::DispatchKey key) {
+  std::vector<std::string> names;
+  for (const auto& family : device_of(key).families) names.push_back(family.first);
+  return names;
+}
+
+void register_operators(c10::DispatchKey key, const std::vector<std::string>& families) {
   Device& device = device_of(key);
+  for (const std::string& name : families) {
+    TORCH_CHECK_VALUE(device.families.count(name), "families: there are no kernels of ", name, ".");
+  }
   device.library = std::make_unique<torch::Library>(torch::Library::IMPL, "prograd_fast", key, __FILE__, __LINE__);
-  for (const Registration::Implement implement : device.families) implement(*device.library);
+  for (const std::string& name : families) device.families.at(name)(*device.library);
 }
 
 void unregister_operators(c10::DispatchKey key) { device_of(key).library.reset(); }

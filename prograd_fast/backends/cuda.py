@@ -1,10 +1,12 @@
 """The kernels of csrc/cuda: CUDA C++, compiled with the extension where the CUDA toolkit was there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
-from prograd_fast.backends import extension, gpu
+from prograd_fast.backends import chunked_products, extension, gpu
+from prograd_fast.backends.choice import FAMILIES
+from prograd_fast.ops.registry import checked
 
 
 def missing() -> str | None:
@@ -29,7 +31,21 @@ def device() -> str:
     return "cuda"
 
 
-def register() -> Callable[[], None]:
-    """Register them with the dispatcher; the result takes them out again."""
-    extension.EXTENSION.register_cuda()
-    return extension.EXTENSION.unregister_cuda
+def register(families: Collection[str] = tuple(FAMILIES)) -> Callable[[], None]:
+    """Register them with the dispatcher; the result takes them out again.
+
+    Args:
+        families: of operators (default: all).
+    """
+    compiled = [name for name in families if name != "linear_dual_loss"]
+    products = torch.library.Library("prograd_fast", "IMPL")
+    if "linear_dual_loss" in families:
+        for name, operator in chunked_products.OPERATORS.items():
+            products.impl(name, checked(name, operator), "CUDA")
+    extension.EXTENSION.register_cuda(compiled)
+
+    def unregister() -> None:
+        products._destroy()
+        extension.EXTENSION.unregister_cuda()
+
+    return unregister

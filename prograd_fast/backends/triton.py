@@ -1,12 +1,13 @@
 """The kernels of `triton_kernels`: for NVIDIA GPUs, compiled by Triton when they are first used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
 
-from prograd_fast.backends import gpu
+from prograd_fast.backends import chunked_products, gpu
+from prograd_fast.backends.choice import FAMILIES
 from prograd_fast.backends.triton_kernels import operators
 from prograd_fast.ops.registry import checked
 
@@ -33,13 +34,15 @@ def device() -> str:
     return "cuda"
 
 
-def register(dispatch_key: str = "CUDA") -> Callable[[], None]:
+def register(dispatch_key: str = "CUDA", *, families: Collection[str] = tuple(FAMILIES)) -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again.
 
     Args:
         dispatch_key: whose tensors they take. "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), in tests.
+        families: of operators (default: all).
     """
+    launches = operators() | chunked_products.OPERATORS
     library = torch.library.Library("prograd_fast", "IMPL")
-    for name, launch in operators().items():
-        library.impl(name, checked(name, launch), dispatch_key)
+    for name in (operator for family in families for operator in FAMILIES[family].operators):
+        library.impl(name, checked(name, launches[name]), dispatch_key)
     return library._destroy

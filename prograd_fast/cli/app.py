@@ -14,6 +14,7 @@ from prograd_fast.cli.data import data_app
 from prograd_fast.cli.demo import demo
 from prograd_fast.cli.export import export, interpret
 from prograd_fast.cli.lists import doctor, methods, models
+from prograd_fast.cli.ranks import begin
 from prograd_fast.cli.report import report
 from prograd_fast.cli.saved_run import evaluate, predict
 from prograd_fast.cli.train import train
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> int:
     # a picture is read or refused; Pillow's warnings in between name no file
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
+        begin(options)
         # app(...) would turn KeyboardInterrupt into an exit code
         command = typer.main.get_command(app)
         with command.make_context("prograd-fast", [*options, *arguments[end:]] or ["--help"]) as context:

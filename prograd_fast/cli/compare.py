@@ -14,6 +14,7 @@ from prograd_fast.cli.options import (
     Cache,
     Data,
     Device,
+    Graph,
     MaxMemory,
     Model,
     NoCache,
@@ -58,6 +59,7 @@ def compare(
     cache: Cache = None,
     no_cache: NoCache = False,
     precision: Precision = "fp32",
+    graph: Graph = None,
     max_memory: MaxMemory = None,
 ) -> None:
     """Compare methods over numbers of shots and over seeds.
@@ -72,7 +74,7 @@ def compare(
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)
     chosen = _methods(methods, {} if settings is None else _read_settings(settings))
-    options = TrainOptions(precision, views=views)
+    options = TrainOptions(precision, views=views, graph=graph)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     pictures = open_pictures(data)

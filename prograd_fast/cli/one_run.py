@@ -86,5 +86,13 @@ class OneRun:
             record, learner = train_method(
                 self.method, self.clip, pictures, plan, track, self.cache, self.options, checkpoint, write
             )
+        self._tell_about_graph(record)
         write_run(out, record, learner)
         return record
+
+    def _tell_about_graph(self, record: dict[str, Any]) -> None:
+        """Say why steps were not replayed, where that was asked for or to be expected."""
+        reason = record.get("graph", {}).get("not_replayed")
+        expected = self.clip.device.type == "cuda" if self.options.graph is None else self.options.graph
+        if reason is not None and expected:
+            say(f"Steps were not replayed as a CUDA graph: {reason}.")

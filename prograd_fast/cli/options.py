@@ -19,6 +19,7 @@ _PRETRAINED = "Load these weights into it: a file, or a tag to download, such as
 _TRUST = "Load the run's model even if it is a file or a stranger's."
 _VIEWS = "Train on N stored random crops and flips of each picture in turn; 0: on a new one in each epoch."
 _MAX_MEMORY = "Limit the text tower's memory; above it, classes are computed in parts, each twice."
+_GRAPH = "Replay steps as one CUDA graph. Default: on a GPU."
 _PRECISION = "Compute the training step in fp32, bf16 or fp16. Default: fp32."
 
 Run = Annotated[Path, Argument(metavar="RUN", help="Use this folder, which `train` wrote.")]
@@ -38,3 +39,6 @@ Precision = Annotated[
 ]
 Views = Annotated[int | None, Option(min=0, metavar="N", help=_VIEWS, rich_help_panel=TRAINING)]
 MaxMemory = Annotated[float | None, Option(metavar="GB", help=_MAX_MEMORY, rich_help_panel=MEMORY_AND_SPEED)]
+Graph = Annotated[
+    bool | None, Option("--graph/--no-graph", help=_GRAPH, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
+]

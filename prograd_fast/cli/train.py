@@ -20,6 +20,7 @@ from prograd_fast.cli.options import (
     Cache,
     Data,
     Device,
+    Graph,
     MaxMemory,
     Model,
     NoCache,
@@ -28,6 +29,7 @@ from prograd_fast.cli.options import (
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures
+from prograd_fast.cli.ranks import device_of_rank, joined
 from prograd_fast.cli.run_folder import check_what_is_there
 from prograd_fast.terminal.output import console, say
 
@@ -84,6 +86,7 @@ def train(
     cache: Cache = None,
     no_cache: NoCache = False,
     precision: Precision = "fp32",
+    graph: Graph = None,
     max_memory: MaxMemory = None,
     accumulate: Annotated[
         int, Option(min=1, metavar="N", help=_ACCUMULATE, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
@@ -111,22 +114,26 @@ def train(
         check_folds(out, folds, resume, force)
     if log is not None:
         check_writable(log, "--log")
-    options = TrainOptions(precision, accumulate, patience, views)
+    options = TrainOptions(precision, accumulate, patience, views, graph)
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
     n_shots = _parse_shots(shots)
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
+    device = device_of_rank(device)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     pictures = open_pictures(data, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     check_match(clip, [pictures], [tuning])
     one = OneRun(tuning, clip, n_shots, seed, partition, options, feature_cache, resume, force)
-    if folds is None:
-        _report(out, one.train(pictures, out, log))
-    else:
-        train_folds(one, pictures, folds, out, log)
+    with joined(out, clip.device) as folder:
+        if folder != out:
+            log = None
+        if folds is None:
+            _report(folder, one.train(pictures, folder, log))
+        else:
+            train_folds(one, pictures, folds, folder, log)
 
 
 def _refuse_both(one: tuple[str, bool], other: tuple[str, bool]) -> None:

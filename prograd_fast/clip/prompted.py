@@ -162,9 +162,8 @@ class PromptedCLIP(nn.Module):
         self._check(context, deep)
         context = self.prompt.ctx if context is None else context
         single = context.ndim == self.prompt.ctx.ndim
-        features = self.encoder(context[None] if single else context, deep)
-        features = F.normalize(features, dim=-1) if unit else features
-        return features[0] if single else features
+        features = self.encoder(context.unsqueeze(0) if single else context, deep, unit=unit)
+        return features.squeeze(0) if single else features
 
     def _check(self, context: Tensor | None, deep: Tensor | None) -> None:
         shape = tuple(self.prompt.ctx.shape)

@@ -1,6 +1,6 @@
 """Zero-shot CLIP, the teacher whose knowledge the prompts should keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class ZeroShotTeacher(nn.Module):
         TypeError: `class_names` or `templates` are not strings.
         ValueError: empty names, no template, a template without exactly one "{}", a prompt too long.
     """
+
+    __call__: Callable[..., Tensor]
 
     class_features: Tensor
     logit_scale: Tensor

@@ -1,5 +1,7 @@
 """ProGrad's two losses."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from prograd_fast.ops.common import REDUCTIONS
@@ -40,6 +42,8 @@ class DualLoss(nn.Module):
         >>> task.shape, bool(general >= 0), int(criterion.correct)
         (torch.Size([]), True, 3)
     """
+
+    __call__: Callable[..., tuple[Tensor, Tensor]]
 
     correct: Tensor | None
 

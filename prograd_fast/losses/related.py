@@ -1,5 +1,7 @@
 """Losses of neighbouring methods as modules, each on one operator: landmarks, sampled prompts, sentences, features."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from prograd_fast import functional
@@ -26,6 +28,8 @@ class SoftWing(nn.Module):
         >>> float(pf.losses.SoftWing()(torch.tensor([[1.5, -0.5]]), torch.zeros(1, 2)))
         2.0
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, omega1: float = 2.0, omega2: float = 20.0, epsilon: float = 0.5) -> None:
         super().__init__()
@@ -67,6 +71,8 @@ class SampledCrossEntropy(nn.Module):
         torch.Size([20, 4, 10])
     """
 
+    __call__: Callable[..., Tensor]
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss.
 
@@ -103,6 +109,8 @@ class TextToText(nn.Module):
         >>> templates = torch.nn.functional.normalize(torch.randn(35, 10, 32), dim=2)
         >>> pf.losses.TextToText()(features, templates).backward()
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, scale: float = 100.0) -> None:
         super().__init__()
@@ -152,6 +160,8 @@ class SRD(nn.Module):
         >>> cross_logits = connected.mean((2, 3)) @ torch.randn(5, 7)
         >>> pf.losses.SRD()(connected, torch.randn(4, 5, 8, 8), cross_logits, torch.randn(4, 7)).backward()
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, feature_factor: float = 1.0) -> None:
         super().__init__()

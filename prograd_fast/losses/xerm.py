@@ -1,5 +1,7 @@
 """xERM: long-tailed classification between a biased and a balanced view of one frozen teacher."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +51,8 @@ class XERM(nn.Module):
         >>> task, general = criterion(student, teacher, torch.tensor([0, 1, 2, 0]))
         >>> (task + general).backward()
     """
+
+    __call__: Callable[..., tuple[Tensor, Tensor]]
 
     offset: Tensor | None
     margins: Tensor | None

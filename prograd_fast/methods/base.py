@@ -1,12 +1,13 @@
 """The common part of the methods: the task they are given, the learner they make of it, and training by gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
@@ -117,7 +118,29 @@ class GradientLearner(Learner):
 
     @abstractmethod
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
-        """The losses of one batch: (B, D) unit rows and (B,) int64. Reads nothing back from the device."""
+        """The losses of one batch: (B, D) unit rows and (B,) int64.
+
+        Reads nothing back from the device. On a GPU a step may be recorded and replayed: then Python does not run, and
+        what changes between two steps, but for the batch and the learning rate, has to be a tensor that is written in
+        place; or it comes with a new `optimizer`, which is recorded anew.
+        """
+
+    def new_sgd(self, parameters: Iterable[nn.Parameter], **options: Any) -> ProGradSGD:
+        """SGD by the method's settings, on the mean of the gradients over the ranks, if there are several.
+
+        On a GPU it is PyTorch's fused form, whose learning rate can be a tensor.
+        """
+        settings, tuned = self.settings, list(parameters)
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return ProGradSGD(
+            tuned,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True if tuned[0].is_cuda else None,
+            process_group=dist.group.WORLD if together else None,
+            **options,
+        )
 
     @torch.no_grad()
     def epoch_ended(self, epoch: int) -> None:

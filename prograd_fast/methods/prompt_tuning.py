@@ -188,15 +188,8 @@ class PromptTuningLearner(GradientLearner):
 
     def new_optimizer(self) -> ProGradSGD:
         """SGD over everything that is tuned, the context first."""
-        settings = self.settings
-        return ProGradSGD(
-            self.module.parameters(),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            lambda_=1.0 if settings.lambda_ is None else settings.lambda_,
-            rule=settings.rule(self),
-        )
+        lambda_ = 1.0 if self.settings.lambda_ is None else self.settings.lambda_
+        return self.new_sgd(self.module.parameters(), lambda_=lambda_, rule=self.settings.rule(self))
 
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Cross-entropy and the method's terms; and the KL divergence to the teacher, unless λ is None."""

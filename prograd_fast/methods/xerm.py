@@ -127,9 +127,7 @@ class XERMLearner(GradientLearner):
                 classifier.mean.copy_(task.image_features.mean(0))
 
     def _new_optimizer(self) -> ProGradSGD:
-        settings = self.settings
-        parameters = self.module[self.learning].parameters()
-        return ProGradSGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return self.new_sgd(self.module[self.learning].parameters())
 
     def epoch_ended(self, epoch: int) -> None:
         """After the teacher's last epoch, the student's turn begins."""

@@ -208,6 +208,10 @@ def linear_dual_loss(
     Differentiable in the student's class features alone, and not with reduction "none". The kernels have the first
     derivative, further ones go through the formula, which stores the logits.
 
+    On a GPU the logits of a chunk of rows are stored, 64 MiB of each matrix at most. float32 features are multiplied in
+    float32, or in TF32 where PyTorch is told to (`torch.backends.cuda.matmul`). 16-bit ones are multiplied on tensor
+    cores with float32 sums; there the cotangents of the logits are rounded to 16 bits, the losses are not.
+
     Args:
         features: X, (B, D) image features; fixed.
         student_classes: (C, D) class features of the student.
@@ -296,8 +300,9 @@ def text_to_text_loss(class_features: Tensor, template_features: Tensor, scale: 
     """Text-to-text cross-entropy of LASP, without ever storing L x K x K logits.
 
     The hand-written sentences are the samples, the learned prompts the class weights: each sentence's logits are
-    s ⟨u_i, h_lj⟩ over i, its label is j; mean over the L·K sentences. Extra memory is that of a block of sentences, or
-    of a few numbers for each (GPU). Source: arXiv:2210.01115; formula: `prograd_fast.reference.text_to_text_loss`.
+    s ⟨u_i, h_lj⟩ over i, its label is j; mean over the L·K sentences. Extra memory is that of a block of sentences, on
+    a GPU of a chunk of them with 64 MiB of logits at most. Precision there: as `linear_dual_loss`. Source:
+    arXiv:2210.01115; formula: `prograd_fast.reference.text_to_text_loss`.
 
     Differentiable in the class features alone. The kernels have the first derivative, further ones go through the
     formula, which stores the logits.

@@ -71,14 +71,20 @@ class RuleMemory:
     ) -> None:
         """Take up the memory that `units` gave, changed."""
         for name, value in values.items():
-            value = value.detach()
             if self._scope == "global":
-                self._shared[name] = value
+                self._shared.setdefault(name, value.detach().clone())
+                _put(self._shared, name, value)
                 for p in every:
-                    self.of(p, state)[name] = value.to(p.device, copy=True)
+                    _put(self.of(p, state), name, value)
                 continue
             for p, part in zip(params, value.split([n_units(p, self._scope) for p in params]), strict=True):
-                self.of(p, state)[name] = part.to(p.device, copy=True)
+                _put(self.of(p, state), name, part)
+
+    def keep(self, kept: Sequence[dict[str, Any]], changed: Sequence[Mapping[str, Any]]) -> None:
+        """Take up the memory of parameters, of which `Rule.prepare` has changed a copy."""
+        for own, new in zip(kept, changed, strict=True):
+            for name in self._rule.parameter_memory if self._rule is not None else ():
+                _put(own, name, new[name])
 
     def settle(self, params: Sequence[Tensor], state: State) -> None:
         """Put the memory into `state`, after an update of these parameters."""
@@ -92,3 +98,12 @@ class RuleMemory:
         """Drop what no update has followed: another state has been loaded."""
         self._waiting.clear()
         self._shared.clear()
+
+
+def _put(kept: dict[str, Any], name: str, value: Tensor) -> None:
+    """Write a memory where the last one lies: a captured CUDA graph reads it there at its next replay."""
+    held, value = kept[name], value.detach()
+    if held.shape == value.shape and held.dtype == value.dtype:
+        held.copy_(value)
+    else:
+        kept[name] = value.to(held.device, copy=True)

@@ -77,7 +77,11 @@ class Projector:
         if self.rule is not None:
             params, groups, task, general = zip(*members, strict=True)
             kept = [self.memory.of(p, state) for p in params]
-            wanted = list(zip(params, groups, *self.rule.prepare(task, general, kept, self.scope, scale), strict=True))
+            changed = [dict(memory) for memory in kept]
+            wanted = list(
+                zip(params, groups, *self.rule.prepare(task, general, changed, self.scope, scale), strict=True)
+            )
+            self.memory.keep(kept, changed)
         buckets: dict[Any, Bucket] = {}
         for i, (p, group, a, b) in enumerate(wanted):
             kind = (id(group), a.device, a.dtype, None if key is None else key(p))

@@ -32,6 +32,8 @@ class _WholeTables(Console):
 
 console = _WholeTables(highlight=False)
 
+muted = False  # no progress bars: of several processes that do the same, one shows them
+
 
 def say(text: str) -> None:
     """Print one line, however long."""
@@ -73,7 +75,7 @@ class Bar:
 
 def _stderr(passing: bool) -> Console:
     stderr = Console(stderr=True)
-    stderr.quiet = passing and not stderr.is_terminal
+    stderr.quiet = muted or (passing and not stderr.is_terminal)
     return stderr
 
 

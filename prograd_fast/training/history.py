@@ -21,6 +21,8 @@ class History:
         terms: The summands of the task loss by name; NaN at steps of a stage that lacks one.
         accuracy: Share of the batch whose largest logit is its label's; NaN where the learner does not count it.
         validation: Accuracy on the validation pictures after each epoch, where training stops by it.
+        replayed: Steps that replayed a CUDA graph, of those that this process took.
+        not_replayed: Why steps were not replayed; None where nothing was in the way.
     """
 
     task_loss: list[float]
@@ -30,6 +32,8 @@ class History:
     terms: dict[str, list[float]] = field(default_factory=dict)
     accuracy: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    replayed: int = 0
+    not_replayed: str | None = None
 
     @property
     def conflict(self) -> list[bool]:
@@ -57,12 +61,16 @@ class Measurements:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add a step; a name that was not there before becomes a column, NaN for the steps until then."""
+    def row(self, values: dict[str, Tensor]) -> Tensor:
+        """The row of a step; a name that was not there before becomes a column, NaN for the steps until then."""
         self.columns += [name for name in values if name not in self.columns]
         first = next(iter(values.values()))
         missing = first.new_full((), torch.nan)
-        self._rows.append(torch.stack([values.get(name, missing).detach().float() for name in self.columns]))
+        return torch.stack([values.get(name, missing).detach().float() for name in self.columns])
+
+    def add(self, row: Tensor) -> None:
+        """Add a step by its row, which is kept as it is."""
+        self._rows.append(row)
 
     def since(self, step: int) -> Tensor:
         """(S - step, columns) float32 on the CPU; waits for the device."""

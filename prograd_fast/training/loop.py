@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,8 +17,10 @@ from prograd_fast.methods import GradientLearner, GradientMethod, Losses
 from prograd_fast.optim import NOISE_FLOORS
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, check_alike
+from prograd_fast.training.graphed_step import GraphedStep
 from prograd_fast.training.history import History, Measurements
 from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
+from prograd_fast.training.ranks import Ranks
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 LOOK_SECONDS = 1.0  # between two looks at most, however slow the steps are: somebody may watch the bar
@@ -45,6 +48,10 @@ def tune(
     A run that goes on from a checkpoint gives the same numbers as one that was never stopped: to the last bit on the
     same machine with the same number of threads. On others the matrix library may add in another order. With
     `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
+
+    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments. Each
+    takes its share of every batch, gradients and figures are means over the whole of it, and all end with the same
+    numbers. Random numbers that a method draws for each picture are then others than in a single process.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
@@ -91,8 +98,16 @@ def update(
     batch: tuple[Tensor, Tensor],
     options: TrainOptions = AS_PUBLISHED,
     scaler: torch.amp.GradScaler | None = None,
+    weight: float | None = None,
 ) -> dict[str, Tensor]:
     """One step on (B, D) features and (B,) labels, without waiting for the device.
+
+    Args:
+        learner: The method at work.
+        batch: Features and labels; of several ranks, this one's.
+        options: Precision and accumulation.
+        scaler: Of the losses; None scales nothing.
+        weight: Of this rank in the mean of the gradients, see `TwoGradients.backward`.
 
     Returns:
         The figures from before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
@@ -118,9 +133,9 @@ def update(
             with optimizer.accumulate():
                 optimizer.backward(*two, scaler=scaler)
         elif limit is None:
-            optimizer.backward_and_update(*two, scaler=scaler)
+            optimizer.backward_and_update(*two, scaler=scaler, weight=weight)
         else:
-            optimizer.backward(*two, scaler=scaler)
+            optimizer.backward(*two, scaler=scaler, weight=weight)
         for name, value in part.items():
             values[name] = values[name] + value.detach() if name in values else value.detach()
     if limit is not None:
@@ -149,7 +164,7 @@ class _Training:
         validate: Callable[[], float] | None,
         log: Log,
     ) -> None:
-        self.learner, self.options, self.log = learner, options, log
+        self.learner, self.options, self.log, self.ranks = learner, options, log, Ranks.now()
         self.features = features or (lambda epoch: learner.task.image_features)
         self.validate = validate if options.patience is not None else None
         self.stage_ends = list(accumulate(learner.settings.stages()))
@@ -157,11 +172,14 @@ class _Training:
         self.device = learner.task.device
         self.state = list(learner.module.state_dict().values())  # shares the memory of what is trained
         self.last_good = [tensor.clone() for tensor in self.state]
-        self.best = self.last_good
+        self.best = [tensor.clone() for tensor in self.state]
         self.healthy = torch.ones((), dtype=torch.bool, device=self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.scaler = self._new_scaler()
         self.schedule = _schedule(learner)
         self.measured = Measurements()
+        self.step = GraphedStep(
+            self._train_on, lambda: learner.optimizer, [learner.generator], self._renew_scaler, options.graph
+        )
         self.logged, self.looked = 0, time.monotonic()
         self.rates: list[float] = []  # of the steps that are not logged yet
         self.validation: list[float] = []
@@ -174,7 +192,8 @@ class _Training:
         for _ in range(len(self.measured)):
             on_step()
         signals, batches = Held(), None
-        with nullcontext() if checkpoints is None else signals:
+        # of several ranks none waits for the end of a step: the others may have ended, and it would wait for them
+        with nullcontext() if checkpoints is None or self.ranks.size > 1 else signals:
             while not self._is_done():
                 batches = signals.wait(self._batches)
                 if batches is None:  # stopped while it waited for pictures
@@ -202,7 +221,7 @@ class _Training:
                 checkpoints.save(self._state())
         if self.validate is not None:
             self._set_back_to(self.best)
-        return self.measured.history(True, self.validation)
+        return self._history(True)
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
         """This epoch's: all pictures at once, or each once in random order; the last batch may be smaller."""
@@ -215,16 +234,33 @@ class _Training:
         return [(features[rows], labels[rows]) for rows in torch.from_numpy(order).to(self.device).split(size)]
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> None:
-        before = [tensor.clone() for tensor in self.state]
         self.rates.append(self.learner.optimizer.param_groups[0]["lr"])
-        values = update(self.learner, batch, self.options, self.scaler)
+        self.measured.add(self.step(*batch))
+
+    def _train_on(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Train on a batch; what was measured, as `Measurements.row` has it. Writes where the last step wrote."""
+        before = [tensor.clone() for tensor in self.state]
+        *batch, weight = self.ranks.share(features, labels)
+        values = update(self.learner, (batch[0], batch[1]), self.options, self.scaler, weight)
+        row = self.ranks.mean(self.measured.row(values), weight)
         # A gradient that is not finite makes the next loss NaN: the loss tells both.
-        self.healthy = self.healthy & values["task"].isfinite()
-        self.last_good = [torch.where(self.healthy, b, g) for b, g in zip(before, self.last_good, strict=True)]
-        self.measured.add(values)
+        self.healthy.logical_and_(row[self.measured.columns.index("task")].isfinite())
+        for good, value in zip(self.last_good, before, strict=True):
+            good.copy_(torch.where(self.healthy, value, good))
+        return row
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "fp16")
+
+    def _renew_scaler(self) -> None:
+        """Forget that the gradients of a step were unscaled whose update never came."""
+        state = self.scaler.state_dict()
+        self.scaler = self._new_scaler()
+        self.scaler.load_state_dict(state)
 
     def _look_is_due(self) -> bool:
-        return len(self.measured) % CHECK_EVERY == 0 or time.monotonic() - self.looked >= LOOK_SECONDS
+        by_time = self.ranks.size == 1 and time.monotonic() - self.looked >= LOOK_SECONDS  # clocks differ
+        return len(self.measured) % CHECK_EVERY == 0 or by_time
 
     def _log_and_check(self) -> bool:
         """Whether all losses were finite until now; also hands them to the log."""
@@ -257,7 +293,11 @@ class _Training:
 
     def _stopped(self) -> History:
         self._set_back_to(self.last_good)
-        return self.measured.history(False, self.validation)
+        return self._history(False)
+
+    def _history(self, completed: bool) -> History:
+        history = self.measured.history(completed, self.validation)
+        return replace(history, replayed=self.step.replayed, not_replayed=self.step.reason)
 
     def _set_back_to(self, state: list[Tensor]) -> None:
         for tensor, value in zip(self.state, state, strict=True):

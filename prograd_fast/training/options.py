@@ -1,6 +1,7 @@
 """How a learner is trained, beside what its method says."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ class TrainOptions:
             stops; the best state is kept. None: all epochs, the last state, as the papers do.
         views: Augmented views of each picture: None for the pictures as they are, K for K stored views in turn, 0 for
             new ones at every epoch. See `AugmentedFeatures`.
+        graph: None: on a GPU, replay steps as one CUDA graph where that is possible (`GraphedStep`); True: and say why
+            where it is not; False: never. The numbers are the same.
 
     Raises:
         ValueError: a setting is out of range.
@@ -31,6 +34,12 @@ class TrainOptions:
     accumulate: int = 1
     patience: int | None = None
     views: int | None = None
+    graph: bool | None = None
+
+    @property
+    def regime(self) -> dict[str, Any]:
+        """Those that decide the numbers of a run."""
+        return {name: value for name, value in asdict(self).items() if name != "graph"}
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

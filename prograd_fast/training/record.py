@@ -59,7 +59,8 @@ def setup_record(clip: LoadedClip, pictures: PictureSet, rows: Rows) -> Record:
 def run_record(run: Run, pictures: PictureSet) -> Record:
     """Settings, pictures, un-rounded accuracies in [0, 1], figures of each step, and times of one run.
 
-    "regime" has the `TrainOptions`, "left_out" is `Run.left_out`.
+    "regime" has the `TrainOptions.regime`, "left_out" is `Run.left_out`, "graph" tells how many steps replayed a CUDA
+    graph, and why others did not.
 
     A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
     is given, the general gradient is zero or rounding, and the cosine means nothing: "conflict_rate" is that of the
@@ -77,10 +78,11 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "left_out": run.left_out,
         "accuracy": run.accuracy,
         "seconds": run.seconds,
-        "regime": asdict(run.options),
+        "regime": run.options.regime,
     }
     if run.history is not None:
         record["completed"] = run.history.completed
+        record["graph"] = {"replayed": run.history.replayed, "not_replayed": run.history.not_replayed}
         record["conflict_rate"] = _number(run.history.conflict_rate)
         record["steps"] = {
             "task_loss": run.history.task_loss,
@@ -109,7 +111,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
     return {
         "method": method.name,
         "settings": asdict(method),
-        "regime": asdict(options),
+        "regime": options.regime,
         "model": [clip.name, clip.pretrained],
         "weights": clip.digest,
         "transform": clip.transform,

@@ -12,6 +12,7 @@ from prograd_fast.training.loop import Log, n_steps
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Plan
+from prograd_fast.training.ranks import Ranks
 from prograd_fast.training.record import Record, learned_from, plan_facts, run_facts, run_record, setup_record
 from prograd_fast.training.run import run_method, tests_of
 
@@ -58,6 +59,7 @@ def train_method(
     n_tested = sum(len(part.rows) for one in (method, baseline) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
     facts = run_facts(method, clip, plan_facts(pictures, plan), options)
+    Ranks.now().check_same(facts)
     trained = run_method(
         method,
         clip,

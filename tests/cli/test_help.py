@@ -5,8 +5,8 @@ import pytest
 from tests.cli.support import run_here
 
 PAGES = {
-    "train": (84, ("--data", "--out", "--method", "--shots", "--model", "--pretrained", "--resume", "--help")),
-    "compare": (62, ("--data", "--out", "--methods", "--shots", "--seeds", "--model", "--pretrained", "--help")),
+    "train": (88, ("--data", "--out", "--method", "--shots", "--model", "--pretrained", "--resume", "--help")),
+    "compare": (66, ("--data", "--out", "--methods", "--shots", "--seeds", "--model", "--pretrained", "--help")),
     "evaluate": (40, ("--data", "--csv", "--json", "--model")),
     "predict": (40, ("--top", "--classes", "--csv", "--json", "--html")),
     "report": (40, ("--out",)),

@@ -13,7 +13,7 @@ import prograd_fast as pf
 from prograd_fast.clip.packed import encode
 from prograd_fast.clip.packed.chunks import BACKWARD, KEPT
 from prograd_fast.clip.packed.forward import mlp_rows
-from prograd_fast.clip.packed.packing import Packing
+from prograd_fast.clip.packed.packing import Packing, Placing, PromptRows
 from tests.tiny_clip import CLASS_NAMES, CUT, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 
@@ -59,6 +59,34 @@ def test_rows_of_a_shared_context_at_the_end():
     assert found.suffixes.positions.tolist() == [4, 4, 5, 6]
     assert found.offsets.tolist() == [0, 1, 4]
     assert len(found.suffixes.at) == 0
+
+
+@pytest.mark.parametrize(
+    ("at", "context", "n_context", "start"),
+    [
+        ([1, 2], [0, 1], 2, 1),
+        ([1, 2], [1, 0], 2, None),  # in another order
+        ([1, 3], [0, 1], 2, None),  # with a word between
+        ([1, 2], [0, 1], 3, None),  # not all of it
+        ([1, 3], [0, 0], 1, None),  # twice
+        ([], [], 0, None),
+    ],
+)
+def test_a_context_in_its_places(at, context, n_context, start):
+    """A context in one piece is put between the words in one go, any other row by row: the same rows and gradients."""
+    rows = PromptRows(*(torch.tensor(x).long() for x in ([0] * 4, range(4), at, context)))
+    placing = Placing.of(rows, n_context)
+    assert placing.start == start
+    words, given = torch.randn(4, 5), torch.randn(2, n_context, 5)
+    placed = placing.into(words, given)
+    d_rows, expected, d_expected = torch.randn(3, 2, 4, 5), words.repeat(2, 1, 1), torch.zeros(3, 2, n_context, 5)
+    for row, of_context in zip(at, context, strict=True):
+        expected[:, row] = given[:, of_context]
+        d_expected[:, :, of_context] += d_rows[:, :, row]
+    assert torch.equal(placed, expected)
+    assert_close(placing.out_of(d_rows, given), d_expected, "formula", torch.float32)
+    behind = placing.followed_by(placing, 4)
+    assert torch.equal(behind.into(words.repeat(2, 1), given), expected.repeat(1, 2, 1))
 
 
 def test_a_context_that_stands_elsewhere_is_not_shared():
@@ -182,6 +210,25 @@ def test_backward_in_every_way():
     assert_close(both(torch.stack([first, second]))[0], expected, "formula", torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_unit_rows_are_those_of_normalize(dtype):
+    """Their norms are a part of the tower's node; a row of zeros stays one, and its gradient what `normalize` gives."""
+    net = prompted(tiny_clip(dtype=dtype))
+    plain, unit = net.class_features(unit=False), net.class_features()
+    expected = torch.nn.functional.normalize(plain, dim=-1)
+    assert torch.equal(unit, expected)
+    (cotangent,) = cotangents(unit)
+    (got,) = torch.autograd.grad(unit, net.prompt.ctx, cotangent)
+    (want,) = torch.autograd.grad(expected, net.prompt.ctx, cotangent)
+    assert_close(got, want, "tower" if dtype == torch.bfloat16 else "formula", dtype)
+    features = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    wanted = torch.nn.functional.normalize(features, dim=-1)
+    gradient = torch.tensor([[1.0, -2.0], [0.5, 2.0]], dtype=torch.float64)
+    norms = features.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    got = encode._norm_backward(gradient[None], wanted.detach(), norms)[0]
+    assert_close(got, torch.autograd.grad(wanted, features, gradient)[0], "formula", torch.float64)
+
+
 def test_no_second_derivative():
     net = prompted(tiny_clip())
     (gradient,) = torch.autograd.grad(net.class_features().sum(), net.prompt.ctx, create_graph=True)
@@ -278,14 +325,70 @@ def test_other_classes_have_the_same_memory():
 # ---- what is done to the model
 
 
-def test_changed_weights_are_seen():
+def _load_others(model: torch.nn.Module, assign: bool) -> None:
+    state = {name: 1.1 * tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    model.requires_grad_(False)  # parameters that are assigned are new ones
+
+
+def _replace_data(model: torch.nn.Module) -> None:
+    weight = model.transformer.resblocks[1].attn.in_proj_weight
+    weight.data = 1.5 * weight.data
+
+
+def _new(values: Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.rand_like(values), requires_grad=False)
+
+
+def _replace_container(model: torch.nn.Module) -> None:
+    norm = model.ln_final
+    norm.__dict__["_parameters"] = {name: _new(p) for name, p in norm.named_parameters()}
+
+
+def _replace_module(model: torch.nn.Module) -> None:
+    blocks = model.transformer.resblocks
+    blocks[0].mlp = copy.deepcopy(blocks[1].mlp)
+
+
+# random: norms and unit rows do not show a shift or a factor of all
+CHANGES = {
+    "a weight in place": lambda model: model.transformer.resblocks[0].mlp.c_fc.weight.mul_(1.5),
+    "the embedding": lambda model: model.token_embedding.weight.add_(torch.rand_like(model.token_embedding.weight)),
+    "the positions": lambda model: model.positional_embedding.add_(torch.rand_like(model.positional_embedding)),
+    "the projection": lambda model: model.text_projection.mul_(torch.rand_like(model.text_projection)),
+    "another projection": lambda model: setattr(model, "text_projection", _new(model.text_projection)),
+    "the memory of a weight": _replace_data,
+    "a state, copied": lambda model: _load_others(model, assign=False),
+    "a state, assigned": lambda model: _load_others(model, assign=True),
+    "another parameter": lambda model: setattr(model.ln_final, "weight", _new(model.ln_final.weight)),
+    "another container": _replace_container,
+    "another module": _replace_module,
+    "another dtype and back": lambda model: model.bfloat16().double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_seen(change):
+    """Each alone: whoever is not looked at shows."""
     model = tiny_clip()
     net = prompted(model)
-    net.class_features()
+    before = net.class_features()
     with torch.no_grad():
-        model.transformer.resblocks[0].mlp.c_fc.weight.mul_(1.5)
-        model.token_embedding.weight.add_(0.1)
-    assert_close(net.class_features(), own_way(net), "formula", torch.float64)
+        CHANGES[change](model)
+    after = net.class_features()
+    assert (after - before).abs().max() > 1e-6
+    assert_close(after, own_way(net), "formula", torch.float64)
+
+
+def test_what_did_not_change_is_not_read_again():
+    net = prompted(tiny_clip())
+    net.class_features()
+    _, known = net.encoder._constants
+    net.class_features()
+    assert net.encoder._constants[1] is known
+    other = net.with_classes(["tulip"])
+    other.class_features()
+    assert other.encoder._constants[1].part.weights is known.part.weights
 
 
 def test_a_look_in_inference_mode_does_not_spoil_training():
@@ -309,6 +412,19 @@ def test_hooks_are_heard():
     handle.remove()
     net.class_features()
     assert len(heard) == 1
+
+
+def test_hooks_in_a_new_place_are_heard():
+    """As after `module._forward_hooks = OrderedDict()`, by which people take all hooks away."""
+    model = tiny_clip()
+    net = prompted(model)
+    net.class_features()
+    heard = []
+    module = model.transformer.resblocks[1].ln_2
+    module._forward_hooks = type(module._forward_hooks)()
+    module.register_forward_hook(lambda *_: heard.append(1))
+    net.class_features()
+    assert heard
 
 
 def test_trained_weights_get_gradients():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prograd_fast.backends import cuda, extension
+from prograd_fast.backends.choice import FAMILIES
 from tests.ops.calls import CALLS
 
 OPERATORS = [name for name in CALLS if name.endswith(("_out", "_"))]  # those that have kernels
@@ -33,6 +34,23 @@ def test_kernels_are_registered_for_cuda_and_taken_out_again() -> None:
     unregister = cuda.register()
     assert all(registered())
     unregister()
+    assert registered() == before
+
+
+@needs_nvcc
+def test_families_that_are_asked_for() -> None:
+    """The families of the compiled kernels are those of the table, and no other operator is touched."""
+    families = extension.EXTENSION.cuda_families()
+    assert {*families, "linear_dual_loss"} == {name for name, family in FAMILIES.items() if "cuda" in family.backends}
+    before = registered()
+    for chosen in (("gelu", "linear_dual_loss"), ("attention",), ()):
+        unregister = cuda.register(families=chosen)
+        mine = {operator for name in chosen for operator in FAMILIES[name].operators}
+        assert registered() == [was or name in mine for name, was in zip(OPERATORS, before, strict=True)]
+        unregister()
+        assert registered() == before
+    with pytest.raises(ValueError, match="no kernels of sorting"):
+        cuda.register(families=["sorting"])
     assert registered() == before
 
 

@@ -110,6 +110,28 @@ def test_conflict_numbers():
     assert opt.conflict.cosine.tolist() == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-5])
+def test_the_cosine_alone_is_that_of_all_counts(floor):
+    """Of vectors that conflict, agree, vanish, overflow, and hide in rounding; before a step; of some parameters."""
+    task = [[1.0, -1.0], [1.0, 2.0], [0.0, 0.0], [1e20, 1e20], [1.0, 1.0], [1e-25, 0.0]]
+    general = [[1.0, 1.5], [2.0, 1.0], [1.0, 0.0], [1e20, 0.0], [1e-7, 0.0], [1.0, 0.0]]
+    p = parameters([(2,)] * len(task))
+    opt = pf.ProGradSGD(p, lr=0.0, noise_floor=floor)
+    log = opt._projector._log
+    assert log.cosine(p).isnan().all()
+    opt.backward(*((torch.stack(list(p)) * torch.tensor(x)).sum() for x in (task, general)))
+    opt.step()
+    alone = log.cosine(p)
+    some = log.cosine(p[1:3])
+    assert torch.equal(alone.nan_to_num(7), opt.conflict.cosine.nan_to_num(7))
+    assert torch.equal(log.cosine(p).nan_to_num(7), alone.nan_to_num(7))  # when all is counted, too
+    assert torch.equal(some.nan_to_num(7), alone[1:3].nan_to_num(7))
+    nan = [False, False, True, True, floor > 0, True]
+    assert alone.isnan().tolist() == nan
+    expected = torch.nn.functional.cosine_similarity(torch.tensor(task[:2]), torch.tensor(general[:2]))
+    assert alone[:2].tolist() == pytest.approx(expected.tolist())
+
+
 @pytest.mark.parametrize("rows", [1, 30_000])  # of one parameter: entries of many steps are kept, or of two
 def test_conflicts_are_counted_over_more_steps_than_are_kept(rows, monkeypatch):
     monkeypatch.setattr(ConflictLog, "_MOST_STEPS", 40)

@@ -22,8 +22,8 @@ def files_with(pattern: str) -> set[str]:
     } - {"tests/project/test_footprint.py"}
 
 
-def test_an_operator_is_in_at_most_20_files() -> None:
-    """Formula, checks and kernels for CPU, CUDA C++ and Triton, with the tests and gates of each."""
+def test_an_operator_is_in_at_most_21_files() -> None:
+    """Formula, checks and kernels for CPU, CUDA C++ and Triton, with the tests, gates and choice of each."""
     family = {
         path.relative_to(REPOSITORY).as_posix()
         for room in ROOMS
@@ -31,7 +31,7 @@ def test_an_operator_is_in_at_most_20_files() -> None:
         if path.suffix != ".pyc"
     }
     files = family | (files_with(OPERATOR) - USERS)
-    assert len(files) <= 20, "\n".join(sorted(files))
+    assert len(files) <= 21, "\n".join(sorted(files))
     assert "prograd_fast/ops/differences.py" in files
 
 

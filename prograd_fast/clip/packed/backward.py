@@ -1,6 +1,7 @@
 """Backward of the packed tower: the gradients of its rows for K cotangents at once."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ def backward(
     cotangents: Tensor,
     kept: Kept,
     d_prefix_key_values: Sequence[Tensor],
-    n_deep: tuple[int, int],
+    n_deep: tuple[int, int] | None,
     of_suffixes: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """The gradients of rows and deep prompts.
 
     Args:
@@ -25,20 +26,24 @@ def backward(
         kept: by `forward`; is used up.
         d_prefix_key_values: (K, G, P, 2·d) of the prefix's keys and values in each block: a part without own prefix
             adds to them, the prefix alone takes them, for a part with both there are none.
-        n_deep: number J of deep prompts, and their rows M.
+        n_deep: number J of deep prompts, and their rows M; None without any.
         of_suffixes: whether the rows of the suffixes need a gradient.
 
     Returns:
-        (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, M, d).
+        (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, M, d) or None.
     """
     weights, d = part.weights, part.weights.width
-    n, groups = cotangents.shape[:2]
-    d_deep = cotangents.new_zeros(n, *n_deep, d)
-    d_total = cotangents.new_zeros(n, groups * len(part.ends), d)
+    n, groups, n_ends, _ = cotangents.shape
+    # the gradients of the residual stream: of the ends of text, and of all rows, where they have none behind their
+    # keys and values of the last block
+    shapes = (n, groups * n_ends, d), (n, *kept.attentions[-1].key_value.shape[:2], d)
+    zeros = cotangents.new_zeros(sum(map(prod, shapes)))
+    d_total, d_all = (x.view(shape) for x, shape in zip(zeros.split([*map(prod, shapes)]), shapes, strict=True))
     d_features, projection = cotangents.flatten(1, 2), weights.projection
     d_normed = d_features.contiguous() if projection is None else projection.backward(d_features)
     assert kept.norm is not None
     _norm_backward(d_total, d_normed, kept.norm, weights.norm)
+    d_deep = None if n_deep is None else cotangents.new_zeros(n, *n_deep, d)
     d_qkv: Tensor | None = None  # one for all blocks: fresh memory of its size costs more than what is put there
     for i in reversed(range(len(weights.blocks))):
         block, last = weights.blocks[i], i == len(weights.blocks) - 1
@@ -52,7 +57,7 @@ def backward(
             _attention_backward(part, i, d_attended, attention, d_query, d_key_value, d_prefix_key_values)
             d_normed = weights.key_value.backward(d_key_value)
             d_normed.index_add_(2, part.ends, weights.query.backward(d_query))
-            d_total = torch.zeros_like(d_normed).index_copy_(2, part.ends, d_total.unflatten(1, (groups, -1)))
+            d_total = d_all.index_copy_(2, part.ends, d_total.unflatten(1, (groups, -1)))
             d_normed, d_total = d_normed[:, :, rows], d_total[:, :, rows]
         else:
             if d_qkv is None:
@@ -63,8 +68,8 @@ def backward(
         norm = KeptNorm(*(x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1).contiguous() for x in attention.norm))
         d_total = d_total.flatten(1, 2).contiguous()
         _norm_backward(d_total, d_normed.flatten(1, 2).contiguous(), norm, block.norm_1)
-        if 1 <= i <= n_deep[0]:
-            d_context = d_total.unflatten(1, (groups, -1))[:, :, 1 : 1 + n_deep[1]]
+        if d_deep is not None and 1 <= i <= d_deep.shape[1]:
+            d_context = d_total.unflatten(1, (groups, -1))[:, :, 1 : 1 + d_deep.shape[2]]
             d_deep[:, i - 1] = d_context.sum(1)
             d_context.zero_()
     return d_total.unflatten(1, (groups, -1)), d_deep
@@ -95,46 +100,25 @@ def _attention_backward(
 ) -> None:
     """Writes `d_query` and `d_key_value`, and adds to `d_prefix_key_values` unless the prefix is computed here."""
     weights, n_prefix, last = part.weights, part.n_prefix, i == len(part.weights.blocks) - 1
-    attention_backward = torch.ops.prograd_fast.shared_prefix_attention_backward_out
-    query, key_value = kept.query, kept.key_value
-    shared = part.shared(key_value, i)
-    d_shared = shared.new_zeros(len(d_attended), *shared.shape)
-    first = 0 if last else n_prefix
-    if len(part.ends):
-        attention_backward(
-            d_attended[:, :, first:],
-            query[:, first:],
-            key_value[:, n_prefix:],
-            shared,
-            part.offsets,
-            weights.heads,
-            weights.scale,
-            last,
-            d_query=d_query[:, :, first:],
-            d_key_value=d_key_value[:, :, n_prefix:],
-            d_prefix=d_shared,
-        )
-    if not n_prefix:
-        d_prefix_key_values[i].add_(d_shared)
-        return
-    if first:
-        attention_backward(
-            d_attended[:, :, :first],
-            query[:, :first],
-            key_value[:, :first],
-            key_value[:, :0],
-            part.prefix_offsets,
-            weights.heads,
-            weights.scale,
-            False,
-            d_query=d_query[:, :, :first],
-            d_key_value=d_key_value[:, :, :first],
-            d_prefix=d_shared[:, :, :0],
-        )
-        d_key_value[:, :, :n_prefix] += d_shared
-    else:
-        d_key_value[:, :, :n_prefix] = d_shared
-    if d_prefix_key_values:
+    given = part.given_prefix(i)
+    d_prefix = None if given is None else given.new_empty(len(d_attended), *given.shape)
+    torch.ops.prograd_fast.shared_prefix_attention_backward_out(
+        d_attended,
+        kept.query,
+        kept.key_value,
+        given,
+        n_prefix,
+        part.offsets,
+        weights.heads,
+        weights.scale,
+        last,
+        d_query=d_query,
+        d_key_value=d_key_value,
+        d_prefix=d_prefix,
+    )
+    if d_prefix is not None:
+        d_prefix_key_values[i].add_(d_prefix)
+    elif d_prefix_key_values:
         d_key_value[:, :, :n_prefix] += d_prefix_key_values[i]
 
 

@@ -1,6 +1,10 @@
 """The packed tower stands in for some text towers only: the tests that tell which, and when."""
 
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -50,22 +54,70 @@ def unlike_clip(text: Any) -> str | None:
     return None
 
 
-def is_touched(text: Any) -> bool:
-    """Return whether the tower's own code has to run, since its weights are trained or its modules have hooks."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for part in (text.transformer, text.ln_final)
-        for module in part.modules()
-    ) or (torch.is_grad_enabled() and any(p.requires_grad for p in frozen_parameters(text)))
+Version = tuple[Any, ...]
+"""A value that changes whenever a weight does."""
+
+_CONTENTS = itemgetter("_modules", "_parameters")
+_HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_VERSION, _TRAINED = attrgetter("_version"), attrgetter("requires_grad")
 
 
-def frozen_parameters(text: Any) -> list[Tensor]:
-    """The weights that the packed tower reads: of blocks, final norm and projection."""
-    return [*text.transformer.parameters(), *text.ln_final.parameters(), *_projection_parameters(text)]
+class Inventory:
+    """The modules of a tower that the packed tower stands in for, and the weights that it reads.
+
+    To walk through the modules takes many times as long as to look whether they still are the same, at every forward.
+
+    Args:
+        text: the tower.
+    """
+
+    def __init__(self, text: Any) -> None:
+        self._roots = _roots(text)
+        modules = [module for root in self._roots if isinstance(root, nn.Module) for module in root.modules()]
+        # the namespaces of modules: a look into them takes a fifth of a look at attributes
+        self._modules = tuple(map(vars, modules))
+        self._contents = tuple(chain.from_iterable(map(_CONTENTS, self._modules)))
+        self._held = tuple(chain.from_iterable(map(dict.values, self._contents)))
+        weights = (root.parameters() if isinstance(root, nn.Module) else [root] for root in self._roots)
+        self._weights = tuple(weight for weight in chain.from_iterable(weights) if weight is not None)
+
+    def is_of(self, text: Any) -> bool:
+        """Whether no module or weight was added, taken away or replaced."""
+        return (
+            _same(_roots(text), self._roots)
+            and _same(tuple(chain.from_iterable(map(_CONTENTS, self._modules))), self._contents)
+            and _same(tuple(chain.from_iterable(map(dict.values, self._contents))), self._held)
+        )
+
+    def is_touched(self) -> bool:
+        """Whether the tower's own code has to run, since its weights are trained or its modules have hooks."""
+        hooks = chain.from_iterable(map(_HOOKS, self._modules))
+        return any(hooks) or (torch.is_grad_enabled() and any(map(_TRAINED, self._weights)))
+
+    def version(self) -> Version:
+        """Of the weights of blocks, final norm and projection."""
+        return version_of(self._weights)
 
 
-def _projection_parameters(text: Any) -> list[Tensor]:
-    projection = text.text_projection
-    if projection is None:
-        return []
-    return list(projection.parameters()) if isinstance(projection, nn.Linear) else [projection]
+def version_of(weights: Sequence[Tensor]) -> Version:
+    """Where they lie, and how often they were written to."""
+    return (*map(Tensor.data_ptr, weights), *map(_VERSION, weights))
+
+
+def _roots(text: Any) -> tuple[Any, ...]:
+    return text.transformer, text.ln_final, text.text_projection
+
+
+def _same(these: tuple[Any, ...], those: tuple[Any, ...]) -> bool:
+    return len(these) == len(those) and all(map(is_, these, those))
+
+
+_inventories: WeakKeyDictionary[Any, Inventory] = WeakKeyDictionary()
+
+
+def inventory(text: Any) -> Inventory:
+    """The modules and weights that a tower consists of now."""
+    known = _inventories.get(text)
+    if known is None or not known.is_of(text):
+        known = _inventories[text] = Inventory(text)
+    return known

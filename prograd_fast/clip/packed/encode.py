@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,108 +10,147 @@ from torch import Tensor
 
 from prograd_fast.clip.packed.backward import backward
 from prograd_fast.clip.packed.chunks import Chunk
-from prograd_fast.clip.packed.forward import Kept, Part, forward
-from prograd_fast.clip.packed.weights import TowerWeights
+from prograd_fast.clip.packed.forward import Kept, Part, first_block, forward
+from prograd_fast.clip.packed.packing import Placing
 from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
+
+_LEAST_NORM = 1e-12  # of features that are made unit rows, as in torch.nn.functional.normalize
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The inputs of a forward that do not depend on the context, on the tower's device, in the dtype of its products.
+
+    Attributes:
+        part: all rows: the P rows of the prefix, then the T rows of the suffixes.
+        words: (P + T, d) token embeddings; those of context rows are not used.
+        positions: (P + T, d) positional embeddings.
+        context: which of the rows belong to the context.
+        prefix_context: which of those of the prefix.
+        suffix_context: which of those of the suffixes.
+    """
+
+    part: Part
+    words: Tensor
+    positions: Tensor
+    context: Placing
+    prefix_context: Placing
+    suffix_context: Placing
+
+    @cached_property
+    def first(self) -> Tensor | None:
+        """(T, 3·d) queries, keys and values of the suffixes in the first block, where no context is among them.
+
+        On a GPU None: there the product of all rows is as fast as a copy of these to behind the prefix's.
+        """
+        if self.suffix_context.anywhere or not self.words.is_cpu:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            n_prefix = self.part.n_prefix
+            return first_block(self.words[n_prefix:] + self.positions[n_prefix:], self.part.weights)
+
+    def prefix(self) -> Part:
+        """The prefix alone."""
+        return Part(self.part.weights, self.part.n_prefix, self.part.offsets[:1])
 
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """Everything about a forward but its rows.
+    """Which prompts are encoded, and how.
 
     Attributes:
-        weights: of the tower.
-        offsets: (C + 1,) int64, of the classes among the suffixes.
-        prefix_positions: (P, d) positional embeddings of the prefix.
-        suffix_positions: (T, d) those of the suffixes.
+        prompts: all of them.
         differentiable: whether to keep what a backward needs.
+        unit: whether the features are divided by their norms.
         chunks: empty to compute all classes at once.
-        first: (T, 3·d) queries, keys and values of the suffixes in the first block where they do not depend on the
-            context, or None to compute them. Only without chunks.
     """
 
-    weights: TowerWeights
-    offsets: Tensor
-    prefix_positions: Tensor
-    suffix_positions: Tensor
+    prompts: Prompts
     differentiable: bool
+    unit: bool
     chunks: tuple[Chunk, ...] = ()
-    first: Tensor | None = None
 
-    def whole(self) -> Part:
-        """The prefix and the suffixes of all classes."""
-        return Part(self.weights, len(self.prefix_positions), self.offsets)
-
-    def prefix(self) -> Part:
-        """The prefix alone."""
-        return Part(self.weights, len(self.prefix_positions), self.offsets[:1])
-
-    def parts(self, suffixes: Tensor, of_prefix: Kept) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
+    def parts(self, context: Tensor, of_prefix: Kept) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
         """Each chunk with its part, rows and positions, where the pass over the prefix has kept `of_prefix`."""
+        prompts, n_prefix = self.prompts, self.prompts.part.n_prefix
         key_values = [attention.key_value for attention in of_prefix.attentions]
+        rows, positions = prompts.suffix_context.into(prompts.words[n_prefix:], context), prompts.positions[n_prefix:]
         for chunk in self.chunks:
-            rows = suffixes[..., chunk.rows, :].expand(len(key_values[0]), -1, -1)
-            part = Part(self.weights, 0, chunk.offsets, key_values)
-            yield chunk, part, rows, self.suffix_positions[chunk.rows]
+            part = Part(prompts.part.weights, 0, chunk.offsets, key_values)
+            yield chunk, part, rows[:, chunk.rows], positions[chunk.rows]
 
 
-def encode(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
+def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
     """Features of C prompts for each of G contexts.
 
     Args:
-        prefix: (G, P, d) token embeddings without positions.
-        suffixes: (T, d), or (G, T, d) where they hold a part of the context.
-        deep: (J, M, d), or None: replaces rows 1 ... M of the prefix before block j = 1 ... J.
-        plan: weights, positions and chunks.
+        context: (G, M, d), or class-specific (G, C, M, d).
+        deep: (J, M, d) in the tower's dtype, or None: replaces rows 1 ... M of the prefix before block j = 1 ... J.
+        plan: of which prompts, in which chunks.
 
     Returns:
-        (G, C, D) features, not normalised, once differentiable in `prefix`, `suffixes` and `deep`.
+        (G, C, D) features, normalised if the plan says so, once differentiable in `context` and `deep`.
     """
-    with torch.autocast(prefix.device.type, enabled=False):
-        features, *_ = _Encode.apply(prefix, suffixes, deep, plan)
+    with torch.autocast(context.device.type, enabled=False):
+        features, *_ = _Encode.apply(context, deep, plan)
     return features
 
 
 class _Encode(TakesCotangentBatches):
+    """The features' norms are part of it, so that the cotangents of a step go through them together, too."""
+
     @staticmethod
-    def forward(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
+    def forward(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
+        prompts, kept = plan.prompts, Kept()
+        context = _rows_of(context, prompts)
         if plan.chunks:
-            return _encode_in_chunks(prefix, suffixes, deep, plan)
-        kept = Kept() if plan.differentiable else None
-        rows = torch.cat([prefix, suffixes.expand(len(prefix), -1, -1)], 1)
-        positions = torch.cat([plan.prefix_positions, plan.suffix_positions])
-        features = forward(plan.whole(), rows, positions, deep, plan.first, kept)
-        return (features, *(() if kept is None else kept.tensors()))
+            features = _encode_in_chunks(context, deep, plan, kept)
+        else:
+            rows = prompts.context.into(prompts.words, context)
+            of_backward = kept if plan.differentiable else None
+            features = forward(prompts.part, rows, prompts.positions, deep, prompts.first, of_backward)
+        tensors = kept.tensors() if plan.differentiable else []
+        if plan.unit:
+            norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(_LEAST_NORM)
+            features = features / norms
+            tensors = [norms, *tensors] if plan.differentiable else []
+        return features, *tensors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.plan = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        features, *kept = output
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_backward(*tensors, features if ctx.plan.unit else None, *kept)
 
     @staticmethod
     def vjps(ctx: Any, cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        _, of_suffixes, of_deep, _ = ctx.needs_input_grad
-        results = _EncodeBackward.apply(cotangents, ctx.plan, of_suffixes, *ctx.saved_tensors)
-        d_prefix, d_suffixes, d_deep = results
-        return d_prefix, d_suffixes if of_suffixes else None, d_deep if of_deep else None, None
+        of_context, of_deep, _ = ctx.needs_input_grad
+        d_context, *d_deep = _EncodeBackward.apply(cotangents, ctx.plan, *ctx.saved_tensors)
+        return d_context if of_context else None, d_deep[0] if of_deep else None, None
 
 
 class _EncodeBackward(torch.autograd.Function):
     """The gradients of `_Encode` for K cotangents (K, G, C, D); a batch of them under vmap only makes K larger."""
 
     @staticmethod
-    def forward(cotangents: Tensor, plan: EncodePlan, of_suffixes: bool, *saved: Tensor) -> tuple[Tensor, ...]:
-        prefix, suffixes, deep, *tensors = saved
-        kept = Kept.of(tensors, len(plan.weights.blocks))
-        n_deep = (0, 0) if deep is None else (deep.shape[0], deep.shape[1])
-        with torch.autocast(prefix.device.type, enabled=False):
+    def forward(cotangents: Tensor, plan: EncodePlan, *saved: Tensor) -> tuple[Tensor, ...]:
+        context, deep, features, *tensors = saved
+        prompts = plan.prompts
+        n_deep = None if deep is None else (deep.shape[0], deep.shape[1])
+        with torch.autocast(context.device.type, enabled=False):
+            if plan.unit:
+                norms, *tensors = tensors
+                cotangents = _norm_backward(cotangents, features, norms)
+            kept = Kept.of(tensors, len(prompts.part.weights.blocks))
             if plan.chunks:
-                return _backward_in_chunks(cotangents, plan, of_suffixes, prefix, suffixes, kept, n_deep)
-            d_rows, d_deep = backward(plan.whole(), cotangents, kept, [], n_deep, of_suffixes)
-            n_prefix = prefix.shape[1]
-            return d_rows[:, :, :n_prefix].clone(), d_rows[:, :, n_prefix:].clone(), d_deep
+                d_rows, d_deep = _backward_in_chunks(cotangents, plan, _rows_of(context, prompts), kept, n_deep)
+            else:
+                of_suffixes = prompts.suffix_context.anywhere
+                d_rows, d_deep = backward(prompts.part, cotangents, kept, [], n_deep, of_suffixes)
+            d_context = prompts.context.out_of(d_rows, context)
+        return (d_context,) if d_deep is None else (d_context, d_deep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,32 +174,40 @@ class _EncodeBackward(torch.autograd.Function):
         )
 
 
-def _encode_in_chunks(prefix: Tensor, suffixes: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
-    """The prefix is computed once; then each chunk, with the prefix's keys and values."""
-    kept = Kept()
-    forward(plan.prefix(), prefix, plan.prefix_positions, deep, None, kept)
-    features = [forward(part, rows, positions) for _, part, rows, positions in plan.parts(suffixes, kept)]
-    return (torch.cat(features, 1), *(kept.tensors() if plan.differentiable else ()))
+def _rows_of(context: Tensor, prompts: Prompts) -> Tensor:
+    """(G, M or C·M, d) in the dtype of the tower's products."""
+    return context.to(prompts.words.dtype).flatten(1, -2)
+
+
+def _norm_backward(cotangents: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
+    """The gradients of features x from those of u = x/‖x‖: (g - u·⟨u,g⟩)/‖x‖."""
+    along = (cotangents * unit).sum(-1, keepdim=True)
+    return torch.addcmul(cotangents, unit, along, value=-1).div_(norms)
+
+
+def _encode_in_chunks(context: Tensor, deep: Tensor | None, plan: EncodePlan, kept: Kept) -> Tensor:
+    """The prefix is computed once, and `kept`; then each chunk, with the prefix's keys and values."""
+    prompts, n_prefix = plan.prompts, plan.prompts.part.n_prefix
+    rows = prompts.prefix_context.into(prompts.words[:n_prefix], context)
+    forward(prompts.prefix(), rows, prompts.positions[:n_prefix], deep, None, kept)
+    features = [forward(part, of_chunk, positions) for _, part, of_chunk, positions in plan.parts(context, kept)]
+    return torch.cat(features, 1)
 
 
 def _backward_in_chunks(
-    cotangents: Tensor,
-    plan: EncodePlan,
-    of_suffixes: bool,
-    prefix: Tensor,
-    suffixes: Tensor,
-    kept: Kept,
-    n_deep: tuple[int, int],
-) -> tuple[Tensor, ...]:
+    cotangents: Tensor, plan: EncodePlan, context: Tensor, kept: Kept, n_deep: tuple[int, int] | None
+) -> tuple[Tensor, Tensor | None]:
     """Each chunk is computed once more, and differentiated; then the prefix, with what the chunks send back to it."""
+    prompts, weights = plan.prompts, plan.prompts.part.weights
     # What the chunks send back is added up in the accumulation dtype.
-    shape = (*cotangents.shape[:2], prefix.shape[1], 2 * plan.weights.width)
-    d_prefix_key_values = [plan.weights.norm.weight.new_zeros(shape) for _ in plan.weights.blocks]
+    shape = (*cotangents.shape[:2], prompts.part.n_prefix, 2 * weights.width)
+    d_prefix_key_values = [weights.norm.weight.new_zeros(shape) for _ in weights.blocks]
+    of_suffixes = prompts.suffix_context.anywhere
     d_suffixes = []
-    for chunk, part, rows, positions in plan.parts(suffixes, kept):
+    for chunk, part, rows, positions in plan.parts(context, kept):
         again = Kept()
         forward(part, rows, positions, kept=again)
         of_chunk = cotangents[:, :, chunk.classes]
-        d_suffixes.append(backward(part, of_chunk, again, d_prefix_key_values, (0, 0), of_suffixes)[0])
-    d_prefix, d_deep = backward(plan.prefix(), cotangents[:, :, :0], kept, d_prefix_key_values, n_deep, of_suffixes)
-    return d_prefix, torch.cat(d_suffixes, 2), d_deep
+        d_suffixes.append(backward(part, of_chunk, again, d_prefix_key_values, None, of_suffixes)[0])
+    d_prefix, d_deep = backward(prompts.prefix(), cotangents[:, :, :0], kept, d_prefix_key_values, n_deep, of_suffixes)
+    return torch.cat([d_prefix, *d_suffixes], 2), d_deep

@@ -1,6 +1,6 @@
 """The distinct rows of the class prompts, and their positions."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,9 +22,64 @@ class PromptRows:
     at: Tensor
     context: Tensor
 
-    def to(self, device: torch.device) -> "PromptRows":
+
+@dataclass(frozen=True)
+class Placing:
+    """Which rows of the prompts belong to the context, on the device where they are computed.
+
+    Attributes:
+        at: (K,) int64, which of the rows.
+        context: (K,) int64, which row of the context each of them is.
+        start: where all rows of the context stand in one piece, in their order; None where they do not.
+    """
+
+    at: Tensor
+    context: Tensor
+    start: int | None
+
+    @classmethod
+    def of(cls, rows: PromptRows, n_context: int) -> "Placing":
+        """Of some rows on the CPU, where the context has `n_context` rows altogether."""
+        start = int(rows.at[0]) if len(rows.at) == n_context > 0 else 0
+        order = torch.arange(n_context)
+        whole = n_context > 0 and torch.equal(rows.at, start + order) and torch.equal(rows.context, order)
+        return cls(rows.at, rows.context, start if whole else None)
+
+    def to(self, device: torch.device) -> "Placing":
         """Copy to a device."""
-        return PromptRows(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Placing(self.at.to(device), self.context.to(device), self.start)
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether any of the rows belongs to the context."""
+        return len(self.at) > 0
+
+    def followed_by(self, others: "Placing", n_rows: int) -> "Placing":
+        """Of these `n_rows` rows with the others behind them."""
+        if not others.anywhere:
+            return self
+        if not self.anywhere:
+            return Placing(n_rows + others.at, others.context, None if others.start is None else n_rows + others.start)
+        return Placing(torch.cat([self.at, n_rows + others.at]), torch.cat([self.context, others.context]), None)
+
+    def into(self, words: Tensor, context: Tensor) -> Tensor:
+        """(G, R, d) token embeddings: `words` (R, d) with the context's rows (G, ..., d) in their places."""
+        rows = words.expand(len(context), -1, -1)
+        if self.start is not None:
+            return torch.cat([rows[:, : self.start], context, rows[:, self.start + context.shape[1] :]], 1)
+        return rows.index_copy(1, self.at, context[:, self.context]) if self.anywhere else rows
+
+    def out_of(self, d_rows: Tensor, context: Tensor) -> Tensor:
+        """The gradients (K, *context.shape) of the context from those of the rows, (K, G, R, d)."""
+        n, groups, _, d = d_rows.shape
+        n_context = context[0].numel() // d if groups else 0
+        if self.start is not None:
+            gradients = d_rows[:, :, self.start : self.start + n_context].to(context.dtype)
+        else:
+            gradients = d_rows.new_zeros(n, groups, n_context, d, dtype=context.dtype)
+            of_context = d_rows[:, :, self.at].to(context.dtype)
+            torch.ops.aten.index_put_(gradients, [None, None, self.context], of_context, True)
+        return gradients.reshape(n, *context.shape)
 
 
 @dataclass(frozen=True)
@@ -39,11 +94,13 @@ class Packing:
         suffixes: the T rows that follow, those of class c at offsets[c] ... offsets[c + 1] - 1; the last of them is its
             end of text.
         offsets: (C + 1,) int64.
+        n_context: how many rows the contexts of all classes have.
     """
 
     prefix: PromptRows
     suffixes: PromptRows
     offsets: Tensor
+    n_context: int
 
     @classmethod
     def of(cls, token_ids: Tensor, ends: Tensor, context_positions: Tensor, class_specific: bool) -> "Packing":
@@ -73,6 +130,7 @@ class Packing:
             _prompt_rows(token_ids[0, :n_prefix], content[0, :n_prefix], torch.arange(n_prefix), torch.zeros(1)),
             _prompt_rows(token_ids[classes, positions], content[classes, positions], positions, shift * classes),
             offsets,
+            n_context=n_ctx * n_classes if class_specific else n_ctx,
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prograd_fast.clip.packed.compatibility import LAYER_SCALE, QUICK_GELU, frozen_parameters, type_name
+from prograd_fast.clip.packed.compatibility import LAYER_SCALE, QUICK_GELU, Version, inventory, type_name
 from prograd_fast.ops.common import accumulation_dtype
 from prograd_fast.ops.gelu import APPROXIMATIONS
 
@@ -119,13 +119,8 @@ class TowerWeights:
         return (self.width // self.heads) ** -0.5
 
 
-def version(text: Any) -> tuple[Any, ...]:
-    """A value that changes whenever a weight does."""
-    return tuple((p.data_ptr(), p._version) for p in frozen_parameters(text))
-
-
 # by tower: what `_read_now` made of it in each dtype, and the version of its weights then
-_copies: WeakKeyDictionary[Any, dict[torch.dtype, tuple[tuple[Any, ...], TowerWeights]]] = WeakKeyDictionary()
+_copies: WeakKeyDictionary[Any, dict[torch.dtype, tuple[Version, TowerWeights]]] = WeakKeyDictionary()
 
 
 def read(text: Any, dtype: torch.dtype) -> TowerWeights:
@@ -134,7 +129,7 @@ def read(text: Any, dtype: torch.dtype) -> TowerWeights:
     They are copies in other layouts and dtypes, as large as the tower. This module keeps them as long as the tower
     lives, for all nets over it, and reads them again after a weight was changed or moved.
     """
-    copies, now = _copies.setdefault(text, {}), version(text)
+    copies, now = _copies.setdefault(text, {}), inventory(text).version()
     if dtype not in copies or copies[dtype][0] != now:
         copies[dtype] = now, _read_now(text, dtype)
     return copies[dtype][1]

@@ -1,17 +1,24 @@
-"""Guards the dual loss and the cross-entropy from features on Triton, against torch's own losses in float64."""
+"""Guards the linear losses of GPUs around the Triton kernels: what these write for a chunk is what the products read.
 
-import math
+The products have tests of their own, `tests/gpu/test_chunked_products.py`.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from prograd_fast import functional
+from prograd_fast.backends import chunked_products
 from prograd_fast.reference import text_to_text_loss
 from tests.gpu.triton.support import draw, expected_losses, ops
 from tests.ops.support import DTYPES, accumulation
-from tests.slow import slow_but_for
 from tests.tolerances import assert_close
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    """Three rows of 20 classes in a chunk; one in float64."""
+    monkeypatch.setattr(chunked_products, "CHUNK_BYTES", 3 * 20 * 4)
 
 
 def linear(features, student, teacher, labels, offset=None, weights=(None, None), soft_ce=False, reduction=1):
@@ -27,32 +34,19 @@ def linear(features, student, teacher, labels, offset=None, weights=(None, None)
     return losses, cotangents, correct
 
 
+def unit_rows(*sizes, dtype=torch.float32):
+    return (F.normalize(draw(n, 16, seed=i), dim=1).to(dtype) for i, n in enumerate(sizes))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-# one of everything; partial tiles; several row blocks; features in several blocks
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 70, 33), (67, 65, 40), (2, 20, 136)])
-def test_linear_dual_loss(shape, dtype):
-    check_linear(*shape, dtype)
-
-
-@pytest.mark.parametrize("dtype", slow_but_for([torch.float32], DTYPES))
-def test_several_tiles_in_a_span_of_classes(dtype):
-    check_linear(3, 2100, 8, dtype)
-
-
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("soft_ce", [False, True])
-def test_linear_dual_loss_options(reduction, soft_ce):
-    weights = (draw(5, seed=3).abs(), draw(5, seed=4).abs())
-    offset = draw(70, seed=5)
-    offset[:66] = -math.inf  # the whole first tile and part of the second
-    check_linear(5, 70, 16, torch.float32, offset=offset, weights=weights, soft_ce=soft_ce, reduction=reduction)
-
-
-def check_linear(n_rows, n_classes, n_features, dtype, **options):
-    features, student, teacher = (
-        F.normalize(draw(n, n_features, seed=i), dim=1).to(dtype) for i, n in enumerate((n_rows, n_classes, n_classes))
-    )
-    labels = torch.arange(n_rows) * 7 % n_classes
+@pytest.mark.parametrize(("reduction", "soft_ce"), [(0, False), (1, True), (2, False)])
+def test_linear_dual_loss(dtype, reduction, soft_ce):
+    options = {
+        "offset": draw(20, seed=5), "weights": (draw(8, seed=3).abs(), draw(8, seed=4).abs()),
+        "soft_ce": soft_ce, "reduction": reduction,
+    }  # fmt: skip
+    features, student, teacher = unit_rows(8, 20, 20, dtype=dtype)
+    labels = torch.arange(8) * 7 % 20
     losses, cotangents, correct = linear(features, student, teacher, labels, **options)
     w = student.double().requires_grad_()
     z, t = 20 * features.double() @ w.mT, 20 * features.double() @ teacher.double().mT
@@ -64,7 +58,7 @@ def check_linear(n_rows, n_classes, n_features, dtype, **options):
     assert int(correct) == int((z.argmax(1) == labels).sum())
 
 
-def test_linear_dual_loss_of_no_rows():
+def test_of_no_rows():
     losses, cotangents, correct = linear(
         torch.zeros(0, 8), torch.ones(3, 8), torch.ones(3, 8), torch.zeros(0, dtype=torch.int64)
     )
@@ -73,12 +67,29 @@ def test_linear_dual_loss_of_no_rows():
     assert int(correct) == 0
 
 
+@pytest.mark.parametrize("label", [-1, 20, 2**40])
+def test_a_label_out_of_range(label):
+    """The row's task loss is NaN, the others are what they are, and nobody counts the row as right."""
+    features, student, teacher = unit_rows(8, 20, 20)
+    labels = torch.arange(8) * 7 % 20
+    right, _, hits = linear(features, student, teacher, labels, reduction=0)
+    was_right = bool((features[5] @ student.T).argmax() == labels[5])
+    labels[5] = label
+    losses, _, correct = linear(features, student, teacher, labels, reduction=0)
+    others = torch.arange(8) != 5
+    assert losses[0, 5].isnan()
+    assert torch.equal(losses[:, others], right[:, others])
+    assert int(correct) == int(hits) - was_right
+    mean, cotangents, _ = linear(features, student, teacher, labels)
+    assert mean[0].isnan()
+    assert mean[1].isfinite()
+    assert cotangents[1].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-# templates, classes, width: one of everything; partial tiles; several blocks of rows and tiles of classes
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 33), (2, 70, 40)])
-def test_text_to_text(shape, dtype):
-    learned = F.normalize(draw(*shape[1:]), dim=1).to(dtype).requires_grad_()
-    written = F.normalize(draw(*shape, seed=1), dim=2).to(dtype)
+def test_text_to_text(dtype):
+    learned = F.normalize(draw(20, 16), dim=1).to(dtype).requires_grad_()
+    written = F.normalize(draw(2, 20, 16, seed=1), dim=2).to(dtype)
     loss = functional.text_to_text_loss(learned, written, 20.0)
     wide = learned.detach().double().requires_grad_()
     expected = text_to_text_loss(wide, written.double(), 20.0)
