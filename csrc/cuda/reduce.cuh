@@ -7,21 +7,26 @@ namespace prograd::cuda {
 
 constexpr int kMaxWarps = 32;
 
+// Puts merge(...) of a warp's values into the value of each of its threads.
+template <typename T, typename Shuffle, typename Merge>
+__device__ __forceinline__ T warp_reduce(T value, Shuffle shuffle, Merge merge) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = merge(value, shuffle(value, offset));
+  return value;
+}
+
 // Puts merge(...) of all threads' values into the value of every thread: a tree inside each warp, then one over the
 // warps. merge(a, b) must be symmetric but for rounding, and merge(a, identity) = a.
 template <typename T, typename Shuffle, typename Merge>
 __device__ __forceinline__ T block_reduce(T value, const T& identity, Shuffle shuffle, Merge merge) {
+  static_assert(kMaxWarps == kWarp, "a value for each lane");
   PF_SHARED(T[kMaxWarps], of_warp);
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = merge(value, shuffle(value, offset));
+  value = warp_reduce(value, shuffle, merge);
   const int lane = threadIdx.x % kWarp;
   __syncthreads();  // of_warp may still be read by the previous reduction
   if (lane == 0) of_warp[threadIdx.x / kWarp] = value;
   __syncthreads();
-  value = lane < int(blockDim.x) / kWarp ? of_warp[lane] : identity;
-#pragma unroll
-  for (int offset = kMaxWarps / 2; offset > 0; offset /= 2) value = merge(value, shuffle(value, offset));
-  return value;
+  return warp_reduce(lane < int(blockDim.x) / kWarp ? of_warp[lane] : identity, shuffle, merge);
 }
 
 // Several sums that are made together.
