@@ -16,7 +16,8 @@
 namespace prograd {
 
 // a b + c, rounded once where the machine can. Spelled out, and the compiler told to fuse nothing by itself, so that
-// the roundings of the updates are those of torch.optim's fused kernels.
+// the roundings of the updates are those of torch.optim's fused kernels. (nvcc is told so for the sources of the
+// updates and of the projection, CMakeLists.txt: the others would only lose by it.)
 PF_HOST_DEVICE float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__)
   return ::fmaf(a, b, c);
@@ -111,6 +112,28 @@ template <typename T>
 PF_HOST_DEVICE T larger(T a, T b) {
   return a > b ? a : b;
 }
+
+// The same, but a NaN loses against any number: one instruction of a GPU, where the above takes two.
+PF_HOST_DEVICE float larger_number(float a, float b) { return ::fmaxf(a, b); }
+PF_HOST_DEVICE double larger_number(double a, double b) { return ::fmax(a, b); }
+
+// 2^x of GPU code. In float one instruction, wrong by up to 2 ulp (the CUDA C++ programming guide, of exp2f, which is
+// this instruction), and 0 where the result is no normal number; in double what the library has. On the CPU, where the
+// tests run GPU code, as wrong as it may be: 2 ulp up or down, as a bit of x has it.
+PF_HOST_DEVICE float power_of_2(float x) {
+#ifdef __CUDA_ARCH__
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  const float power = ::exp2f(x);
+  if (power < std::numeric_limits<float>::min()) return 0.0f;
+  if (x == 0.0f || !(power < 1e38f)) return power;  // 2^0 is 1, in PTX too
+  const std::uint32_t error = __builtin_bit_cast(std::uint32_t, x) & 1 ? 2 : -2;
+  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, power) + error);
+#endif
+}
+PF_HOST_DEVICE double power_of_2(double x) { return ::exp2(x); }
 
 PF_HOST_DEVICE float magnitude(float x) { return ::fabsf(x); }
 PF_HOST_DEVICE double magnitude(double x) { return ::fabs(x); }

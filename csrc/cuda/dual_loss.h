@@ -8,7 +8,8 @@
 
 namespace prograd::cuda {
 
-// What the dual loss and the linear dual loss have in common. Offset, weights and losses are in the arithmetic type.
+// Offset, weights and losses are in the arithmetic type. A label that is no class makes its row's task loss and its
+// task cotangents NaN.
 struct LossOptions {
   const int64_t* labels;       // (B,)
   const void* teacher_offset;  // (C,) or null
@@ -17,12 +18,12 @@ struct LossOptions {
   double temperature;
   bool soft_ce;
   Reduction reduction;
-  void* losses;      // (2, B) for Reduction::none, else (2,)
-  void* cotangents;  // two arrays of the shape of the student's argument, in the arithmetic type
-  int64_t* correct;  // ()
+  void *task, *general;  // (B,) for Reduction::none, else ()
+  void* cotangents;      // (2, B, C) in the arithmetic type; may be where such logits are, the student's first
+  int64_t* correct;      // ()
 };
 
-size_t dual_loss_workspace(Storage storage, int64_t rows);
+size_t dual_loss_workspace(Storage storage, int64_t rows, int64_t classes);
 
 // student, teacher: (rows, classes).
 void dual_loss(Storage storage, const void* student, const void* teacher, int64_t rows, int64_t classes,

@@ -7,20 +7,26 @@ namespace prograd::cuda {
 
 constexpr int kMaxWarps = 32;
 
-// Puts merge(...) of all threads' values into the value of every thread: a tree inside each warp, then the warps in
-// order. merge(a, b) must be symmetric but for rounding.
+// Puts merge(...) of a warp's values into the value of each of its threads.
 template <typename T, typename Shuffle, typename Merge>
-__device__ __forceinline__ T block_reduce(T value, Shuffle shuffle, Merge merge) {
-  PF_SHARED(T[kMaxWarps], of_warp);
+__device__ __forceinline__ T warp_reduce(T value, Shuffle shuffle, Merge merge) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value = merge(value, shuffle(value, offset));
-  __syncthreads();  // of_warp may still be read by the previous reduction
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = of_warp[0];
-  const int warps = blockDim.x / kWarp;
-  for (int warp = 1; warp < warps; ++warp) value = merge(value, of_warp[warp]);
   return value;
+}
+
+// Puts merge(...) of all threads' values into the value of every thread: a tree inside each warp, then one over the
+// warps. merge(a, b) must be symmetric but for rounding, and merge(a, identity) = a.
+template <typename T, typename Shuffle, typename Merge>
+__device__ __forceinline__ T block_reduce(T value, const T& identity, Shuffle shuffle, Merge merge) {
+  static_assert(kMaxWarps == kWarp, "a value for each lane");
+  PF_SHARED(T[kMaxWarps], of_warp);
+  value = warp_reduce(value, shuffle, merge);
+  const int lane = threadIdx.x % kWarp;
+  __syncthreads();  // of_warp may still be read by the previous reduction
+  if (lane == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  return warp_reduce(lane < int(blockDim.x) / kWarp ? of_warp[lane] : identity, shuffle, merge);
 }
 
 // Several sums that are made together.
@@ -41,7 +47,7 @@ __device__ __forceinline__ Sums<A, N> block_sum(const Sums<A, N>& mine) {
     for (int k = 0; k < N; ++k) a.values[k] += b.values[k];
     return a;
   };
-  return block_reduce(mine, shuffle, add);
+  return block_reduce(mine, Sums<A, N>{}, shuffle, add);
 }
 
 // True in every thread of the block that is the last of `blocks` to come here; it then sees all that the others wrote

@@ -79,14 +79,16 @@ __global__ void __launch_bounds__(kSampleThreads) sample_sums_kernel(PF_CONSTANT
     part.add(z);
   }
   part = block_reduce(
-      part, [](const SoftmaxPart<A>& mine, int offset) { return mine.from_lane(offset); },
+      part, SoftmaxPart<A>{}, [](const SoftmaxPart<A>& mine, int offset) { return mine.from_lane(offset); },
       [](const SoftmaxPart<A>& a, const SoftmaxPart<A>& b) { return a.merged(b); });
   if (threadIdx.x != 0) return;
   arguments.parts[program] = part;
   if (arguments.labels) {
     const int64_t label = arguments.labels[program % arguments.rows];
-    PF_CHECK(label >= 0 && label < classes);
-    arguments.at_label[program] = widen(start[label]) - part.max - log(part.sum);
+    const bool known = label >= 0 && label < classes;  // else the row's loss and its cotangents are NaN
+    const A z_label = known ? widen(start[label]) : std::numeric_limits<A>::quiet_NaN();
+    arguments.at_label[program] = z_label - part.max - log(part.sum);
+    if (program == 0) *arguments.ticket = 0;  // for the next kernel
   }
 }
 
@@ -187,7 +189,6 @@ void launch_sampled_cross_entropy(SampleArguments<T> arguments, const int64_t* l
   arguments.cotangents = static_cast<Accumulation<T>*>(cotangents);
   if (reduction == Reduction::none) arguments.row_losses = arguments.losses;
   const int64_t programs = arguments.samples * arguments.rows;
-  fill_zero(arguments.ticket, sizeof(unsigned), stream);
   if (programs > 0) launch(sample_sums_kernel<T>, programs, kSampleThreads, 0, false, stream, arguments);
   launch(sample_cotangents_kernel<T>, std::max<int64_t>(programs, 1), kSampleThreads, 0, false, stream, arguments);
 }

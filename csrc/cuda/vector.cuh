@@ -24,11 +24,20 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
   __stcg(reinterpret_cast<uint4*>(to), bits);
 }
 
+// As one instruction. The tests on a CPU, which could read it, find an address that a GPU cannot.
+template <typename Wide, typename T>
+__device__ __forceinline__ Wide load_wide(const T* from) {
+#ifndef __CUDACC__
+  if (reinterpret_cast<uintptr_t>(from) % alignof(Wide)) simt::fail("misaligned address");
+#endif
+  return *reinterpret_cast<const Wide*>(from);
+}
+
 // Elements begin ... end - 1 of a pack from memory, and zeros.
 template <typename T>
 __device__ __forceinline__ void read(Pack<T>& pack, const T* from, int begin, int64_t end, bool aligned) {
   if (aligned && begin <= 0 && end >= kVector<T>) {
-    pack = *reinterpret_cast<const Pack<T>*>(from);
+    pack = load_wide<Pack<T>>(from);
   } else {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {

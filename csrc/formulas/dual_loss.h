@@ -16,16 +16,6 @@ struct DualLossSums {
   T teacher_max = std::numeric_limits<T>::lowest();
   T student_sum = 0, student_sum_t = 0, teacher_sum = 0, cross = 0;
 
-  // One class, once the maxima of the part are known.
-  PF_HOST_DEVICE void add(T z, T t, T inverse_temperature, bool soft_ce) {
-    const T dz = z - student_max, dt = t - teacher_max;
-    const T e = exp(dt * inverse_temperature);
-    student_sum += exp(dz);
-    student_sum_t += exp(dz * inverse_temperature);
-    teacher_sum += e;
-    cross += cross_term(e, dz * inverse_temperature, dt * inverse_temperature, soft_ce);
-  }
-
   // 0 log 0 = 0: a class that the teacher excludes would otherwise make 0 * inf = NaN.
   template <typename F>
   PF_HOST_DEVICE static F cross_term(F e, F dz, F dt, bool soft_ce) {
@@ -49,19 +39,6 @@ struct DualLossSums {
     return moved;
   }
 
-  // Two parts of one row. Any order gives the same sums but for rounding: callers keep theirs fixed.
-  PF_HOST_DEVICE static DualLossSums merged(const DualLossSums& a, const DualLossSums& b, T inverse_temperature,
-                                            bool soft_ce) {
-    const T z_max = larger(a.student_max, b.student_max), t_max = larger(a.teacher_max, b.teacher_max);
-    DualLossSums sum = a.relative_to(z_max, t_max, inverse_temperature, soft_ce);
-    const DualLossSums other = b.relative_to(z_max, t_max, inverse_temperature, soft_ce);
-    sum.student_sum += other.student_sum;
-    sum.student_sum_t += other.student_sum_t;
-    sum.teacher_sum += other.teacher_sum;
-    sum.cross += other.cross;
-    return sum;
-  }
-
   // -log softmax(z)[y]
   PF_HOST_DEVICE T task(T z_label) const { return log(student_sum) - (z_label - student_max); }
 
@@ -70,15 +47,29 @@ struct DualLossSums {
     const T entropy = soft_ce ? T(0) : log(teacher_sum);
     return temperature * temperature * (cross / teacher_sum - entropy + log(student_sum_t));
   }
+};
 
-  // d task / dz and d general / dz of one class
-  PF_HOST_DEVICE T task_cotangent(T z, bool is_label) const {
-    return exp(z - student_max) / student_sum - (is_label ? T(1) : T(0));
+// One class of a row on a GPU, against maxima that are known, in powers of 2, which are one instruction there. At a
+// temperature of 1 one power of the student serves both losses.
+template <typename T, bool unit_temperature>
+struct DualLossClass {
+  T student, student_t, teacher;         // e^(z - m_z), e^((z - m_z)/T), e^((t - m_t)/T)
+  T student_exponent, teacher_exponent;  // those of 2 of the latter two
+
+  // log2_e, log2_e_t: log2(e), and the same over T
+  PF_HOST_DEVICE DualLossClass(T z, T t, T student_max, T teacher_max, T log2_e, T log2_e_t) {
+    const T dz = z - student_max;
+    student_exponent = dz * log2_e_t;
+    teacher_exponent = (t - teacher_max) * log2_e_t;
+    student_t = power_of_2(student_exponent);
+    teacher = power_of_2(teacher_exponent);
+    student = unit_temperature ? student_t : power_of_2(dz * log2_e);
   }
-  PF_HOST_DEVICE T general_cotangent(T z, T t, T temperature) const {
-    const T p = exp((z - student_max) / temperature) / student_sum_t;
-    const T q = exp((t - teacher_max) / temperature) / teacher_sum;
-    return temperature * (p - q);
+
+  // cross / ln 2 of DualLossSums with this class. kl: 1, or 0 for the soft cross-entropy.
+  PF_HOST_DEVICE T added_to(T cross, T kl) const {
+    const T log2_ratio = fused(kl, teacher_exponent, -student_exponent);
+    return teacher > T(0) ? fused(teacher, log2_ratio, cross) : cross;
   }
 };
 

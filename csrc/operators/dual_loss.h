@@ -33,13 +33,14 @@ struct LossResults {
   // One of the losses in memory of its own, which results of an operator must have. On the CPU without two more calls
   // through the dispatcher, which take as long as a few rows.
   at::Tensor loss(int64_t i) const {
-    if (!losses.is_cpu()) return losses[i].clone();
-    const at::Tensor copy = at::empty(losses.sizes().slice(1), losses.options());
+    const at::Tensor copy = empty_loss();
     const auto bytes = copy.nbytes();
     const char* from = static_cast<const char*>(losses.const_data_ptr());
     if (bytes) std::memcpy(copy.mutable_data_ptr(), from + i * bytes, bytes);
     return copy;
   }
+  // Room for one of them, for kernels that write each where they are told to.
+  at::Tensor empty_loss() const { return at::empty(losses.sizes().slice(1), losses.options()); }
 };
 
 // What belongs to a row or a class.
@@ -110,6 +111,8 @@ struct LossOperator<Inputs, void(Each...)> {
   using Out = void(Each..., at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct);
   using Returned = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(Each...);
   using Kernel = void(const Inputs&, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct);
+  using KernelOfTwo = void(const Inputs&, const at::Tensor& task, const at::Tensor& general,
+                           const at::Tensor& cotangents, const at::Tensor& correct);
 
   template <Kernel* kernel, c10::DeviceType type>
   static void out(Each... each, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
@@ -125,6 +128,23 @@ struct LossOperator<Inputs, void(Each...)> {
     LossResults room = all.room();
     kernel(all, room.losses, room.cotangents, room.correct);
     return {room.loss(0), room.loss(1), room.cotangents, room.correct};
+  }
+
+  template <KernelOfTwo* kernel, c10::DeviceType type>
+  static void out_of_two(Each... each, at::Tensor& losses, at::Tensor& cotangents, at::Tensor& correct) {
+    const Inputs all{each...};
+    check_results(check_inputs(type, all), all, losses, cotangents, correct);
+    kernel(all, losses.select(0, 0), losses.select(0, 1), cotangents, correct);
+  }
+
+  template <KernelOfTwo* kernel, c10::DeviceType type>
+  static std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> returned_of_two(Each... each) {
+    const Inputs all{each...};
+    check_inputs(type, all);
+    const LossResults room = all.room();
+    const at::Tensor task = room.empty_loss(), general = room.empty_loss();
+    kernel(all, task, general, room.cotangents, room.correct);
+    return {task, general, room.cotangents, room.correct};
   }
 };
 

@@ -47,6 +47,105 @@ def test_faults(gate: ModuleType, change: dict[str, Any], what: str) -> None:
     assert any(what in fault for fault in gate.judge([dataclasses.replace(good, **change)], limits))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "per_element", "fault"),
+    [
+        ("dual_loss fp32, 4 at a time, T=1", 60.0, None),
+        ("dual_loss fp32, 4 at a time, T=1", 60.5, "60.5 instructions in loops an element, at most 60"),
+        ("dual_loss bf16, 8 at a time", None, "None instructions"),  # nobody could count them
+        ("dual_loss fp32, 1 at a time", 90.5, "at most 90"),
+        ("dual_loss fp64, 2 at a time", 300.0, None),
+    ],
+)
+def test_the_budget_of_instructions(
+    gate: ModuleType, kernel: str, per_element: float | None, fault: str | None
+) -> None:
+    row = dataclasses.replace(good_row(gate), kernel=kernel, per_element=per_element, wide_stores=2)
+    limits = {row.key: {"registers": row.registers, "narrow": row.narrow}}
+    faults = gate.judge([row], limits)
+    assert [fault in text for text in faults] == [True] if fault else faults == []
+
+
+def test_names(gate: ModuleType) -> None:
+    readable = {
+        "gram_kernel<float>(": "gram fp32",
+        "dual_loss_kernel<float, 4, true>(": "dual_loss fp32, 4 at a time, T=1",
+        "dual_loss_kernel<__half, 8, false>(": "dual_loss fp16, 8 at a time",
+        "attention_keys_kernel<float, 8, 2>(": "attention_keys fp32, 8 lanes, K=2",
+        "update_kernel<__nv_bfloat16, prograd::cuda::AdamWRule<__nv_bfloat16, float> >(": "adamw bf16, moments fp32",
+        "update_kernel<float, prograd::cuda::StoreProjected<float> >(": "project fp32",
+        "gelu_kernel<double>(": "gelu fp64",
+    }
+    for mangled, name in readable.items():
+        assert gate.readable(f"void prograd::cuda::{mangled}prograd::cuda::X)")[0] == name
+
+
+def test_the_flags_are_those_of_the_build(gate: ModuleType) -> None:
+    assert gate.flags_of(Path("updates.cu")) == ["--expt-relaxed-constexpr", "-fmad=false"]
+    assert gate.flags_of(Path("attention.cu")) == ["--expt-relaxed-constexpr"]
+
+
+# a loop of four instructions, one of them out of line, between code that is not repeated; then a loop of one
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 BRA `(.L_x_4) ;
+.L_x_1:
+        /*0020*/                   FADD R2, R2, 1 ;
+        /*0030*/               @P1 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   BRA `(.L_x_4) ;
+.L_x_3:
+        /*0060*/                   MUFU.EX2 R3, R2 ;
+        /*0070*/                   BRA `(.L_x_2) ;
+.L_x_4:
+        /*0080*/                   MUFU.RCP R3, R2 ;
+.L_x_5:
+        /*0090*/               @P2 BRA `(.L_x_5) ;
+        /*00a0*/                   EXIT ;
+.L_x_6:
+        /*00b0*/                   BRA `(.L_x_6) ;
+"""
+
+
+def test_instructions_in_loops(gate: ModuleType) -> None:
+    """Without the loop in which every kernel ends, which is never reached."""
+    assert [text.split()[0] for text in gate.gates.in_loops(SASS)] == ["FADD", "@P1", "@P0", "MUFU.EX2", "BRA", "@P2"]
+    counts = gate.gates.instructions(SASS)
+    assert (counts["loop_instructions"], counts["loop_special"]) == (6, 1)
+
+
+# for each of 4 elements 64 more than a dual loss has; the compiler must not unroll
+EXCESS = """
+namespace prograd::cuda {
+template <typename T, int N, bool unit_temperature>
+__global__ void dual_loss_kernel(float4* rows, int n, float a) {
+#pragma unroll 1
+  for (int k = threadIdx.x; k < n; k += blockDim.x) {
+    float4 x = rows[k];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) x = {x.x * a + x.y, x.y * a + x.z, x.z * a + x.w, x.w * a + x.x};
+    rows[k] = x;
+  }
+}
+template __global__ void dual_loss_kernel<float, 4, true>(float4*, int, float);
+}
+"""
+
+
+@pytest.mark.parametrize(("count", "found"), [(32, False), (64, True)])
+def test_a_real_excess_of_instructions_is_seen(gate: ModuleType, tmp_path: Path, count: int, found: bool) -> None:
+    nvcc = gate.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc: nothing to compile for a GPU")
+    source = tmp_path / "excess.cu"
+    source.write_text(EXCESS.replace("COUNT", str(count)))
+    (row,) = gate.compile_kernels(nvcc, source, 90, tmp_path)
+    assert row.kernel == "dual_loss fp32, 4 at a time, T=1"
+    assert count < row.per_element < count + 8
+    assert any("instructions in loops" in fault for fault in gate.judge([row], {})) == found
+
+
 # the sum of many values that are all alive at once, in 32 registers
 SPILLS = """
 namespace prograd::cuda {

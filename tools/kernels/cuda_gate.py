@@ -24,19 +24,17 @@ from gates import ARCHITECTURES, RESERVED, Limits, Row, find_tool
 ROOT = Path(__file__).parents[2]
 LIMITS = Path(__file__).with_name("cuda_limits.json")
 DTYPES = {"double": "fp64", "float": "fp32", "__nv_bfloat16": "bf16", "__half": "fp16"}
-# 16-byte loads and stores at least, one for each operand of the source; linear_rows has none, and neither has
-# sample_log_probs, where a thread has one class
+# 16-byte loads and stores at least, one for each operand of the source; sample_log_probs has none, where a thread has
+# one class, nor has what adds up the rows of the dual loss
 WIDE = {
     "gram": (2, 0),
     "project": (2, 1),
     "adamw": (6, 4),
     "sgd": (4, 2),
-    "dual_loss": (4, 2),
-    "linear_sums": (3, 0),
-    "linear_rows": (0, 0),
-    "linear_cotangents": (3, 0),
-    "linear_sums_alone": (2, 0),
-    "linear_cotangents_alone": (2, 0),
+    "dual_loss": (2, 2),
+    "dual_loss_sums": (2, 0),
+    "dual_loss_cotangents": (2, 2),
+    "dual_loss_batch": (0, 0),
     "sample_sums": (1, 0),
     "sample_cotangents": (1, 1),
     "sample_log_probs": (0, 0),
@@ -50,7 +48,11 @@ WIDE = {
     "gelu": (1, 1),
     "gelu_backward": (2, 1),
 }
-# by what a kernel is instantiated for; "_alone" is without a teacher
+# the most instructions in loops for each element, over all loops of a kernel
+BUDGET = {"dual_loss": 60, "dual_loss_sums": 35}
+ODD = "1 at a time"  # the dual loss where the tensors are aligned in different ways: a class at a time, no wide access
+ODD_BUDGET = {"dual_loss": 90, "dual_loss_sums": 60}
+# by what a kernel is instantiated for
 RULES = {
     "StoreProjected": "project",
     "AdamWRule": "adamw",
@@ -59,6 +61,15 @@ RULES = {
     "SoftWing": "soft_wing",
 }
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
+# what the numbers say that a kernel is instantiated for, after the dtype
+NUMBERS = {
+    "dual_loss": ("{} at a time", "T=1 {}"),
+    "dual_loss_sums": ("{} at a time",),
+    "dual_loss_cotangents": ("{} at a time",),
+    "attention": ("{} lanes", "K={}"),
+    "attention_queries": ("{} lanes", "K={}"),
+    "attention_keys": ("{} lanes", "K={}"),
+}
 
 
 # ---- compiling
@@ -78,11 +89,20 @@ def run(*command: str | Path) -> str:
     return result.stdout
 
 
+def flags_of(source: Path) -> list[str]:
+    """The options that CMakeLists.txt compiles a source with."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    lists = {
+        name: re.findall(rf"set\({name} (.*?)\)", text)[0].split() for name in ("PF_CUDA_FLAGS", "PF_CUDA_UNFUSED")
+    }
+    return lists["PF_CUDA_FLAGS"] + (["-fmad=false"] if source.stem in lists["PF_CUDA_UNFUSED"] else [])
+
+
 def compile_kernels(nvcc: str, source: Path, arch: int, folder: Path) -> list[Row]:
     """Rows of all kernels of a source file."""
     cubin = folder / f"{source.stem}-{arch}.cubin"
     target = f"arch=compute_{arch},code=sm_{arch}"
-    run(nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-gencode", target, "-cubin", "-o", cubin, source)
+    run(nvcc, "-std=c++17", "-O3", *flags_of(source), "-gencode", target, "-cubin", "-o", cubin, source)
     usage = run(find_tool("cuobjdump"), "-res-usage", cubin)
     sass = run(find_tool("nvdisasm"), "-c", cubin)
     bodies = dict(re.findall(r"\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", sass, re.S))
@@ -103,6 +123,8 @@ def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
     # from sm_90 on cuobjdump counts what is reserved
     declared = max(0, resources["SHARED"] - (RESERVED if arch >= 90 else 0))
     dynamic = asked_shared(kernel, dtype)
+    counts = gates.instructions(sass)
+    elements = elements_of_iteration(kernel)
     return Row(
         kernel=kernel,
         arch=f"sm_{arch}",
@@ -112,7 +134,8 @@ def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
         bytes_per_element=traffic(kernel),
         threads=threads,
         occupancy=gates.occupancy(resources["REG"], declared + dynamic, threads, arch),
-        **gates.instructions(sass),
+        per_element=counts["loop_instructions"] / elements if elements else None,
+        **counts,
     )
 
 
@@ -121,47 +144,66 @@ def readable(name: str) -> tuple[str, str]:
 
     K: cotangents. The second result is the storage dtype.
     """
-    instantiated = r"prograd::(?:cuda::)?(\w+)<(\w+)(?:, (\w+))?>"
-    match = re.search(rf"(\w+)_kernel<(\w+)(?:, (?:{instantiated}|(false)|(\d+)(?:, (\d+))?))?", name)
+    match = re.search(r"(\w+)_kernel<(\w+)((?:, [^()]*)?)>\(", name)
     if match is None:
         raise ValueError(f"no kernel of csrc/cuda: {name}")
-    kernel, storage, rule, _, moments, alone, lanes, cotangents = match.groups()
-    kernel = RULES.get(rule, kernel) + ("_alone" if alone else "")
-    note = f", moments {DTYPES[moments]}" if moments and moments != storage else ""
-    note += f", {lanes} lanes" if lanes else ""
-    note += f", K={cotangents}" if cotangents else ""
-    return f"{kernel} {DTYPES[storage]}{note}", DTYPES[storage]
+    kernel, storage, others = match.groups()
+    rule = re.search(r"prograd::(?:cuda::)?(\w+)<(\w+)(?:, (\w+))?>", others)
+    notes = []
+    if rule is not None:
+        kernel = RULES.get(rule[1], kernel)
+        if rule[3] and rule[3] != storage:
+            notes = [f"moments {DTYPES[rule[3]]}"]
+    else:
+        numbers = re.findall(r"\w+", others)
+        words = NUMBERS.get(kernel, ("{}",) * len(numbers))
+        given = zip(words, numbers, strict=True)
+        notes = [word.format(number).removesuffix(" true") for word, number in given if number != "false"]
+    return ", ".join([f"{kernel} {DTYPES[storage]}", *notes]), DTYPES[storage]
+
+
+def elements_of_iteration(kernel: str) -> int | None:
+    """Elements that a thread handles in an iteration of each loop; None where loops differ or nobody has counted."""
+    width = re.search(r"(\d+) at a time", kernel)
+    return int(width[1]) if width and not kernel.startswith("dual_loss_cotangents") else None
 
 
 def threads_of(kernel: str, dtype: str) -> int:
-    """Of the largest block: kThreads, kRowThreads, kTileThreads, kNormWarps and the others of 256."""
-    if kernel.startswith("dual_loss"):
+    """Of the largest block: kThreads, kTileThreads, kNormWarps and the others of 256. Dual loss: for 1000 classes."""
+    name = kernel.split()[0]
+    if name == "dual_loss":
+        pieces = 1000 // (elements_of_iteration(kernel) or 1)
+        return min((pieces // 2 + 32) // 32 * 32, 1024 if dtype == "fp32" else 512)
+    if name == "dual_loss_batch":
         return 1024 if dtype == "fp32" else 512
     if "layer_norm" in kernel:
         return 128
-    return 256 if kernel.startswith(("linear", "sample", "squared", "soft", "attention", "gelu")) else 512
+    return 256 if name.startswith(("dual_loss", "sample", "squared", "soft", "attention", "gelu")) else 512
 
 
 def asked_shared(kernel: str, dtype: str) -> int:
     """Bytes that a launch asks for.
 
-    Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes; four rows of 512 features, or twice as
-    many in the backward.
+    Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
+    512 features, or twice as many in the backward.
     """
     if kernel.startswith(("project", "adamw", "sgd")):
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
-    return 2 * (1000 * SIZES[dtype] + 32) if kernel.startswith("dual_loss") else 0
+    classes = {"dual_loss": 1000, "dual_loss_sums": 4096}.get(kernel.split()[0], 0)
+    if ODD in kernel:
+        return 2 * classes * max(SIZES[dtype], 4)
+    return 2 * (classes * SIZES[dtype] + 32) if classes else 0
 
 
 def traffic(kernel: str) -> str:
     """Bytes of global memory for each element: what the kernel moves, over the least the operator can do with.
 
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
-    A row of logits is read once where it fits into shared memory, else twice. Norm and GELU are counted with two
-    cotangents; attention by column of a row, as if a key that several queries see came from memory once (its backward
-    takes two launches), without the prefix, the sums of each softmax and the partial sums.
+    A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
+    with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
+    backward takes two launches), without the prefix, the sums of each softmax and the partial sums.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -174,8 +216,11 @@ def traffic(kernel: str) -> str:
             least = {"project": 3 * size, "adamw": 4 * size + 4 * moments, "sgd": 4 * size + 2 * moments}[name]
             return f"{least} / {least}; two launches {least + 2 * size} / {least}"
         case "dual_loss":
-            least = 2 * size + 2 * accumulation
-            return f"{least} / {least}; long rows {least + 2 * size} / {least}"
+            return f"{2 * size + 2 * accumulation} / {2 * size + 2 * accumulation}"
+        case "dual_loss_sums":
+            return f"{2 * size}; both launches {4 * size + 2 * accumulation} / {2 * size + 2 * accumulation}"
+        case "dual_loss_cotangents":
+            return f"{2 * size + 2 * accumulation}"
         case "squared_error" | "soft_wing":
             return f"{2 * size + accumulation} / {2 * size + accumulation}"
         case "sample_sums" | "sample_log_probs":
@@ -206,10 +251,18 @@ def judge(rows: list[Row], limits: Limits) -> list[str]:
     """The faults of the rows, one line each."""
     faults = []
     for row in rows:
-        loads, stores = WIDE[row.kernel.split()[0]]
+        name, odd = row.kernel.split()[0], ODD in row.kernel
+        if name not in WIDE:
+            faults.append(f"{row.key}: say in {Path(__file__).name} how many accesses of 16 bytes it has")
+            continue
+        loads, stores = (0, 0) if odd else WIDE[name]
         if row.wide_loads < loads or row.wide_stores < stores:
             got = f"{row.wide_loads} loads and {row.wide_stores} stores of 16 bytes"
             faults.append(f"{row.key}: {got}, expected at least {loads} and {stores}")
+        budget = (ODD_BUDGET if odd else BUDGET).get(name)
+        # in double an exponential is a polynomial
+        if budget and " fp64" not in row.kernel and (row.per_element is None or row.per_element > budget):
+            faults.append(f"{row.key}: {row.per_element} instructions in loops an element, at most {budget}")
     return faults + gates.judge(rows, limits, LIMITS)
 
 

@@ -37,6 +37,9 @@ class Row:
     bytes_per_element: str  # moved between chip and memory, over the least possible
     threads: int  # of a block
     occupancy: float  # threads resident at most, over those of a full SM
+    loop_instructions: int = 0  # in all loops together, each counted once
+    loop_special: int = 0  # of these, special functions: exponentials, reciprocals, roots
+    per_element: float | None = None  # loop instructions over the elements of an iteration, where that is known
 
     @property
     def key(self) -> str:
@@ -70,14 +73,88 @@ def resources(usage: str) -> dict[str, int]:
 
 
 def instructions(sass: str) -> dict[str, int]:
-    """Counts of spills and of global accesses by width, named as in `Row`, from the output of nvdisasm."""
+    """Counts of spills, global accesses and instructions in loops, named as in `Row`, from the output of nvdisasm."""
     loads, stores = _widths("LDG(?:STS)?", sass), _widths("STG", sass)
+    looping = in_loops(sass)
     return {
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         "wide_loads": loads.count(128),
         "wide_stores": stores.count(128),
         "narrow": sum(bits < 128 for bits in loads + stores),
+        "loop_instructions": len(looping),
+        "loop_special": sum(_opcode(instruction) == "MUFU" for instruction in looping),
     }
+
+
+def in_loops(sass: str) -> list[str]:
+    """The instructions from which the control flow can come back to themselves.
+
+    Every one counts once, whatever the path: also what is for rare cases. A loop that the compiler has unrolled, and
+    the rest of it, count each. So this is an upper bound of what an iteration executes, as long as loops do not nest.
+    """
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_\S+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            instructions.append(instruction[1])
+    following = [_following(i, text, labels, len(instructions)) for i, text in enumerate(instructions)]
+    return [instructions[i] for i in sorted(_on_cycles(following))]
+
+
+def _opcode(instruction: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split(None, 1)[0].split(".")[0]
+
+
+def _following(i: int, instruction: str, labels: dict[str, int], count: int) -> list[int]:
+    """Where the control flow may go from an instruction."""
+    opcode = _opcode(instruction)
+    always = not instruction.startswith("@")
+    targets = []
+    if opcode in ("BRA", "CALL", "WARPSYNC"):
+        targets = [labels[label] for label in re.findall(r"`\((\.L_[^\s)]+)\)", instruction) if label in labels]
+    # "BRA P0, ..." and "BRA.DIV UR4, ..." also go on
+    ends = opcode in ("EXIT", "RET") or (opcode == "BRA" and re.search(r"BRA\S*\s+`", instruction) is not None)
+    if not (ends and always):
+        targets.append(i + 1)
+    return [target for target in targets if target < count]
+
+
+def _on_cycles(following: list[list[int]]) -> set[int]:
+    """The nodes of a graph that node 0 leads to and that lie on a cycle.
+
+    Tarjan's strongly connected components, without recursion.
+    """
+    number: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    open_nodes: set[int] = set()
+    cyclic: set[int] = set()
+    path = [(0, iter(following[0]))] if following else []
+    while path:
+        node, others = path[-1]
+        if node not in number:
+            number[node] = low[node] = len(number)
+            stack.append(node)
+            open_nodes.add(node)
+        for other in others:
+            if other not in number:
+                path.append((other, iter(following[other])))
+                break
+            if other in open_nodes:
+                low[node] = min(low[node], low[other])
+        else:
+            path.pop()
+            if path:
+                low[path[-1][0]] = min(low[path[-1][0]], low[node])
+            if low[node] == number[node]:
+                component = stack[stack.index(node) :]
+                del stack[-len(component) :]
+                open_nodes.difference_update(component)
+                if len(component) > 1 or node in following[node]:
+                    cyclic.update(component)
+    return cyclic
 
 
 def _widths(opcode: str, sass: str) -> list[int]:

@@ -16,7 +16,6 @@ from tests.gpu.simt.library import (
     STORAGES,
     Guarded,
     Library,
-    SimtError,
     accumulation,
     draw,
     pointer,
@@ -110,7 +109,23 @@ def test_samples_of_no_rows(simt: Samples) -> None:
     assert run_samples(simt, z, labels, reduction=2)[0] == 0
 
 
-@pytest.mark.parametrize("label", [-1, 5])
-def test_samples_refuse_a_label_outside(simt: Samples, label: int) -> None:
-    with pytest.raises(SimtError, match="label"):
-        run_samples(simt, draw(2, 3, 5, dtype=torch.float32), torch.tensor([0, label, 1]), 1)
+@pytest.mark.parametrize("label", [-1, 5, -(2**63), 2**63 - 1, 2**32 + 1])
+def test_samples_of_a_label_outside(simt: Samples, label: int) -> None:
+    """NaN in the row's loss and its cotangents, and so in the batch's loss; the other rows are as they were."""
+    z, labels = draw(2, 3, 5, dtype=torch.float32), torch.tensor([0, 1, 2])
+    expected = run_samples(simt, z, labels, 0)
+    labels[1] = label
+    losses, cotangents, log_probs = run_samples(simt, z, labels, 0)
+    assert losses.isnan().tolist() == [False, True, False]
+    assert cotangents[:, 1].isnan().all()
+    assert torch.equal(losses[::2], expected[0][::2])
+    assert torch.equal(cotangents[:, ::2], expected[1][:, ::2])
+    assert torch.equal(log_probs, expected[2])
+    assert run_samples(simt, z, labels, 1)[0].isnan()
+
+
+def test_samples_take_two_launches(simt: Samples) -> None:
+    z, labels = draw(2, 3, 5, dtype=torch.float32), torch.tensor([0, 1, 2])
+    simt.launches()
+    simt.sampled_cross_entropy_out(z, labels, 1, losses=torch.zeros(()), cotangents=torch.zeros_like(z))
+    assert simt.launches() == 2

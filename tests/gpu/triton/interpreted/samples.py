@@ -74,7 +74,13 @@ def test_samples_corners():
     assert losses.isnan()
     assert functional.sampled_log_probs(z).shape == (0, 5)
     z = draw(2, 3, 8, dtype=torch.float32)
-    assert ops.sampled_cross_entropy(z, torch.tensor([0, 8, -1]), 0)[0].isnan().tolist() == [False, True, True]
+    good = ops.sampled_cross_entropy(z, torch.tensor([0, 1, 2]), 0)
+    for outside in (8, -1, 2**63 - 1, -(2**63), 2**32 + 1):
+        losses, cotangents = ops.sampled_cross_entropy(z, torch.tensor([0, outside, 2]), 0)
+        assert losses.isnan().tolist() == [False, True, False]
+        assert cotangents[:, 1].isnan().all()
+        assert torch.equal(cotangents[:, ::2], good[1][:, ::2])
+        assert ops.sampled_cross_entropy(z, torch.tensor([0, outside, 2]), 1)[0].isnan()
     strided = z.transpose(0, 1).contiguous().transpose(0, 1)
     for a, b in zip(
         ops.sampled_cross_entropy(strided, torch.arange(3), 1),
