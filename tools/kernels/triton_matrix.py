@@ -1,9 +1,9 @@
 """Compile every Triton kernel with every Triton that a user may have, without a GPU and without its PyTorch.
 
 Of each minor release from 3.1 on, which PyTorch 2.5 brought, the last one is installed into a scratch folder, and a
-process that finds it before the installed one compiles the cases of `triton_gate.py` for sm_90, or, with --few, as many
-as it takes to have every kernel. Releases that the backend takes must compile all of them and hand over every hyper-parameter as the float64 that the kernel declares; of
-older ones `missing()` must give the reason.
+process that finds it before the installed one compiles the cases of `triton_gate.py` for sm_90; with --few, as many as
+it takes to have every kernel. Releases that the backend takes must compile all of them and hand over every
+hyper-parameter as the float64 that the kernel declares; of older ones `missing()` must give the reason.
 
     python tools/kernels/triton_matrix.py              all releases that the package index has
     python tools/kernels/triton_matrix.py 3.4.0        some of them

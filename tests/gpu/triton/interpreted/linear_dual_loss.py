@@ -84,6 +84,7 @@ def test_a_label_out_of_range(label):
     assert mean[0].isnan()
     assert mean[1].isfinite()
     assert cotangents[1].isfinite().all()
+    assert cotangents[0].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
