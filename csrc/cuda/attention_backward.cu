@@ -130,7 +130,9 @@ __device__ void own_key_gradients(const AttentionBackward<Accumulation<T>>& back
   const Attention& attention = arguments.attention;
   const Item item((block * blockDim.x + threadIdx.x) / kLanes, attention.rows, attention);
   const int64_t segment = segment_of(attention, item.row);
-  const Span queries = attention.last ? Span{segment, segment + 1} : Span{item.row, attention.offsets[segment + 1]};
+  const int64_t leading = attention.leading;
+  const Span queries = attention.last ? Span{segment, segment + 1}
+                                      : Span{leading + item.row, leading + attention.offsets[segment + 1]};
   Key<T, kLanes, kCotangents> key(arguments,
                                   head_of<const T>(attention.key_value, attention, item.group, item.row, item.head));
   key.add(backward, item.group, item.head, queries);
@@ -163,6 +165,7 @@ __device__ void prefix_gradients(const AttentionBackward<Accumulation<T>>& backw
   Span queries{chunk * kQueriesOfBlock + warp * kQueriesOfWarp, 0};
   queries.end = queries.begin + kQueriesOfWarp;
   if (queries.end > attention.queries) queries.end = attention.queries;
+  if (queries.begin < first_query(attention, row)) queries.begin = first_query(attention, row);
   if (queries.begin > queries.end) queries.begin = queries.end;
   Key<T, kLanes, kCotangents> key(arguments, head_of<const T>(attention.prefix, attention, group, row, head));
   key.add(backward, group, head, queries);
