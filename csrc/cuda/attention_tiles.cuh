@@ -144,7 +144,7 @@ class QueryTile {
     scratch = tiles_ + (kStages * 2 * kTileKeys<kColumns> + warp * kMma) * kPitch<kColumns>;
     start_rows(attention.query, 0);
     const int64_t block_left = attention.queries - block_first;
-    find_keys(block_first, block_first + (block_left < kTileQueries ? block_left : kTileQueries), lane);
+    find_keys(block_first + (block_left < kTileQueries ? block_left : kTileQueries), lane);
     finish_rows(query);
   }
 
@@ -205,7 +205,7 @@ class QueryTile {
   int prefix_count_, count_;  // of the block's tiles
   bool resident_ = false;     // all tiles are in shared memory
 
-  __device__ __forceinline__ void find_keys(int64_t block_first, int64_t block_end, int lane) {
+  __device__ __forceinline__ void find_keys(int64_t block_end, int lane) {
     const int64_t leading = attention.leading;
     PF_SHARED(int64_t, block_begin);
     int64_t row[2];  // of segments, or, with `last`, the number of a segment; negative for those of the prefix
