@@ -15,6 +15,8 @@ constexpr int kMaxChunks = 32;       // of the queries: partial sums of the pref
 constexpr int kChunkQueries = 256;   // of a chunk at least
 constexpr int kKeyWarpRows = 2 * kMma + kStages * 2 * kMma;  // in shared memory: keys, values; queries, cotangents
 template <int kColumns>
+constexpr int kTileBlocks = kColumns > 64 ? 2 : 3;  // on a multiprocessor: what fits without spills
+template <int kColumns>
 constexpr size_t kKeyTileBytes = kTileWarps * kKeyWarpRows * kPitch<kColumns> * 2;
 
 // Of the softmax of a query: weight = 2^(score log2 e - max) inverse_sum.
@@ -47,7 +49,7 @@ struct AttentionTilesBackward {
 
 // With p the weights of a query and e = dO v of its keys: dq = scale sum of p (e - mean) k, mean = sum of p e = dO out.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
     attention_query_tiles_kernel(PF_CONSTANT AttentionTilesBackward backward) {
   const Attention& attention = backward.attention;
   for (int64_t i = int64_t(blockIdx.x) * kTileThreads + threadIdx.x; i < backward.sums;
@@ -58,7 +60,6 @@ __global__ void __launch_bounds__(kTileThreads)
   const float scale = float(attention.scale);
   const int lane = int(threadIdx.x) % kWarp;
   TileStatistics statistics[2];
-  HeldRows<T, kColumns> d_out;
   {
     const TileSoftmax<T, kColumns> softmax(tile);
 #pragma unroll
@@ -69,7 +70,9 @@ __global__ void __launch_bounds__(kTileThreads)
         backward.statistics_of(tile.group, tile.head)[tile.first + row] = statistics[i];
       }
     }
+#pragma unroll 1
     for (int64_t k = 0; k < backward.cotangents; ++k) {
+      HeldRows<T, kColumns> d_out;
       tile.load(d_out, backward.gradient, k);
       float mean[2] = {};
 #pragma unroll
@@ -91,7 +94,9 @@ __global__ void __launch_bounds__(kTileThreads)
       }
     }
   }
+#pragma unroll 1
   for (int64_t k = 0; k < backward.cotangents; ++k) {
+    SharedRows<T, kColumns> d_out;  // for want of registers
     tile.load(d_out, backward.gradient, k);  // waits for the other lanes, which may have written the mean
     float mean[2], d_query[kColumns / 8][4] = {};
 #pragma unroll
@@ -147,22 +152,38 @@ struct KeyTile {
   // scale q, dv = sum of p dO. Row i of a lane is seen by queries begin[i] ... end[i] - 1.
   __device__ __forceinline__ void add(const Rows& from, int64_t first, int valid, const Span& queries,
                                       const int64_t (&begin)[2], const int64_t (&end)[2]) {
-    const int lane = int(threadIdx.x) % kWarp;
+    const int lane = int(threadIdx.x) % kWarp, count = queries.size();
     const float scale = float(attention.scale);
+    const Band band = {{int(begin[0] - queries.begin), int(begin[1] - queries.begin)},
+                       {int(end[0] - begin[0]), int(end[1] - begin[1])}};
     const T* keys = head_of<const T>(from, attention, group, first, head);
-    stage_rows<kColumns>(rows_at(0), keys, from.row, valid, kMma, attention.width, lane, kWarp);
-    stage_rows<kColumns>(rows_at(kMma), keys + to_values(attention), from.row, valid, kMma, attention.width, lane,
-                         kWarp);
-    const int steps = (queries.size() + kMma - 1) / kMma;
-    const SharedRows<T, kColumns> key{rows_at(0)}, value{rows_at(kMma)};
-    const TileStatistics* statistics = backward.statistics_of(group, head);
-    const float* means = backward.means_of(group, head, cotangent);
-    start(0, queries);
-    for (int step = 0; step < steps; ++step) {
-      start(step + 1, queries);
+    stage_halves<kColumns, kWarp, 2>(rows_at(0), kMma * kPitch<kColumns>, keys, to_values(attention), from.row, valid,
+                                     kMma, attention.width, lane);
+    const T* query_rows = head_of<const T>(attention.query, attention, group, queries.begin, head);
+    const T* d_out_rows = head_of<const T>(backward.gradient, attention, group, queries.begin, head, cotangent);
+    // Starts to copy 16 queries and their cotangents, if there are any: a group of copies in any case.
+    const auto start = [&](int done) {
+      if (done < count) {
+        T* to = queries_at(done);
+        stage_rows<kColumns, kWarp>(to, query_rows + done * attention.query.row, attention.query.row, count - done, kMma,
+                                    attention.width, lane);
+        stage_rows<kColumns, kWarp>(to + kMma * kPitch<kColumns>, d_out_rows + done * backward.gradient.row,
+                                    backward.gradient.row, count - done, kMma, attention.width, lane);
+      }
+      commit_copies();
+    };
+    SharedRows<T, kColumns> key, value;
+    key.load(rows_at(0));
+    value.load(rows_at(kMma));
+    const TileStatistics* statistics = backward.statistics_of(group, head) + queries.begin;
+    const float* means = backward.means_of(group, head, cotangent) + queries.begin;
+    start(0);
+#pragma unroll 1
+    for (int done = 0; done < count; done += kMma) {
+      start(done + kMma);
       wait_copies<kStages - 1>();
       __syncwarp();
-      const T* query = queries_of(step);
+      const T* query = queries_at(done);
       const T* d_out = query + kMma * kPitch<kColumns>;
       float score[2][4], e[2][4];
       multiply_transposed<T>(score, key, query);
@@ -171,14 +192,13 @@ struct KeyTile {
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int64_t at = queries.begin + step * kMma + n * 8 + lane % 4 * 2 + i;
-          const int64_t known = at < queries.end ? at : queries.end - 1;
+          const int at = done + n * 8 + lane % 4 * 2 + i, known = at < count ? at : count - 1;
           const TileStatistics of = statistics[known];
           const float mean = means[known];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int j = 2 * half + i;
-            const bool seen = at >= begin[half] && at < end[half];
+            const bool seen = unsigned(at - band.low[half]) < unsigned(band.length[half]);
             const float weight = fast_exp2(fused(score[n][j] * scale, kLog2E, -of.max)) * of.inverse_sum;
             score[n][j] = seen ? weight : 0.0f;
             e[n][j] = seen ? weight * (e[n][j] - mean) : 0.0f;
@@ -201,22 +221,9 @@ struct KeyTile {
   }
 
  private:
-  __device__ __forceinline__ T* queries_of(int step) const {
-    return rows_at(2 * kMma + step % kStages * 2 * kMma);
-  }
-
-  // Starts to copy 16 queries and their cotangents, if there are any: a group of copies in any case.
-  __device__ __forceinline__ void start(int step, const Span& queries) const {
-    const int64_t first = queries.begin + step * kMma;
-    if (first < queries.end) {
-      const int lane = int(threadIdx.x) % kWarp, valid = queries.end - first < kMma ? int(queries.end - first) : kMma;
-      stage_rows<kColumns>(queries_of(step), head_of<const T>(attention.query, attention, group, first, head),
-                           attention.query.row, valid, kMma, attention.width, lane, kWarp);
-      stage_rows<kColumns>(queries_of(step) + kMma * kPitch<kColumns>,
-                           head_of<const T>(backward.gradient, attention, group, first, head, cotangent),
-                           backward.gradient.row, valid, kMma, attention.width, lane, kWarp);
-    }
-    commit_copies();
+  // Where 16 queries are copied to, `done` behind the first ones, and behind them their cotangents.
+  __device__ __forceinline__ T* queries_at(int done) const {
+    return rows_at(2 * kMma + done / kMma % kStages * 2 * kMma);
   }
 };
 
@@ -327,7 +334,7 @@ __device__ __forceinline__ void prefix_tile(const AttentionTilesBackward& backwa
 }
 
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
     attention_key_tiles_kernel(PF_CONSTANT AttentionTilesBackward backward) {
   const int64_t prefix_blocks = backward.prefix_blocks();
   if (blockIdx.x < prefix_blocks) prefix_tile<T, kColumns>(backward, blockIdx.x);

@@ -33,17 +33,32 @@ constexpr size_t kQueryTileBytes = (kStages * 2 * kTileKeys<kColumns> + kTileQue
 
 // ---- rows between global and shared memory
 
-// Starts to copy `rows` rows to shared memory, those from `valid` on and columns from `width` on as zeros; `thread` is
-// one of `threads` that share the work.
-template <int kColumns, typename T>
-__device__ __forceinline__ void stage_rows(T* to, const T* from, int64_t stride, int valid, int rows, int width,
-                                           int thread, int threads) {
-  constexpr int kPacks = kColumns / kVector<T>;
-  for (int i = thread; i < rows * kPacks; i += threads) {
-    const int row = i / kPacks, column = i % kPacks * kVector<T>;
-    const bool wanted = row < valid && column < width;
-    copy_async(to + row * kPitch<kColumns> + column, wanted ? from + row * stride + column : from, wanted);
+// The rows of kHalves matrices, the second ones so many elements behind the first, as keys and values; see stage_rows.
+template <int kColumns, int kThreads, int kHalves, typename T>
+__device__ __forceinline__ void stage_halves(T* to, int to_second, const T* from, int64_t from_second, int64_t stride,
+                                             int valid, int rows, int width, int thread) {
+  constexpr int kPacks = kColumns / kVector<T>, kRows = kThreads / kPacks;  // at a time
+  const int column = thread % kPacks * kVector<T>, first = thread / kPacks;
+  if (column >= width) valid = 0;
+  const T* source = valid > 0 ? from + first * stride + column : from;
+  to += first * kPitch<kColumns> + column;
+#pragma unroll 1
+  for (int row = first; row < rows; row += kRows) {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      copy_async(to + half * to_second, row < valid ? source + half * from_second : from, row < valid);
+    }
+    source += kRows * stride;
+    to += kRows * kPitch<kColumns>;
   }
+}
+
+// Starts to copy `rows` rows to shared memory, those from `valid` on and columns from `width` on as zeros; `thread` is
+// one of kThreads that share the work.
+template <int kColumns, int kThreads, typename T>
+__device__ __forceinline__ void stage_rows(T* to, const T* from, int64_t stride, int valid, int rows, int width,
+                                           int thread) {
+  stage_halves<kColumns, kThreads, 1>(to, 0, from, 0, stride, valid, rows, width, thread);
 }
 
 // 16 rows of a C, each times its factor, to global memory, by way of shared memory that the warp has to itself.
@@ -62,9 +77,10 @@ __device__ __forceinline__ void store_rows(T* to, int64_t stride, int valid, int
     }
   }
   __syncwarp();
-  for (int i = lane; i < kMma * kPacks; i += kWarp) {
-    const int row = i / kPacks, column = i % kPacks * kVector<T>;
-    if (row >= valid || column >= width) continue;
+  const int column = lane % kPacks * kVector<T>;
+  if (column >= width) valid = 0;
+#pragma unroll 1
+  for (int row = lane / kPacks; row < valid; row += kWarp / kPacks) {
     store_pack(to + row * stride + column, *reinterpret_cast<const Pack<T>*>(scratch + row * kPitch<kColumns> + column));
   }
 }
@@ -148,8 +164,9 @@ class QueryTile {
     finish_rows(query);
   }
 
-  // A matrix with a row for each query as A.
-  __device__ __forceinline__ void load(HeldRows<T, kColumns>& rows, const Rows& from, int64_t cotangent) {
+  // The queries' rows of a matrix as A; where these are left in shared memory, they are there until the next call.
+  template <typename A>
+  __device__ __forceinline__ void load(A& rows, const Rows& from, int64_t cotangent) {
     start_rows(from, cotangent);
     finish_rows(rows);
   }
@@ -163,33 +180,17 @@ class QueryTile {
   // visit(keys, values, band) for 16 keys after another, as many as the warp's queries need: by the whole block.
   template <typename Visit>
   __device__ __forceinline__ void each_key(Visit visit) {
-    if (!resident_) {
-      __syncthreads();  // the last tiles of another time
-      for (int tile = 0; tile < kStages; ++tile) start_tile(tile);
-    }
-    for (int tile = 0; tile < count_; ++tile) {
-      if (!resident_) {
-        wait_copies<kStages - 1>();
-        __syncthreads();
-      }
-      const bool of_prefix = tile < prefix_count_;
-      const int64_t start = start_of(tile);
-      const Span seen = of_prefix ? Span{0, prefix_seen_} : seen_;
-      const int64_t before = seen.begin - start, behind = seen.end - start;
-      const int begin = before > 0 ? int(before < kTileKeys<kColumns> ? before : kTileKeys<kColumns>) / kMma * kMma : 0;
-      const int end = behind < kTileKeys<kColumns> ? int(behind) : kTileKeys<kColumns>;
-      const T* keys = keys_of(tile);
-      for (int key = begin; key < end; key += kMma) {
-        Band band;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          band.low[i] = int((of_prefix ? 0 : own_[i].begin) - start) - key;
-          band.length[i] = of_prefix ? int(of_prefix_[i]) : own_[i].size();
+#pragma unroll 1
+    for (int tile = resident_ ? 0 : -kStages; tile < count_; ++tile) {
+      if (tile >= 0) {
+        if (!resident_) {
+          wait_copies<kStages - 1>();
+          __syncthreads();
         }
-        visit(keys + key * kPitch<kColumns>, keys + (kTileKeys<kColumns> + key) * kPitch<kColumns>, band);
+        each_key_of(tile, visit);
       }
       if (!resident_) {
-        if (tile + kStages < count_) __syncthreads();  // every warp has read the tile
+        if (tile + kStages < count_) __syncthreads();  // every warp has read what was there
         start_tile(tile + kStages);
       }
     }
@@ -197,55 +198,84 @@ class QueryTile {
   }
 
  private:
+  struct Range {
+    int begin, end;
+  };
   T* tiles_;
-  Span own_[2];            // of the rows of a lane
-  int64_t of_prefix_[2];
-  Span seen_, block_seen_;  // rows of segments, by any query of the warp, of the block
-  int64_t prefix_seen_, block_prefix_seen_;
+  int64_t block_begin_;  // first row of the segments that a query of the block sees; rows are counted from there
+  Range own_[2];         // of its segment, by row of a lane
+  int of_prefix_[2];
+  Range seen_;  // rows of segments, by any query of the warp
+  int prefix_seen_;
+  int block_end_, block_prefix_;
   int prefix_count_, count_;  // of the block's tiles
   bool resident_ = false;     // all tiles are in shared memory
 
+  template <typename Visit>
+  __device__ __forceinline__ void each_key_of(int tile, Visit visit) {
+    const bool of_prefix = tile < prefix_count_;
+    const int start = start_of(tile), seen_begin = (of_prefix ? 0 : seen_.begin) - start;
+    int end = (of_prefix ? prefix_seen_ : seen_.end) - start;
+    if (end > kTileKeys<kColumns>) end = kTileKeys<kColumns>;
+    const T* keys = keys_of(tile);
+#pragma unroll 1
+    for (int key = seen_begin > 0 ? seen_begin / kMma * kMma : 0; key < end; key += kMma) {
+      Band band;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        band.low[i] = (of_prefix ? 0 : own_[i].begin) - start - key;
+        band.length[i] = of_prefix ? of_prefix_[i] : own_[i].end - own_[i].begin;
+      }
+      visit(keys + key * kPitch<kColumns>, keys + (kTileKeys<kColumns> + key) * kPitch<kColumns>, band);
+    }
+  }
+
   __device__ __forceinline__ void find_keys(int64_t block_end, int lane) {
-    const int64_t leading = attention.leading;
+    const int64_t leading = attention.leading, *offsets = attention.offsets;
     PF_SHARED(int64_t, block_begin);
     int64_t row[2];  // of segments, or, with `last`, the number of a segment; negative for those of the prefix
+    Span own[2], seen = {0, 0};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int64_t query = first + lane / 4 + 8 * i;
       if (query >= attention.queries) query = attention.queries - 1;
       row[i] = query - leading;
-      of_prefix_[i] = row[i] < 0 ? query + 1 : attention.prefix_rows;
-      own_[i] = {0, 0};
+      of_prefix_[i] = int(row[i] < 0 ? query + 1 : attention.prefix_rows);
+      own[i] = {0, 0};
     }
     const int64_t end = first + valid - leading;  // of the rows of the warp
-    seen_ = {0, 0};
-    prefix_seen_ = valid == 0 ? 0 : end > 0 ? attention.prefix_rows : first + valid;
+    prefix_seen_ = int(valid == 0 ? 0 : end > 0 ? attention.prefix_rows : first + valid);
     if (attention.last && valid > 0) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) own_[i] = {attention.offsets[row[i]], attention.offsets[row[i] + 1]};
-      seen_ = {attention.offsets[first], attention.offsets[end]};
+      for (int i = 0; i < 2; ++i) own[i] = {offsets[row[i]], offsets[row[i] + 1]};
+      seen = {offsets[first], offsets[end]};
     } else if (valid > 0 && end > 0) {
       const int64_t begin = first > leading ? first - leading : 0;
       RowSegment of[2];
       segments_of_rows(of, attention, begin, row);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (row[i] >= 0) own_[i] = {of[i].begin, row[i] + 1};
+        if (row[i] >= 0) own[i] = {of[i].begin, row[i] + 1};
       }
-      seen_ = {__shfl_sync(kFullMask, of[0].begin, 0), end};
+      seen = {__shfl_sync(kFullMask, of[0].begin, 0), end};
     }
-    if (threadIdx.x == 0) block_begin = seen_.begin;
+    if (threadIdx.x == 0) block_begin = seen.begin;
     __syncthreads();
-    block_seen_ = {block_begin, 0};
-    if (block_end > leading) block_seen_.end = attention.last ? attention.offsets[block_end] : block_end - leading;
-    block_prefix_seen_ = block_end > leading ? attention.prefix_rows : block_end;
-    prefix_count_ = int((block_prefix_seen_ + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>);
-    count_ = prefix_count_ + (block_seen_.size() + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>;
+    block_begin_ = block_begin;
+    const auto from_begin = [&](const Span& span) {
+      return Range{int(span.begin - block_begin_), int(span.end - block_begin_)};
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) own_[i] = from_begin(own[i]);
+    seen_ = from_begin(seen);
+    block_end_ = block_end > leading ? int((attention.last ? offsets[block_end] : block_end - leading) - block_begin_) : 0;
+    block_prefix_ = int(block_end > leading ? attention.prefix_rows : block_end);
+    prefix_count_ = (block_prefix_ + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>;
+    count_ = prefix_count_ + (block_end_ + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>;
   }
 
-  __device__ __forceinline__ int64_t start_of(int tile) const {
-    if (tile < prefix_count_) return int64_t(tile) * kTileKeys<kColumns>;
-    return block_seen_.begin + int64_t(tile - prefix_count_) * kTileKeys<kColumns>;
+  __device__ __forceinline__ int start_of(int tile) const {
+    return (tile < prefix_count_ ? tile : tile - prefix_count_) * kTileKeys<kColumns>;
   }
 
   // A tile has its keys, then its values.
@@ -257,27 +287,29 @@ class QueryTile {
   __device__ __forceinline__ void start_tile(int tile) {
     if (tile < count_) {
       const bool of_prefix = tile < prefix_count_;
-      const Rows& rows = of_prefix ? attention.prefix : attention.key_value;
-      const int64_t start = start_of(tile), left = (of_prefix ? block_prefix_seen_ : block_seen_.end) - start;
-      const int keys = left < kTileKeys<kColumns> ? int(left) : kTileKeys<kColumns>;
+      const int start = start_of(tile), left = (of_prefix ? block_prefix_ : block_end_) - start;
+      const int keys = left < kTileKeys<kColumns> ? left : kTileKeys<kColumns>;
       const int copied = (keys + kMma - 1) / kMma * kMma;
-      const T* from = head_of<const T>(rows, attention, group, start, head);
-      T* to = keys_of(tile);
-      stage_rows<kColumns>(to, from, rows.row, keys, copied, attention.width, int(threadIdx.x), kTileThreads);
-      stage_rows<kColumns>(to + kTileKeys<kColumns> * kPitch<kColumns>, from + to_values(attention), rows.row, keys,
-                           copied, attention.width, int(threadIdx.x), kTileThreads);
+      const int64_t stride = of_prefix ? attention.prefix.row : attention.key_value.row;
+      const T* from = of_prefix
+                          ? head_of<const T>(attention.prefix, attention, group, start, head)
+                          : head_of<const T>(attention.key_value, attention, group, block_begin_ + start, head);
+      stage_halves<kColumns, kTileThreads, 2>(keys_of(tile), kTileKeys<kColumns> * kPitch<kColumns>, from, to_values(attention),
+                                              stride, keys, copied, attention.width, int(threadIdx.x));
     }
     commit_copies();
   }
 
   __device__ __forceinline__ void start_rows(const Rows& from, int64_t cotangent) {
     __syncwarp();  // scratch may still be read
-    stage_rows<kColumns>(scratch, head_of<const T>(from, attention, group, valid > 0 ? first : 0, head, cotangent),
-                         from.row, valid, kMma, attention.width, int(threadIdx.x) % kWarp, kWarp);
+    stage_rows<kColumns, kWarp>(scratch,
+                                head_of<const T>(from, attention, group, valid > 0 ? first : 0, head, cotangent),
+                                from.row, valid, kMma, attention.width, int(threadIdx.x) % kWarp);
     commit_copies();
   }
 
-  __device__ __forceinline__ void finish_rows(HeldRows<T, kColumns>& rows) {
+  template <typename A>
+  __device__ __forceinline__ void finish_rows(A& rows) {
     wait_copies<0>();
     __syncwarp();
     rows.load(scratch);

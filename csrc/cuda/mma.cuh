@@ -167,11 +167,12 @@ struct HeldRows {
   }
 };
 
-// The same where they lie.
+// The same, left where they are.
 template <typename T, int kColumns>
 struct SharedRows {
   const T* tile;
 
+  __device__ __forceinline__ void load(const T* from) { tile = from; }
   __device__ __forceinline__ void fragment(unsigned (&a)[4], int k) const {
     load_matrices<false>(a, rows_first<kColumns>(tile, k * kMma));
   }
