@@ -326,9 +326,7 @@ FAULTS = {
     ),
     "score of half the lanes": Fault("attention.cuh", "offset = kLanes / 2", "offset = kLanes / 4"),
     "groups of a warp that part": Fault("attention.cuh", "steps = warp_max(count);", "steps = count;", says="deadlock"),
-    "query that does not see itself": Fault(
-        "attention.cuh", "attention.offsets[segment_of(attention, query)], query + 1}", "0, query}"
-    ),
+    "query that does not see itself": Fault("attention.cuh", "query + 1}};", "query}};"),
     "segment that begins one row late": Fault(
         "attention.cuh", "attention.offsets[middle] <= row", "attention.offsets[middle] < row"
     ),
@@ -351,5 +349,80 @@ def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     assert_found(FAULTS[fault], SharedPrefixAttention, small_case, tmp_path)
 
 
+# in the kernels of 16-bit storage
+TILE_FAULTS = {
+    "halves of a fragment exchanged": Fault("mma.cuh", "c[i / 2][i % 2 * 2], c[", "c[i / 2][i % 2 * 2 + 1], c["),
+    "rows of a fragment exchanged": Fault("mma.cuh", "c[i / 2][i % 2 * 2 + 1]);", "c[i / 2][1]);"),
+    "matrices of a transposed tile exchanged": Fault("mma.cuh", "lane / 8 % 2 * 8;", "lane / 16 * 8;"),
+    "columns of a tile read twice": Fault("mma.cuh", "column + lane / 16 * 8;", "column;"),
+    "query that does not see itself": Fault("attention_tiles.cuh", "row[i] + 1};", "row[i]};"),
+    "one key too many": Fault("attention_tiles.cuh", "< unsigned(length[i / 2])", "<= unsigned(length[i / 2])"),
+    "segment that begins one row late": Fault("attention_tiles.cuh", "offsets[asked] <= row;", "offsets[asked] < row;"),
+    "first segment of 16 rows for all": Fault("attention_tiles.cuh", "if (bound <= row[i]) of", "if (bound < 0) of"),
+    "tile used before it is there": Fault("attention_tiles.cuh", "wait_copies<kStages - 1>();", ""),
+    "tile used before others have copied it": Fault(
+        "attention_tiles.cuh", "wait_copies<kStages - 1>();\n          __syncthreads();", "wait_copies<kStages - 1>();"
+    ),
+    "tile overwritten while it is read": Fault(
+        "attention_tiles.cuh", "if (tile + kStages < count_) __syncthreads();", ""
+    ),
+    "tiles of the prefix taken for all": Fault("attention_tiles.cuh", "resident_ = count_ <=", "resident_ = 1 <="),
+    "16 rows used before they are there": Fault(
+        "attention_tiles.cuh", "wait_copies<0>();\n    __syncwarp();\n    rows", "__syncwarp();\n    rows"
+    ),
+    "results read before they are there": Fault(
+        "attention_tiles.cuh", "  __syncwarp();\n  const int column = lane", "  const int column = lane"
+    ),
+    "results overwritten while they are read": Fault(
+        "attention_tiles.cuh", "  __syncwarp();  // scratch may still be read\n#pragma", "#pragma"
+    ),
+    "sum of another maximum": Fault("attention_tiles.cuh", "sum[i] *= shrink[i];", ""),
+    "maximum of a part of a row": Fault("attention_tiles.cuh", "offset < 4; offset", "offset < 2; offset"),
+    "tickets left as they are": Fault("attention_backward_tiles.cuh", "backward.tickets[i] = 0;", ""),
+    "mean of a part of a row": Fault(
+        "attention_backward_tiles.cuh", "sum_of_row(mean[i]) * statistics", "mean[i] * statistics"
+    ),
+    "queries overwritten while they are read": Fault(
+        "attention_backward_tiles.cuh", "__syncwarp();  // all lanes have read the queries", ""
+    ),
+    "queries used before they are there": Fault("attention_backward_tiles.cuh", "wait_copies<kStages - 1>();", ""),
+    "keys overwritten while they are read": Fault(
+        "attention_backward_tiles.cuh", "__syncthreads();                            // other", "// other"
+    ),
+    "sums of warps read too early": Fault(
+        "attention_backward_tiles.cuh", "  __syncthreads();\n  float total", "  float total"
+    ),
+    "chunk of the queries left out": Fault("attention_backward_tiles.cuh", "int64_t c = 0;", "int64_t c = 1;"),
+    "key that leading rows before it see": Fault("attention.cuh", "leading > 0 ? prefix_row : 0", "leading > 0 ? 0 : 0"),
+    "segment's last query left out": Fault(
+        "attention_backward_tiles.cuh", "attention.leading + of[i].end;", "attention.leading + of[i].end - 1;"
+    ),
+}
+
+
+class Bfloat16Attention(SharedPrefixAttention):
+    """From sources that `changed_sources` has left float32 alone: bfloat16 instead."""
+
+    def __init__(self, csrc: Path) -> None:
+        storage = csrc / "cuda" / "storage.cuh"
+        text = storage.read_text().replace("case Storage::float32: return function(Type<float>{});", "")
+        text = text.replace("bfloat16: return;", "bfloat16: return function(Type<bfloat16>{});")
+        storage.write_text(text.replace("case Storage::float16:", "case Storage::float32:\n    case Storage::float16:"))
+        super().__init__(csrc)
+
+
+def small_tile_case(simt: SharedPrefixAttention, seed: int) -> None:
+    """Three blocks for rows of the prefix; more tiles than shared memory has; leading rows."""
+    Attention(Case([3] * 180, prefix=5, heads=1, width=16, cotangents=1), torch.bfloat16).check(simt)
+    Attention(Case([30, 1, 2, 9], prefix=170, heads=1, width=32), torch.bfloat16).check(simt)
+    Attention(Case([5, 2, 4], prefix=17, heads=2, width=64, leading=True), torch.bfloat16).check(simt)
+
+
+@planted(TILE_FAULTS)
+def test_planted_faults_of_tiles_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(TILE_FAULTS[fault], Bfloat16Attention, small_tile_case, tmp_path)
+
+
 def test_nothing_is_found_without_a_fault(simt: SharedPrefixAttention) -> None:
     run_case(simt, small_case)
+    run_case(simt, small_tile_case)
