@@ -202,32 +202,6 @@ inline Thread& pick_lane(Warp& warp) {
   return *warp.lanes[__builtin_ctz(mask)];
 }
 
-// ---- memory that is not there, and vectors that are not aligned: the processor finds them
-
-inline void on_fault(int, siginfo_t* info, void*) {
-  if (!current) {  // not in a kernel
-    std::signal(SIGSEGV, SIG_DFL);
-    return;
-  }
-  launch_now->fault = info->si_code == SI_KERNEL ? "misaligned address" : "access to memory that is not there";
-  _longjmp(scheduler, 1);
-}
-
-// While it lives, such an access ends the launch with a message.
-class FaultHandler {
- public:
-  FaultHandler() {
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return
-    sigaction(SIGSEGV, &action, &before_);
-  }
-  ~FaultHandler() { sigaction(SIGSEGV, &before_, nullptr); }
-
- private:
-  struct sigaction before_;
-};
-
 inline void check_shared(const Block& block) {
   bool clean = intact(block.dynamic_shared);
   for (const auto& [site, bytes] : block.static_shared) clean = clean && intact(*bytes);
@@ -240,7 +214,6 @@ inline void run(Launch& launch) {
   if (threads == 0 || threads > 1024 || blocks == 0) throw Fault("invalid launch configuration");
   if (launch.shared_bytes > kSharedLimit) throw Fault("more shared memory than a block may have");
   if (launch.cooperative && blocks > schedule.resident_blocks) throw Fault("too many blocks for a cooperative launch");
-  const FaultHandler handler;
   launch_now = &launch;
   launch.random.seed(schedule.seed);
   uint64_t next = 0;

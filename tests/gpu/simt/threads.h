@@ -2,7 +2,6 @@
 #pragma once
 
 #include <csetjmp>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
