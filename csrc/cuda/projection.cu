@@ -7,9 +7,10 @@
 namespace prograd::cuda {
 
 // One block for each chunk; the last block of a unit adds up its chunks. tickets: one per unit, 0 at the start.
-template <typename T>
+template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    gram_kernel(PF_CONSTANT Table table, Accumulation<T>* entries, Accumulation<T>* partials, unsigned* tickets) {
+    gram_kernel(PF_CONSTANT Table<kCapacity> table, Accumulation<T>* entries, Accumulation<T>* partials,
+                unsigned* tickets) {
   const Chunk chunk = find_chunk(table, blockIdx.x);
   const auto sums = chunk_entries<T>(table, chunk, false);
   if (chunk.number == 1) {
@@ -22,40 +23,44 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-template <typename T>
-void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
+template <typename T, int kCapacity>
+void launch_gram(const Table<kCapacity>& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
                  void* stream) {
   if (table.chunks() == 0) return;
-  launch(gram_kernel<T>, table.chunks(), table.threads, 0, false, stream, table, entries, workspace.partials,
-         workspace.tickets);
+  launch(gram_kernel<T, kCapacity>, table.chunks(), table.threads, 0, false, stream, table, entries, workspace.partials,
+         workspace.unit_tickets);
 }
 
 // For updates.cu.
-template void launch_gram<double>(const Table&, double*, const Workspace<double>&, void*);
-template void launch_gram<float>(const Table&, float*, const Workspace<float>&, void*);
-template void launch_gram<bfloat16>(const Table&, float*, const Workspace<float>&, void*);
-template void launch_gram<float16>(const Table&, float*, const Workspace<float>&, void*);
+#define PF_FOR_TABLES_OF(capacity)                                                                     \
+  template void launch_gram<double>(const Table<capacity>&, double*, const Workspace<double>&, void*); \
+  template void launch_gram<float>(const Table<capacity>&, float*, const Workspace<float>&, void*);    \
+  template void launch_gram<bfloat16>(const Table<capacity>&, float*, const Workspace<float>&, void*); \
+  template void launch_gram<float16>(const Table<capacity>&, float*, const Workspace<float>&, void*)
+PF_FOR_TABLES_OF(kFewTensors);
+#if !defined(CUDART_VERSION) || CUDART_VERSION >= 12010
+PF_FOR_TABLES_OF(kManyTensors);
+#endif
 
 // ---- the operators
 
 size_t tensors_workspace(Storage storage, const Tensor* tensors, int count, Scope scope) {
-  const auto tables = make_tables(tensors, count, scope, 1);  // the cuts do not depend on the width of an access
-  const int64_t units = count_units(tensors, count, scope);
-  return with_accumulation(
-      storage, [&](auto type) { return Workspace<typename decltype(type)::type>(nullptr, tables, units).bytes; });
+  return with_accumulation(storage, [&](auto type) {
+    return Workspace<typename decltype(type)::type>(nullptr, tensors, count, scope).bytes;
+  });
 }
 
 void gram(Storage storage, const Tensor* tensors, int count, Scope scope, void* entries, void* memory, void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto tables = make_tables(tensors, count, scope, kVector<T>);
-    const int64_t units = count_units(tensors, count, scope);
-    const Workspace<Accumulation<T>> workspace(memory, tables, units);
-    if (tables.empty()) return fill_zero(entries, sizeof(Accumulation<T>) * 3 * units, stream);
-    if (tables[0].chunks_of_all > units) fill_zero(workspace.tickets, workspace.ticket_bytes, stream);
-    for (const Table& table : tables) {
-      launch_gram<T>(table, static_cast<Accumulation<T>*>(entries), workspace, stream);
-    }
+    using A = Accumulation<T>;
+    const Counts all(tensors, count, scope);
+    const Workspace<A> workspace(memory, tensors, count, scope);
+    if (all.chunks == 0) return fill_zero(entries, sizeof(A) * 3 * all.units, stream);
+    if (all.chunks > all.units) fill_zero(workspace.unit_tickets, workspace.ticket_bytes, stream);
+    with_tables(tensors, count, scope, kVector<T>, [&](const auto& tables) {
+      for (const auto& table : tables) launch_gram<T>(table, static_cast<A*>(entries), workspace, stream);
+    });
   });
 }
 
@@ -63,7 +68,7 @@ void project(Storage storage, const Tensor* tensors, int count, const Projection
              void* stream) {
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_update<T>(tensors, count, projection, StoreProjected<T>{}, workspace, stream);
+    update<T>(tensors, count, projection, StoreProjected<T>{}, workspace, stream);
   });
 }
 

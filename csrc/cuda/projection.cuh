@@ -16,8 +16,9 @@ template <typename A>
 using Entries = Sums<A, 3>;
 
 // Of one chunk. keep: also put its gradients into shared memory.
-template <typename T>
-__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table& table, const Chunk& chunk, bool keep) {
+template <typename T, int kCapacity>
+__device__ __forceinline__ Entries<Accumulation<T>> chunk_entries(const Table<kCapacity>& table, const Chunk& chunk,
+                                                                  bool keep) {
   Entries<Accumulation<T>> sums;
 #pragma unroll
   for (int p = 0; p < kParts<T>; ++p) {
@@ -64,15 +65,15 @@ __device__ __forceinline__ Entries<A> unit_entries(const A* partials, const Chun
 }
 
 // Defined in projection.cu.
-template <typename T>
-void launch_gram(const Table& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
+template <typename T, int kCapacity>
+void launch_gram(const Table<kCapacity>& table, Accumulation<T>* entries, const Workspace<Accumulation<T>>& workspace,
                  void* stream);
 
 // ---- projection
 
 // What is done with the projected gradient g of a chunk: a Rule has
-//   Context        what the whole chunk needs, made by one thread
-//   context(...)   makes it
+//   Context        what the whole chunk needs
+//   context(...)   makes it; called by one whole warp, whose first lane has the result
 //   apply(...)     uses it for one run of elements
 //   kSteps         whether it counts steps
 
@@ -81,9 +82,9 @@ template <typename T>
 struct StoreProjected {
   static constexpr bool kSteps = false;
   struct Context {};
-  __device__ Context context(const Tensor&) const { return {}; }
+  __device__ Context context(const Operands&) const { return {}; }
 
-  __device__ __forceinline__ void apply(const Context&, const Tensor& tensor, int64_t at, int valid, bool aligned,
+  __device__ __forceinline__ void apply(const Context&, const Operands& tensor, int64_t at, int valid, bool aligned,
                                         const Accumulation<T> (&g)[kVector<T>]) const {
     store(static_cast<T*>(tensor.param) + at, g, valid, aligned);
   }
@@ -103,7 +104,7 @@ struct Plan {
   const A* coefficients;
   A* entries;
   A* partials;
-  unsigned* ticket;
+  unsigned* step_ticket;
   A lambda, noise_floor;
   const float* found_inf;
   bool maximize;
@@ -128,14 +129,14 @@ __device__ __forceinline__ void chunk_coefficients(const Plan<A>& plan, const Ch
   beta = conflict_beta(sums.values[0], sums.values[1], sums.values[2], plan.lambda, plan.noise_floor);
 }
 
-template <typename T, typename Rule>
+template <typename T, typename Rule, int kCapacity>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    update_kernel(PF_CONSTANT Table table, PF_CONSTANT Plan<Accumulation<T>> plan, PF_CONSTANT Rule rule) {
+    update_kernel(PF_CONSTANT Table<kCapacity> table, PF_CONSTANT Plan<Accumulation<T>> plan, PF_CONSTANT Rule rule) {
   using A = Accumulation<T>;
   PF_SHARED(typename Rule::Context, context);
 
   if (plan.source != Source::given) {
-    if (Rule::kSteps && plan.source == Source::grid && blockIdx.x == 0 && threadIdx.x == 0) *plan.ticket = 0;
+    if (Rule::kSteps && plan.source == Source::grid && blockIdx.x == 0 && threadIdx.x == 0) *plan.step_ticket = 0;
     for (int64_t i = blockIdx.x; i < table.chunks(); i += gridDim.x) {
       const Chunk chunk = find_chunk(table, i);
       const Entries<A> sums = chunk_entries<T>(table, chunk, plan.kept);
@@ -149,11 +150,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const bool skip = plan.found_inf && *plan.found_inf > 0.0f;
   for (int64_t i = blockIdx.x; i < table.chunks(); i += gridDim.x) {
     const Chunk chunk = find_chunk(table, i);
-    const Tensor& tensor = table.tensors[chunk.tensor];
+    const Operands& tensor = table.tensors[chunk.tensor];
     A alpha, beta;
     chunk_coefficients(plan, chunk, alpha, beta);
     __syncthreads();  // context may still be read for the previous chunk
-    if (threadIdx.x == 0) context = rule.context(tensor);
+    if (threadIdx.x < kWarp) {
+      const auto made = rule.context(tensor);
+      if (threadIdx.x == 0) context = made;
+    }
     __syncthreads();
     const bool in_place = std::is_same_v<Rule, StoreProjected<T>> && tensor.param == tensor.task;
     if (skip || (in_place && alpha == A(1) && beta == A(0))) continue;
@@ -172,10 +176,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       const int at = part_begin<T>(p);
       rule.apply(context, tensor, chunk.offset + at, chunk.size - at, table.aligned[chunk.tensor], g);
     }
+    if (Rule::kSteps && table.one_chunk_each && threadIdx.x == 0) *tensor.step += 1;  // this block alone has read it
   }
 
   if constexpr (Rule::kSteps) {  // only when no block will read them again
-    if (is_last_block(plan.ticket, gridDim.x) && !skip) {
+    if (!table.one_chunk_each && is_last_block(plan.step_ticket, gridDim.x) && !skip) {
       for (int t = threadIdx.x; t < table.count; t += blockDim.x) *table.tensors[t].step += 1;
     }
   }
@@ -185,53 +190,65 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 // launches.
 constexpr int64_t kOneLaunch = int64_t(1) << 22;
 
-inline Source source_of(const Table& table, const Projection& projection) {
+template <int kCapacity>
+Source source_of(const Table<kCapacity>& table, const Projection& projection) {
   if (projection.coefficients || (table.global && table.chunks() < table.chunks_of_all)) return Source::given;
   if (!table.split_units) return Source::own_chunk;
   return table.elements <= kOneLaunch ? Source::grid : Source::given;
 }
 
-template <typename T, typename Rule>
-void launch_update(const Tensor* tensors, int count, const Projection& projection, const Rule& rule, void* memory,
-                   void* stream) {
+// A ticket is drawn where blocks share a unit that gram_kernel measures, or a step; a cooperative launch clears its
+// own.
+template <typename Rule, int kCapacity>
+bool draws_tickets(const Table<kCapacity>& table, const Projection& projection) {
+  const Source source = source_of(table, projection);
+  const bool of_units = source == Source::given && !projection.coefficients && table.split_units;
+  const bool of_steps = Rule::kSteps && source != Source::grid && !table.one_chunk_each && table.chunks() > 1;
+  return of_units || of_steps;
+}
+
+template <typename T, typename Rule, int kCapacity>
+void launch_update(const Table<kCapacity>& table, const Projection& projection, const Rule& rule,
+                   const Workspace<Accumulation<T>>& workspace, unsigned* step_ticket, void* stream) {
   using A = Accumulation<T>;
-  const auto tables = make_tables(tensors, count, projection.scope, kVector<T>);
-  const int64_t units = count_units(tensors, count, projection.scope);
-  const Workspace<A> workspace(memory, tables, units);
-  A* entries = static_cast<A*>(projection.entries);
-  const auto kernel = update_kernel<T, Rule>;
-  // a block alone needs no ticket, and a cooperative launch clears its own
-  const auto alone = [&](const Table& table) {
-    return table.chunks() <= 1 || source_of(table, projection) == Source::grid;
-  };
-  if (!std::all_of(tables.begin(), tables.end(), alone)) {
-    fill_zero(workspace.tickets, workspace.ticket_bytes, stream);
-  }
-  if (!projection.coefficients) {
-    for (const Table& table : tables) {
-      if (source_of(table, projection) == Source::given) launch_gram<T>(table, entries, workspace, stream);
+  const auto kernel = update_kernel<T, Rule, kCapacity>;
+  const Source source = source_of(table, projection);
+  int64_t blocks = std::max<int64_t>(table.chunks(), 1);
+  size_t shared = source == Source::given ? 0 : kept_bytes<T>(table.threads);
+  if (shared > max_shared_bytes()) shared = 0;
+  if (source == Source::grid && resident_blocks(kernel, table.threads, shared) < blocks) shared = 0;
+  if (source == Source::grid) blocks = std::min(blocks, resident_blocks(kernel, table.threads, shared));
+  const Plan<A> plan{source,
+                     shared > 0,
+                     static_cast<const A*>(projection.coefficients),
+                     static_cast<A*>(projection.entries),
+                     workspace.partials,
+                     step_ticket,
+                     A(projection.lambda),
+                     A(projection.noise_floor),
+                     projection.found_inf,
+                     projection.maximize};
+  launch(kernel, blocks, table.threads, shared, source == Source::grid, stream, table, plan, rule);
+}
+
+template <typename T, typename Rule>
+void update(const Tensor* tensors, int count, const Projection& projection, const Rule& rule, void* memory,
+            void* stream) {
+  using A = Accumulation<T>;
+  const Workspace<A> workspace(memory, tensors, count, projection.scope);
+  with_tables(tensors, count, projection.scope, kVector<T>, [&](const auto& tables) {
+    const auto draws = [&](const auto& table) { return draws_tickets<Rule>(table, projection); };
+    if (std::any_of(tables.begin(), tables.end(), draws)) {
+      fill_zero(workspace.unit_tickets, workspace.ticket_bytes, stream);
     }
-  }
-  for (size_t i = 0; i < tables.size(); ++i) {
-    const Table& table = tables[i];
-    const Source source = source_of(table, projection);
-    int64_t blocks = std::max<int64_t>(table.chunks(), 1);
-    size_t shared = source == Source::given ? 0 : kept_bytes<T>(table.threads);
-    if (shared > max_shared_bytes()) shared = 0;
-    if (source == Source::grid && resident_blocks(kernel, table.threads, shared) < blocks) shared = 0;
-    if (source == Source::grid) blocks = std::min(blocks, resident_blocks(kernel, table.threads, shared));
-    const Plan<A> plan{source,
-                       shared > 0,
-                       static_cast<const A*>(projection.coefficients),
-                       entries,
-                       workspace.partials,
-                       workspace.tickets + units + i,
-                       A(projection.lambda),
-                       A(projection.noise_floor),
-                       projection.found_inf,
-                       projection.maximize};
-    launch(kernel, blocks, table.threads, shared, source == Source::grid, stream, table, plan, rule);
-  }
+    for (const auto& table : tables) {
+      if (source_of(table, projection) == Source::given && !projection.coefficients) {
+        launch_gram<T>(table, static_cast<A*>(projection.entries), workspace, stream);
+      }
+    }
+    unsigned* step_ticket = workspace.step_tickets;
+    for (const auto& table : tables) launch_update<T>(table, projection, rule, workspace, step_ticket++, stream);
+  });
 }
 
 }  // namespace prograd::cuda

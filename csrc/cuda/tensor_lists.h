@@ -8,14 +8,18 @@
 
 namespace prograd::cuda {
 
-// One parameter. An operator reads the fields that it needs.
-struct Tensor {
+// What a kernel has of one parameter. An operator reads the fields that it needs.
+struct Operands {
   const void *task, *general;  // a and b
   void* param;                 // for project_out its result
   void* state[3];              // AdamW: exp_avg, exp_avg_sq, max_exp_avg_sq or null. SGD: momentum buffer or null
   float* step;
-  int64_t units;      // conflict tests inside this tensor: its rows with Scope::row, else 1
-  int64_t unit_size;  // elements of each
+  int64_t unit_size;  // elements of each unit
+};
+
+// One parameter.
+struct Tensor : Operands {
+  int64_t units;  // conflict tests inside this tensor: its rows with Scope::row, else 1
 };
 
 // For all operators on lists.

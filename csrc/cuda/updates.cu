@@ -16,13 +16,17 @@ struct AdamWRule {
   using Context = AdamW<Accumulation<T>>;
   AdamWSettings settings;
 
-  __device__ Context context(const Tensor& tensor) const {
-    return Context::at(double(*tensor.step) + 1, rate(settings.lr), settings.beta1, settings.beta2, settings.eps,
-                       settings.weight_decay);
+  // The two powers are made at the same time, by even and by odd lanes.
+  __device__ Context context(const Operands& tensor) const {
+    const double step = double(*tensor.step) + 1;
+    const double power = ::pow(threadIdx.x % 2 ? settings.beta2 : settings.beta1, step);
+    const double power1 = __shfl_sync(kFullMask, power, 0), power2 = __shfl_sync(kFullMask, power, 1);
+    return Context::of_powers(power1, power2, rate(settings.lr), settings.beta1, settings.beta2, settings.eps,
+                              settings.weight_decay);
   }
 
-  __device__ __forceinline__ void apply(const Context& rule, const Tensor& tensor, int64_t at, int valid, bool aligned,
-                                        const Accumulation<T> (&g)[kVector<T>]) const {
+  __device__ __forceinline__ void apply(const Context& rule, const Operands& tensor, int64_t at, int valid,
+                                        bool aligned, const Accumulation<T> (&g)[kVector<T>]) const {
     constexpr int N = kVector<T>;
     T* param = static_cast<T*>(tensor.param) + at;
     M* exp_avg = static_cast<M*>(tensor.state[0]) + at;
@@ -57,14 +61,14 @@ struct SGDRule {
   using Context = SGD<Accumulation<T>>;
   SGDSettings settings;
 
-  __device__ Context context(const Tensor&) const {
+  __device__ Context context(const Operands&) const {
     using A = Accumulation<T>;
     return {A(rate(settings.lr)),     A(settings.momentum), A(1 - settings.dampening),
             A(settings.weight_decay), settings.nesterov,    settings.first};
   }
 
-  __device__ __forceinline__ void apply(const Context& rule, const Tensor& tensor, int64_t at, int valid, bool aligned,
-                                        const Accumulation<T> (&g)[kVector<T>]) const {
+  __device__ __forceinline__ void apply(const Context& rule, const Operands& tensor, int64_t at, int valid,
+                                        bool aligned, const Accumulation<T> (&g)[kVector<T>]) const {
     constexpr int N = kVector<T>;
     T* param = static_cast<T*>(tensor.param) + at;
     M* buffer = static_cast<M*>(tensor.state[0]) + at;
@@ -107,7 +111,7 @@ void adamw(Storage storage, Storage states, const Tensor* tensors, int count, co
   with_storages(storage, states, [&](auto type, auto state) {
     using T = typename decltype(type)::type;
     using M = typename decltype(state)::type;
-    launch_update<T>(tensors, count, projection, AdamWRule<T, M>{settings}, workspace, stream);
+    update<T>(tensors, count, projection, AdamWRule<T, M>{settings}, workspace, stream);
   });
 }
 
@@ -116,7 +120,7 @@ void sgd(Storage storage, Storage states, const Tensor* tensors, int count, cons
   with_storages(storage, states, [&](auto type, auto state) {
     using T = typename decltype(type)::type;
     using M = typename decltype(state)::type;
-    launch_update<T>(tensors, count, projection, SGDRule<T, M>{settings}, workspace, stream);
+    update<T>(tensors, count, projection, SGDRule<T, M>{settings}, workspace, stream);
   });
 }
 

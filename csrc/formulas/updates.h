@@ -16,8 +16,14 @@ struct AdamW {
 
   // step: t, 1 at the first step. In double and rounded once, as torch.optim does.
   PF_HOST_DEVICE static AdamW at(double step, double lr, double beta1, double beta2, double eps, double weight_decay) {
-    return {T(1 - lr * weight_decay),          T(beta2), T(1 - beta1), T(1 - beta2), T(lr / (1 - ::pow(beta1, step))),
-            T(::sqrt(1 - ::pow(beta2, step))), T(eps)};
+    return of_powers(::pow(beta1, step), ::pow(beta2, step), lr, beta1, beta2, eps, weight_decay);
+  }
+
+  // power1, power2: beta1^t, beta2^t
+  PF_HOST_DEVICE static AdamW of_powers(double power1, double power2, double lr, double beta1, double beta2, double eps,
+                                        double weight_decay) {
+    return {T(1 - lr * weight_decay), T(beta2), T(1 - beta1), T(1 - beta2), T(lr / (1 - power1)),
+            T(::sqrt(1 - power2)),    T(eps)};
   }
 
   // By linear interpolation, as torch.optim does.

@@ -2,6 +2,9 @@
 // function for each launcher of a family. The function returns what went wrong, or null.
 #pragma once
 
+#include <csetjmp>
+#include <csignal>
+
 #include "simt.h"
 
 #define PF_EXPORT extern "C" __attribute__((visibility("default")))
@@ -11,9 +14,49 @@ using namespace prograd::cuda;
 
 namespace {
 
+// While one lives, an access to a page that nobody may touch ends the launch with a message. The address in it is for
+// Python, which knows the tensors.
+class PageFaults {
+ public:
+  PageFaults() {
+    struct sigaction action = {};
+    action.sa_sigaction = found;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &action, &before_[i]);
+  }
+  ~PageFaults() {
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+  // Where the host goes on after a fault of its own, and what it says then.
+  static inline sigjmp_buf host;
+  static inline std::string message;
+
+ private:
+  static constexpr int kSignals[] = {SIGSEGV, SIGBUS};
+  struct sigaction before_[2];
+
+  static void found(int, siginfo_t* info, void* context) {
+    message = std::string(simt::current ? "a kernel" : "the host") + kind(static_cast<ucontext_t*>(context)) +
+              " at address " + std::to_string(reinterpret_cast<uintptr_t>(info->si_addr));
+    if (simt::current) simt::fail(message);  // to the scheduler
+    siglongjmp(host, 1);
+  }
+
+  static const char* kind([[maybe_unused]] const ucontext_t* context) {
+#ifdef __x86_64__
+    return context->uc_mcontext.gregs[REG_ERR] & 2 ? " wrote" : " read";
+#else
+    return " read or wrote";
+#endif
+  }
+};
+
 template <typename Run>
 const char* caught(Run run) {
   static std::string message;
+  const PageFaults faults;
+  if (sigsetjmp(PageFaults::host, 1)) return PageFaults::message.c_str();
   try {
     run();
   } catch (const std::exception& error) {

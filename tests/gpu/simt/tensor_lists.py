@@ -15,7 +15,7 @@ from tests.gpu.simt.library import accumulation
 TENSOR, ROW, GLOBAL = range(3)
 CHUNK = 8192  # elements of one block: kChunk of csrc/cuda/tensor_lists.cuh
 SHAPES: list[tuple[int, ...]] = [(1,), (), (0,), (3, 5), (16, 33), (7, 1201), (2, CHUNK + 1)]
-MANY: list[tuple[int, ...]] = [(n,) for n in range(1, 42)] + [(CHUNK + 3,)]  # more than one table holds
+MANY: list[tuple[int, ...]] = [(n,) for n in range(1, 42)] + [(CHUNK + 3,)]  # more than the small table holds
 
 
 class TensorOfList(Structure):
@@ -25,8 +25,8 @@ class TensorOfList(Structure):
         ("param", c_void_p),
         ("state", c_void_p * 3),
         ("step", c_void_p),
-        ("units", c_int64),
         ("unit_size", c_int64),
+        ("units", c_int64),
     )
 
 
@@ -71,6 +71,11 @@ def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> tuple[li
         for i, (shape, a) in enumerate(zip(shapes, task, strict=True))
     ]
     return [a.to(dtype) for a in task], [b.to(dtype) for b in general]
+
+
+def many_shapes(count: int) -> list[tuple[int, ...]]:
+    """Small tensors of sizes that differ, every seventh of them empty, with one row or none."""
+    return [((0,), (0, 3), (1, 0))[i // 7 % 3] if i % 7 == 3 else (1 + i % 5, 1 + i % 11) for i in range(count)]
 
 
 def doubled(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -56,7 +56,7 @@ def test_differences(simt: Differences, dtype: torch.dtype, size: int) -> None:
         loss = guarded(torch.full((), math.nan, dtype=accumulation(dtype)))
         cotangents = guarded(torch.full((size,), math.nan, dtype=accumulation(dtype)))
         simt.difference_loss_out(
-            guarded(x), guarded(t), is_soft_wing, *settings, factor, loss=loss, cotangents=cotangents
+            guarded.input(x), guarded.input(t), is_soft_wing, *settings, factor, loss=loss, cotangents=cotangents
         )
         guarded.check()
         wide = x.double(), t.double()

@@ -33,7 +33,7 @@ class Gelu(Library):
 def check_gelu(simt: Gelu, x: Tensor, approximate: int, cotangents: int = 2, shift: int = 0) -> None:
     guarded = Guarded(shift)
     name = formulas.APPROXIMATIONS[approximate]
-    out, given = guarded(torch.full_like(x, math.nan)), guarded(x)
+    out, given = guarded(torch.full_like(x, math.nan)), guarded.input(x)
     simt.gelu_out(given, approximate, out=out)
     assert_close(out, formulas.gelu(x.double(), name), "formula", x.dtype, scale=x)  # the gate is at most 1
     generator = torch.Generator().manual_seed(x.numel())
@@ -77,6 +77,12 @@ def test_gelu_passes_nan_on(simt: Gelu, approximate: int) -> None:
 
 
 FAULTS = {
+    "read behind the end": Fault(
+        "gelu.cu", "load(slopes, x + begin, valid", "load(slopes, x + begin, N", says="read .* outside"
+    ),
+    "input written": Fault(
+        "gelu.cu", "store(here, values, valid", "store(const_cast<T*>(x) + begin, values, valid", says="wrote .* into"
+    ),
     "pack behind the end": Fault(
         "gelu.cu", "store(out + begin, values, valid", "store(out + begin, values, N", says="outside"
     ),
@@ -84,6 +90,7 @@ FAULTS = {
 
 
 def small_case(simt: Gelu, seed: int) -> None:
+    check_gelu(simt, torch.randn(1, generator=torch.Generator().manual_seed(seed)), approximate=0, shift=3)
     check_gelu(simt, torch.randn(1030, generator=torch.Generator().manual_seed(seed)), approximate=0)
 
 

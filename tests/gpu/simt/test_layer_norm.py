@@ -54,7 +54,7 @@ def check_add_layer_norm(
     weight, bias = (torch.randn(x.shape[1], generator=generator).to(acc) for _ in range(2))
     total, normed = (guarded(torch.full_like(x, math.nan)) for _ in range(2))
     statistics = guarded(torch.full((len(x), 2), math.nan, dtype=acc))
-    inputs = [guarded(tensor) for tensor in (x, branch, weight, bias)]
+    inputs = guarded.inputs((x, branch, weight, bias))
     simt.add_layer_norm_out(*inputs, eps, total=total, normed=normed, statistics=statistics)
     guarded.check()
     assert_close(total, x.double() + branch.double(), "formula", x.dtype)
@@ -81,7 +81,7 @@ def check_layer_norm_backward(
     expected = formulas.layer_norm_backward(
         d_total.double(), d_normed.double(), t, statistics.double(), weight.double()
     )
-    arguments = [guarded(tensor) for tensor in (d_total, d_normed, total, statistics, weight)]
+    arguments = [guarded(d_total), *guarded.inputs((d_normed, total, statistics, weight))]
     simt.layer_norm_backward_(*arguments)
     guarded.check()
     assert_close(arguments[0], expected, "formula", dtype)

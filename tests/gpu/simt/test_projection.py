@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from ctypes import byref
+from ctypes import byref, c_int64
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from prograd_fast.ops import projection
 from prograd_fast.ops.common import SCOPES
 from tests.gpu.simt.build import compiler
 from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
-from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, draw, pointer, storage_of
+from tests.gpu.simt.library import MANY_SCHEDULES, SCHEDULES, STORAGES, Guarded, Library, draw, pointer, storage_of
 from tests.gpu.simt.tensor_lists import (
     CHUNK,
     GLOBAL,
@@ -25,6 +25,7 @@ from tests.gpu.simt.tensor_lists import (
     doubled,
     empty_entries,
     gradients,
+    many_shapes,
     tensor_list,
 )
 from tests.tolerances import assert_close
@@ -38,6 +39,12 @@ class Projection(Library):
     def gram_out(self, task: list[Tensor], general: list[Tensor], scope: int, *, entries: Tensor) -> None:
         tensors = tensor_list(scope, task, general)
         self.call("gram", storage_of(task[0]), tensors, len(task), scope, pointer(entries))
+
+    def chunk_offset(self, units: int, unit_size: int, index: int) -> int:
+        """First element of a chunk of one tensor."""
+        function = self._library.simt_chunk_offset
+        function.restype = c_int64
+        return function(c_int64(units), c_int64(unit_size), c_int64(index))
 
     def project_out(
         self,
@@ -62,7 +69,7 @@ def check_gram(
     task, general = gradients(shapes, dtype)
     guarded = Guarded(shift)
     entries = guarded(empty_entries(task, scope))
-    simt.gram_out(guarded.list(task), guarded.list(general), scope, entries=entries)
+    simt.gram_out(guarded.inputs(task), guarded.inputs(general), scope, entries=entries)
     guarded.check()
     assert_close(
         entries, projection.gram_formula(doubled(task), doubled(general), SCOPES[scope]), "formula", entries.dtype
@@ -84,18 +91,23 @@ def test_gram(simt: Projection, dtype: torch.dtype, scope: int) -> None:
 
 
 @pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
-def test_gram_of_more_tensors_than_one_launch_takes(simt: Projection, scope: int) -> None:
+def test_gram_of_more_tensors_than_the_small_table_holds(simt: Projection, scope: int) -> None:
     for order, seed in SCHEDULES:
         simt.schedule(order, seed)
         check_gram(simt, MANY, torch.float32, scope, shift=0)
 
 
-def test_gram_is_the_same_under_every_schedule(simt: Projection) -> None:
+def check_schedules(simt: Projection) -> None:
+    """Gram entries do not depend on which block comes last, as a sum that begins there would."""
     results = []
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed, resident_blocks=1 + 5 * seed)
+    for number, (order, seed) in enumerate(MANY_SCHEDULES):
+        simt.schedule(order, seed, resident_blocks=1 + 5 * number % 11)
         results.append(check_gram(simt, [(5 * CHUNK + 7,), (33,)], torch.float32, GLOBAL, shift=0))
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert all(torch.equal(results[0], other) for other in results[1:]), "results differ between schedules"
+
+
+def test_gram_is_the_same_under_every_schedule(simt: Projection) -> None:
+    check_schedules(simt)
 
 
 def test_gram_of_a_tensor_does_not_depend_on_its_neighbours(simt: Projection) -> None:
@@ -106,6 +118,18 @@ def test_gram_of_a_tensor_does_not_depend_on_its_neighbours(simt: Projection) ->
         alone = empty_entries([a], TENSOR)
         simt.gram_out([a], [b], TENSOR, entries=alone)
         assert torch.equal(alone[0], entries)
+
+
+@pytest.mark.parametrize(("units", "unit_size"), [(1, 1 << 33), ((1 << 20) + 1, CHUNK), (3, (1 << 31) + 8)])
+def test_elements_beyond_32_bits(simt: Projection, units: int, unit_size: int) -> None:
+    check_last_chunk(simt, units, unit_size)
+
+
+def check_last_chunk(simt: Projection, units: int, unit_size: int) -> None:
+    """Where the last chunk of a large tensor begins; to run a kernel over all of it would take an hour."""
+    of_unit = -(-unit_size // CHUNK)
+    offset = simt.chunk_offset(units, unit_size, units * of_unit - 1)
+    assert offset == (units - 1) * unit_size + (of_unit - 1) * CHUNK, "wrong offset"
 
 
 def check_project(
@@ -122,7 +146,8 @@ def check_project(
     task, general = gradients(shapes, dtype)
     wide = doubled(task), doubled(general)
     guarded = Guarded(shift)
-    entries, read = guarded(empty_entries(task, scope)), guarded.list(task)
+    entries = guarded(empty_entries(task, scope))
+    read = guarded.list(task) if in_place else guarded.inputs(task)
     results = read if in_place else guarded.list([torch.full_like(a, math.nan) for a in task])
     expected_entries = projection.gram_formula(*wide, SCOPES[scope])
     if given:
@@ -131,7 +156,7 @@ def check_project(
     else:
         coefficients = projection.prograd_coefficients(expected_entries, 0.7, floor)
     simt.project_out(
-        read, guarded.list(general), coefficients if given else None, 0.7, floor, scope,
+        read, guarded.inputs(general), guarded.input(coefficients) if given else None, 0.7, floor, scope,
         entries=entries, projected=results,
     )  # fmt: skip
     guarded.check()
@@ -155,9 +180,25 @@ def test_project(simt: Projection, dtype: torch.dtype, scope: int) -> None:
         check_project(simt, SHAPES, dtype, scope, given=True, in_place=in_place)
 
 
+@pytest.mark.parametrize("count", [1, 40, 41, 400])
+@pytest.mark.parametrize("scope", [TENSOR, ROW, GLOBAL])
+def test_one_launch_for_many_tensors(simt: Projection, scope: int, count: int) -> None:
+    shapes = many_shapes(count)
+    simt.launches()
+    check_gram(simt, shapes, torch.float32, scope, shift=0)
+    assert simt.launches() == 1
+    check_project(simt, shapes, torch.float32, scope)
+    assert simt.launches() == 1
+
+
 @pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
-def test_project_of_more_tensors_than_one_launch_takes(simt: Projection, scope: int) -> None:
-    check_project(simt, MANY, torch.float32, scope)
+def test_a_launch_for_each_400_tensors(simt: Projection, scope: int) -> None:
+    shapes = [*many_shapes(400), (CHUNK + 3,)]
+    simt.launches()
+    check_gram(simt, shapes, torch.float32, scope, shift=0)
+    assert simt.launches() == 2
+    check_project(simt, shapes, torch.float32, scope)
+    assert simt.launches() == (4 if scope == GLOBAL else 2)
 
 
 def test_project_with_a_noise_floor(simt: Projection) -> None:
@@ -208,6 +249,7 @@ FAULTS = {
         "projection.cuh",
         "static_cast<T*>(tensor.param) + at, g",
         "static_cast<T*>(const_cast<void*>(tensor.task)) + at, g",
+        says="wrote .* into tensor",
     ),
     "nothing written without a conflict": Fault("projection.cuh", " && tensor.param == tensor.task", ""),
     "alpha in place of beta": Fault(
@@ -220,6 +262,36 @@ def small_case(simt: Projection, seed: int) -> None:
     check_gram(simt, [(3 * CHUNK,)], torch.float32, TENSOR, shift=0)
     check_project(simt, [(6 * CHUNK,), (40,)], torch.float32, TENSOR)
     check_project(simt, [(3 * CHUNK,), (40,)], torch.float32, TENSOR, given=True, in_place=True)
+
+
+FAULTS_OF_ORDER = {
+    "sum from the block that came last": Fault(
+        "projection.cuh",
+        "read_entries(partials, chunk.first + i)",
+        "read_entries(partials, chunk.first + (i + chunk.index - chunk.first) % chunk.number)",
+        says="results differ",
+    ),
+}
+
+
+FAULTS_OF_INDICES = {
+    "offset of 32 bits": Fault(
+        "tensor_lists.cuh",
+        "chunk.offset = unit * unit_size + part * kChunk",
+        "chunk.offset = int(unit * unit_size + part * kChunk)",
+        says="wrong offset",
+    ),
+}
+
+
+@planted(FAULTS_OF_INDICES)
+def test_planted_faults_of_indices_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(FAULTS_OF_INDICES[fault], Projection, lambda simt, seed: check_last_chunk(simt, 1, 1 << 33), tmp_path)
+
+
+@planted(FAULTS_OF_ORDER)
+def test_planted_faults_of_the_order_of_sums_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(FAULTS_OF_ORDER[fault], Projection, lambda simt, seed: check_schedules(simt), tmp_path)
 
 
 @planted(FAULTS)

@@ -27,6 +27,7 @@ from tests.gpu.simt.tensor_lists import (
     doubled,
     empty_entries,
     gradients,
+    many_shapes,
     tensor_list,
 )
 from tests.ops import floors
@@ -147,11 +148,12 @@ class Update:
         guarded = Guarded(self.shift)
         self.results = [guarded.list(tensors) for tensors in (self.params, *self.states)]
         self.new_entries, self.new_steps = guarded(self.entries), guarded.list(self.steps)
-        gradients = guarded.list(self.task), guarded.list(self.general)
-        found_inf = None if self.found_inf is None else torch.tensor(self.found_inf)
-        lr_tensor = torch.tensor(SETTINGS["lr"]) if self.lr_tensor else None
+        gradients = guarded.inputs(self.task), guarded.inputs(self.general)
+        found_inf = None if self.found_inf is None else guarded.input(torch.tensor(self.found_inf))
+        lr_tensor = guarded.input(torch.tensor(SETTINGS["lr"])) if self.lr_tensor else None
+        coefficients = None if self.coefficients is None else guarded.input(self.coefficients)
         lr = -99.0 if self.lr_tensor else SETTINGS["lr"]
-        common = (self.new_entries, self.coefficients, lr_tensor, lr)
+        common = (self.new_entries, coefficients, lr_tensor, lr)
         projected = (0.7, self.noise_floor)
         if self.optimizer == "adamw":
             states = [*self.results[1:], *([] if self.amsgrad else [[]])]
@@ -188,7 +190,7 @@ class Update:
             for result, value in zip(self.results, new, strict=True):
                 assert_close(result[i], value, "formula", result[i].dtype)
         advance = 0 if self.found_inf else 1
-        assert [float(s) for s in self.new_steps] == [float(s) + advance for s in self.steps]
+        assert [float(s) for s in self.new_steps] == [float(s) + advance for s in self.steps], "wrong steps"
 
     def _expected(self, i: int, g: Tensor, old: list[Tensor]) -> list[Tensor]:
         if self.optimizer == "adamw":
@@ -257,9 +259,34 @@ def test_update_with_moments_in_float32(simt: Updates, dtype: torch.dtype, optim
         check_update(simt, optimizer, SHAPES, dtype, TENSOR, moments=torch.float32, shift=shift)
 
 
+# around the two tables that a launch may take, 40 and 400; one of all sizes that fit a chunk, with empty ones between
+@pytest.mark.parametrize("count", [1, 39, 40, 41, 200, 400])
+@pytest.mark.parametrize("scope", [TENSOR, ROW])
+def test_one_launch_for_many_tensors(simt: Updates, scope: int, count: int) -> None:
+    simt.launches()
+    check_update(simt, "adamw", many_shapes(count), torch.float32, scope)
+    assert simt.launches() == 1
+
+
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("scope", [TENSOR, GLOBAL])
-def test_update_of_more_tensors_than_one_launch_takes(simt: Updates, scope: int) -> None:
-    check_update(simt, "adamw", MANY, torch.float32, scope)
+def test_a_launch_for_each_400_tensors(simt: Updates, scope: int, given: bool) -> None:
+    shapes = [*many_shapes(401), (CHUNK + 3,)]
+    simt.launches()
+    check_update(simt, "adamw", shapes, torch.float32, scope, given=given)
+    # conflicts across tables are measured before: two launches more
+    assert simt.launches() == (4 if scope == GLOBAL and not given else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["above"], indirect=True)
+def test_old_drivers_take_40_tensors_in_a_launch(tmp_path: Path) -> None:
+    old = "count <= kFewTensors || !takes_large_tables()"
+    simt = Updates(changed_sources("tensor_lists.cuh", old, "true", tmp_path))
+    for scope in (TENSOR, GLOBAL):
+        simt.launches()
+        check_update(simt, "adamw", MANY, torch.float32, scope)
+        assert simt.launches() == (2 if scope == TENSOR else 4)
 
 
 # both gradients are read once: by one block, or kept by every block of a grid that waits; the third grid is too small
@@ -345,7 +372,20 @@ FAULTS = {
         "projection.cuh", "__syncthreads();  // context may still be read for the previous chunk", ""
     ),
     "no grid sync": Fault("projection.cuh", "cooperative_groups::this_grid().sync();", "__syncthreads();"),
-    "step advanced too early": Fault("projection.cuh", "is_last_block(plan.ticket, gridDim.x)", "blockIdx.x == 0"),
+    "step advanced by each chunk": Fault(
+        "projection.cuh",
+        "Rule::kSteps && table.one_chunk_each && threadIdx.x == 0",
+        "Rule::kSteps && threadIdx.x == 0",
+        says="relative error|wrong steps",
+    ),
+    "one power for both": Fault("updates.cu", "threadIdx.x % 2 ? settings.beta2 : settings.beta1", "settings.beta1"),
+    "one tensor too far": Fault(
+        "tensor_lists.cuh",
+        "index >= table.first_chunk[middle]",
+        "index + 1 >= table.first_chunk[middle]",
+        says="a kernel (read|wrote)",
+    ),
+    "step advanced too early": Fault("projection.cuh", "is_last_block(plan.step_ticket, gridDim.x)", "blockIdx.x == 0"),
 }
 
 
