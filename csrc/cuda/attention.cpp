@@ -66,10 +66,9 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
   const int64_t cotangents = gradient.size(0);
   const at::Tensor workspace =
       launch.workspace(shared_prefix_attention_backward_workspace(storage, attention, cotangents));
-  shared_prefix_attention_backward(storage, attention, cotangents, rows_of(gradient), rows_of(d_query),
-                                   rows_of(d_key_value.slice(2, leading)),
-                                   rows_of(d_prefix ? *d_prefix : d_key_value.narrow(2, 0, leading)),
-                                   workspace.mutable_data_ptr(), launch.stream());
+  shared_prefix_attention_backward(
+      storage, attention, cotangents, rows_of(gradient), rows_of(d_query), rows_of(d_key_value.slice(2, leading)),
+      rows_of(d_prefix ? *d_prefix : d_key_value.narrow(2, 0, leading)), workspace.mutable_data_ptr(), launch.stream());
 }
 
 const Registration registration(c10::DispatchKey::CUDA, [](torch::Library& library) {

@@ -14,13 +14,13 @@ struct Rows {
   int64_t cotangent, group, row;
 };
 
-// Attention of packed segments with a shared prefix. Columns: heads of `width` each, in key_value and prefix twice. Where
-// the prefix is attended to by its own rows too, `prefix` and `key_value` are neighbours in one tensor.
+// Attention of packed segments with a shared prefix. Columns: heads of `width` each, in key_value and prefix twice.
+// Where the prefix is attended to by its own rows too, `prefix` and `key_value` are neighbours in one tensor.
 struct Attention {
-  Rows query;              // (groups, queries, heads * width): those of the prefix's own rows, then those of the segments
-  Rows key_value;          // (groups, rows, 2 * heads * width) of the segments
-  Rows prefix;             // (groups, prefix_rows, 2 * heads * width)
-  const int64_t* offsets;  // (segments + 1,), of rows of key_value
+  Rows query;      // (groups, queries, heads * width): those of the prefix's own rows, then those of the segments
+  Rows key_value;  // (groups, rows, 2 * heads * width) of the segments
+  Rows prefix;     // (groups, prefix_rows, 2 * heads * width)
+  const int64_t* offsets;                                         // (segments + 1,), of rows of key_value
   int64_t groups, queries, leading, rows, prefix_rows, segments;  // leading: queries of the prefix's rows, all or none
   int heads, width;
   double scale;

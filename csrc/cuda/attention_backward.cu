@@ -1,5 +1,5 @@
-// The backward of attention with a shared prefix. For 16-bit storage on tensor cores: attention_backward_tiles.cuh. Else
-// for one or two cotangents at a time, in two launches:
+// The backward of attention with a shared prefix. For 16-bit storage on tensor cores: attention_backward_tiles.cuh.
+// Else for one or two cotangents at a time, in two launches:
 //   attention_queries_kernel  for each query the sums of its softmax, and the query's gradients
 //   attention_keys_kernel     for each key the sum over the queries that see it. A key of the prefix is seen by all
 //                             queries of its group: each block has some of them, its warps in turn, and the last block
@@ -131,8 +131,8 @@ __device__ void own_key_gradients(const AttentionBackward<Accumulation<T>>& back
   const Item item((block * blockDim.x + threadIdx.x) / kLanes, attention.rows, attention);
   const int64_t segment = segment_of(attention, item.row);
   const int64_t leading = attention.leading;
-  const Span queries = attention.last ? Span{segment, segment + 1}
-                                      : Span{leading + item.row, leading + attention.offsets[segment + 1]};
+  const Span queries =
+      attention.last ? Span{segment, segment + 1} : Span{leading + item.row, leading + attention.offsets[segment + 1]};
   Key<T, kLanes, kCotangents> key(arguments,
                                   head_of<const T>(attention.key_value, attention, item.group, item.row, item.head));
   key.add(backward, item.group, item.head, queries);

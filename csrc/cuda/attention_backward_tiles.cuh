@@ -11,8 +11,8 @@
 
 namespace prograd::cuda {
 
-constexpr int kMaxChunks = 32;       // of the queries: partial sums of the prefix
-constexpr int kChunkQueries = 256;   // of a chunk at least
+constexpr int kMaxChunks = 32;                               // of the queries: partial sums of the prefix
+constexpr int kChunkQueries = 256;                           // of a chunk at least
 constexpr int kKeyWarpRows = 2 * kMma + kStages * 2 * kMma;  // in shared memory: keys, values; queries, cotangents
 template <int kColumns>
 constexpr int kTileBlocks = kColumns > 64 ? 2 : 3;  // on a multiprocessor: what fits without spills
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
   }
 #pragma unroll 1
   for (int64_t k = 0; k < backward.cotangents; ++k) {
-    SharedRows<T, kColumns> d_out;  // for want of registers
+    SharedRows<T, kColumns> d_out;           // for want of registers
     tile.load(d_out, backward.gradient, k);  // waits for the other lanes, which may have written the mean
     float mean[2], d_query[kColumns / 8][4] = {};
 #pragma unroll
@@ -165,8 +165,8 @@ struct KeyTile {
     const auto start = [&](int done) {
       if (done < count) {
         T* to = queries_at(done);
-        stage_rows<kColumns, kWarp>(to, query_rows + done * attention.query.row, attention.query.row, count - done, kMma,
-                                    attention.width, lane);
+        stage_rows<kColumns, kWarp>(to, query_rows + done * attention.query.row, attention.query.row, count - done,
+                                    kMma, attention.width, lane);
         stage_rows<kColumns, kWarp>(to + kMma * kPitch<kColumns>, d_out_rows + done * backward.gradient.row,
                                     backward.gradient.row, count - done, kMma, attention.width, lane);
       }
@@ -354,7 +354,8 @@ struct TileWorkspace {
     const int columns = attention.width > 64 ? 128 : 64;
     tiles = over(attention.prefix_rows, kMma);
     sums = heads * cotangents * tiles;
-    chunk_queries = std::max<int64_t>(kChunkQueries, over(over(attention.queries, kMaxChunks), kTileQueries) * kTileQueries);
+    chunk_queries =
+        std::max<int64_t>(kChunkQueries, over(over(attention.queries, kMaxChunks), kTileQueries) * kTileQueries);
     chunks = std::max<int64_t>(over(attention.queries, chunk_queries), 1);
     own_blocks = heads * cotangents * over(attention.rows, kTileQueries);
     const auto aligned = [&](size_t bytes) { return size_t(over(int64_t(bytes), 16)) * 16; };

@@ -81,7 +81,8 @@ __device__ __forceinline__ void store_rows(T* to, int64_t stride, int valid, int
   if (column >= width) valid = 0;
 #pragma unroll 1
   for (int row = lane / kPacks; row < valid; row += kWarp / kPacks) {
-    store_pack(to + row * stride + column, *reinterpret_cast<const Pack<T>*>(scratch + row * kPitch<kColumns> + column));
+    store_pack(to + row * stride + column,
+               *reinterpret_cast<const Pack<T>*>(scratch + row * kPitch<kColumns> + column));
   }
 }
 
@@ -141,9 +142,9 @@ class QueryTile {
  public:
   const Attention& attention;
   int head;
-  int64_t group, first;      // query of the warp
-  int valid;                 // queries of the warp
-  T* scratch;                // of the warp, 16 rows
+  int64_t group, first;  // query of the warp
+  int valid;             // queries of the warp
+  T* scratch;            // of the warp, 16 rows
   HeldRows<T, kColumns> query;
 
   // Blocks are numbered by group, head, tile of queries.
@@ -268,7 +269,8 @@ class QueryTile {
 #pragma unroll
     for (int i = 0; i < 2; ++i) own_[i] = from_begin(own[i]);
     seen_ = from_begin(seen);
-    block_end_ = block_end > leading ? int((attention.last ? offsets[block_end] : block_end - leading) - block_begin_) : 0;
+    block_end_ =
+        block_end > leading ? int((attention.last ? offsets[block_end] : block_end - leading) - block_begin_) : 0;
     block_prefix_ = int(block_end > leading ? attention.prefix_rows : block_end);
     prefix_count_ = (block_prefix_ + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>;
     count_ = prefix_count_ + (block_end_ + kTileKeys<kColumns> - 1) / kTileKeys<kColumns>;
@@ -291,11 +293,11 @@ class QueryTile {
       const int keys = left < kTileKeys<kColumns> ? left : kTileKeys<kColumns>;
       const int copied = (keys + kMma - 1) / kMma * kMma;
       const int64_t stride = of_prefix ? attention.prefix.row : attention.key_value.row;
-      const T* from = of_prefix
-                          ? head_of<const T>(attention.prefix, attention, group, start, head)
-                          : head_of<const T>(attention.key_value, attention, group, block_begin_ + start, head);
-      stage_halves<kColumns, kTileThreads, 2>(keys_of(tile), kTileKeys<kColumns> * kPitch<kColumns>, from, to_values(attention),
-                                              stride, keys, copied, attention.width, int(threadIdx.x));
+      const T* from = of_prefix ? head_of<const T>(attention.prefix, attention, group, start, head)
+                                : head_of<const T>(attention.key_value, attention, group, block_begin_ + start, head);
+      stage_halves<kColumns, kTileThreads, 2>(keys_of(tile), kTileKeys<kColumns> * kPitch<kColumns>, from,
+                                              to_values(attention), stride, keys, copied, attention.width,
+                                              int(threadIdx.x));
     }
     commit_copies();
   }

@@ -1,9 +1,10 @@
 // Products of small matrices on tensor cores, and what feeds them: PTX on a GPU, tests/gpu/simt/mma.h in the tests.
 //
 // All are done by whole warps. Fragments of mma.sync.m16n8k16 as in the PTX ISA, group = lane / 4, pair = lane % 4 * 2:
-// A has in its four registers the rows group, group + 8, group, group + 8 and the columns pair, pair + 1, in the last two
-// plus 8; B has in its two registers the rows pair, pair + 1 of column `group`, in the second plus 8; C has row `group`,
-// columns pair and pair + 1, then the same of row group + 8. So two neighbours of C, 16 x 16, rounded to 16 bits are an A.
+// A has in its four registers the rows group, group + 8, group, group + 8 and the columns pair, pair + 1, in the last
+// two plus 8; B has in its two registers the rows pair, pair + 1 of column `group`, in the second plus 8; C has row
+// `group`, columns pair and pair + 1, then the same of row group + 8. So two neighbours of C, 16 x 16, rounded to 16
+// bits are an A.
 #pragma once
 
 #include "platform.cuh"

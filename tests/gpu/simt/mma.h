@@ -1,7 +1,8 @@
 // Matrix products of a warp and what feeds them, as csrc/cuda/mma.cuh has them in PTX; see simt.h.
 //
 // Layouts after the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and "ldmatrix", with
-// group = lane / 4 and pair = lane % 4 * 2; a register holds two neighbouring 16-bit elements, the first in its low half:
+// group = lane / 4 and pair = lane % 4 * 2; a register holds two neighbouring 16-bit elements, the first in its low
+// half:
 //   A (16 x 16)  a[0]: row group,     columns pair, pair + 1      a[2]: the same rows, columns + 8
 //                a[1]: row group + 8, columns pair, pair + 1      a[3]: the same rows, columns + 8
 //   B (16 x 8)   b[0]: rows pair, pair + 1, column group          b[1]: rows + 8

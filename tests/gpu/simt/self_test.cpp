@@ -84,8 +84,8 @@ static void read_unwritten(float* out) {
   out[threadIdx.x] = never;
 }
 
-// One product of a warp; where each lane has which element, as the PTX ISA says it for m16n8k16: a0 ... a7, b0 ... b3 and
-// c0 ... c3, two 16-bit elements in a register.
+// One product of a warp; where each lane has which element, as the PTX ISA says it for m16n8k16: a0 ... a7, b0 ... b3
+// and c0 ... c3, two 16-bit elements in a register.
 static void product(const uint16_t (*a)[16], const uint16_t (*b)[8], float (*c)[8]) {
   const int group = threadIdx.x >> 2, in_group = threadIdx.x % 4;
   uint16_t of_a[8], of_b[4];

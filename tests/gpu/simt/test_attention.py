@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ctypes import Structure, byref, c_bool, c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ class Attention:
         query = normal(case.groups, self.queries, d) if case.last else own[..., :d]
         prefix = None if case.leading else normal(case.groups, case.prefix, 2 * d)
         scale = case.width**-0.5 if scale is None else scale
-        self.inputs = (query, own[..., d:], prefix, leading, offsets, case.heads, scale, case.last)
+        self.inputs: tuple[Any, ...] = (query, own[..., d:], prefix, leading, offsets, case.heads, scale, case.last)
         self.gradient = normal(case.cotangents, case.groups, self.queries, d)
 
     def _with_gap(self, values: Tensor) -> Tensor:
@@ -162,8 +163,9 @@ class Attention:
         rows = self._result(case.cotangents, case.groups, self.rows, 3 * d)
         d_query = self._result(case.cotangents, case.groups, self.queries, d) if case.last else rows[..., :d]
         d_prefix = None if case.leading else self._result(case.cotangents, case.groups, case.prefix, 2 * d)
-        results = {"d_query": d_query, "d_key_value": rows[..., d:], "d_prefix": d_prefix}
-        simt.shared_prefix_attention_backward_out(self.gradient, *self.inputs, **results)
+        simt.shared_prefix_attention_backward_out(
+            self.gradient, *self.inputs, d_query=d_query, d_key_value=rows[..., d:], d_prefix=d_prefix
+        )
         self.check_memory()
         return [d_query, rows[..., d:]] if d_prefix is None else [d_query, rows[..., d:], d_prefix]
 
@@ -215,7 +217,9 @@ TILE_CASES = {
     [
         *itertools.product(STORAGES, CASES),
         *itertools.product([torch.bfloat16, torch.float16], TILE_CASES),
-        *itertools.product([torch.float64, torch.float32], ["segments over the edges of tiles", "whole prefix of CLIP"]),
+        *itertools.product(
+            [torch.float64, torch.float32], ["segments over the edges of tiles", "whole prefix of CLIP"]
+        ),
     ],
 )
 def test_attention(simt: SharedPrefixAttention, dtype: torch.dtype, name: str, last: bool) -> None:
@@ -258,7 +262,6 @@ def test_attention_with_one_prefix_for_all_groups(simt: SharedPrefixAttention) -
     for dtype in (torch.float32, torch.bfloat16):
         attention = Attention(CASES["groups"], dtype)
         query, key_value, prefix, *rest = attention.inputs
-        assert prefix is not None
         attention.inputs = (query, key_value, prefix[:1].expand(2, -1, -1), *rest)
         attention.check(simt)
 
@@ -268,7 +271,6 @@ def test_attention_of_extreme_scores(simt: SharedPrefixAttention, dtype: torch.d
     # whole numbers, so that scores in the thousands have no rounding: most weights are 0, and ties share one
     attention = Attention(Case([3, 9], prefix=6, heads=2, width=8), dtype, scale=16.0)
     query, key_value, prefix, *_ = attention.inputs
-    assert prefix is not None
     for tensor in (query, key_value, prefix):
         tensor.copy_((4 * tensor.double()).round())
     for keys, queries in ((key_value, [1, 2]), (prefix, [7, 8])):
@@ -364,7 +366,9 @@ TILE_FAULTS = {
     "query that does not see itself": Fault("attention_tiles.cuh", "row[i] + 1};", "row[i]};"),
     "one key too many": Fault("attention_tiles.cuh", "< unsigned(length[i / 2])", "<= unsigned(length[i / 2])"),
     "segment that begins one row late": Fault("attention_tiles.cuh", "offsets[asked] <= row;", "offsets[asked] < row;"),
-    "first segment of 16 rows for all": Fault("attention_tiles.cuh", "if (bound <= row[i])", "if (bound <= row[i] - kMma)"),
+    "first segment of 16 rows for all": Fault(
+        "attention_tiles.cuh", "if (bound <= row[i])", "if (bound <= row[i] - kMma)"
+    ),
     "tile used before it is there": Fault("attention_tiles.cuh", "wait_copies<kStages - 1>();", ""),
     "tile used before others have copied it": Fault(
         "attention_tiles.cuh", "wait_copies<kStages - 1>();\n          __syncthreads();", "wait_copies<kStages - 1>();"

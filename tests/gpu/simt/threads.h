@@ -50,8 +50,8 @@ inline unsigned launches = 0;  // so far
 
 enum class Wait { none, block, grid, syncwarp, shuffle, vote, ldmatrix, mma };
 inline const char* name(Wait wait) {
-  static const char* const names[] = {"",       "__syncthreads", "grid sync", "__syncwarp", "a shuffle",
-                                      "a vote", "an ldmatrix",   "an mma"};
+  static const char* const names[] = {"",          "__syncthreads", "grid sync",   "__syncwarp",
+                                      "a shuffle", "a vote",        "an ldmatrix", "an mma"};
   return names[static_cast<int>(wait)];
 }
 
@@ -68,9 +68,9 @@ struct Thread {
   int lane = 0, warp = 0;
   Block* block = nullptr;
   Wait wait = Wait::none;
-  unsigned mask = 0;    // of the warp collective it waits at
-  uint64_t sent = 0;    // its value for the collective
-  uint64_t got[kWarp];  // the values of all lanes, once complete
+  unsigned mask = 0;                             // of the warp collective it waits at
+  uint64_t sent = 0;                             // its value for the collective
+  uint64_t got[kWarp];                           // the values of all lanes, once complete
   std::vector<AsyncCopy> uncommitted;            // copies that belong to no group yet
   std::deque<std::vector<AsyncCopy>> committed;  // groups of copies that nobody has waited for
   bool started = false, done = false;
