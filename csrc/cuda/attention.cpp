@@ -17,30 +17,27 @@ Rows rows_of(const at::Tensor& tensor) {
   return {const_cast<void*>(tensor.const_data_ptr()), stride(4), stride(3), stride(2)};
 }
 
-// The arguments of attention for a launch; offsets is kept alive by the caller.
-Attention attention_of(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& prefix,
+// The arguments of attention for a launch; offsets is kept alive by the caller. Leading rows are the prefix.
+Attention attention_of(const at::Tensor& query, const at::Tensor& key_value, MaybeTensor prefix, int64_t leading,
                        const at::Tensor& offsets, int64_t heads, double scale, bool last) {
   const int64_t columns = query.size(2);
   TORCH_CHECK_VALUE(columns / heads <= kMaxHeadWidth, "heads: expected heads of at most ", kMaxHeadWidth,
                     " columns, got ", columns / heads, ": use another backend.");
+  const at::Tensor shared = prefix ? *prefix : key_value.narrow(1, 0, leading);
   return {rows_of(query),
-          rows_of(key_value),
-          rows_of(prefix),
+          rows_of(key_value.slice(1, leading)),
+          rows_of(shared),
           offsets.const_data_ptr<int64_t>(),
           query.size(0),
           query.size(1),
-          key_value.size(1),
-          prefix.size(1),
+          last ? 0 : leading,
+          key_value.size(1) - leading,
+          shared.size(1),
           offsets.numel() - 1,
           int(heads),
           int(columns / heads),
           scale,
           last};
-}
-
-// The leading rows as a segment of their own, without a prefix.
-at::Tensor leading_offsets(const at::Tensor& offsets, int64_t leading) {
-  return at::arange(2, offsets.options()) * leading;
 }
 
 void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_value, MaybeTensor prefix,
@@ -49,21 +46,10 @@ void shared_prefix_attention_out(const at::Tensor& query, const at::Tensor& key_
   const Arguments arguments = check_attention(at::kCUDA, query, key_value, prefix, leading, offsets_, heads, last);
   arguments.rows("out", out, query.scalar_type(), query.sizes(), true);
   const Launch launch(query);
-  const Storage storage = storage_of(query.scalar_type());
-  const int64_t own = last ? 0 : leading;  // leading queries
-  const auto attend = [&](const at::Tensor& q, const at::Tensor& rows, const at::Tensor& shared,
-                          const at::Tensor& offsets, const at::Tensor& to) {
-    shared_prefix_attention(storage, attention_of(q, rows, shared, offsets, heads, scale, last), rows_of(to),
-                            launch.stream());
-  };
-  const at::Tensor offsets = offsets_.contiguous(), shared = prefix ? *prefix : key_value.narrow(1, 0, leading);
-  if (own > 0) {
-    attend(query.narrow(1, 0, own), shared, shared.narrow(1, 0, 0), leading_offsets(offsets, own),
-           out.narrow(1, 0, own));
-  }
-  if (offsets.numel() > 1) {
-    attend(query.slice(1, own), key_value.slice(1, leading), shared, offsets, out.slice(1, own));
-  }
+  const at::Tensor offsets = offsets_.contiguous();
+  shared_prefix_attention(storage_of(query.scalar_type()),
+                          attention_of(query, key_value, prefix, leading, offsets, heads, scale, last), rows_of(out),
+                          launch.stream());
 }
 
 void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::Tensor& query,
@@ -74,32 +60,15 @@ void shared_prefix_attention_backward_out(const at::Tensor& gradient, const at::
   const Arguments arguments = check_attention(at::kCUDA, query, key_value, prefix, leading, offsets_, heads, last);
   check_attention_backward(arguments, gradient, query, key_value, prefix, d_query, d_key_value, d_prefix);
   const Launch launch(query);
+  const at::Tensor offsets = offsets_.contiguous();
   const Storage storage = storage_of(query.scalar_type());
-  const int64_t own = last ? 0 : leading;  // leading queries
-  const auto attend = [&](const at::Tensor& d_out, const at::Tensor& q, const at::Tensor& rows,
-                          const at::Tensor& shared, const at::Tensor& offsets, const at::Tensor& d_q,
-                          const at::Tensor& d_rows, const at::Tensor& d_shared) {
-    const Attention attention = attention_of(q, rows, shared, offsets, heads, scale, last);
-    const at::Tensor workspace = launch.workspace(shared_prefix_attention_backward_workspace(storage, attention));
-    shared_prefix_attention_backward(storage, attention, gradient.size(0), rows_of(d_out), rows_of(d_q),
-                                     rows_of(d_rows), rows_of(d_shared), workspace.mutable_data_ptr(), launch.stream());
-  };
-  const at::Tensor offsets = offsets_.contiguous(), shared = prefix ? *prefix : key_value.narrow(1, 0, leading);
-  const at::Tensor d_leading = d_key_value.narrow(2, 0, leading);
-  const at::Tensor d_shared = d_prefix  ? *d_prefix
-                              : own > 0 ? at::zeros_like(d_leading, at::MemoryFormat::Contiguous)
-                                        : d_leading;
-  if (offsets.numel() > 1) {
-    attend(gradient.slice(2, own), query.slice(1, own), key_value.slice(1, leading), shared, offsets,
-           d_query.slice(2, own), d_key_value.slice(2, leading), d_shared);
-  } else if (own == 0) {
-    d_shared.zero_();
-  }
-  if (own > 0) {
-    attend(gradient.narrow(2, 0, own), query.narrow(1, 0, own), shared, shared.narrow(1, 0, 0),
-           leading_offsets(offsets, own), d_query.narrow(2, 0, own), d_leading, d_shared.narrow(2, 0, 0));
-    d_leading.add_(d_shared);
-  }
+  const Attention attention = attention_of(query, key_value, prefix, leading, offsets, heads, scale, last);
+  const int64_t cotangents = gradient.size(0);
+  const at::Tensor workspace =
+      launch.workspace(shared_prefix_attention_backward_workspace(storage, attention, cotangents));
+  shared_prefix_attention_backward(
+      storage, attention, cotangents, rows_of(gradient), rows_of(d_query), rows_of(d_key_value.slice(2, leading)),
+      rows_of(d_prefix ? *d_prefix : d_key_value.narrow(2, 0, leading)), workspace.mutable_data_ptr(), launch.stream());
 }
 
 const Registration registration(c10::DispatchKey::CUDA, [](torch::Library& library) {

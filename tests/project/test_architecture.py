@@ -38,7 +38,8 @@ SHARED = {
     "csrc/operators/": (),
     "csrc/cpu/": ("dispatch", "dual_loss_rows", "large", "tensor_lists"),
     "csrc/cuda/": (
-        *("attention_backward", "dual_loss_rows", "launch", "operand_lists", "platform", "reduce", "storage"),
+        *("attention_backward", "attention_backward_tiles", "attention_tiles", "mma"),
+        *("dual_loss_rows", "launch", "operand_lists", "platform", "reduce", "storage"),
         *("tensor_lists", "vector"),
     ),
     "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "sums", "tensor_lists"),

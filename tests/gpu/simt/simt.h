@@ -15,6 +15,7 @@
 #pragma once
 
 #include "half.h"
+#include "mma.h"
 #include "scheduler.h"
 
 #define __global__
@@ -31,6 +32,7 @@
 inline void __syncthreads() { simt::wait_at(simt::Wait::block); }
 inline void __syncwarp(unsigned mask = simt::kFullMask) { simt::meet_warp(simt::Wait::syncwarp, mask, 0); }
 inline void __threadfence() { simt::yield(); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate); }
 inline bool __any_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate) != 0; }
 inline bool __all_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate) == mask; }
