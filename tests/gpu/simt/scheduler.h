@@ -195,11 +195,12 @@ inline void run(Launch& launch) {
   if (launch.cooperative && blocks > schedule.resident_blocks) throw Fault("too many blocks for a cooperative launch");
   launch_now = &launch;
   launch.random.seed(schedule.seed);
-  uint64_t next = 0;
+  const uint64_t left_out = schedule.last_blocks && blocks > schedule.last_blocks ? blocks - schedule.last_blocks : 0;
+  uint64_t next = left_out;
   Warp* warp = nullptr;
   while (true) {
     while (next < blocks && launch.running.size() < schedule.resident_blocks) {
-      launch.running.push_back(make_block(schedule.order == Order::reverse ? blocks - 1 - next : next));
+      launch.running.push_back(make_block(schedule.order == Order::reverse ? blocks - 1 - (next - left_out) : next));
       ++next;
     }
     if (launch.running.empty()) break;

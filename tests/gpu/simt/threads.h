@@ -41,6 +41,7 @@ struct Schedule {
   Order order = Order::random;
   uint64_t seed = 0;
   unsigned resident_blocks = 8;  // how many blocks run at a time, and the most a cooperative launch may have
+  unsigned last_blocks = 0;      // run no more than so many blocks at the end of a grid; 0 for all
 };
 inline Schedule schedule;
 inline unsigned launches = 0;  // so far
