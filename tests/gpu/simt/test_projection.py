@@ -220,6 +220,12 @@ def test_project_leaves_what_has_no_conflict_bit_for_bit(simt: Projection) -> No
 
 FAULTS = {
     "wrong last block": Fault("reduce.cuh", "== blocks - 1", "== blocks - 2"),
+    "no fence before the ticket": Fault(
+        "reduce.cuh", "    __threadfence();\n    last = ", "    last = ", says="an atomic without a __threadfence"
+    ),
+    "no fence after the ticket": Fault(
+        "reduce.cuh", "== blocks - 1;\n    __threadfence();", "== blocks - 1;", says="a barrier without a __threadfence"
+    ),
     "wrong start of a shuffle tree": Fault("reduce.cuh", "offset = kWarp / 2", "offset = kWarp / 4"),
     "divergent collective": Fault(
         "reduce.cuh",

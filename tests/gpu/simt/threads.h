@@ -61,9 +61,11 @@ struct Thread {
   int lane = 0, warp = 0;
   Block* block = nullptr;
   Wait wait = Wait::none;
-  unsigned mask = 0;    // of the warp collective it waits at
-  uint64_t sent = 0;    // its value for the collective
-  uint64_t got[kWarp];  // the values of all lanes, once complete
+  unsigned mask = 0;      // of the warp collective it waits at
+  uint64_t sent = 0;      // its value for the collective
+  uint64_t got[kWarp];    // the values of all lanes, once complete
+  bool fenced = false;    // since its last barrier: other blocks see what this one wrote
+  bool unfenced = false;  // since an atomic: this block need not see what others wrote
   bool started = false, done = false;
   char* stack = nullptr;
   ucontext_t context;
