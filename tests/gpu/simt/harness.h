@@ -97,5 +97,5 @@ PF_EXPORT void simt_schedule(int order, uint64_t seed, unsigned resident_blocks)
 // What follows runs no more than so many blocks at the end of a grid.
 PF_EXPORT void simt_last_blocks(unsigned blocks) { simt::schedule.last_blocks = blocks; }
 
-// How many kernels the last operator launched.
+// How many kernels the last operator launched, with what clears memory.
 PF_EXPORT unsigned simt_launches() { return std::exchange(simt::launches, 0); }

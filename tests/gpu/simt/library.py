@@ -66,7 +66,7 @@ class Library:
         self._library.simt_last_blocks(c_uint(blocks))
 
     def launches(self) -> int:
-        """How many kernels were launched since the last call."""
+        """How many kernels were launched since the last call, with what clears memory."""
         return self._library.simt_launches()
 
     def call(self, name: str, *arguments: object) -> None:

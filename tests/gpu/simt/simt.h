@@ -69,8 +69,8 @@ void __stcg(T* address, T value) {
   *address = value;
 }
 
-// One OS thread runs everything, so the operation itself is whole; what may come before and after it is not. Atomics
-// are for tickets: an atomic between other fences than its own is refused.
+// One OS thread runs everything, so the operation itself is whole; what may come before and after it is not.
+// Kernels take tickets with atomics and nothing else, so one without a fence before and behind it is refused.
 template <typename T>
 T atomicAdd(T* address, T value) {
   simt::check_fenced_before();
