@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ MULTIPROCESSORS = 132
 ISSUED = 4 * MULTIPROCESSORS * 1.755e9
 LAUNCH = 2e-6  # seconds from one small kernel to the next in a stream: an assumption
 SIZES = {"fp32": 4, "bf16": 2}
-
-INSTRUCTIONS, SPECIAL = "instructions_per_element", "special_per_element"  # names in the gate's rows
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,22 @@ class Family:
 
 
 def dual_loss() -> list[Work]:
-    """Both matrices of logits are read once, both cotangents are written once in their dtype."""
+    """Both matrices of logits are read once, both cotangents written once: in float32 for 16-bit logits too.
+
+    The least is that of cotangents in the dtype of the logits. A second launch adds up the rows.
+    """
     return [
-        Work(f"{b} × {c}", dtype, 4 * s * b * c, 4 * s * b * c, 1, b, b * c, kernel=f"dual_loss {dtype}")
+        Work(
+            f"{b} × {c}",
+            dtype,
+            4 * s * b * c,
+            (2 * s + 8) * b * c,
+            2,
+            b,
+            b * c,
+            0,
+            f"dual_loss {dtype}, {16 // s} at a time",
+        )
         for b, c in ((32, 1000), (256, 1000), (1024, 21841))
         for dtype, s in SIZES.items()
     ]
@@ -91,9 +102,9 @@ CHUNK_BYTES = 64 << 20  # of float32 logits: `prograd_fast.backends.chunked_prod
 
 
 def linear_dual_loss() -> list[Work]:
-    """Library products in chunks: two matrices of logits, the loss, both cotangents of the classes in one product.
+    """Library products in chunks: two matrices of logits, the loss, both cotangents of the classes at once.
 
-    A chunk's logits are written and read once in float32, its cotangents in the storage dtype; with several chunks the
+    The loss takes two launches. A chunk's logits are written and read once in float32, its cotangents in the storage dtype; with several chunks the
     cotangents of the classes are read and written again by each.
     """
     works = []
@@ -102,7 +113,7 @@ def linear_dual_loss() -> list[Work]:
             chunks = math.ceil(b / max(1, CHUNK_BYTES // (4 * c)))
             least = s * d * (b + 2 * c) + 8 * c * d
             moved = least + 2 * b * c * 2 * (4 + s) + (chunks - 1) * (16 * c * d + 2 * s * c * d)
-            works.append(Work(f"{b} × {c} × {d}", dtype, least, moved, 4 * chunks, None, operations=8.0 * b * c * d))
+            works.append(Work(f"{b} × {c} × {d}", dtype, least, moved, 5 * chunks, None, operations=8.0 * b * c * d))
     return works
 
 
@@ -113,8 +124,13 @@ ROWS_OF_A_CLASS = 4.2  # after the prefix, on average over ImageNet's names
 def attention() -> list[Work]:
     """Queries, keys and values are read once, the result is written; the backward of two cotangents alike.
 
-    Each row sees the prefix and on average half of its own segment: two products forward, five for each cotangent.
+    Each row sees the prefix and on average half of its own segment: two products forward, five for each cotangent. The
+    backward is a launch over queries and one over keys; 16-bit storage has kernels of its own, with tensor cores.
     """
+    kernels = {
+        "forward": {"fp32": "attention fp32", "bf16": "attention_tiles bf16"},
+        "backward": {"fp32": "attention_keys fp32", "bf16": "attention_key_tiles bf16"},
+    }
     works = []
     for classes in (100, 1000):
         rows = int(ROWS_OF_A_CLASS * classes)
@@ -123,9 +139,8 @@ def attention() -> list[Work]:
         for dtype, s in SIZES.items():
             for name, values, products in (("forward", 4, 2), ("backward", 3 + 4 * COTANGENTS, 5 * COTANGENTS)):
                 moved = values * s * WIDTH * (rows + PREFIX)
-                kernel = f"attention{'_backward' if name == 'backward' else ''} {dtype}"
-                operations = products * 2 * pairs * WIDTH
-                works.append(Work(f"C = {classes}, {name}", dtype, moved, moved, 1, blocks, 0, operations, kernel))
+                work = Work(f"C = {classes}, {name}", dtype, moved, moved, 1 if name == "forward" else 2, blocks)
+                works.append(replace(work, operations=products * 2 * pairs * WIDTH, kernel=kernels[name][dtype]))
     return works
 
 
@@ -201,21 +216,28 @@ def seconds(work: Work, row: dict[str, Any] | None) -> tuple[float, str]:
         "memory": work.moved / min(BANDWIDTH, used * OF_ONE),
         "products": work.operations / TENSOR[work.dtype] / share,
     }
-    if row and INSTRUCTIONS in row:
-        parts["instructions"] = work.elements * row[INSTRUCTIONS] / 32 / ISSUED / share
+    instructions, _ = per_element(row)
+    if instructions is not None:
+        parts["instructions"] = work.elements * instructions / 32 / ISSUED / share
     parts["launches"] = work.launches * LAUNCH
     bound = max(parts, key=lambda name: parts[name])
     return parts[bound], bound
 
 
+def per_element(row: dict[str, Any] | None) -> tuple[float | None, float | None]:
+    """Instructions and special functions for each element, of loops whose elements the gate knows."""
+    if row is None or not row.get("per_element"):
+        return None, None
+    elements = row["loop_instructions"] / row["per_element"]  # of an iteration
+    return row["per_element"], row["loop_special"] / elements
+
+
 def row_of(rows: Sequence[dict[str, Any]], kernel: str) -> dict[str, Any] | None:
-    """The gate's row of a kernel, of those with further notes in the name the one with the most registers."""
-    found = [row for row in rows if row["arch"] == ARCH and kernel and _is(row["kernel"], kernel)]
+    """The gate's row of a kernel; if there are only some with further notes in the name, that with most registers."""
+    here = [row for row in rows if row["arch"] == ARCH and kernel]
+    found = [row for row in here if row["kernel"] == kernel]
+    found = found or [row for row in here if row["kernel"].startswith(f"{kernel},")]
     return max(found, key=lambda row: row["registers"], default=None)
-
-
-def _is(name: str, kernel: str) -> bool:
-    return name == kernel or name.startswith(f"{kernel},")
 
 
 def table_row(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -223,8 +245,10 @@ def table_row(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     row = row_of(rows, work.kernel)
     time, bound = seconds(work, row)
 
-    def known(name: str, form: str = "") -> str:
-        return "–" if row is None or name not in row else format(row[name], form)
+    instructions, special = per_element(row)
+
+    def known(value: Any, form: str = "") -> str:
+        return "–" if value is None else format(value, form)
 
     return {
         "size": work.size,
@@ -232,10 +256,10 @@ def table_row(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         "bytes, least": _bytes(work.least),
         "bytes, moved": _bytes(work.moved),
         "operations": f"{work.operations / 1e9:.3g} G" if work.operations else "–",
-        "instructions an element": known(INSTRUCTIONS, ".0f"),
-        "special functions": known(SPECIAL, ".1f"),
-        "registers": known("registers"),
-        "occupancy": known("occupancy", ".2f"),
+        "instructions an element": known(instructions, ".0f"),
+        "special functions": known(special, ".1f"),
+        "registers": known(row and row["registers"]),
+        "occupancy": known(row and row["occupancy"], ".2f"),
         "blocks": "–" if work.blocks is None else str(work.blocks),
         "launches": str(work.launches),
         "model, not measured": f"{_short(1e6 * time)} µs, {bound}",
