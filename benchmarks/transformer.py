@@ -46,10 +46,10 @@ def _offsets() -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths().cumsum(0)]).to(DEVICE)
 
 
-def _packed(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, int, float, bool]:
+def _packed(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int, Tensor, int, float, bool]:
     rows = _normal(1, ROWS, 3 * WIDTH, dtype=dtype)
     prefix = _normal(1, PREFIX, 2 * WIDTH, dtype=dtype)
-    return rows[..., :WIDTH], rows[..., WIDTH:], prefix, _offsets(), HEADS, (HEADS / WIDTH) ** 0.5, False
+    return rows[..., :WIDTH], rows[..., WIDTH:], prefix, 0, _offsets(), HEADS, (HEADS / WIDTH) ** 0.5, False
 
 
 def _attention(dtype: torch.dtype) -> Side:

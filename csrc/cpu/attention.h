@@ -34,8 +34,9 @@ struct AttentionKernels {  // of segments [begin, end)
                   void* scratch);
   void (*backward)(const Attention&, const AttentionGradients&, std::int64_t begin, std::int64_t end, void* scratch);
 
-  // out = the sum of `count` arrays of n numbers in the accumulation dtype, `stride` apart, in their order
-  void (*sum)(const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out);
+  // out = the sum of `count` arrays of n numbers in the accumulation dtype, `stride` apart, in their order; or out plus
+  // that sum
+  void (*sum)(const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out, bool add);
 };
 
 }  // namespace prograd::cpu

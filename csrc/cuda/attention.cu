@@ -1,5 +1,5 @@
 // Attention of packed segments with a shared prefix.
-#include "attention.cuh"
+#include "attention_tiles.cuh"
 #include "storage.cuh"
 
 namespace prograd::cuda {
@@ -15,13 +15,30 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<T>)
                     arguments.attention.width, arguments.aligned);
 }
 
+template <typename T, int kColumns>
+__global__ void __launch_bounds__(kTileThreads)
+    attention_tiles_kernel(PF_CONSTANT Attention attention, PF_CONSTANT Rows out) {
+  QueryTile<T, kColumns> tile(attention);
+  const TileSoftmax<T, kColumns> softmax(tile);
+  tile.store(out, 0, softmax.out, {1.0f / softmax.sum[0], 1.0f / softmax.sum[1]});
+}
+
 template <typename T>
 void launch_attention(const Attention& attention, const Rows& out, void* stream) {
   const int64_t items = attention.groups * attention.heads * attention.queries;
   if (items == 0) return;
+  const AttentionArguments arguments = make_arguments<T>(attention, out);
+  if constexpr (kHasTiles<T>) {
+    if (arguments.aligned) {
+      return with_tile_columns(attention.width, [&](auto columns) {
+        launch(attention_tiles_kernel<T, columns.value>, query_tile_blocks(attention), kTileThreads,
+               kQueryTileBytes<columns.value>, false, stream, attention, out);
+      });
+    }
+  }
   with_lanes(attention.width, [&](auto lanes) {
     launch(attention_kernel<T, lanes.value>, attention_blocks(items, lanes.value), kAttentionThreads, 0, false, stream,
-           make_arguments<T>(attention, out), out);
+           arguments, out);
   });
 }
 

@@ -68,10 +68,23 @@ __device__ __forceinline__ int64_t segment_of(const Attention& attention, int64_
   return low;
 }
 
-// The rows of its own segment that a query sees.
-__device__ __forceinline__ Span own_keys(const Attention& attention, int64_t query) {
-  if (attention.last) return {attention.offsets[query], attention.offsets[query + 1]};
-  return {attention.offsets[segment_of(attention, query)], query + 1};
+// What a query sees: rows of the prefix, from the first on, and rows of its own segment.
+struct Seen {
+  int64_t of_prefix;
+  Span own;
+};
+
+__device__ __forceinline__ Seen seen_by(const Attention& attention, int64_t query) {
+  if (query < attention.leading) return {query + 1, {0, 0}};
+  query -= attention.leading;
+  const int64_t* offsets = attention.offsets;
+  if (attention.last) return {attention.prefix_rows, {offsets[query], offsets[query + 1]}};
+  return {attention.prefix_rows, {offsets[segment_of(attention, query)], query + 1}};
+}
+
+// The first query that sees a row of the prefix; all after it do.
+__device__ __forceinline__ int64_t first_query(const Attention& attention, int64_t prefix_row) {
+  return attention.leading > 0 ? prefix_row : 0;
 }
 
 __device__ __forceinline__ int warp_max(int value) {
@@ -155,13 +168,13 @@ struct Query {
   using A = Accumulation<T>;
   const AttentionArguments& arguments;
   Item item;
-  Span own;
+  Seen seen;
   Slice<T, kLanes> scaled;
 
   __device__ __forceinline__ Query(const AttentionArguments& arguments, int64_t index)
       : arguments(arguments),
         item(index, arguments.attention.queries, arguments.attention),
-        own(own_keys(arguments.attention, item.row)) {
+        seen(seen_by(arguments.attention, item.row)) {
     const Attention& attention = arguments.attention;
     scaled.load_own(head_of<const T>(attention.query, attention, item.group, item.row, item.head), attention.width,
                     arguments.aligned);
@@ -173,12 +186,12 @@ struct Query {
   template <typename Visit>
   __device__ __forceinline__ void each_key(Visit visit) const {
     const Attention& attention = arguments.attention;
-    const int prefix = int(attention.prefix_rows), count = prefix + own.size(), steps = warp_max(count);
+    const int prefix = int(seen.of_prefix), count = prefix + seen.own.size(), steps = warp_max(count);
     const T* from = head_of<const T>(attention.prefix, attention, item.group, 0, item.head);
     int64_t stride = attention.prefix.row;
     for (int i = 0; i < steps; ++i) {
-      if (i == prefix) {
-        from = head_of<const T>(attention.key_value, attention, item.group, own.begin, item.head);
+      if (i == prefix && i < count) {
+        from = head_of<const T>(attention.key_value, attention, item.group, seen.own.begin, item.head);
         stride = attention.key_value.row;
       }
       Slice<T, kLanes> key, value;

@@ -1,11 +1,11 @@
-// The backward of attention with a shared prefix, for one or two cotangents at a time, in two launches:
+// The backward of attention with a shared prefix. For 16-bit storage on tensor cores: attention_backward_tiles.cuh. Else
+// for one or two cotangents at a time, in two launches:
 //   attention_queries_kernel  for each query the sums of its softmax, and the query's gradients
 //   attention_keys_kernel     for each key the sum over the queries that see it. A key of the prefix is seen by all
 //                             queries of its group: each block has some of them, its warps in turn, and the last block
 //                             adds up what the blocks have, in their order
 // Weights are computed again in either, not stored: a segment's length is known on the device alone.
-#include "attention.cuh"
-#include "reduce.cuh"
+#include "attention_backward_tiles.cuh"
 #include "storage.cuh"
 
 namespace prograd::cuda {
@@ -130,7 +130,9 @@ __device__ void own_key_gradients(const AttentionBackward<Accumulation<T>>& back
   const Attention& attention = arguments.attention;
   const Item item((block * blockDim.x + threadIdx.x) / kLanes, attention.rows, attention);
   const int64_t segment = segment_of(attention, item.row);
-  const Span queries = attention.last ? Span{segment, segment + 1} : Span{item.row, attention.offsets[segment + 1]};
+  const int64_t leading = attention.leading;
+  const Span queries = attention.last ? Span{segment, segment + 1}
+                                      : Span{leading + item.row, leading + attention.offsets[segment + 1]};
   Key<T, kLanes, kCotangents> key(arguments,
                                   head_of<const T>(attention.key_value, attention, item.group, item.row, item.head));
   key.add(backward, item.group, item.head, queries);
@@ -163,6 +165,7 @@ __device__ void prefix_gradients(const AttentionBackward<Accumulation<T>>& backw
   Span queries{chunk * kQueriesOfBlock + warp * kQueriesOfWarp, 0};
   queries.end = queries.begin + kQueriesOfWarp;
   if (queries.end > attention.queries) queries.end = attention.queries;
+  if (queries.begin < first_query(attention, row)) queries.begin = first_query(attention, row);
   if (queries.begin > queries.end) queries.begin = queries.end;
   Key<T, kLanes, kCotangents> key(arguments, head_of<const T>(attention.prefix, attention, group, row, head));
   key.add(backward, group, head, queries);
@@ -245,6 +248,43 @@ void launch_attention_backward(const AttentionBackward<Accumulation<T>>& backwar
 }
 
 template <typename T>
+void launch_attention_backward_tiles(const Attention& attention, int64_t cotangents, const Rows& gradient,
+                                     const Rows& d_query, const Rows& d_key_value, const Rows& d_prefix, void* memory,
+                                     void* stream) {
+  const TileWorkspace workspace(attention, cotangents);
+  char* bytes = static_cast<char*>(memory);
+  const AttentionTilesBackward backward{
+      attention,
+      cotangents,
+      gradient,
+      d_query,
+      d_key_value,
+      d_prefix,
+      reinterpret_cast<TileStatistics*>(bytes),
+      reinterpret_cast<float*>(bytes + workspace.statistics_bytes),
+      reinterpret_cast<float*>(bytes + workspace.statistics_bytes + workspace.mean_bytes),
+      reinterpret_cast<unsigned*>(bytes + workspace.statistics_bytes + workspace.mean_bytes + workspace.partial_bytes),
+      workspace.tiles,
+      workspace.sums,
+      workspace.chunks,
+      workspace.chunk_queries,
+  };
+  const int64_t query_blocks = query_tile_blocks(attention);
+  const int64_t key_blocks = backward.prefix_blocks() + workspace.own_blocks;
+  with_tile_columns(attention.width, [&](auto columns) {
+    constexpr int kColumns = decltype(columns)::value;
+    if (query_blocks > 0) {
+      launch(attention_query_tiles_kernel<T, kColumns>, query_blocks, kTileThreads, kQueryTileBytes<kColumns>, false,
+             stream, backward);
+    }
+    if (key_blocks > 0) {
+      launch(attention_key_tiles_kernel<T, kColumns>, key_blocks, kTileThreads, kKeyTileBytes<kColumns>, false, stream,
+             backward);
+    }
+  });
+}
+
+template <typename T>
 Rows from_cotangent(Rows rows, int64_t cotangent) {
   rows.data = static_cast<T*>(rows.data) + cotangent * rows.cotangent;
   return rows;
@@ -255,9 +295,15 @@ void launch_attention_backward(const Attention& attention, int64_t cotangents, c
                                const Rows& d_query, const Rows& d_key_value, const Rows& d_prefix, void* memory,
                                void* stream) {
   using A = Accumulation<T>;
+  const AttentionArguments arguments = make_arguments<T>(attention, gradient, d_query, d_key_value, d_prefix);
+  if constexpr (kHasTiles<T>) {
+    if (arguments.aligned) {
+      return launch_attention_backward_tiles<T>(attention, cotangents, gradient, d_query, d_key_value, d_prefix, memory,
+                                                stream);
+    }
+  }
   const AttentionWorkspace<A> workspace(attention);
   char* bytes = static_cast<char*>(memory);
-  const AttentionArguments arguments = make_arguments<T>(attention, gradient, d_query, d_key_value, d_prefix);
   for (int64_t first = 0; first < cotangents; first += kMaxCotangents) {
     const AttentionBackward<A> backward{
         arguments,
@@ -279,9 +325,11 @@ void launch_attention_backward(const Attention& attention, int64_t cotangents, c
 
 // ---- the operator
 
-size_t shared_prefix_attention_backward_workspace(Storage storage, const Attention& attention) {
-  return with_accumulation(
+size_t shared_prefix_attention_backward_workspace(Storage storage, const Attention& attention, int64_t cotangents) {
+  const size_t bytes = with_accumulation(
       storage, [&](auto type) { return AttentionWorkspace<typename decltype(type)::type>(attention).bytes(); });
+  const bool has_tiles = storage == Storage::bfloat16 || storage == Storage::float16;
+  return has_tiles ? std::max(bytes, TileWorkspace(attention, cotangents).bytes()) : bytes;
 }
 
 void shared_prefix_attention_backward(Storage storage, const Attention& attention, int64_t cotangents,

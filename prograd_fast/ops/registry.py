@@ -106,7 +106,8 @@ def _count_writes(name: str) -> None:
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
         operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
         for tensors in [args[i] for i in positions] + [kwargs[k] for k in keywords]:
-            increment_version(tensors)
+            if tensors is not None:
+                increment_version(tensors)
 
     LIBRARY.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
 

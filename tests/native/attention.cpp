@@ -46,7 +46,8 @@ void test_attention(const Case& c) {
                          {gradient.data(), d_query.data(), d_key.data(), d_value.data(), n, n, n, queries * n,
                           queries * n, rows * n, count, d_prefix.data()},
                          0, segments, backward_scratch.data());
-        kernels.sum(d_prefix.data(), count * 2 * prefix, n, n, sum.data());
+        kernels.sum(d_prefix.data(), count * 2 * prefix, n, n, sum.data(), false);
+        kernels.sum(d_prefix.data(), count * 2 * prefix, n, n, sum.data(), true);
         const double values[6] = {out[queries * n - 1],
                                   d_query[count * queries * n - 1],
                                   d_key[count * rows * n - 1],

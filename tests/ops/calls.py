@@ -187,7 +187,7 @@ def shared_prefix_attention_out(s: Sizes) -> Call:
     packed = s.draw(groups, int(offsets[-1]), 3 * d, seed=1)
     query, key_value = packed.split([d, 2 * d], -1)
     prefix = s.draw(groups, s.classes, 2 * d, seed=2)
-    return [query, key_value, prefix, offsets, 2, 0.5, False], {"out": torch.zeros_like(query)}
+    return [query, key_value, prefix, 0, offsets, 2, 0.5, False], {"out": torch.zeros_like(query)}
 
 
 @call

@@ -78,6 +78,7 @@ NUMBERS = {
     "reduction": (9, -1, 3, 2**40),
     "approximate": (9, -1, 3),
     "heads": (0, -2, 10**6),
+    "leading": (-1, 3, 2**40),
     "temperature": (0.0, -1.0, float("nan"), float("inf")),
     "lambda_": (-1.0, float("nan"), float("inf")),
     "noise_floor": (-1.0, float("nan"), float("inf")),
@@ -126,6 +127,9 @@ def faults(operator: str, call: Arguments, compiled: bool) -> Iterator[tuple[str
                 yield f"{name}: one less", call | {name: value[:-1]}
         for number in NUMBERS.get(name, ()):
             yield f"{name}: {number}", call | {name: number}
+    if "d_prefix" in call:
+        yield "d_prefix: None", call | {"d_prefix": None}
+        yield "prefix: None", call | {"prefix": None}
     for amount in ("amsgrad",) if "amsgrad" in call else ():
         yield "amsgrad without its state", call | {amount: True}
     for amount in ("momentum",) if "momentum" in call else ():

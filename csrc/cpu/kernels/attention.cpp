@@ -282,13 +282,14 @@ struct SharedPrefixAttention {
     AttentionHead<S>(all, to.count, scratch).backward(begin, end, to);
   }
 
-  static void sum(const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out) {
+  static void sum(const void* arrays, std::int64_t count, std::int64_t stride, std::int64_t n, void* out, bool add) {
     const auto* from = static_cast<const Accumulation<S>*>(arrays);
+    auto* to = static_cast<S*>(out);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) {
       Accumulation<S> sum = 0;
       for (std::int64_t k = 0; k < count; ++k) sum += from[k * stride + i];
-      store(static_cast<S*>(out)[i], sum);
+      store(to[i], add ? load(to[i]) + sum : sum);
     }
   }
 

@@ -95,46 +95,25 @@ def _attention_backward(
 ) -> None:
     """Writes `d_query` and `d_key_value`, and adds to `d_prefix_key_values` unless the prefix is computed here."""
     weights, n_prefix, last = part.weights, part.n_prefix, i == len(part.weights.blocks) - 1
-    attention_backward = torch.ops.prograd_fast.shared_prefix_attention_backward_out
-    query, key_value = kept.query, kept.key_value
-    shared = part.shared(key_value, i)
-    d_shared = shared.new_zeros(len(d_attended), *shared.shape)
-    first = 0 if last else n_prefix
-    if len(part.ends):
-        attention_backward(
-            d_attended[:, :, first:],
-            query[:, first:],
-            key_value[:, n_prefix:],
-            shared,
-            part.offsets,
-            weights.heads,
-            weights.scale,
-            last,
-            d_query=d_query[:, :, first:],
-            d_key_value=d_key_value[:, :, n_prefix:],
-            d_prefix=d_shared,
-        )
-    if not n_prefix:
-        d_prefix_key_values[i].add_(d_shared)
-        return
-    if first:
-        attention_backward(
-            d_attended[:, :, :first],
-            query[:, :first],
-            key_value[:, :first],
-            key_value[:, :0],
-            part.prefix_offsets,
-            weights.heads,
-            weights.scale,
-            False,
-            d_query=d_query[:, :, :first],
-            d_key_value=d_key_value[:, :, :first],
-            d_prefix=d_shared[:, :, :0],
-        )
-        d_key_value[:, :, :n_prefix] += d_shared
-    else:
-        d_key_value[:, :, :n_prefix] = d_shared
-    if d_prefix_key_values:
+    given = part.given_prefix(i)
+    d_prefix = None if given is None else given.new_empty(len(d_attended), *given.shape)
+    torch.ops.prograd_fast.shared_prefix_attention_backward_out(
+        d_attended,
+        kept.query,
+        kept.key_value,
+        given,
+        n_prefix,
+        part.offsets,
+        weights.heads,
+        weights.scale,
+        last,
+        d_query=d_query,
+        d_key_value=d_key_value,
+        d_prefix=d_prefix,
+    )
+    if d_prefix is not None:
+        d_prefix_key_values[i].add_(d_prefix)
+    elif d_prefix_key_values:
         d_key_value[:, :, :n_prefix] += d_prefix_key_values[i]
 
 

@@ -43,14 +43,9 @@ class Part:
         """(N,) int64, which rows of a group are the ends of text."""
         return self.n_prefix + self.offsets[1:] - 1
 
-    @cached_property
-    def prefix_offsets(self) -> Tensor:
-        """(2,) int64, the prefix as one segment."""
-        return torch.arange(2, device=self.offsets.device) * self.n_prefix
-
-    def shared(self, key_value: Tensor, i: int) -> Tensor:
-        """The prefix's keys and values (G, P, 2·d) in block i, where `key_value` (G, R, 2·d) are those of the part."""
-        return key_value[:, : self.n_prefix] if self.n_prefix else self.prefix_key_values[i]
+    def given_prefix(self, i: int) -> Tensor | None:
+        """The prefix's keys and values (G, P, 2·d) in block i, if it was computed before."""
+        return None if self.n_prefix else self.prefix_key_values[i]
 
 
 class KeptNorm(NamedTuple):
@@ -210,16 +205,18 @@ def _replace_context(groups: int, deep: Tensor, norm: Norm, normed: Tensor, kept
 
 def _attend(part: Part, query: Tensor, key_value: Tensor, i: int, last: bool) -> Tensor:
     """Every query's mixture of values, as `query`. In the last block there are no queries of the prefix."""
-    weights, n_prefix = part.weights, part.n_prefix
-    attention = torch.ops.prograd_fast.shared_prefix_attention_out
-    attended = query.new_empty(query.shape)
-    first = 0 if last else n_prefix
-    if first:
-        own = (query[:, :first], key_value[:, :first], key_value[:, :0])
-        attention(*own, part.prefix_offsets, weights.heads, weights.scale, False, out=attended[:, :first])
-    if len(part.ends):
-        suffixes = (query[:, first:], key_value[:, n_prefix:], part.shared(key_value, i))
-        attention(*suffixes, part.offsets, weights.heads, weights.scale, last, out=attended[:, first:])
+    weights, attended = part.weights, query.new_empty(query.shape)
+    torch.ops.prograd_fast.shared_prefix_attention_out(
+        query,
+        key_value,
+        part.given_prefix(i),
+        part.n_prefix,
+        part.offsets,
+        weights.heads,
+        weights.scale,
+        last,
+        out=attended,
+    )
     return attended
 
 

@@ -57,8 +57,10 @@ inline void wait_at(Wait wait) {
   leave();
 }
 
-// Waits until every lane of `mask` is here, and exchanges values.
-inline void meet_warp(Wait wait, unsigned mask, uint64_t value) {
+// Waits until every lane of `mask` is here with a value of its own; the last one calls complete(lanes of the warp)
+// before any of them goes on.
+template <typename Complete>
+void meet_warp(Wait wait, unsigned mask, uint64_t value, Complete complete) {
   Thread& self = *current;
   Warp& warp = self.block->warps[self.warp];
   if (!(mask >> self.lane & 1)) fail(std::string(name(wait)) + " by a lane that is not in the mask");
@@ -70,15 +72,23 @@ inline void meet_warp(Wait wait, unsigned mask, uint64_t value) {
   for (Thread* lane : warp.lanes)
     if (lane->wait == wait && lane->mask == mask) here |= 1u << lane->lane;
   if (here == mask) {
-    for (Thread* lane : warp.lanes) {
-      if (!(mask >> lane->lane & 1)) continue;
-      std::memset(lane->got, kPoison, sizeof lane->got);
-      for (Thread* other : warp.lanes)
-        if (mask >> other->lane & 1) lane->got[other->lane] = other->sent;
-      release(*lane);
-    }
+    complete(warp.lanes);
+    for (Thread* lane : warp.lanes)
+      if (mask >> lane->lane & 1) release(*lane);
   }
   leave();
+}
+
+// The same; then each lane has got the values of all.
+inline void meet_warp(Wait wait, unsigned mask, uint64_t value) {
+  meet_warp(wait, mask, value, [mask](const std::vector<Thread*>& lanes) {
+    for (Thread* lane : lanes) {
+      if (!(mask >> lane->lane & 1)) continue;
+      std::memset(lane->got, kPoison, sizeof lane->got);
+      for (Thread* other : lanes)
+        if (mask >> other->lane & 1) lane->got[other->lane] = other->sent;
+    }
+  });
 }
 
 template <typename T>
@@ -114,6 +124,17 @@ inline bool intact(const std::vector<unsigned char>& bytes) {
 }
 
 inline unsigned char* dynamic_shared() { return current->block->dynamic_shared.data() + 16; }
+
+// An access of `size` bytes that only shared memory can serve.
+inline void check_in_shared(const void* address, size_t size) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  const auto holds = [&](const std::vector<unsigned char>& bytes) {
+    return at >= bytes.data() + 16 && at + size <= bytes.data() + bytes.size() - 16;
+  };
+  bool found = holds(current->block->dynamic_shared);
+  for (const auto& [site, bytes] : current->block->static_shared) found = found || holds(*bytes);
+  if (!found) fail("an address that is not in the shared memory of the block");
+}
 
 // The variable that a declaration at `site` stands for in this block.
 template <typename T>

@@ -97,7 +97,97 @@ static void read_unwritten(float* out) {
   out[threadIdx.x] = never;
 }
 
+// One product of a warp; where each lane has which element, as the PTX ISA says it for m16n8k16: a0 ... a7, b0 ... b3 and
+// c0 ... c3, two 16-bit elements in a register.
+static void product(const uint16_t (*a)[16], const uint16_t (*b)[8], float (*c)[8]) {
+  const int group = threadIdx.x >> 2, in_group = threadIdx.x % 4;
+  uint16_t of_a[8], of_b[4];
+  float of_c[4];
+  for (int i = 0; i < 8; ++i) {
+    const int row = (0 <= i && i < 2) || (4 <= i && i < 6) ? group : group + 8;
+    of_a[i] = a[row][in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0)];
+  }
+  for (int i = 0; i < 4; ++i) of_b[i] = b[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group];
+  for (int i = 0; i < 4; ++i) of_c[i] = c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)];
+  unsigned a_registers[4], b_registers[2];
+  std::memcpy(a_registers, of_a, sizeof of_a);
+  std::memcpy(b_registers, of_b, sizeof of_b);
+  simt::mma_m16n8k16(of_c, a_registers, b_registers[0], b_registers[1],
+                     [](uint16_t bits) { return __bfloat162float({bits}); });
+  for (int i = 0; i < 4; ++i) c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)] = of_c[i];
+}
+
+// The four matrices of an ldmatrix, whose rows lie in shared memory in the order 31, 30, ... : element j of row r is
+// 8 r + j.
+static void matrices(unsigned (*out)[4], bool transposed) {
+  uint16_t* shared = reinterpret_cast<uint16_t*>(simt::dynamic_shared());
+  for (int j = 0; j < 8; ++j) shared[(31 - threadIdx.x) * 8 + j] = uint16_t(threadIdx.x * 8 + j);
+  __syncthreads();
+  simt::ldmatrix_x4(out[threadIdx.x], shared + (31 - threadIdx.x) * 8, transposed);
+}
+
+template <bool kWait>
+static void copied(const unsigned* in, unsigned* out) {  // 16 bytes for each thread, and as many zeros
+  unsigned* shared = reinterpret_cast<unsigned*>(simt::dynamic_shared());
+  simt::copy_async(shared + threadIdx.x * 8, in + threadIdx.x * 4);
+  simt::copy_async(shared + threadIdx.x * 8 + 4, nullptr);
+  simt::commit_copies();
+  simt::commit_copies();  // an empty group, which need not have come
+  if (kWait) simt::wait_copies(1);
+  __syncthreads();
+  for (int i = 0; i < 8; ++i) out[threadIdx.x * 8 + i] = shared[(threadIdx.x ^ 1) * 8 + i];
+}
+
+static void copied_astray(int* out) { simt::copy_async(simt::dynamic_shared() + 8, out - threadIdx.x); }
+static void copied_outside(int* out) { simt::copy_async(out, nullptr); }
+
 // ---- checks
+
+static void check_tensor_cores() {
+  uint16_t a[16][16], b[16][8];
+  float c[16][8], expected[16][8];
+  const auto small = [](int seed) { return float(seed * 37 % 23 - 11); };  // whole numbers: sums have no rounding
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) a[i][k] = __float2bfloat16_rn(small(i * 16 + k)).bits;
+    for (int j = 0; j < 8; ++j) b[i][j] = __float2bfloat16_rn(small(7 * i + 61 * j + 3)).bits;
+    for (int j = 0; j < 8; ++j) expected[i][j] = c[i][j] = small(5 * i + j);
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j)
+      for (int k = 0; k < 16; ++k) expected[i][j] += small(i * 16 + k) * small(7 * k + 61 * j + 3);
+  simt::launch(product, 1, 32, 0, false, a, b, c);
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) expect(c[i][j] == expected[i][j], "mma");
+
+  unsigned out[32][4];
+  for (bool transposed : {false, true}) {
+    simt::launch(matrices, 1, 32, 512, false, out, transposed);
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const int row = lane / 4, pair = lane % 4 * 2;
+        const auto at = [&](int r, int j) { return unsigned(64 * matrix + 8 * r + j); };
+        const unsigned first = transposed ? at(pair, row) : at(row, pair);
+        const unsigned second = transposed ? at(pair + 1, row) : at(row, pair + 1);
+        expect(out[lane][matrix] == (first | second << 16), transposed ? "transposed ldmatrix" : "ldmatrix");
+      }
+    }
+  }
+
+  std::vector<unsigned> in(32 * 4), results(32 * 8);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = unsigned(i);
+  simt::launch(copied<true>, 1, 32, 1024, false, in.data(), results.data());
+  for (unsigned i = 0; i < 32 * 8; ++i)
+    expect(results[i] == (i % 8 < 4 ? (i / 8 ^ 1) * 4 + i % 8 : 0), "asynchronous copy");
+}
+
+// What nobody has waited for may be there or not.
+static bool missing_wait_shows() {
+  std::vector<unsigned> in(32 * 4), out(32 * 8);
+  simt::launch(copied<false>, 1, 32, 1024, false, in.data(), out.data());
+  for (unsigned value : out)
+    if (value == 0xffffffffu) return true;
+  return false;
+}
 
 static void check_kernels() {
   std::vector<int> values(4 * 96), sums(4);
@@ -128,7 +218,7 @@ static void check_kernels() {
 }
 
 static void check_faults() {
-  int out[64];
+  alignas(16) int out[64];
   const auto fault = [&](auto kernel, int grid, int block, int shared, bool cooperative) {
     return fault_of([&] { simt::launch(kernel, grid, block, shared, cooperative, out); });
   };
@@ -141,6 +231,8 @@ static void check_faults() {
   expect(fault(one_fence<false>, 1, 32, 0, false).find("between a barrier and it") != std::string::npos,
          "fence before");
   expect(fault(overrun, 1, 32, 16, false).find("outside of shared memory") != std::string::npos, "guard bytes");
+  expect(fault(copied_astray, 1, 32, 64, false).find("misaligned") != std::string::npos, "misaligned copy");
+  expect(fault(copied_outside, 1, 1, 64, false).find("not in the shared") != std::string::npos, "copy to elsewhere");
   expect(fault(early_return, 1, 2048, 0, false).find("invalid") != std::string::npos, "block too large");
 }
 
@@ -171,16 +263,19 @@ static void check_half_floats() {
 }
 
 int main() {
-  bool shown = false;
+  bool shown = false, copy_shown = false;
   for (Order order : {Order::random, Order::greedy, Order::reverse}) {
     for (uint64_t seed = 0; seed < 3; ++seed) {
       simt::schedule = {order, seed, 8};
       check_kernels();
       check_faults();
+      check_tensor_cores();
       shown = shown || missing_barrier_shows();
+      copy_shown = copy_shown || missing_wait_shows();
     }
   }
   expect(shown, "a missing barrier shows");
+  expect(copy_shown, "a missing wait for a copy shows");
   check_half_floats();
   std::puts("ok");
 }

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "half.h"
+#include "mma.h"
 #include "scheduler.h"
 
 #define __global__
@@ -35,6 +36,7 @@ inline void __threadfence() {
   simt::current->unfenced = false;
   simt::yield();
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate); }
 inline bool __any_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate) != 0; }
 inline bool __all_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate) == mask; }

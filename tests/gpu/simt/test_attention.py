@@ -31,7 +31,7 @@ class AttentionStruct(Structure):
         ("key_value", _Rows),
         ("prefix", _Rows),
         ("offsets", c_void_p),
-        *((name, c_int64) for name in ("groups", "queries", "rows", "prefix_rows", "segments")),
+        *((name, c_int64) for name in ("groups", "queries", "leading", "rows", "prefix_rows", "segments")),
         ("heads", c_int),
         ("width", c_int),
         ("scale", c_double),
@@ -54,10 +54,21 @@ class SharedPrefixAttention(Library):
         self.call("shared_prefix_attention", storage, byref(attention), byref(_rows(out)))
 
     def shared_prefix_attention_backward_out(
-        self, gradient: Tensor, *inputs: object, d_query: Tensor, d_key_value: Tensor, d_prefix: Tensor
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key_value: Tensor,
+        prefix: Tensor | None,
+        leading: int,
+        *inputs: object,
+        d_query: Tensor,
+        d_key_value: Tensor,
+        d_prefix: Tensor | None,
     ) -> None:
-        storage, attention = self._attention(*inputs)  # type: ignore[arg-type]
-        rows = (byref(_rows(tensor)) for tensor in (gradient, d_query, d_key_value, d_prefix))
+        storage, attention = self._attention(query, key_value, prefix, leading, *inputs)  # type: ignore[arg-type]
+        d_shared = d_key_value[:, :, :leading] if d_prefix is None else d_prefix
+        tensors = (gradient, d_query, d_key_value[:, :, leading:], d_shared)
+        rows = (byref(_rows(tensor)) for tensor in tensors)
         count = c_int64(gradient.shape[0])
         self.call("shared_prefix_attention_backward", storage, byref(attention), count, *rows)
 
@@ -65,14 +76,18 @@ class SharedPrefixAttention(Library):
     def _attention(
         query: Tensor,
         key_value: Tensor,
-        prefix: Tensor,
+        prefix: Tensor | None,
+        leading: int,
         offsets: Tensor,
         heads: int,
         scale: float,
         last: bool,
     ) -> tuple[int, AttentionStruct]:
-        matrices = (_rows(query), _rows(key_value), _rows(prefix))
-        sizes = (*query.shape[:2], key_value.shape[1], prefix.shape[1], len(offsets) - 1)
+        """As csrc/cuda/attention.cpp makes it."""
+        shared = key_value[:, :leading] if prefix is None else prefix
+        matrices = (_rows(query), _rows(key_value[:, leading:]), _rows(shared))
+        rows = key_value.shape[1] - leading
+        sizes = (*query.shape[:2], 0 if last else leading, rows, shared.shape[1], len(offsets) - 1)
         width = query.shape[2] // heads
         attention = AttentionStruct(*matrices, offsets.data_ptr(), *sizes, heads, width, scale, last)
         return storage_of(query), attention
@@ -92,6 +107,7 @@ class Case:
     groups: int = 1
     cotangents: int = 2
     last: bool = False
+    leading: bool = False  # the prefix is the first rows of the others
 
     @property
     def columns(self) -> int:
@@ -104,19 +120,20 @@ class Attention:
     def __init__(self, case: Case, dtype: torch.dtype, shift: int = 0, scale: float | None = None) -> None:
         self.case, self.dtype, self.guarded = case, dtype, Guarded(shift)
         generator = torch.Generator().manual_seed(sum(case.segments) + case.prefix)
-        d, rows = case.columns, sum(case.segments)
-        self.queries = len(case.segments) if case.last else rows
+        d, leading = case.columns, case.prefix if case.leading else 0
+        self.rows = leading + sum(case.segments)
+        self.queries = len(case.segments) if case.last else self.rows
         offsets = torch.tensor([0, *itertools.accumulate(case.segments)])
         self.padded: list[Tensor] = []
 
         def normal(*shape: int) -> Tensor:
             return self._with_gap(torch.randn(shape, generator=generator).to(dtype))
 
-        own = normal(case.groups, rows, 3 * d)  # queries, keys and values of one matrix product
+        own = normal(case.groups, self.rows, 3 * d)  # queries, keys and values of one matrix product
         query = normal(case.groups, self.queries, d) if case.last else own[..., :d]
-        prefix = normal(case.groups, case.prefix, 2 * d)
+        prefix = None if case.leading else normal(case.groups, case.prefix, 2 * d)
         scale = case.width**-0.5 if scale is None else scale
-        self.inputs = (query, own[..., d:], prefix, offsets, case.heads, scale, case.last)
+        self.inputs = (query, own[..., d:], prefix, leading, offsets, case.heads, scale, case.last)
         self.gradient = normal(case.cotangents, case.groups, self.queries, d)
 
     def _with_gap(self, values: Tensor) -> Tensor:
@@ -139,22 +156,24 @@ class Attention:
         self.check_memory()
         return out
 
-    def backward(self, simt: SharedPrefixAttention) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, simt: SharedPrefixAttention) -> list[Tensor]:
+        """The gradients of query, key_value and, where it is no leading rows, prefix."""
         case, d = self.case, self.case.columns
-        rows = self._result(case.cotangents, case.groups, sum(case.segments), 3 * d)
+        rows = self._result(case.cotangents, case.groups, self.rows, 3 * d)
         d_query = self._result(case.cotangents, case.groups, self.queries, d) if case.last else rows[..., :d]
-        d_prefix = self._result(case.cotangents, case.groups, case.prefix, 2 * d)
+        d_prefix = None if case.leading else self._result(case.cotangents, case.groups, case.prefix, 2 * d)
         results = {"d_query": d_query, "d_key_value": rows[..., d:], "d_prefix": d_prefix}
         simt.shared_prefix_attention_backward_out(self.gradient, *self.inputs, **results)
         self.check_memory()
-        return d_query, rows[..., d:], d_prefix
+        return [d_query, rows[..., d:]] if d_prefix is None else [d_query, rows[..., d:], d_prefix]
 
     def check(self, simt: SharedPrefixAttention) -> None:
         query, key_value, prefix, *rest = self.inputs
-        wide = (query.double(), key_value.double(), prefix.double(), *rest)
+        wide = (query.double(), key_value.double(), None if prefix is None else prefix.double(), *rest)
         assert_close(self.forward(simt), formulas.shared_prefix_attention(*wide), "formula", self.dtype)
         expected = formulas.shared_prefix_attention_backward(self.gradient.double(), *wide)
-        for result, gradient in zip(self.backward(simt), expected, strict=True):
+        for result, gradient in zip(self.backward(simt), expected, strict=False):
+            assert gradient is not None
             assert_close(result, gradient, "formula", self.dtype)
 
 
@@ -177,12 +196,51 @@ CASES = {
 }
 
 
+# for 64 queries and 80 or 64 keys at a time, 16 of each for a warp
+TILE_CASES = {
+    "a tile of queries": Case([64], prefix=1, heads=1, width=64, cotangents=1),
+    "segments over the edges of tiles": Case([60, 9, 3, 20], prefix=17, heads=2, width=32),
+    "segment longer than a tile": Case([3, 90, 2], prefix=5, heads=1, width=64, cotangents=3),
+    "whole prefix of CLIP": Case([5] * 14, prefix=77, heads=1, width=64),
+    "wide heads": Case([5] * 14, prefix=77, heads=1, width=128, cotangents=1),
+    "more tiles than shared memory has": Case([100, 30], prefix=170, heads=1, width=80),
+    "columns to fill up": Case([7, 30], prefix=17, heads=3, width=40, groups=2, cotangents=1),
+    "more segments than lanes": Case([1, 2] * 40, prefix=2, heads=1, width=16, cotangents=1),
+}
+
+
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *TILE_CASES])
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_attention(simt: SharedPrefixAttention, dtype: torch.dtype, name: str, last: bool) -> None:
     simt.schedule(*SCHEDULES[len(name) % 3])
-    Attention(dataclasses.replace(CASES[name], last=last), dtype).check(simt)
+    Attention(dataclasses.replace((CASES | TILE_CASES)[name], last=last), dtype).check(simt)
+
+
+LEADING_CASES = {
+    "rows": Case([2, 3, 1], prefix=3, heads=2, width=8),
+    "rows of a prompt": Case([5, 2, 4], prefix=17, heads=1, width=64),  # a warp has both kinds of queries
+    "more than a tile of rows": Case([5] * 6, prefix=77, heads=1, width=64, cotangents=1),
+    "rows alone": Case([], prefix=70, heads=1, width=32, groups=2),
+    "chunks": Case([3] * 90, prefix=20, heads=1, width=8, cotangents=1),  # of the queries of a prefix row
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", LEADING_CASES)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_attention_of_leading_rows(simt: SharedPrefixAttention, dtype: torch.dtype, name: str, last: bool) -> None:
+    simt.schedule(*SCHEDULES[len(name) % 3])
+    attention = Attention(dataclasses.replace(LEADING_CASES[name], last=last, leading=True), dtype)
+    if last and not LEADING_CASES[name].segments:  # nothing is asked: no gradient
+        assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in attention.backward(simt))
+    else:
+        attention.check(simt)
+
+
+def test_attention_of_many_segments(simt: SharedPrefixAttention) -> None:
+    # three steps of the search for a row's segment, 32 at a time
+    Attention(Case([1] * 1100, prefix=1, heads=1, width=8, cotangents=1), torch.bfloat16).check(simt)
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
@@ -191,10 +249,12 @@ def test_attention_off_a_16_byte_boundary(simt: SharedPrefixAttention, dtype: to
 
 
 def test_attention_with_one_prefix_for_all_groups(simt: SharedPrefixAttention) -> None:
-    attention = Attention(CASES["groups"], torch.float32)
-    query, key_value, prefix, *rest = attention.inputs
-    attention.inputs = (query, key_value, prefix[:1].expand(2, -1, -1), *rest)
-    attention.check(simt)
+    for dtype in (torch.float32, torch.bfloat16):
+        attention = Attention(CASES["groups"], dtype)
+        query, key_value, prefix, *rest = attention.inputs
+        assert prefix is not None
+        attention.inputs = (query, key_value, prefix[:1].expand(2, -1, -1), *rest)
+        attention.check(simt)
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
@@ -202,6 +262,7 @@ def test_attention_of_extreme_scores(simt: SharedPrefixAttention, dtype: torch.d
     # whole numbers, so that scores in the thousands have no rounding: most weights are 0, and ties share one
     attention = Attention(Case([3, 9], prefix=6, heads=2, width=8), dtype, scale=16.0)
     query, key_value, prefix, *_ = attention.inputs
+    assert prefix is not None
     for tensor in (query, key_value, prefix):
         tensor.copy_((4 * tensor.double()).round())
     for keys, queries in ((key_value, [1, 2]), (prefix, [7, 8])):
@@ -219,8 +280,9 @@ def test_attention_of_no_rows(simt: SharedPrefixAttention) -> None:
     assert torch.equal(d_prefix, torch.zeros_like(d_prefix))
 
 
-def test_attention_passes_nan_on(simt: SharedPrefixAttention) -> None:
-    attention = Attention(Case([4, 3], prefix=2, heads=2, width=8), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_passes_nan_on(simt: SharedPrefixAttention, dtype: torch.dtype) -> None:
+    attention = Attention(Case([4, 3], prefix=2, heads=2, width=8), dtype)
     attention.inputs[1][0, 2, :8] = torch.nan  # a key of the first head: rows 2 and 3 see it
     out = attention.forward(simt)[0]
     assert out[2:4, :8].isnan().all()
@@ -228,8 +290,10 @@ def test_attention_passes_nan_on(simt: SharedPrefixAttention) -> None:
     assert out[:, 8:].isfinite().all()
 
 
-def test_attention_launches(simt: SharedPrefixAttention) -> None:
-    attention = Attention(CASES["groups"], torch.float32)
+@pytest.mark.parametrize(("dtype", "cotangents"), [(torch.float32, 2), (torch.bfloat16, 3)])
+@pytest.mark.parametrize("leading", [False, True])
+def test_attention_launches(simt: SharedPrefixAttention, dtype: torch.dtype, cotangents: int, leading: bool) -> None:
+    attention = Attention(dataclasses.replace(CASES["groups"], cotangents=cotangents, leading=leading), dtype)
     simt.launches()
     attention.forward(simt)
     assert simt.launches() == 1
@@ -237,10 +301,11 @@ def test_attention_launches(simt: SharedPrefixAttention) -> None:
     assert simt.launches() == 2
 
 
-def test_attention_is_the_same_under_every_schedule(simt: SharedPrefixAttention) -> None:
-    attention, results = Attention(CASES["chunks"], torch.float32), []
-    for order, seed in SCHEDULES:
-        simt.schedule(order, seed, resident_blocks=1 + 5 * seed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_under_every_schedule(simt: SharedPrefixAttention, dtype: torch.dtype) -> None:
+    attention, results = Attention(CASES["chunks"], dtype), []
+    for order, seed in [*SCHEDULES, *(("random", seed) for seed in range(10, 14))]:
+        simt.schedule(order, seed, resident_blocks=1 + 5 * seed % 16)
         results.append((attention.forward(simt), *attention.backward(simt)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -261,14 +326,14 @@ FAULTS = {
     ),
     "score of half the lanes": Fault("attention.cuh", "offset = kLanes / 2", "offset = kLanes / 4"),
     "groups of a warp that part": Fault("attention.cuh", "steps = warp_max(count);", "steps = count;", says="deadlock"),
-    "query that does not see itself": Fault("attention.cuh", "query + 1};", "query};"),
+    "query that does not see itself": Fault("attention.cuh", "query + 1}};", "query}};"),
     "segment that begins one row late": Fault(
         "attention.cuh", "attention.offsets[middle] <= row", "attention.offsets[middle] < row"
     ),
     "key that its own row does not see": Fault(
         "attention_backward.cu",
-        "Span{item.row, attention.offsets[segment + 1]}",
-        "Span{item.row + 1, attention.offsets[segment + 1]}",
+        "Span{leading + item.row, leading",
+        "Span{leading + item.row + 1, leading",
     ),
 }
 
@@ -284,5 +349,80 @@ def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     assert_found(FAULTS[fault], SharedPrefixAttention, small_case, tmp_path)
 
 
+# in the kernels of 16-bit storage
+TILE_FAULTS = {
+    "halves of a fragment exchanged": Fault("mma.cuh", "c[i / 2][i % 2 * 2], c[", "c[i / 2][i % 2 * 2 + 1], c["),
+    "rows of a fragment exchanged": Fault("mma.cuh", "c[i / 2][i % 2 * 2 + 1]);", "c[i / 2][1]);"),
+    "matrices of a transposed tile exchanged": Fault("mma.cuh", "lane / 8 % 2 * 8;", "lane / 16 * 8;"),
+    "columns of a tile read twice": Fault("mma.cuh", "column + lane / 16 * 8;", "column;"),
+    "query that does not see itself": Fault("attention_tiles.cuh", "row[i] + 1};", "row[i]};"),
+    "one key too many": Fault("attention_tiles.cuh", "< unsigned(length[i / 2])", "<= unsigned(length[i / 2])"),
+    "segment that begins one row late": Fault("attention_tiles.cuh", "offsets[asked] <= row;", "offsets[asked] < row;"),
+    "first segment of 16 rows for all": Fault("attention_tiles.cuh", "if (bound <= row[i]) of", "if (bound < 0) of"),
+    "tile used before it is there": Fault("attention_tiles.cuh", "wait_copies<kStages - 1>();", ""),
+    "tile used before others have copied it": Fault(
+        "attention_tiles.cuh", "wait_copies<kStages - 1>();\n          __syncthreads();", "wait_copies<kStages - 1>();"
+    ),
+    "tile overwritten while it is read": Fault(
+        "attention_tiles.cuh", "if (tile + kStages < count_) __syncthreads();", ""
+    ),
+    "tiles of the prefix taken for all": Fault("attention_tiles.cuh", "resident_ = count_ <=", "resident_ = 1 <="),
+    "16 rows used before they are there": Fault(
+        "attention_tiles.cuh", "wait_copies<0>();\n    __syncwarp();\n    rows", "__syncwarp();\n    rows"
+    ),
+    "results read before they are there": Fault(
+        "attention_tiles.cuh", "  __syncwarp();\n  const int column = lane", "  const int column = lane"
+    ),
+    "results overwritten while they are read": Fault(
+        "attention_tiles.cuh", "  __syncwarp();  // scratch may still be read\n#pragma", "#pragma"
+    ),
+    "sum of another maximum": Fault("attention_tiles.cuh", "sum[i] *= shrink[i];", ""),
+    "maximum of a part of a row": Fault("attention_tiles.cuh", "offset < 4; offset", "offset < 2; offset"),
+    "tickets left as they are": Fault("attention_backward_tiles.cuh", "backward.tickets[i] = 0;", ""),
+    "mean of a part of a row": Fault(
+        "attention_backward_tiles.cuh", "sum_of_row(mean[i]) * statistics", "mean[i] * statistics"
+    ),
+    "queries overwritten while they are read": Fault(
+        "attention_backward_tiles.cuh", "__syncwarp();  // all lanes have read the queries", ""
+    ),
+    "queries used before they are there": Fault("attention_backward_tiles.cuh", "wait_copies<kStages - 1>();", ""),
+    "keys overwritten while they are read": Fault(
+        "attention_backward_tiles.cuh", "__syncthreads();                            // other", "// other"
+    ),
+    "sums of warps read too early": Fault(
+        "attention_backward_tiles.cuh", "  __syncthreads();\n  float total", "  float total"
+    ),
+    "chunk of the queries left out": Fault("attention_backward_tiles.cuh", "int64_t c = 0;", "int64_t c = 1;"),
+    "key that leading rows before it see": Fault("attention.cuh", "leading > 0 ? prefix_row : 0", "leading > 0 ? 0 : 0"),
+    "segment's last query left out": Fault(
+        "attention_backward_tiles.cuh", "attention.leading + of[i].end;", "attention.leading + of[i].end - 1;"
+    ),
+}
+
+
+class Bfloat16Attention(SharedPrefixAttention):
+    """From sources that `changed_sources` has left float32 alone: bfloat16 instead."""
+
+    def __init__(self, csrc: Path) -> None:
+        storage = csrc / "cuda" / "storage.cuh"
+        text = storage.read_text().replace("case Storage::float32: return function(Type<float>{});", "")
+        text = text.replace("bfloat16: return;", "bfloat16: return function(Type<bfloat16>{});")
+        storage.write_text(text.replace("case Storage::float16:", "case Storage::float32:\n    case Storage::float16:"))
+        super().__init__(csrc)
+
+
+def small_tile_case(simt: SharedPrefixAttention, seed: int) -> None:
+    """Three blocks for rows of the prefix; more tiles than shared memory has; leading rows."""
+    Attention(Case([3] * 180, prefix=5, heads=1, width=16, cotangents=1), torch.bfloat16).check(simt)
+    Attention(Case([30, 1, 2, 9], prefix=170, heads=1, width=32), torch.bfloat16).check(simt)
+    Attention(Case([5, 2, 4], prefix=17, heads=2, width=64, leading=True), torch.bfloat16).check(simt)
+
+
+@planted(TILE_FAULTS)
+def test_planted_faults_of_tiles_are_found(fault: str, tmp_path: Path) -> None:
+    assert_found(TILE_FAULTS[fault], Bfloat16Attention, small_tile_case, tmp_path)
+
+
 def test_nothing_is_found_without_a_fault(simt: SharedPrefixAttention) -> None:
     run_case(simt, small_case)
+    run_case(simt, small_tile_case)

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -48,24 +49,33 @@ inline unsigned launches = 0;  // so far
 
 // ---- threads, warps, blocks
 
-enum class Wait { none, block, grid, syncwarp, shuffle, vote };
+enum class Wait { none, block, grid, syncwarp, shuffle, vote, ldmatrix, mma };
 inline const char* name(Wait wait) {
-  static const char* const names[] = {"", "__syncthreads", "grid sync", "__syncwarp", "a shuffle", "a vote"};
+  static const char* const names[] = {"",          "__syncthreads", "grid sync",   "__syncwarp",
+                                      "a shuffle", "a vote",        "an ldmatrix", "an mma"};
   return names[static_cast<int>(wait)];
 }
 
 struct Block;
+
+// 16 bytes on their way from global to shared memory; without a source they are zeros.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+};
 
 struct Thread {
   dim3 index;
   int lane = 0, warp = 0;
   Block* block = nullptr;
   Wait wait = Wait::none;
-  unsigned mask = 0;      // of the warp collective it waits at
-  uint64_t sent = 0;      // its value for the collective
-  uint64_t got[kWarp];    // the values of all lanes, once complete
-  bool fenced = false;    // since its last barrier: other blocks see what this one wrote
-  bool unfenced = false;  // since an atomic: this block need not see what others wrote
+  unsigned mask = 0;                             // of the warp collective it waits at
+  uint64_t sent = 0;                             // its value for the collective
+  uint64_t got[kWarp];                           // the values of all lanes, once complete
+  bool fenced = false;                           // since its last barrier: other blocks see what this one wrote
+  bool unfenced = false;                         // since an atomic: this block need not see what others wrote
+  std::vector<AsyncCopy> uncommitted;            // copies that belong to no group yet
+  std::deque<std::vector<AsyncCopy>> committed;  // groups of copies that nobody has waited for
   bool started = false, done = false;
   char* stack = nullptr;
   ucontext_t context;
