@@ -104,8 +104,8 @@ CHUNK_BYTES = 64 << 20  # of float32 logits: `prograd_fast.backends.chunked_prod
 def linear_dual_loss() -> list[Work]:
     """Library products in chunks: two matrices of logits, the loss, both cotangents of the classes at once.
 
-    The loss takes two launches. A chunk's logits are written and read once in float32, its cotangents in the storage dtype; with several chunks the
-    cotangents of the classes are read and written again by each.
+    The loss takes two launches. A chunk's logits are written and read once in float32, its cotangents in the storage
+    dtype; with several chunks the cotangents of the classes are read and written again by each.
     """
     works = []
     for b, c, d in ((32, 1000, 512), (1024, 100, 512), (1024, 21841, 512)):
