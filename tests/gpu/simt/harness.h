@@ -94,5 +94,8 @@ PF_EXPORT void simt_schedule(int order, uint64_t seed, unsigned resident_blocks)
   simt::schedule = {static_cast<simt::Order>(order), seed, resident_blocks};
 }
 
-// How many kernels the last operator launched.
+// What follows runs no more than so many blocks at the end of a grid.
+PF_EXPORT void simt_last_blocks(unsigned blocks) { simt::schedule.last_blocks = blocks; }
+
+// How many kernels the last operator launched, with what clears memory.
 PF_EXPORT unsigned simt_launches() { return std::exchange(simt::launches, 0); }

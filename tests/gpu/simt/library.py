@@ -53,7 +53,7 @@ class Library:
         here, cuda = Path(__file__).parent, csrc / "cuda"
         kernels = [*sorted(cuda.glob(f"{self.stem}*.cu")), *(cuda / name for name in self.needs)]
         sources = [*kernels, here / f"{self.stem}.cpp"]
-        self._library = ctypes.CDLL(str(compile_cpp(sources, [here, cuda], f"{self.stem}.so")))
+        self._library = ctypes.CDLL(str(compile_cpp(sources, [here], f"{self.stem}.so")))
         self._library.simt_schedule.argtypes = (c_int, c_uint64, c_uint)
         self.schedule("random", 0)
 
@@ -61,8 +61,12 @@ class Library:
         """How the following launches are run; see simt.h."""
         self._library.simt_schedule(ORDERS.index(order), seed, resident_blocks)
 
+    def last_blocks(self, blocks: int) -> None:
+        """Run no more than so many blocks at the end of a grid, until the next `schedule`."""
+        self._library.simt_last_blocks(c_uint(blocks))
+
     def launches(self) -> int:
-        """How many kernels were launched since the last call."""
+        """How many kernels were launched since the last call, with what clears memory."""
         return self._library.simt_launches()
 
     def call(self, name: str, *arguments: object) -> None:

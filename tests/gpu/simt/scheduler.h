@@ -22,9 +22,20 @@ inline void release_block(Block& block, Wait wait) {
     if (thread->wait == wait) release(*thread);
 }
 
+// What the threads of a block wrote, one of them shows to other blocks: a barrier, a fence, an atomic; and the other
+// way round what those wrote. x86 would order all of it without a fence, so the fences themselves are looked for.
+inline void check_fenced_before() {
+  if (!current->fenced) fail("an atomic without a __threadfence between a barrier and it");
+}
+inline void check_fenced_after(Thread& self) {
+  if (self.unfenced) fail("a barrier without a __threadfence between an atomic and it");
+  self.fenced = false;
+}
+
 inline void wait_at(Wait wait) {
   Thread& self = *current;
   Block& block = *self.block;
+  check_fenced_after(self);
   self.wait = wait;
   set_ready(self, false);
   if (block.alive != block.threads.size()) fail(std::string(name(wait)) + " after some threads of the block returned");
@@ -216,11 +227,12 @@ inline void run(Launch& launch) {
   if (launch.cooperative && blocks > schedule.resident_blocks) throw Fault("too many blocks for a cooperative launch");
   launch_now = &launch;
   launch.random.seed(schedule.seed);
-  uint64_t next = 0;
+  const uint64_t left_out = schedule.last_blocks && blocks > schedule.last_blocks ? blocks - schedule.last_blocks : 0;
+  uint64_t next = left_out;
   Warp* warp = nullptr;
   while (true) {
     while (next < blocks && launch.running.size() < schedule.resident_blocks) {
-      launch.running.push_back(make_block(schedule.order == Order::reverse ? blocks - 1 - next : next));
+      launch.running.push_back(make_block(schedule.order == Order::reverse ? blocks - 1 - (next - left_out) : next));
       ++next;
     }
     if (launch.running.empty()) break;

@@ -45,7 +45,20 @@ static void reversed(const float* in, float* out) {  // each thread reads what a
 }
 
 static void last_block(int* ticket, int* lasts) {
-  if (threadIdx.x == 0 && atomicAdd(ticket, 1) == int(gridDim.x) - 1) atomicAdd(lasts, 1);
+  if (threadIdx.x != 0) return;
+  __threadfence();
+  const bool last = atomicAdd(ticket, 1) == int(gridDim.x) - 1;
+  __threadfence();
+  if (last) atomicAdd(lasts, 1);
+}
+
+template <bool kBefore>
+static void one_fence(int* ticket) {
+  __syncthreads();
+  if (kBefore) __threadfence();
+  atomicAdd(ticket, 1);
+  if (!kBefore) __threadfence();
+  __syncthreads();
 }
 
 static void grid_sum(int* partial, int* sums) {  // every block needs what every other has written
@@ -214,6 +227,9 @@ static void check_faults() {
   expect(fault(early_return, 1, 32, 0, false).find("returned") != std::string::npos, "barrier after a return");
   expect(fault(lonely_grid_sync, 2, 32, 0, false).find("not cooperative") != std::string::npos, "ordinary launch");
   expect(fault(lonely_grid_sync, 100, 32, 0, true).find("too many blocks") != std::string::npos, "grid too large");
+  expect(fault(one_fence<true>, 1, 32, 0, false).find("between an atomic and it") != std::string::npos, "fence after");
+  expect(fault(one_fence<false>, 1, 32, 0, false).find("between a barrier and it") != std::string::npos,
+         "fence before");
   expect(fault(overrun, 1, 32, 16, false).find("outside of shared memory") != std::string::npos, "guard bytes");
   expect(fault(copied_astray, 1, 32, 64, false).find("misaligned") != std::string::npos, "misaligned copy");
   expect(fault(copied_outside, 1, 1, 64, false).find("not in the shared") != std::string::npos, "copy to elsewhere");

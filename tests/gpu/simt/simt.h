@@ -10,8 +10,8 @@
 // Shared memory is private to a block and filled with NaN patterns before it starts; bytes around it are checked when
 // it ends. A collective that cannot complete ends the launch with a message that says who waits where.
 //
-// Not shown by this: weak memory ordering (a missing __threadfence), bank conflicts, the accuracy of device intrinsics,
-// speed.
+// Weak memory ordering is not shown, but an atomic without its two fences is refused. Not shown: bank conflicts, the
+// accuracy of device intrinsics, speed.
 #pragma once
 
 #include "half.h"
@@ -31,7 +31,11 @@
 
 inline void __syncthreads() { simt::wait_at(simt::Wait::block); }
 inline void __syncwarp(unsigned mask = simt::kFullMask) { simt::meet_warp(simt::Wait::syncwarp, mask, 0); }
-inline void __threadfence() { simt::yield(); }
+inline void __threadfence() {
+  simt::current->fenced = true;
+  simt::current->unfenced = false;
+  simt::yield();
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate); }
 inline bool __any_sync(unsigned mask, bool predicate) { return simt::ballot(mask, predicate) != 0; }
@@ -68,8 +72,11 @@ void __stcg(T* address, T value) {
 }
 
 // One OS thread runs everything, so the operation itself is whole; what may come before and after it is not.
+// Kernels take tickets with atomics and nothing else, so one without a fence before and behind it is refused.
 template <typename T>
 T atomicAdd(T* address, T value) {
+  simt::check_fenced_before();
+  simt::current->unfenced = true;
   simt::yield();
   const T before = *address;
   *address = before + value;

@@ -265,7 +265,8 @@ def test_update_with_moments_in_float32(simt: Updates, dtype: torch.dtype, optim
 def test_one_launch_for_many_tensors(simt: Updates, scope: int, count: int) -> None:
     simt.launches()
     check_update(simt, "adamw", many_shapes(count), torch.float32, scope)
-    assert simt.launches() == 1
+    # the blocks of a tensor of several rows take tickets for its step: they are cleared before
+    assert simt.launches() == (2 if scope == ROW and count > 1 else 1)
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -274,8 +275,8 @@ def test_a_launch_for_each_400_tensors(simt: Updates, scope: int, given: bool) -
     shapes = [*many_shapes(401), (CHUNK + 3,)]
     simt.launches()
     check_update(simt, "adamw", shapes, torch.float32, scope, given=given)
-    # conflicts across tables are measured before: two launches more
-    assert simt.launches() == (4 if scope == GLOBAL and not given else 2)
+    # tickets for the step of the last tensor; conflicts across tables are measured before, which takes two more
+    assert simt.launches() == (3 if given else 5 if scope == GLOBAL else 2)
 
 
 @pytest.mark.slow
@@ -286,7 +287,7 @@ def test_old_drivers_take_40_tensors_in_a_launch(tmp_path: Path) -> None:
     for scope in (TENSOR, GLOBAL):
         simt.launches()
         check_update(simt, "adamw", MANY, torch.float32, scope)
-        assert simt.launches() == (2 if scope == TENSOR else 4)
+        assert simt.launches() == (2 if scope == TENSOR else 5)
 
 
 # both gradients are read once: by one block, or kept by every block of a grid that waits; the third grid is too small
@@ -303,7 +304,7 @@ def test_one_launch_does_it_all(simt: Updates, shapes: list[tuple[int, ...]], re
         assert simt.launches() == 1
 
 
-def test_large_lists_take_two_launches(tmp_path: Path) -> None:
+def test_large_lists_are_measured_before(tmp_path: Path) -> None:
     threshold = "kOneLaunch = int64_t(1) << 22"  # more than the tests have time for
     simt = Updates(changed_sources("projection.cuh", threshold, "kOneLaunch = 2 * kChunk", tmp_path))
     shapes = [(3 * CHUNK + 5,), (40,)]
@@ -311,7 +312,7 @@ def test_large_lists_take_two_launches(tmp_path: Path) -> None:
         simt.schedule(order, seed)
         simt.launches()
         check_update(simt, "adamw", shapes, torch.float32, TENSOR)
-        assert simt.launches() == 2
+        assert simt.launches() == 3  # tickets are cleared, gradients measured, parameters updated
     for scope in (TENSOR, GLOBAL):
         for around in floors.arounds(torch.float32, scope, shapes):
             floors.check(around, floored_steps(simt, "sgd"))

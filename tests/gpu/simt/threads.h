@@ -42,6 +42,7 @@ struct Schedule {
   Order order = Order::random;
   uint64_t seed = 0;
   unsigned resident_blocks = 8;  // how many blocks run at a time, and the most a cooperative launch may have
+  unsigned last_blocks = 0;      // run no more than so many blocks at the end of a grid; 0 for all
 };
 inline Schedule schedule;
 inline unsigned launches = 0;  // so far
@@ -71,6 +72,8 @@ struct Thread {
   unsigned mask = 0;                             // of the warp collective it waits at
   uint64_t sent = 0;                             // its value for the collective
   uint64_t got[kWarp];                           // the values of all lanes, once complete
+  bool fenced = false;                           // since its last barrier: other blocks see what this one wrote
+  bool unfenced = false;                         // since an atomic: this block need not see what others wrote
   std::vector<AsyncCopy> uncommitted;            // copies that belong to no group yet
   std::deque<std::vector<AsyncCopy>> committed;  // groups of copies that nobody has waited for
   bool started = false, done = false;
