@@ -60,8 +60,8 @@ class DualLoss(nn.Module):
         Args:
             student_logits: (B, C), any real float dtype.
             teacher_logits: (B, C), same device; must not require grad: the teacher is fixed.
-            labels: (B,) integers in 0 ... C - 1. On a GPU a label outside is not looked for, since looking would wait
-                for the device.
+            labels: (B,) integers in 0 ... C - 1. On a GPU, where looking would wait for the device, a label outside
+                makes the task loss and the task cotangents of its row NaN.
 
         Returns:
             (task, general), two 0-d tensors, float32 or wider; differentiable in the student's logits.

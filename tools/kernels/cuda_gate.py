@@ -43,6 +43,9 @@ WIDE = {
     "attention": (3, 1),
     "attention_queries": (6, 2),  # keys and values twice
     "attention_keys": (9, 3),  # for a key of a segment and for one of the prefix; the partial sums of the latter
+    "attention_tiles": (3, 1),  # queries, keys, values
+    "attention_query_tiles": (7, 1),  # the tiles twice, cotangents twice
+    "attention_key_tiles": (12, 6),  # keys, values, queries and cotangents, for a segment and for the prefix
     "add_layer_norm": (4, 2),
     "layer_norm_backward": (5, 1),
     "gelu": (1, 1),
@@ -63,12 +66,16 @@ RULES = {
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 # what the numbers say that a kernel is instantiated for, after the dtype
 NUMBERS = {
+    "gram": ("{} tensors",),
     "dual_loss": ("{} at a time", "T=1 {}"),
     "dual_loss_sums": ("{} at a time",),
     "dual_loss_cotangents": ("{} at a time",),
-    "attention": ("{} lanes", "K={}"),
+    "attention": ("{} lanes",),
     "attention_queries": ("{} lanes", "K={}"),
     "attention_keys": ("{} lanes", "K={}"),
+    "attention_tiles": ("heads of {}",),
+    "attention_query_tiles": ("heads of {}",),
+    "attention_key_tiles": ("heads of {}",),
 }
 
 
@@ -152,14 +159,26 @@ def readable(name: str) -> tuple[str, str]:
     notes = []
     if rule is not None:
         kernel = RULES.get(rule[1], kernel)
+        if tensors := re.search(r">, (\d+)$", others):  # that a launch takes
+            notes = [f"{tensors[1]} tensors"]
         if rule[3] and rule[3] != storage:
-            notes = [f"moments {DTYPES[rule[3]]}"]
+            notes.append(f"moments {DTYPES[rule[3]]}")
     else:
         numbers = re.findall(r"\w+", others)
         words = NUMBERS.get(kernel, ("{}",) * len(numbers))
         given = zip(words, numbers, strict=True)
         notes = [word.format(number).removesuffix(" true") for word, number in given if number != "false"]
     return ", ".join([f"{kernel} {DTYPES[storage]}", *notes]), DTYPES[storage]
+
+
+def least_mma(kernel: str) -> int:
+    """Instructions of the tensor cores at least: two products of 16 x 16 for 16 columns of each matrix of a step.
+
+    The forward has scores and results; the queries' gradients have these, then scores, dO v and dq; the keys' have
+    scores, dO v, dk and dv, for a segment and for the prefix.
+    """
+    matrices = {"attention_tiles": 2, "attention_query_tiles": 5, "attention_key_tiles": 8}.get(kernel.split()[0], 0)
+    return matrices * 2 * int(kernel.rsplit(" ", 1)[1]) // 16 if matrices else 0
 
 
 def elements_of_iteration(kernel: str) -> int | None:
@@ -176,7 +195,7 @@ def threads_of(kernel: str, dtype: str) -> int:
         return min((pieces // 2 + 32) // 32 * 32, 1024 if dtype == "fp32" else 512)
     if name == "dual_loss_batch":
         return 1024 if dtype == "fp32" else 512
-    if "layer_norm" in kernel:
+    if "layer_norm" in kernel or "tiles" in kernel:
         return 128
     return 256 if name.startswith(("dual_loss", "sample", "squared", "soft", "attention", "gelu")) else 512
 
@@ -185,8 +204,13 @@ def asked_shared(kernel: str, dtype: str) -> int:
     """Bytes that a launch asks for.
 
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
-    512 features, or twice as many in the backward.
+    512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block, or
+    16 keys and values and two times 16 queries and cotangents for each warp.
     """
+    if "tiles" in kernel:
+        columns = int(kernel.rsplit(" ", 1)[1])
+        rows = 4 * 6 * 16 if kernel.startswith("attention_key_tiles") else 2 * 2 * (64 if columns > 64 else 80) + 64
+        return rows * (columns + 8) * 2
     if kernel.startswith(("project", "adamw", "sgd")):
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
@@ -235,7 +259,7 @@ def traffic(kernel: str) -> str:
             return f"{4 * size} / {4 * size}"
         case "layer_norm_backward":
             return f"{7 * size} / {7 * size}"
-        case "attention":
+        case "attention" | "attention_tiles":
             return f"{4 * size} / {4 * size}"
         case "attention_queries" | "attention_keys":
             k = int(kernel.rsplit("=", 1)[1])
@@ -259,6 +283,8 @@ def judge(rows: list[Row], limits: Limits) -> list[str]:
         if row.wide_loads < loads or row.wide_stores < stores:
             got = f"{row.wide_loads} loads and {row.wide_stores} stores of 16 bytes"
             faults.append(f"{row.key}: {got}, expected at least {loads} and {stores}")
+        if row.mma < least_mma(row.kernel):
+            faults.append(f"{row.key}: {row.mma} instructions of the tensor cores, at least {least_mma(row.kernel)}")
         budget = (ODD_BUDGET if odd else BUDGET).get(name)
         # in double an exponential is a polynomial
         if budget and " fp64" not in row.kernel and (row.per_element is None or row.per_element > budget):

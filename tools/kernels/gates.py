@@ -40,6 +40,7 @@ class Row:
     loop_instructions: int = 0  # in all loops together, each counted once
     loop_special: int = 0  # of these, special functions: exponentials, reciprocals, roots
     per_element: float | None = None  # loop instructions over the elements of an iteration, where that is known
+    mma: int = 0  # instructions of the tensor cores
 
     @property
     def key(self) -> str:
@@ -83,6 +84,7 @@ def instructions(sass: str) -> dict[str, int]:
         "narrow": sum(bits < 128 for bits in loads + stores),
         "loop_instructions": len(looping),
         "loop_special": sum(_opcode(instruction) == "MUFU" for instruction in looping),
+        "mma": len(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?\w*MMA\b", sass)),  # HMMA, HGMMA, UTCHMMA
     }
 
 

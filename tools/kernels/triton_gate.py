@@ -159,7 +159,6 @@ class Case:
     storage: int  # of logits, parameters and gradients
     moments: int = 0  # of optimizer states
     states: int = 2  # of AdamW
-    logit_reads: int = 2  # of both matrices together; 4 where a row is too long to be kept
 
 
 CASES = {
@@ -170,9 +169,10 @@ CASES = {
     ),
     "8192 classes, fp32": Case(lambda: _losses(2, 8192, F32), 4),
     "8192 classes, bf16": Case(lambda: _losses(2, 8192, BF16), 2),
-    "21840 classes, fp32": Case(lambda: _losses(2, 21840, F32), 4, logit_reads=4),
-    "21840 classes, bf16": Case(lambda: _losses(2, 21840, BF16), 2, logit_reads=4),
-    "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4, logit_reads=4),
+    "8191 classes (rows not aligned), fp32": Case(lambda: _losses(8, 8191, F32), 4),
+    "21840 classes, fp32": Case(lambda: _losses(2, 21840, F32), 4),
+    "21840 classes, bf16": Case(lambda: _losses(2, 21840, BF16), 2),
+    "21841 classes (rows not aligned), fp32": Case(lambda: _losses(2, 21841, F32), 4),
     "20 samples, fp32": Case(lambda: _samples(1000, F32), 4),
     "20 samples, bf16": Case(lambda: _samples(1000, BF16), 2),
     "squared error, fp32": Case(lambda: _differences(LARGE, F32, False), 4),
@@ -206,7 +206,9 @@ CASES = {
 # the step of two launches the gradients are read by both (`gram_chunks`, then `*_chunks`). Kernels that are not here
 # work on sums, or are bound by arithmetic.
 BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
-    "dual_loss_rows": lambda c: (c.logit_reads * c.storage + 8, 2 * c.storage + 8),
+    "dual_loss_rows": lambda c: (2 * c.storage + 8,) * 2,
+    "dual_loss_sums": lambda c: (2 * c.storage, 2 * c.storage),  # of a row in parts, which are read again
+    "dual_loss_cotangents": lambda c: (2 * c.storage + 8,) * 2,
     "softmax_sums": lambda c: (c.storage, c.storage),
     "sampled_cotangents": lambda c: (c.storage + 4, c.storage + 4),  # what softmax_sums read is in a cache if it fits
     "mean_log_probs": lambda c: (c.storage, c.storage),

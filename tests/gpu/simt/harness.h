@@ -37,8 +37,13 @@ class PageFaults {
   struct sigaction before_[2];
 
   static void found(int, siginfo_t* info, void* context) {
-    message = std::string(simt::current ? "a kernel" : "the host") + kind(static_cast<ucontext_t*>(context)) +
-              " at address " + std::to_string(reinterpret_cast<uintptr_t>(info->si_addr));
+    message = simt::current ? "a kernel" : "the host";
+    if (info->si_code == SI_KERNEL) {
+      message += " read or wrote 16 bytes at a misaligned address";
+    } else {
+      message += kind(static_cast<ucontext_t*>(context)) + std::string(" at address ") +
+                 std::to_string(reinterpret_cast<uintptr_t>(info->si_addr));
+    }
     if (simt::current) simt::fail(message);  // to the scheduler
     siglongjmp(host, 1);
   }
