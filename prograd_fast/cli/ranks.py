@@ -1,6 +1,7 @@
 """The command `train` as torchrun starts it, in several processes."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
 
     Yields:
         The folder that this process writes to: `out` for the first one. The others write to a folder that begins as a
-        copy of what is in `out` and vanishes at the end.
+        copy of the files in `out` and in its folds, and vanishes at the end.
 
     Raises:
         ConnectionError: another process has ended, or does not answer.
@@ -89,7 +90,7 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder) / "run"
             if out.is_dir():
-                shutil.copytree(out, own, ignore=lambda at, names: [n for n in names if (Path(at) / n).is_dir()])
+                shutil.copytree(out, own, ignore=_other_folders)
             dist.barrier()
             yield own
     except RuntimeError as error:
@@ -101,3 +102,8 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _other_folders(folder: str, names: list[str]) -> list[str]:
+    """Those that are no folds of `train --folds`: whatever else a user keeps there."""
+    return [name for name in names if (Path(folder) / name).is_dir() and not re.fullmatch(r"fold\d+", name)]
