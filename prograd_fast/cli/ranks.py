@@ -1,4 +1,9 @@
-"""The command `train` as torchrun starts it, in several processes."""
+"""The command `train` as torchrun starts it, in several processes.
+
+    torchrun --nproc-per-node 4 -m -- prograd_fast train --data my_pictures --out runs/mine --log runs/log
+
+The lone "--" keeps torchrun from reading options behind it: it takes `--log` for one of its own.
+"""
 
 import os
 import re

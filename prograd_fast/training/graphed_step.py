@@ -151,7 +151,7 @@ def _fixed(optimizer: Optimizer, device: torch.device) -> list[Any]:
     """What a recorded step knows from Python or by address: options, parameters, states."""
     found: list[Any] = [getattr(optimizer, "noise_floor", None)]
     for group in optimizer.param_groups:
-        found += [value for name, value in group.items() if name not in ("params", "lr")]
+        found += [group, *(value for name, value in group.items() if name not in ("params", "lr"))]
         found.append(group["lr"] if _is_on(group["lr"], device) else None)
         for p in group["params"]:
             states = optimizer.state.get(p, {}).values()
@@ -164,7 +164,8 @@ def _is_on(value: Any, device: torch.device) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other))
+    """Tensors and groups are themselves alone: a state that is loaded makes groups anew."""
+    return one is other or not (isinstance(one, Tensor | dict) or isinstance(other, Tensor | dict) or one != other)
 
 
 def _why_not(optimizer: Optimizer, features: Tensor) -> str | None:

@@ -140,6 +140,7 @@ CHANGES = {
     "noise floor": lambda optimizer: setattr(optimizer, "noise_floor", 10.0),
     "no momentum yet": lambda optimizer: optimizer.state.clear(),
     "another state": _load,
+    "its own state": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
     "a parameter that is frozen": _freeze,
 }
 
