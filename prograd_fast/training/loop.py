@@ -49,9 +49,10 @@ def tune(
     same machine with the same number of threads. On others the matrix library may add in another order. With
     `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
 
-    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments. Each
-    takes its share of every batch, gradients and figures are means over the whole of it, and all end with the same
-    numbers. All need the same checkpoint. Random numbers that a method draws for each picture are then others than in a single process.
+    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments and the
+    same checkpoint. Each takes its share of every batch, gradients and figures are means over the whole of it, and all
+    end with the same numbers. Random numbers that a method draws for each picture are then others than in a single
+    process.
 
     Args:
         learner: The method at work, as `Method.start` gave it.

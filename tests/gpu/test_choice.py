@@ -245,6 +245,23 @@ def test_the_user_overrules_the_table(made_up: _Backends) -> None:
     assert backends.active() == {"cpu": "reference", "cuda": "reference"}
 
 
+def test_a_backend_that_fails_leaves_nothing_of_the_others(made_up: _Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        module = made_up.module(name)
+        if name == "triton":
+            module.register = lambda families: int("no driver")
+        return module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_module", broken)
+        with pytest.raises(ValueError, match="no driver"):
+            by_the_table()
+    assert made_up.registered == []
+    assert backends.active()["cuda"] == "reference"
+    by_the_table()
+    assert backends.active()["cuda"] == "cuda + triton"
+
+
 def test_the_doctor_says_which_and_why(made_up: _Backends) -> None:
     by_the_table()
     lines = {line.split("  ")[0]: line for line in doctor.show_config().splitlines() if line.startswith("GPU")}
