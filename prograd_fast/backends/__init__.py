@@ -131,8 +131,14 @@ def _use_on_gpus(orders: dict[str, tuple[str, ...]]) -> None:
                 families.setdefault(name, []).append(family)
                 break
     if families:
-        by_family = {family: name for name, mine in families.items() for family in mine}
-        _in_use["cuda"] = _InUse(by_family, [_module(name).register(families=mine) for name, mine in families.items()])
+        _in_use["cuda"] = in_use = _InUse({}, [])
+        try:
+            for name, mine in families.items():
+                in_use.take_out.append(_module(name).register(families=mine))
+                in_use.by_family.update(dict.fromkeys(mine, name))
+        except BaseException:  # what is registered twice is an error, too
+            _take_out("cuda")
+            raise
 
 
 def _take_out(device: str) -> None:

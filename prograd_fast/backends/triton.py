@@ -1,7 +1,7 @@
 """The kernels of `triton_kernels`: for NVIDIA GPUs, compiled by Triton when they are first used."""
 
 from collections.abc import Callable, Collection
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 
 import torch
@@ -19,7 +19,10 @@ def missing() -> str | None:
     """Say why the kernels cannot run here; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed. On Linux, run: pip install triton"
-    found = version("triton")
+    try:
+        found = _version()
+    except (PackageNotFoundError, KeyError):
+        return "There is a module triton, but no installed package says its version. On Linux, run: pip install triton"
     if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
         least = ".".join(map(str, OLDEST_TRITON))
         return (
@@ -27,6 +30,13 @@ def missing() -> str | None:
             f"Triton {least} or newer (2.8 does)."
         )
     return gpu.why_not(lambda capability: capability >= gpu.OLDEST, "They need 8.0 or newer.")
+
+
+def _version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # PyTorch's nightly builds bring pytorch-triton, Windows has triton-windows
+        return version(packages_distributions()["triton"][0])
 
 
 def device() -> str:

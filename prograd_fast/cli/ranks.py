@@ -1,6 +1,12 @@
-"""The command `train` as torchrun starts it, in several processes."""
+"""The command `train` as torchrun starts it, in several processes.
+
+    torchrun --nproc-per-node 4 -m -- prograd_fast train --data my_pictures --out runs/mine --log runs/log
+
+The lone "--" keeps torchrun from reading options behind it: it takes `--log` for one of its own.
+"""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -61,7 +67,7 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
 
     Yields:
         The folder that this process writes to: `out` for the first one. The others write to a folder that begins as a
-        copy of what is in `out` and vanishes at the end.
+        copy of the files in `out` and in its folds, and vanishes at the end.
 
     Raises:
         ConnectionError: another process has ended, or does not answer.
@@ -89,7 +95,7 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder) / "run"
             if out.is_dir():
-                shutil.copytree(out, own, ignore=lambda at, names: [n for n in names if (Path(at) / n).is_dir()])
+                shutil.copytree(out, own, ignore=_other_folders)
             dist.barrier()
             yield own
     except RuntimeError as error:
@@ -101,3 +107,8 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _other_folders(folder: str, names: list[str]) -> list[str]:
+    """Those that are no folds of `train --folds`: whatever else a user keeps there."""
+    return [name for name in names if (Path(folder) / name).is_dir() and not re.fullmatch(r"fold\d+", name)]

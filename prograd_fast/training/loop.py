@@ -49,9 +49,10 @@ def tune(
     same machine with the same number of threads. On others the matrix library may add in another order. With
     `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
 
-    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments. Each
-    takes its share of every batch, gradients and figures are means over the whole of it, and all end with the same
-    numbers. Random numbers that a method draws for each picture are then others than in a single process.
+    Where several processes have joined a group of `torch.distributed`, all call this with the same arguments and the
+    same checkpoint. Each takes its share of every batch, gradients and figures are means over the whole of it, and all
+    end with the same numbers. Random numbers that a method draws for each picture are then others than in a single
+    process.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
@@ -67,7 +68,8 @@ def tune(
 
     Raises:
         OSError: a checkpoint cannot be written; the one before it is still there.
-        ValueError: the checkpoint is damaged or another run's; `options.patience` without `validate`.
+        ValueError: the checkpoint is damaged or another run's, or other processes have gone further; `options.patience`
+            without `validate`.
     """
     if options.patience is not None and validate is None:
         raise ValueError("patience: expected validation pictures to stop by, got none")
@@ -189,6 +191,8 @@ class _Training:
         """See `tune`."""
         if checkpoints is not None:
             self._go_on_from(checkpoints)
+        # one without the checkpoint of the others would mix its gradients, of another state, with theirs
+        self.ranks.check_same({"the number of steps that were taken before": len(self.measured)})
         for _ in range(len(self.measured)):
             on_step()
         signals, batches = Held(), None

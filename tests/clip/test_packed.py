@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -350,6 +351,33 @@ def _replace_module(model: torch.nn.Module) -> None:
     blocks[0].mlp = copy.deepcopy(blocks[1].mlp)
 
 
+def _replace_activations(model: torch.nn.Module) -> None:
+    for block in model.transformer.resblocks:  # no weight changes
+        block.mlp.gelu = QuickGELU()
+
+
+class Adapted(torch.nn.Linear):
+    """A layer with an adapter that is not trained any more: the weight alone is not what it computes."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.cumsum(-1).repeat(1, 1, self.out_features // self.in_features)
+
+
+def _adapt(model: torch.nn.Module) -> None:
+    mlp = model.transformer.resblocks[0].mlp
+    mlp.c_fc = Adapted(mlp.c_fc)
+
+
+def _replace_forward(model: torch.nn.Module) -> None:
+    norm = model.transformer.resblocks[0].ln_1
+    own = norm.forward
+    norm.forward = lambda x: own(x).cumsum(-1)
+
+
 # random: norms and unit rows do not show a shift or a factor of all
 CHANGES = {
     "a weight in place": lambda model: model.transformer.resblocks[0].mlp.c_fc.weight.mul_(1.5),
@@ -363,6 +391,9 @@ CHANGES = {
     "another parameter": lambda model: setattr(model.ln_final, "weight", _new(model.ln_final.weight)),
     "another container": _replace_container,
     "another module": _replace_module,
+    "another activation": _replace_activations,
+    "a module of another kind": _adapt,
+    "a forward in the place of a module's": _replace_forward,
     "another dtype and back": lambda model: model.bfloat16().double(),
 }
 
@@ -378,6 +409,8 @@ def test_changed_weights_are_seen(change):
     after = net.class_features()
     assert (after - before).abs().max() > 1e-6
     assert_close(after, own_way(net), "formula", torch.float64)
+    with torch.no_grad():
+        assert_close(net.class_features(), own_way(net), "formula", torch.float64)
 
 
 def test_what_did_not_change_is_not_read_again():

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,25 @@ def test_an_old_gpu_rules_the_kernels_out(gpus: Callable[..., None], monkeypatch
     gpus()
     assert "sees no GPU" in str(cuda.missing())
     assert "sees no GPU" in str(triton.missing())
+
+
+@pytest.mark.parametrize("package", ["triton", "pytorch-triton", "triton-windows", None])
+def test_triton_of_another_name(
+    package: str | None, gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error here would end the initialisation of CUDA, for everybody in the process."""
+
+    def version(name: str) -> str:
+        if name != package:
+            raise PackageNotFoundError(name)
+        return "3.5.0+git1"
+
+    monkeypatch.setattr(triton, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton, "version", version)
+    monkeypatch.setattr(triton, "packages_distributions", lambda: {} if package is None else {"triton": [package]})
+    gpus((9, 0))
+    reason = triton.missing()
+    assert reason is None if package else "no installed package" in str(reason)
 
 
 @pytest.mark.parametrize(("found", "runs"), [("3.1.0", False), ("3.3.1", False), ("3.4.0", True), ("4.0", True)])
@@ -223,6 +243,23 @@ def test_the_user_overrules_the_table(made_up: _Backends) -> None:
     backends.use("reference")
     assert made_up.registered == []
     assert backends.active() == {"cpu": "reference", "cuda": "reference"}
+
+
+def test_a_backend_that_fails_leaves_nothing_of_the_others(made_up: _Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        module = made_up.module(name)
+        if name == "triton":
+            module.register = lambda families: int("no driver")
+        return module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_module", broken)
+        with pytest.raises(ValueError, match="no driver"):
+            by_the_table()
+    assert made_up.registered == []
+    assert backends.active()["cuda"] == "reference"
+    by_the_table()
+    assert backends.active()["cuda"] == "cuda + triton"
 
 
 def test_the_doctor_says_which_and_why(made_up: _Backends) -> None:

@@ -6,6 +6,8 @@
 
 import os
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -56,6 +58,28 @@ def disagreement(rank: int) -> str:
     return "nothing"
 
 
+def forgetful() -> str:
+    """What each rank is told when all but the first one have lost the checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder) / "checkpoint", {}, every=0.0)
+        taken = []
+
+        def on_step() -> None:
+            taken.append(1)
+            if len(taken) == 3:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            tune(small("prograd").start(make_task(dtype=torch.float32)), on_step, checkpoints=checkpoints)
+        if dist.get_rank():
+            checkpoints.path.unlink()
+        try:
+            tune(small("prograd").start(make_task(dtype=torch.float32)), checkpoints=checkpoints)
+        except ValueError as error:
+            return str(error)
+    return "nothing"
+
+
 def dying(out: Path) -> None:
     """One rank dies in the sixth step; torchrun begins all of them again, and they go on from the checkpoint."""
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -78,7 +102,7 @@ def every(file: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, ({case: trained(case) for case in CASES}, disagreement(rank)))
+    dist.all_gather_object(found, ({case: trained(case) for case in CASES}, disagreement(rank), forgetful()))
     if rank == 0:
         torch.save(found, file)
     dist.destroy_process_group()

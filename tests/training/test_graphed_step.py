@@ -4,20 +4,22 @@ No GPU is needed: `tests.training.recorded` plays the part of a CUDA graph. It k
 they were, runs nothing while it records, and refuses to read a number back, as CUDA does.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from prograd_fast.methods import CoOp, ProGradCoOp
+from prograd_fast.methods import CoOp, ProGradCoOp, PromptSRC
 from prograd_fast.methods.prompt_tuning import PromptTuningLearner
 from prograd_fast.ops.registry import SHORTCUTS
 from prograd_fast.optim import ProGradSGD, rules
 from prograd_fast.optim.conflict import ConflictLog
 from prograd_fast.training import TrainOptions, graphed_step, tune
 from prograd_fast.training.checkpoint import Checkpoints
-from prograd_fast.training.graphed_step import WARM_UP, GraphedStep
+from prograd_fast.training.graphed_step import WARM_UP, GraphedStep, record
 from prograd_fast.training.options import AS_PUBLISHED
 from tests.methods.support import make_task
 from tests.methods.test_every_method import FORMS, TRAINED, small
@@ -120,6 +122,63 @@ def test_a_rule_with_a_memory(rule, scope, graphs):
     assert replayed[0].replayed == 10 - WARM_UP
 
 
+def _freeze(optimizer):
+    optimizer.param_groups[0]["params"][1].requires_grad_(False)
+
+
+def _load(optimizer):
+    state = optimizer.state_dict()
+    for buffers in state["state"].values():
+        buffers["momentum_buffer"] = 2 * buffers["momentum_buffer"]
+    optimizer.load_state_dict(state)
+
+
+CHANGES = {
+    "weight decay": lambda optimizer: optimizer.param_groups[0].update(weight_decay=0.5),
+    "momentum": lambda optimizer: optimizer.param_groups[0].update(momentum=0.5),
+    "lambda": lambda optimizer: optimizer.param_groups[0].update(lambda_=0.5),
+    "noise floor": lambda optimizer: setattr(optimizer, "noise_floor", 10.0),
+    "no momentum yet": lambda optimizer: optimizer.state.clear(),
+    "another state": _load,
+    "its own state": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+    "a parameter that is frozen": _freeze,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_steps_is_seen(change, graphs):
+    """A recorded step has numbers and addresses from the time when it was recorded."""
+
+    def run(graph):
+        learner, taken = make_learner(PromptSRC(epochs=13, n_ctx=6, lambda_=1.0, warmup_epochs=2)), []
+
+        def on_step():
+            taken.append(1)
+            if len(taken) == WARM_UP + 3:
+                CHANGES[change](learner.optimizer)
+
+        return tune(learner, on_step, TrainOptions(graph=graph)), learner
+
+    replayed, eager = run(None), run(False)
+    assert_same(replayed, eager)
+    assert replayed[0].replayed == 13 - 2 * WARM_UP
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_that_is_a_tensor_stays_one(dtype, graphs):
+    def run(graph):
+        learner = make_learner(CoOp(epochs=10, n_ctx=6, warmup_epochs=5))
+        rate = torch.tensor(0.1, dtype=dtype)
+        learner.optimizer = ProGradSGD(learner.module.parameters(), lr=rate, momentum=0.9)
+        history = tune(learner, options=TrainOptions(graph=graph))
+        assert learner.optimizer.param_groups[0]["lr"] is rate
+        return history, learner
+
+    replayed, eager = run(None), run(False)
+    assert_same(replayed, eager)
+    assert replayed[0].replayed == 10 - WARM_UP
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(graphs, clip, shapes):
     """The last good state is kept by the replays too: the rate grows until the context overflows."""
     method = ProGradCoOp(epochs=30, warmup_epochs=6, warmup_lr=0.01, lr=3e38)
@@ -170,6 +229,56 @@ def test_a_step_that_cannot_be_recorded_leaves_nothing_half_done(graphs):
     run, eager = (trained(method, TrainOptions("fp16", graph=graph)) for graph in (None, False))
     assert "cannot be recorded" in run[0].not_replayed
     assert_same(run, eager)
+
+
+def test_any_error_of_a_recording_is_a_reason(graphs):
+    class Prints(CoOp):
+        def terms(self, learner):
+            def term(step):
+                if torch.is_tensor(learner.optimizer.param_groups[0]["lr"]):
+                    raise TypeError("expected a number\nas rate")
+                return step.logits.sum() * 0
+
+            return {"prints": term}
+
+    history = tune(Prints(epochs=8).start(make_task()))
+    assert history.completed
+    assert history.not_replayed == "the step cannot be recorded: expected a number"
+
+
+def test_generators_draw_again_after_a_recording_that_failed(monkeypatch):
+    """CUDA's, before PyTorch gave each capture a state of its own, refuse to: a capture that fails is never ended."""
+
+    class OfCuda:
+        def __init__(self):
+            self.state = {"capturing": False, "offset": 8}
+
+        def clone_state(self):
+            copy = OfCuda()
+            copy.state["offset"] = self.state["offset"]
+            return copy
+
+        def graphsafe_set_state(self, other):
+            self.state = other.state
+
+    def capture(graph):
+        for generator in (default, own):
+            generator.state["capturing"] = True
+        return nullcontext()
+
+    def fails():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    default, own = OfCuda(), OfCuda()
+    monkeypatch.setattr(torch.cuda, "default_generators", (default,))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(register_generator_state=lambda g: None))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record(fails, [own])
+    assert default.state == own.state == {"capturing": False, "offset": 8}
+    assert hasattr(torch.Generator, "clone_state")
+    assert hasattr(torch.Generator, "graphsafe_set_state")
 
 
 def test_hooks_of_the_step_are_called_at_every_step(graphs):

@@ -1,12 +1,14 @@
 """Several processes train one run: the numbers are those of a single process on the whole batch."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from prograd_fast.cli.ranks import _other_folders
 from prograd_fast.training import load_run, tune
 from tests.methods.support import make_task
 from tests.methods.test_every_method import small
@@ -37,7 +39,7 @@ def found(request, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_the_numbers_are_those_of_one_process(found, case):
     expected = trained(case)
-    for numbers, _ in found:
+    for numbers, *_ in found:
         assert numbers[case].keys() == expected.keys()
         for name, values in expected.items():
             actual, wanted = (torch.tensor(x).nan_to_num(-1.0) for x in (numbers[case][name], values))
@@ -48,9 +50,17 @@ def test_the_numbers_are_those_of_one_process(found, case):
 
 
 def test_every_rank_is_told_what_they_do_not_agree_on(found):
-    for _, told in found:
+    for _, told, _ in found:
         assert told.startswith(
             "the processes of this run do not agree: class_names is ['cat'] in process 0 and ['cat', 'dog'] in process "
+        )
+
+
+def test_no_rank_goes_on_from_where_the_others_are_not(found):
+    for *_, told in found:
+        assert told.startswith(
+            "the processes of this run do not agree: the number of steps that were taken before is 2 in process 0 and "
+            "0 in process 1"
         )
 
 
@@ -84,6 +94,29 @@ def test_the_command_trains_on_two_ranks(tmp_path, shapes_dir):
         steps = [torch.tensor(record["steps"][name]) for record in records]
         assert_close(steps[1], steps[0], "trajectory on ranks", torch.float32)
     assert records[0]["accuracy"] == records[1]["accuracy"]
+
+
+def test_all_ranks_begin_with_the_finished_folds(tmp_path):
+    """And with nothing else from the folder of the run."""
+    (tmp_path / "run" / "fold0").mkdir(parents=True)
+    (tmp_path / "run" / "fold0" / "run.json").write_text("{}")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    (tmp_path / "run" / "pictures").mkdir()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", ignore=_other_folders)
+    found = sorted(str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*"))
+    assert found == ["fold0", "fold0/run.json", "summary.json"]
+
+
+@pytest.mark.slow
+def test_folds_go_on_on_two_ranks(tmp_path, shapes_dir):
+    arguments = ("prograd_fast", "train", "--data", shapes_dir, "--epochs", 2, "--folds", 2, "--out", tmp_path / "run")
+    first = torchrun(2, *arguments)
+    assert first.returncode == 0, first.stderr
+    shutil.rmtree(tmp_path / "run" / "fold1")
+    second = torchrun(2, *arguments, "--resume")
+    assert second.returncode == 0, second.stderr
+    assert "fold0 is finished" in second.stdout
+    assert second.stdout.splitlines()[-4:] == first.stdout.splitlines()[-4:]
 
 
 def test_other_commands_run_in_one_process(tmp_path):

@@ -1,7 +1,7 @@
 """The packed tower stands in for some text towers only: the tests that tell which, and when."""
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, count
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,6 +60,7 @@ Version = tuple[Any, ...]
 _CONTENTS = itemgetter("_modules", "_parameters")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _VERSION, _TRAINED = attrgetter("_version"), attrgetter("requires_grad")
+_numbers = count()
 
 
 class Inventory:
@@ -72,6 +73,8 @@ class Inventory:
     """
 
     def __init__(self, text: Any) -> None:
+        self._number = next(_numbers)  # what a module does that took another's place does not show in its weights
+        self._unlike = unlike_clip(text) is not None  # since a module was replaced
         self._roots = _roots(text)
         modules = [module for root in self._roots if isinstance(root, nn.Module) for module in root.modules()]
         # the namespaces of modules: a look into them takes a fifth of a look at attributes
@@ -90,13 +93,19 @@ class Inventory:
         )
 
     def is_touched(self) -> bool:
-        """Whether the tower's own code has to run, since its weights are trained or its modules have hooks."""
+        """Whether the tower's own code has to run.
+
+        So it is where its modules have hooks or a `forward` of their own, as accelerate gives them, or were replaced by
+        others, such as PEFT's; and while its weights are trained.
+        """
         hooks = chain.from_iterable(map(_HOOKS, self._modules))
-        return any(hooks) or (torch.is_grad_enabled() and any(map(_TRAINED, self._weights)))
+        if self._unlike or any(hooks) or any("forward" in module for module in self._modules):
+            return True
+        return torch.is_grad_enabled() and any(map(_TRAINED, self._weights))
 
     def version(self) -> Version:
-        """Of the weights of blocks, final norm and projection."""
-        return version_of(self._weights)
+        """Of the modules and weights of blocks, final norm and projection."""
+        return self._number, *version_of(self._weights)
 
 
 def version_of(weights: Sequence[Tensor]) -> Version:
