@@ -41,6 +41,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     ("torch.optim", torch.float32): 1e-5,
     ("torch.optim", torch.bfloat16): 4e-2,
     ("torch.optim", torch.float16): 5e-3,
+    # parameters after training in a framework against the bare loop: the same operations on the same batches, but for
+    # where a framework divides by the number of micro-batches
+    ("adapter", torch.float32): 1e-6,
     # the packed text tower, 6 blocks, features and gradients: each block rounds to 24, 8 or 11 bits about ten times
     ("tower", torch.float32): 1e-5,
     ("tower", torch.bfloat16): 3e-2,
