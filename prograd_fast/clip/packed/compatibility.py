@@ -73,6 +73,7 @@ class Inventory:
 
     def __init__(self, text: Any) -> None:
         self._roots = _roots(text)
+        self._stand_in = unlike_clip(text) is None  # LoRA's layers take the place of linear ones, and bear their names
         modules = [module for root in self._roots if isinstance(root, nn.Module) for module in root.modules()]
         # the namespaces of modules: a look into them takes a fifth of a look at attributes
         self._modules = tuple(map(vars, modules))
@@ -90,9 +91,9 @@ class Inventory:
         )
 
     def is_touched(self) -> bool:
-        """Whether the tower's own code has to run, since its weights are trained or its modules have hooks."""
+        """Whether the tower's own code has to run: for modules that are not CLIP's, trained weights and hooks."""
         hooks = chain.from_iterable(map(_HOOKS, self._modules))
-        return any(hooks) or (torch.is_grad_enabled() and any(map(_TRAINED, self._weights)))
+        return not self._stand_in or any(hooks) or (torch.is_grad_enabled() and any(map(_TRAINED, self._weights)))
 
     def version(self) -> Version:
         """Of the weights of blocks, final norm and projection."""
