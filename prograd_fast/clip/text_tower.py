@@ -32,10 +32,10 @@ class TextTower:
     The tower reads its weights from the model at every call; it holds none itself and follows `model.to(...)`.
 
     Args:
-        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`; or any module with `encode_text(token_ids)`, (N, L) int64
-            to (N, D), and a `torch.nn.Embedding` named `token_embedding` in the model or in the module `model.text`,
-            which `encode_text` calls; or one with one of Hugging Face's models in `model.text`. Nothing else is needed.
-            A `context_length` beside the embedding says which length all token ids must have.
+        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`; or any module with `encode_text(token_ids)`, (N, L) to
+            (N, D), and a `torch.nn.Embedding` named `token_embedding` in the model or in the module `model.text`, which
+            `encode_text` calls; or one with one of Hugging Face's models in `model.text`. Nothing else is needed. A
+            `context_length` beside the embedding says which length L must be.
 
     Attributes:
         model: the model.

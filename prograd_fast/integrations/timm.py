@@ -1,7 +1,6 @@
 """timm: this library's optimizers by name in its optimizer factory."""
 
-from timm.optim import OptimInfo
-from timm.optim._optim_factory import default_registry  # the only way to it in timm 1.0
+from timm.optim._optim_factory import OptimInfo, default_registry  # the only way to the registry in timm 1.0
 
 from prograd_fast.optim import ProGradAdamW, ProGradSGD
 

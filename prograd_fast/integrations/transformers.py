@@ -28,9 +28,13 @@ class ProGradTrainer(transformers.Trainer):
             The task loss and the general loss, means over the batch; and the model's outputs, for evaluation: a
             dictionary such as transformers' models return, or a tuple whose first entry is left out as a loss.
         """
-        raise NotImplementedError(f"{type(self).__name__}: write compute_losses(model, inputs), which returns both losses")
+        raise NotImplementedError(
+            f"{type(self).__name__}: write compute_losses(model, inputs), which returns both losses"
+        )
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The task loss, as Trainer asks for it in evaluation."""
         task, _general, outputs = self.compute_losses(model, inputs)
         return (task, outputs) if return_outputs else task

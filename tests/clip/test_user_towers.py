@@ -85,5 +85,5 @@ def test_prompts_are_encode_text(tower: type[nn.Module], options: dict[str, bool
 
 def test_deep_prompts_are_refused_in_one_line() -> None:
     net = pf.clip.PromptedCLIP(HalfOfOpenClips(), TOKENIZER, NAMES, 2)
-    with pytest.raises(ValueError, match="deep: expected a causal tower .*, but the tower has no transformer"):
+    with pytest.raises(ValueError, match=r"deep: expected a causal tower .*, but the tower has no transformer"):
         net.class_features(deep=torch.zeros(1, 2, 8))

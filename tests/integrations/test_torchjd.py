@@ -16,7 +16,6 @@ from tests.integrations.support import batches, both, check, numbers, student
 from tests.tolerances import assert_close
 
 DATA = batches(8)
-EPS = {torch.float64: "formula", torch.float32: "formula"}
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.8, 1.0, 1.5])

@@ -134,7 +134,7 @@ def test_one_that_computes_no_losses_says_what_to_write(tmp_path: Path) -> None:
         trainer(tmp_path, OPTIMIZERS["sgd"], cls=ProGradTrainer).train()
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@kinds
 def test_it_says_once_that_nothing_was_projected(kind: str, tmp_path: Path) -> None:
     """Trainer itself differentiates the task loss alone."""
 
