@@ -15,7 +15,7 @@ from prograd_fast.clip.pretrained.archive import Archive, StoredTensor
 from prograd_fast.files.reading import check_regular
 from prograd_fast.files.writing import replacing
 
-_LARGEST, _READ = 4 << 30, ("ctx", "token_prefix")  # bytes; names in the state dict
+_LARGEST, _KNOWN = 4 << 30, {"ctx", "token_prefix", "token_suffix"}  # bytes; names in the state dict
 _SAME = 1e-2  # of embeddings that were rounded to float16: they differ by 1e-3 of the largest
 
 
@@ -64,7 +64,7 @@ class CoOpPrompt:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> CoOpPrompt:
-    """Read `prompt_learner/model.pth.tar-E` of CoOp, ProGrad and other trainers of Dassl with one `ctx`.
+    """Read `prompt_learner/model.pth.tar-E` of CoOp, ProGrad and other trainers that learn nothing but a `ctx`.
 
     Nothing in the file runs: of what it names, optimizers and schedulers included, only tensors are made.
 
@@ -75,19 +75,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CoOpPrompt:
     check_regular(Path(path), _LARGEST)
     try:
         tree = Archive.open(Path(path)).tree
-        state, epoch = tree["state_dict"], tree.get("epoch")
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-        read = {name: state[name].read() for name in _READ if isinstance(state.get(name), StoredTensor)}
-        ctx, prefix = read["ctx"], read.get("token_prefix")
+        entries, epoch = tree["state_dict"].items(), tree.get("epoch")
+        stored = {name.removeprefix("module."): value for name, value in entries if isinstance(value, StoredTensor)}
+        if beside := sorted(stored.keys() - _KNOWN):
+            raise ValueError(f"more was learned than a context: {', '.join(beside[:3])}")
+        ctx = stored["ctx"].read()
+        prefix = stored["token_prefix"].read() if "token_prefix" in stored else None
         if ctx.ndim not in (2, 3) or not ctx.is_floating_point() or not ctx.isfinite().all():
             raise ValueError(f"ctx is {ctx.dtype} of shape {tuple(ctx.shape)}; expected finite (M, d) or (C, M, d)")
         if prefix is not None and (prefix.ndim != 3 or prefix.shape[-1] != ctx.shape[-1] or not prefix.numel()):
             raise ValueError(f"token_prefix has shape {tuple(prefix.shape)}; expected (C, 1, {ctx.shape[-1]})")
     except Exception as error:  # what a file from anybody holds can fail in any way
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path} is not a prompt checkpoint of CoOp's, written by torch 1.6 or newer ({reason})"
-        ) from error
+        raise ValueError(f"{path} is not a prompt checkpoint of CoOp's, in torch 1.6's format ({reason})") from error
     return CoOpPrompt(ctx, epoch if isinstance(epoch, int) else None, prefix)
 
 

@@ -146,10 +146,11 @@ def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"state_dict": {"weight": torch.zeros(2)}}, "KeyError: 'ctx'"),
+        ({"state_dict": {"ctx": [0.0]}}, "KeyError: 'ctx'"),
         ({"state_dict": {"ctx": torch.zeros(2)}}, r"ctx is torch.float32 of shape \(2,\)"),
         ({"state_dict": {"ctx": torch.full((2, 3), torch.nan)}}, "expected finite"),
         ({"state_dict": {"ctx": torch.zeros(2, 3), "token_prefix": torch.zeros(2)}}, "token_prefix has shape"),
+        ({"state_dict": {"ctx": torch.zeros(2, 3), "meta_net.linear1.weight": torch.zeros(1)}}, "more was learned"),
         ({"ctx": torch.zeros(2, 3)}, "KeyError: 'state_dict'"),
         ([torch.zeros(2)], "TypeError"),
     ],
