@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +39,8 @@ class PromptedCLIP(nn.Module):
     (`prograd_fast.clip.tokens.clean_words`). Names that are the same words, as in ImageNet's list, get equal scores.
 
     As in CoOp, the model that is passed in is put in evaluation mode and its weights no longer require grad; it stays
-    in evaluation mode under `train()`. The context is float32, or float64 in a float64 model, whatever the precision of
+    in evaluation mode under `train()`. Adapters that are put into its towers afterwards, such as LoRA's, are trained by
+    whoever has them in an optimizer. The context is float32, or float64 in a float64 model, whatever the precision of
     the model: small updates get lost in half precision.
 
     How the context starts:
@@ -54,7 +54,8 @@ class PromptedCLIP(nn.Module):
       any other tensor is copied.
 
     Args:
-        model: an open_clip model (or one of its form, see `TextTower`).
+        model: an open_clip model, or one that has what `TextTower` asks for, a parameter `logit_scale` (a logarithm)
+            and, for images, `encode_image`; `logit_bias` is added where there is one.
         tokenizer: its tokenizer.
         class_names: C names.
         n_ctx: number M of context tokens. None: as many as `ctx_init` has.
@@ -132,7 +133,8 @@ class PromptedCLIP(nn.Module):
                 f"class_names: expected {', '.join(self.class_names)}, to which this class-specific context belongs, "
                 f"got {', '.join(class_names)}. Use class_specific=False for a context that serves any names."
             )
-        return PromptedCLIP(
+        trained = [p for p in self.model.parameters() if p.requires_grad]  # LoRA's, that came after the freezing
+        net = PromptedCLIP(
             self.model,
             self.tokenizer,
             class_names,
@@ -142,6 +144,9 @@ class PromptedCLIP(nn.Module):
             class_token_position=self.class_token_position,
             max_memory=self.encoder.max_memory,
         )
+        for p in trained:
+            p.requires_grad_(True)
+        return net
 
     def class_features(self, context: Tensor | None = None, deep: Tensor | None = None, unit: bool = True) -> Tensor:
         """Unit-length text features of the prompts, differentiable in the context.
@@ -188,10 +193,13 @@ class PromptedCLIP(nn.Module):
                 f"layers, got {tuple(deep.shape)}."
             )
 
-    @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit-length features (B, D) of preprocessed images (B, 3, H, W), without graph."""
-        return F.normalize(self.model.encode_image(images), dim=-1)
+        """Unit-length features (B, D) of preprocessed images (B, 3, H, W).
+
+        They have no graph, since the image tower is frozen; unless some of its parameters were made to require grad
+        afterwards, such as LoRA's. The images themselves get no gradient.
+        """
+        return F.normalize(self.model.encode_image(images.detach()), dim=-1)
 
     def logits(self, image_features: Tensor, class_features: Tensor | None = None) -> Tensor:
         """Scaled cosine similarities, exp(logit_scale) * x @ W.T, plus the model's `logit_bias` where it has one.

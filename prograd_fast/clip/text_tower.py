@@ -32,8 +32,10 @@ class TextTower:
     The tower reads its weights from the model at every call; it holds none itself and follows `model.to(...)`.
 
     Args:
-        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`, or a model of the same form: `encode_text(token_ids)`,
-            and a `token_embedding` in the model or in `model.text`, or one of Hugging Face's models in `model.text`.
+        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`; or any module with `encode_text(token_ids)`, (N, L) to
+            (N, D), and a `torch.nn.Embedding` named `token_embedding` in the model or in the module `model.text`, which
+            `encode_text` calls; or one with one of Hugging Face's models in `model.text`. Nothing else is needed. A
+            `context_length` beside the embedding says which length L must be.
 
     Attributes:
         model: the model.
@@ -54,8 +56,9 @@ class TextTower:
         self.model = model
         self.text = inner if isinstance(inner, nn.Module) else model
         self.embedding = embedding_of(self.text)
-        self.any_length = getattr(self.text, "token_embedding", None) is None
-        self.context_length: int = getattr(self.text, "context_length", 0) or _LONGEST
+        length: int | None = getattr(self.text, "context_length", None)
+        self.any_length = not length or getattr(self.text, "token_embedding", None) is None
+        self.context_length: int = length or _LONGEST
         self.closed_reason = closed_reason(model, self.embedding)
         self._pool_type = getattr(self.text, "pool_type", getattr(self.text, "text_pool_type", None))
         self._eos_id: int = getattr(self.text, "eos_id", getattr(self.text, "text_eos_id", 0))
@@ -80,6 +83,10 @@ class TextTower:
             return "the tower appends a CLS token"
         if self._pool_type not in ("argmax", "eos"):
             return f"the tower pools at {self._pool_type!r}, not at the end-of-text token"
+        parts = ("transformer", "positional_embedding", "ln_final", "text_projection")
+        missing = [name for name in parts if not hasattr(self.text, name)]
+        if missing or not hasattr(self.text.transformer, "resblocks"):
+            return f"the tower has no {missing[0] if missing else 'transformer.resblocks'}, as open_clip's have"
         return None
 
     @property
@@ -94,8 +101,8 @@ class TextTower:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which open_clip runs the tower (that of its linear layers)."""
-        cast_dtype = getattr(self.text.transformer, "get_cast_dtype", None)
+        """The dtype in which open_clip runs the tower (that of its linear layers); else that of the embedding."""
+        cast_dtype = getattr(getattr(self.text, "transformer", None), "get_cast_dtype", None)
         return self.embedding.weight.dtype if cast_dtype is None else cast_dtype()
 
     @property

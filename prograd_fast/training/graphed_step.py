@@ -100,7 +100,7 @@ class _Recording:
         self._fixed = _fixed(optimizer, features.device)
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Those whose rate is a number; one that is a tensor on the device is read where it is."""
+        """The groups whose rate is a number; one that is a tensor on the device is read where it is."""
         return [group for group in self._optimizer.param_groups if not _is_on(group["lr"], self._device)]
 
     def holds(self) -> bool:

@@ -38,7 +38,7 @@ class TrainOptions:
 
     @property
     def regime(self) -> dict[str, Any]:
-        """Those that decide the numbers of a run."""
+        """The options that decide the numbers of a run."""
         return {name: value for name, value in asdict(self).items() if name != "graph"}
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class Ranks:
 
     @classmethod
     def now(cls) -> "Ranks":
-        """Those that have joined; one alone where nobody has called `init_process_group`."""
+        """The ones that have joined; one alone where nobody has called `init_process_group`."""
         together = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if together else cls(0, 1)
 

