@@ -7,6 +7,7 @@ emoji-lite. Strong scaling has the same names on one and on two processes, weak 
 
 import argparse
 import itertools
+import math
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,13 @@ import prograd_fast as pf
 from benchmarks.measure import load, machine
 
 RANKS, BATCH, N_CTX = 2, 32, 4
+
+
+def _product(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    return 2 * math.prod(x) * out_shape[-1]
+
+
+PRODUCTS = {torch.ops.mkldnn._linear_pointwise: _product}  # of the packed tower on a CPU, which torch does not count
 NAMES = (64, 1000, 21841)
 
 
@@ -76,7 +84,7 @@ def work(rank: int, folder: Path, names: Sequence[int], rounds: int) -> None:
                 dist.barrier()
                 wall, busy = time.perf_counter(), time.process_time()
                 if side in steps and round_ == 0:  # warms up, too
-                    with FlopCounterMode(display=False) as counter:
+                    with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
                         steps[side]()
                     flops[side] = counter.get_total_flops()
                 elif side in steps:
@@ -102,7 +110,8 @@ def measured(names: Sequence[int], rounds: int) -> list[tuple[int, dict[str, lis
         command = [sys.executable, "-m", "benchmarks.ranks", "--folder", folder, "--rounds", str(rounds)]
         command += ["--names", *map(str, names)]
         children = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(RANKS)]
-        if any([child.wait() for child in children]):
+        codes = [child.wait() for child in children]
+        if any(codes):
             raise RuntimeError("a process has failed, see above")
         rows: list[tuple[int, dict[str, list[float]]]] = torch.load(Path(folder, "rows"), weights_only=True)
         return rows

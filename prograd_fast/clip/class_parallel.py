@@ -8,6 +8,7 @@ size is sent in the backward. Ranks that see different batches form a group of t
 averages (`process_group=`).
 """
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -36,7 +37,8 @@ class ClassShare:
 
     def __init__(self, group: "dist.ProcessGroup", rows: Tensor, class_specific: bool = False) -> None:
         self.class_specific = class_specific
-        self._group = group
+        # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
+        self._held_by_torch = weakref.ref(group)
         bounds = balanced(rows, dist.get_world_size(group))
         self._counts = [stop - start for start, stop in pairwise(bounds)]
         rank = dist.get_rank(group)
@@ -51,7 +53,7 @@ class ClassShare:
         mine = features.new_zeros(most, len(features), features.shape[-1])  # collectives want parts of one size
         mine[:count] = features[:, :count].transpose(0, 1)
         every = [torch.empty_like(mine) for _ in self._counts]
-        dist.all_gather(every, mine, group=self._group)
+        dist.all_gather(every, mine, group=self._group())
         parts = [part[:n] for part, n in zip(every, self._counts, strict=True)]
         return torch.cat(parts).transpose(0, 1).contiguous()
 
@@ -88,14 +90,23 @@ class ClassShare:
         parts = [first, *others]
         wide = torch.promote_types(context.dtype, torch.float32)
         flat = torch.cat([part.flatten().to(wide) for part in parts])
-        dist.all_reduce(flat, group=self._group)
+        dist.all_reduce(flat, group=self._group())
         sums = flat.split([part.numel() for part in parts])
         return [total.view(part.shape).to(part.dtype) for total, part in zip(sums, parts, strict=True)]
+
+    def _group(self) -> "dist.ProcessGroup":
+        group = self._held_by_torch()
+        if group is None:
+            raise RuntimeError(
+                "class_group: expected a process group that is there, got one that was destroyed. Take "
+                "net.with_classes(net.class_names), whose classes this rank encodes alone."
+            )
+        return group
 
     def _compare(self, cotangents: Tensor) -> None:
         magnitude = cotangents.abs().sum().reshape(1)
         every = [torch.empty_like(magnitude) for _ in self._counts]
-        dist.all_gather(every, magnitude, group=self._group)
+        dist.all_gather(every, magnitude, group=self._group())
         magnitudes = torch.cat(every).tolist()
         if max(magnitudes) - min(magnitudes) > _UNLIKE * max(magnitudes):
             raise RuntimeError(
