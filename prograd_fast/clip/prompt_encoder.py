@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prograd_fast.clip.class_parallel import ClassShare, gathered, summed_in_backward
 from prograd_fast.clip.packed import weights as tower_weights
 from prograd_fast.clip.packed.chunks import chunks_within
 from prograd_fast.clip.packed.compatibility import Inventory, Version, inventory, version_of
@@ -29,6 +31,11 @@ class PromptEncoder(nn.Module):
         context_positions: (C, M) int64, where the context stands; M may be 0.
         class_specific: whether each class has a context of its own.
         max_memory: bytes that the activations of the packed tower may take, or None for no limit.
+        class_group: ranks that share the classes, see `PromptedCLIP`; all of them are to call `forward`. Or None.
+
+    Attributes:
+        token_ids: as given, or of the classes that this rank encodes.
+        context_positions: likewise.
     """
 
     token_ids: Tensor
@@ -41,6 +48,7 @@ class PromptEncoder(nn.Module):
         context_positions: Tensor,
         class_specific: bool,
         max_memory: float | None = None,
+        class_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         if max_memory is not None and not 0 < max_memory < float("inf"):
@@ -48,6 +56,14 @@ class PromptEncoder(nn.Module):
         self.tower = tower
         self.class_specific = class_specific
         self.max_memory = max_memory
+        self.share: ClassShare | None = None
+        if class_group is not None:
+            rows = torch.ones(len(token_ids), dtype=torch.int64)
+            if tower.unpackable_reason is None:
+                packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
+                rows = packing.offsets.diff()
+            self.share = ClassShare(class_group, rows, class_specific)
+            token_ids, context_positions = token_ids[self.share.encoded], context_positions[self.share.encoded]
         self.register_buffer("token_ids", token_ids.to(tower.device), persistent=False)
         self.register_buffer("context_positions", context_positions.to(tower.device), persistent=False)
         self._packing: Packing | None = None
@@ -70,6 +86,7 @@ class PromptEncoder(nn.Module):
 
         Raises:
             ValueError: `max_memory` is too little for a single class, or the tower cannot take deep prompts.
+            RuntimeError: ranks share the classes, and the tower's weights are trained.
         """
         found = None if self._packing is None else inventory(self.tower.text)
         if self._packing is None or found is None or found.is_touched():
@@ -90,7 +107,7 @@ class PromptEncoder(nn.Module):
             bounds=self._bounds,
             differentiable=differentiable,
         )
-        return encode(context.view_as(context), deep, EncodePlan(prompts, differentiable, unit, chunks))
+        return encode(context.view_as(context), deep, EncodePlan(prompts, differentiable, unit, chunks, self.share))
 
     def prompts(self, context: Tensor) -> Tensor:
         """(G, C, L, d) token embeddings, the context (G, M, d) or (G, C, M, d) in its places; without positions."""
@@ -101,9 +118,17 @@ class PromptEncoder(nn.Module):
         return words.expand(groups, -1, -1, -1).scatter(2, index, rows)
 
     def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        if self.share is not None:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.text.parameters()):
+                raise RuntimeError(
+                    "class_group: expected a frozen text tower, got one whose weights require grad: their gradients "
+                    "would be those of this rank's classes alone. Leave class_group out."
+                )
+            context, deep = summed_in_backward(self.share, context, deep)
         prompts = self.prompts(context)
         features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep)
-        return features.unflatten(0, prompts.shape[:2])
+        features = features.unflatten(0, prompts.shape[:2])
+        return features if self.share is None else gathered(self.share, features)
 
     def _current_prompts(self, packing: Packing, found: Inventory) -> Prompts:
         tower = self.tower

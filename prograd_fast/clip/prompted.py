@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prograd_fast.clip.class_parallel import check_class_group, take_from_first
 from prograd_fast.clip.context import initial_context
 from prograd_fast.clip.layout import ClassTokenPosition, PromptLayout
 from prograd_fast.clip.prompt_encoder import PromptEncoder
@@ -64,6 +66,12 @@ class PromptedCLIP(nn.Module):
         class_token_position: where the name stands, seen from the context: "end", "middle" or "front".
         max_memory: bytes that the text tower's activations may take. Where they would take more, the classes are
             computed in chunks, twice: the same features and gradients, but for rounding. None (default): no limit.
+        class_group: ranks of `torch.distributed` that share the classes: each encodes its part, and all get the
+            features of all. They see the same batches, and all call `class_features` and the backward. Then the
+            gradient of the context is that of all classes on each of them. The first rank's context is copied to the
+            others. The optimizer's `process_group` has the ranks that see different batches, such as the other
+            dimension of a `DeviceMesh`; of equal gradients it takes the mean, which changes nothing. None (default):
+            every rank encodes all classes.
 
     Attributes:
         prompt: the `PromptLearner`; `prompt.ctx` is the one trainable tensor.
@@ -71,9 +79,10 @@ class PromptedCLIP(nn.Module):
         n_ctx: number M of context tokens.
 
     Raises:
-        TypeError: the model's text tower cannot take context tokens; `class_names` are not strings.
+        TypeError: the model's text tower cannot take context tokens; `class_names` are not strings; `class_group` is
+            no group that this rank is in.
         ValueError: empty names, a name too long; `n_ctx` or `ctx_init` that fit neither each other nor the
-            model.
+            model; on every rank: those of `class_group` do not agree on the classes or the context.
 
     Example:
         >>> import torch, prograd_fast as pf
@@ -95,6 +104,7 @@ class PromptedCLIP(nn.Module):
         class_specific: bool = False,
         class_token_position: ClassTokenPosition = "end",
         max_memory: float | None = None,
+        class_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -113,7 +123,18 @@ class PromptedCLIP(nn.Module):
         self.n_ctx = len(context_ids)
         layout = PromptLayout.of(tokenizer, tower, self.class_names, context_ids, class_token_position)
         self.prompt = PromptLearner(ctx)
-        self.encoder = PromptEncoder(tower, layout.token_ids, layout.context_positions, class_specific, max_memory)
+        if class_group is not None:
+            facts = {
+                "class_names": self.class_names,
+                "class_token_position": class_token_position,
+                "ctx": f"{ctx.dtype} of shape {tuple(ctx.shape)}",
+                "model": f"{type(model).__name__} with a text tower of {tower.dtype}, {tower.width} wide",
+            }
+            check_class_group(class_group, facts)
+            take_from_first(class_group, ctx)
+        self.encoder = PromptEncoder(
+            tower, layout.token_ids, layout.context_positions, class_specific, max_memory, class_group
+        )
         self.model = model.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
@@ -122,8 +143,15 @@ class PromptedCLIP(nn.Module):
         self.model.eval()
         return self
 
-    def with_classes(self, class_names: Sequence[str]) -> "PromptedCLIP":
+    def with_classes(
+        self, class_names: Sequence[str], class_group: "dist.ProcessGroup | None" = None
+    ) -> "PromptedCLIP":
         """A net of the same model and the same `prompt.ctx` for other class names, such as base-to-new's new ones.
+
+        Args:
+            class_names: the names.
+            class_group: ranks that share them. None (default): this rank encodes all of them, whoever shares those of
+                this net.
 
         Raises:
             ValueError: the context is class-specific and the names are not those it was trained for.
@@ -143,6 +171,7 @@ class PromptedCLIP(nn.Module):
             class_specific=self.class_specific,
             class_token_position=self.class_token_position,
             max_memory=self.encoder.max_memory,
+            class_group=class_group,
         )
         for p in trained:
             p.requires_grad_(True)

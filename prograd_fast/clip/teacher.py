@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prograd_fast.clip.class_parallel import ClassShare, check_class_group
 from prograd_fast.clip.prompt_encoder import PromptEncoder
 from prograd_fast.clip.prompted import cosine_logits
 from prograd_fast.clip.text_tower import TextTower
@@ -29,14 +31,17 @@ class ZeroShotTeacher(nn.Module):
         tokenizer: its tokenizer.
         class_names: C names, cleaned by `clean_words`, as the templates are.
         templates: one template such as "a photo of a {}.", or several.
+        class_group: ranks of `torch.distributed` that share the classes, here and at once: each encodes its part, and
+            all get the features of all. None (default): every rank encodes all classes.
 
     Attributes:
         class_features: (C, D) unit rows.
         class_names: readable names, tuple of C strings.
 
     Raises:
-        TypeError: `class_names` or `templates` are not strings.
-        ValueError: empty names, no template, a template without exactly one "{}", a prompt too long.
+        TypeError: `class_names` or `templates` are not strings; `class_group` is no group that this rank is in.
+        ValueError: empty names, no template, a template without exactly one "{}", a prompt too long; on every rank:
+            those of `class_group` do not agree on the classes or the templates.
     """
 
     __call__: Callable[..., Tensor]
@@ -46,7 +51,12 @@ class ZeroShotTeacher(nn.Module):
     logit_bias: Tensor | None
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], templates: str | Sequence[str]
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        class_names: Sequence[str],
+        templates: str | Sequence[str],
+        class_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         self.class_names = readable_class_names(class_names)
@@ -58,9 +68,11 @@ class ZeroShotTeacher(nn.Module):
                 raise TypeError(f"templates: expected strings, got {template!r} ({type(template).__name__}).")
             if clean_words(template).count("{}") != 1:
                 raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}.")
+        if class_group is not None:
+            check_class_group(class_group, {"class_names": self.class_names, "templates": tuple(templates)})
         clip: Any = model
         tower = TextTower(model)
-        features = torch.stack([_unit_features(tower, tokenizer, self.class_names, t) for t in templates])
+        features = torch.stack([_unit_features(tower, tokenizer, self.class_names, t, class_group) for t in templates])
         self.register_buffer("class_features", F.normalize(features.mean(0), dim=-1), persistent=False)
         bias = getattr(clip, "logit_bias", None)
         self.register_buffer("logit_scale", clip.logit_scale.detach().exp(), persistent=False)
@@ -76,14 +88,28 @@ class ZeroShotTeacher(nn.Module):
 
 
 @torch.no_grad()
-def _unit_features(tower: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], template: str) -> Tensor:
+def _unit_features(
+    tower: TextTower,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    template: str,
+    class_group: "dist.ProcessGroup | None",
+) -> Tensor:
     template = clean_words(template)
     ids = TokenizedTexts.of(tokenizer, tower, [template.replace("{}", name) for name in class_names]).ids
     warn_of_equal_names(class_names, ids)
     ids = ids[:, : tower.length(ids)]
+    if class_group is None:
+        return F.normalize(_features(tower, ids), dim=-1)
+    packed = tower.unpackable_reason is None
+    share = ClassShare(class_group, tower.ends(ids) + 1 if packed else torch.ones(len(ids), dtype=torch.int64))
+    return share.gather(F.normalize(_features(tower, ids[share.encoded]), dim=-1)[None])[0]
+
+
+def _features(tower: TextTower, ids: Tensor) -> Tensor:
     parts = torch.split(ids, _PROMPTS_AT_ONCE if tower.unpackable_reason is not None else len(ids))
     if tower.closed_reason is not None:
-        return F.normalize(torch.cat([tower.encode_ids(part) for part in parts]), dim=-1)
+        return torch.cat([tower.encode_ids(part) for part in parts])
     no_context = ids.new_zeros(1, 0, tower.width, dtype=tower.dtype, device=tower.device)
     encoders = [PromptEncoder(tower, part, part[:, :0], class_specific=False) for part in parts]
-    return F.normalize(torch.cat([encoder(no_context)[0] for encoder in encoders]), dim=-1)
+    return torch.cat([encoder(no_context)[0] for encoder in encoders])

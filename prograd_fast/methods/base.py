@@ -108,8 +108,11 @@ class GradientLearner(Learner):
         optimizer: Over the parameters of `module`. A stage may bring another one.
         generator: The source of random terms.
         memory: Other tensors that are kept from step to step; by name, in checkpoints.
+        shares_classes: Whether the ranks of `torch.distributed` share the text tower's work on the classes. Then each
+            of them takes the whole of every batch, else its share.
     """
 
+    shares_classes = False
     settings: "GradientMethod"
     task: Task
     optimizer: ProGradSGD

@@ -1,6 +1,7 @@
 """The base of ProGradAdamW, ProGradSGD and ProGrad: two gradients in, the projected one in `.grad`."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ class TwoGradients(Optimizer):
     _sums: Sums
     _scaling: LossScaling
     _said: set[str]  # warnings that were given
-    _process_group: "dist.ProcessGroup | None"
+    _process_group: "weakref.ref[dist.ProcessGroup] | None"
 
     def _init_two_gradients(
         self,
@@ -87,7 +88,8 @@ class TwoGradients(Optimizer):
         self._sums = Sums()
         self._scaling = LossScaling()
         self._said = set()
-        self._process_group = process_group
+        # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
+        self._process_group = None if process_group is None else weakref.ref(process_group)
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -407,15 +409,24 @@ class TwoGradients(Optimizer):
         if self._sums.depth:
             return a, b
         a, b = self._sums.with_these(params, a, b)
-        if self._process_group is not None:
+        process_group = self._ranks()
+        if process_group is not None:
             known = [a, b] if any(gradient is not None for gradient in b) else [a]
-            means = mean_over_ranks(params, known, self._process_group, weight)
+            means = mean_over_ranks(params, known, process_group, weight)
             a, b = means[0], means[1] if len(means) > 1 else b
         return a, b
 
+    def _ranks(self) -> "dist.ProcessGroup | None":
+        if self._process_group is None:
+            return None
+        process_group = self._process_group()
+        if process_group is None:
+            raise RuntimeError("backward: expected a process group that is there, got one that was destroyed.")
+        return process_group
+
     def _checked_groups(self) -> dict[Tensor, dict[str, Any]]:
         """The group of each parameter that requires grad."""
-        check_ranks(self._process_group)
+        check_ranks(self._ranks())
         check_groups(self.param_groups, self._projector.rule)
         groups: dict[Tensor, dict[str, Any]] = {}
         for group in self.param_groups:

@@ -50,9 +50,9 @@ def tune(
     `checkpoints` SIGINT and SIGTERM wait for the end of the step; then the state is kept, and they go on their way.
 
     Where several processes have joined a group of `torch.distributed`, all call this with the same arguments and the
-    same checkpoint. Each takes its share of every batch, gradients and figures are means over the whole of it, and all
-    end with the same numbers. Random numbers that a method draws for each picture are then others than in a single
-    process.
+    same checkpoint. Either each encodes its part of the class names (`learner.shares_classes`), or each takes its share
+    of every batch, and gradients and figures are means over the whole of it. All end with the same numbers. Random
+    numbers that a method draws for each picture are others than in a single process where pictures are shared.
 
     Args:
         learner: The method at work, as `Method.start` gave it.
@@ -244,7 +244,8 @@ class _Training:
     def _train_on(self, features: Tensor, labels: Tensor) -> Tensor:
         """Train on a batch; what was measured, as `Measurements.row` has it. Writes where the last step wrote."""
         before = [tensor.clone() for tensor in self.state]
-        *batch, weight = self.ranks.share(features, labels)
+        whole = (features, labels, None)
+        *batch, weight = whole if self.learner.shares_classes else self.ranks.share(features, labels)
         values = update(self.learner, (batch[0], batch[1]), self.options, self.scaler, weight)
         row = self.ranks.mean(self.measured.row(values), weight)
         # A gradient that is not finite makes the next loss NaN: the loss tells both.

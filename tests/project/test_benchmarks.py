@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import compare, prompt_step, prompts
+from benchmarks import compare, prompt_step, prompts, ranks
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
@@ -130,3 +130,13 @@ def test_the_prompt_table_comes_out(tmp_path, monkeypatch):
     lines = compare.table(report["rows"], "of floor").splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert all(row["missed"] == bool(row["bound_by"]) for row in report["rows"])
+
+
+@pytest.mark.slow
+def test_the_table_of_ranks_comes_out():
+    rows = ranks.measured([40], rounds=1)
+    flops = {side: figures[0] for side, figures in rows[0][1].items()}
+    assert flops["two"] < 0.7 * flops["one"]
+    assert flops["two, twice the names"] == pytest.approx(flops["one"], rel=0.3)
+    lines = ranks.table(rows).splitlines()
+    assert len({line.count("|") for line in lines}) == 1

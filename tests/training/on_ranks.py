@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from prograd_fast.cli.ranks import joined
-from prograd_fast.methods import GradientLearner
+from prograd_fast.methods import GradientLearner, prompt_tuning
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.ranks import Ranks
@@ -36,14 +36,18 @@ CASES = {
     "variational": ("variational", {}, TrainOptions()),
     "promptsrc": ("promptsrc", {}, TrainOptions()),
     "xerm": ("xerm", {}, TrainOptions()),
+    "nfl": ("nfl", {}, TrainOptions()),
 }
+# Ranks share the class names of these once `WORTH_SHARING` is 0, and each sees all pictures then.
+SHARED = ("coop", "prograd", "clipped", "accumulated", "lasp", "variational", "promptsrc", "nfl")
 
 
-def trained(case: str) -> dict[str, list[float]]:
-    """The figures of each step, and what was learned."""
+def trained(case: str, shared: bool | None = None) -> dict[str, list[float]]:
+    """The figures of each step, and what was learned; `shared` tells whether the ranks are to share the classes."""
     name, settings, options = CASES[case]
     learner = small(name, **settings).start(make_task(dtype=torch.float32))
     assert isinstance(learner, GradientLearner)
+    assert shared is None or learner.shares_classes == shared
     history = tune(learner, options=options)
     figures = {"task": history.task_loss, "general": history.general_loss, "accuracy": history.accuracy}
     return figures | {name: value.flatten().tolist() for name, value in learner.module.state_dict().items()}
@@ -102,7 +106,12 @@ def every(file: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, ({case: trained(case) for case in CASES}, disagreement(rank), forgetful()))
+    apart = {case: trained(case, False) for case in CASES}
+    prompt_tuning.WORTH_SHARING = 0
+    assert not small("cocoop").start(make_task()).shares_classes  # its class features depend on the picture
+    dist.all_gather_object(
+        found, (apart, {case: trained(case, True) for case in SHARED}, disagreement(rank), forgetful())
+    )
     if rank == 0:
         torch.save(found, file)
     dist.destroy_process_group()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.clip.class_parallel import ClassShare
 from prograd_fast.clip.packed.backward import backward
 from prograd_fast.clip.packed.chunks import Chunk
 from prograd_fast.clip.packed.forward import Kept, Part, first_block, forward
@@ -63,12 +64,14 @@ class EncodePlan:
         differentiable: whether to keep what a backward needs.
         unit: whether the features are divided by their norms.
         chunks: empty to compute all classes at once.
+        share: where several ranks share the classes, of which `prompts` are this one's; or None.
     """
 
     prompts: Prompts
     differentiable: bool
     unit: bool
     chunks: tuple[Chunk, ...] = ()
+    share: ClassShare | None = None
 
     def parts(self, context: Tensor, of_prefix: Kept) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
         """Each chunk with its part, rows and positions, where the pass over the prefix has kept `of_prefix`."""
@@ -102,7 +105,7 @@ class _Encode(TakesCotangentBatches):
     @staticmethod
     def forward(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
         prompts, kept = plan.prompts, Kept()
-        context = _rows_of(context, prompts)
+        context = _rows_of(context, plan)
         if plan.chunks:
             features = _encode_in_chunks(context, deep, plan, kept)
         else:
@@ -114,6 +117,9 @@ class _Encode(TakesCotangentBatches):
             norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(_LEAST_NORM)
             features = features / norms
             tensors = [norms, *tensors] if plan.differentiable else []
+        if plan.share is not None:
+            tensors = [features, *tensors] if plan.differentiable and plan.unit else tensors
+            features = plan.share.gather(features)
         return features, *tensors
 
     @staticmethod
@@ -122,7 +128,10 @@ class _Encode(TakesCotangentBatches):
         features, *kept = output
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, features if ctx.plan.unit else None, *kept)
+        plan: EncodePlan = ctx.plan
+        if plan.differentiable and plan.unit and plan.share is not None:
+            features, *kept = kept  # those that this rank has encoded
+        ctx.save_for_backward(*tensors, features if plan.unit else None, *kept)
 
     @staticmethod
     def vjps(ctx: Any, cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,17 +149,20 @@ class _EncodeBackward(torch.autograd.Function):
         prompts = plan.prompts
         n_deep = None if deep is None else (deep.shape[0], deep.shape[1])
         with torch.autocast(context.device.type, enabled=False):
+            if plan.share is not None:
+                cotangents = plan.share.own(cotangents)
             if plan.unit:
                 norms, *tensors = tensors
                 cotangents = _norm_backward(cotangents, features, norms)
             kept = Kept.of(tensors, len(prompts.part.weights.blocks))
             if plan.chunks:
-                d_rows, d_deep = _backward_in_chunks(cotangents, plan, _rows_of(context, prompts), kept, n_deep)
+                d_rows, d_deep = _backward_in_chunks(cotangents, plan, _rows_of(context, plan), kept, n_deep)
             else:
                 of_suffixes = prompts.suffix_context.anywhere
                 d_rows, d_deep = backward(prompts.part, cotangents, kept, [], n_deep, of_suffixes)
-            d_context = prompts.context.out_of(d_rows, context)
-        return (d_context,) if d_deep is None else (d_context, d_deep)
+            own = context if plan.share is None else plan.share.own_context(context)
+            gradients = [prompts.context.out_of(d_rows, own), *([] if d_deep is None else [d_deep])]
+        return tuple(gradients if plan.share is None else plan.share.sum(gradients, context))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -174,9 +186,10 @@ class _EncodeBackward(torch.autograd.Function):
         )
 
 
-def _rows_of(context: Tensor, prompts: Prompts) -> Tensor:
-    """(G, M or C·M, d) in the dtype of the tower's products."""
-    return context.to(prompts.words.dtype).flatten(1, -2)
+def _rows_of(context: Tensor, plan: EncodePlan) -> Tensor:
+    """(G, M or C·M, d) of what is encoded here, in the dtype of the tower's products."""
+    own = context if plan.share is None else plan.share.own_context(context)
+    return own.to(plan.prompts.words.dtype).flatten(1, -2)
 
 
 def _norm_backward(cotangents: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
