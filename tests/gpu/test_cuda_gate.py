@@ -23,9 +23,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def good_row(gate: ModuleType) -> Any:
-    limits = json.loads(gate.LIMITS.read_text())["gram fp32 sm_90"]
+    limits = json.loads(gate.LIMITS.read_text())["gram fp32, 40 tensors sm_90"]
     numbers = {"registers": limits["registers"], "spills": 0, "stack": 0, "wide_loads": 2, "wide_stores": 0}
-    texts = {"kernel": "gram fp32", "arch": "sm_90", "shared": "0 + 0", "bytes_per_element": "8 / 8"}
+    texts = {"kernel": "gram fp32, 40 tensors", "arch": "sm_90", "shared": "0 + 0", "bytes_per_element": "8 / 8"}
     return gate.Row(**numbers, **texts, narrow=limits["narrow"], threads=512, occupancy=0.5)
 
 
@@ -68,12 +68,12 @@ def test_the_budget_of_instructions(
 
 def test_names(gate: ModuleType) -> None:
     readable = {
-        "gram_kernel<float>(": "gram fp32",
+        "gram_kernel<float, 400>(": "gram fp32, 400 tensors",
         "dual_loss_kernel<float, 4, true>(": "dual_loss fp32, 4 at a time, T=1",
         "dual_loss_kernel<__half, 8, false>(": "dual_loss fp16, 8 at a time",
         "attention_keys_kernel<float, 8, 2>(": "attention_keys fp32, 8 lanes, K=2",
-        "update_kernel<__nv_bfloat16, prograd::cuda::AdamWRule<__nv_bfloat16, float> >(": "adamw bf16, moments fp32",
-        "update_kernel<float, prograd::cuda::StoreProjected<float> >(": "project fp32",
+        "update_kernel<__nv_bfloat16, prograd::cuda::AdamWRule<__nv_bfloat16, float>, 40>(": "adamw bf16, 40 tensors, moments fp32",
+        "update_kernel<float, prograd::cuda::StoreProjected<float>, 400>(": "project fp32, 400 tensors",
         "gelu_kernel<double>(": "gelu fp64",
     }
     for mangled, name in readable.items():
