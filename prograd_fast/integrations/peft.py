@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -55,9 +55,8 @@ class AdapterDualLoss:
                 f"model: expected adapters in its layers, got {type(config).__name__}, whose tokens stand in the "
                 "prompt. Use peft.LoraConfig."
             )
-        self.model: Any = model
-        self.temperature, self.general = temperature, general
-        self._causal: Any = self.model.get_base_model()
+        self.model, self.temperature, self.general = model, temperature, general
+        self._causal = cast(Any, model.get_base_model())
         self._head: Any = self._causal.get_output_embeddings()
         trained = [name for name, p in self._head.named_parameters() if p.requires_grad] if self._head else []
         if type(self._head) is not nn.Linear or trained:
