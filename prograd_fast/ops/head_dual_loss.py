@@ -16,7 +16,7 @@ from prograd_fast.ops.checks import (
 )
 from prograd_fast.ops.common import REDUCTIONS, Reduction, accumulation_dtype
 from prograd_fast.ops.dual_loss import General, check_loss_options, check_row_tensors, dual_loss_formula
-from prograd_fast.ops.losses import define_loss
+from prograd_fast.ops.losses import define_loss, losses_of
 from prograd_fast.ops.row_chunks import multiplies_as_stored, multiply, row_chunks
 
 IGNORED = -100  # the label of a row that does not count, in PyTorch's losses and in Hugging Face's collators
@@ -220,7 +220,8 @@ def head_dual_loss(
     check_loss_options(temperature, general, reduction)
     _check_tensors(student_features, teacher_features, head, labels, bias)
     try:
-        task, other, _ = torch.ops.prograd_fast.head_dual_loss(
+        task, other, *_ = losses_of(
+            "head_dual_loss",
             *(student_features, teacher_features, head, labels.long(), bias),
             *(temperature, general == "soft_ce", REDUCTIONS.index(reduction)),
         )
