@@ -5,6 +5,7 @@ Names, arguments and results are those of `prograd_fast.reference`, which has th
 
 from prograd_fast.ops.differences import soft_wing, squared_error
 from prograd_fast.ops.dual_loss import dual_loss
+from prograd_fast.ops.head_dual_loss import head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss, text_to_text_loss
 from prograd_fast.ops.projection import gram, project
 from prograd_fast.ops.samples import sampled_cross_entropy, sampled_log_probs
@@ -13,6 +14,7 @@ from prograd_fast.ops.updates import project_adamw_, project_sgd_
 __all__ = [
     "dual_loss",
     "gram",
+    "head_dual_loss",
     "linear_dual_loss",
     "project",
     "project_adamw_",

@@ -3,6 +3,7 @@
 from prograd_fast.ops.differences import soft_wing_formula as soft_wing
 from prograd_fast.ops.differences import squared_error_formula as squared_error
 from prograd_fast.ops.dual_loss import dual_loss_formula as dual_loss
+from prograd_fast.ops.head_dual_loss import head_dual_loss_formula as head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss_formula as linear_dual_loss
 from prograd_fast.ops.linear_dual_loss import text_to_text_loss_formula as text_to_text_loss
 from prograd_fast.ops.projection import combine, conflict_coefficients, prograd_coefficients, split_units
@@ -22,6 +23,7 @@ __all__ = [
     "dual_loss",
     "encode_prompts",
     "gram",
+    "head_dual_loss",
     "linear_dual_loss",
     "prograd_coefficients",
     "project",

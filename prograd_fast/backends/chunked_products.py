@@ -22,7 +22,6 @@ Precision. Products add up in float32, and give float32:
 The sums over the chunks have a fixed order; within a product it is the library's, which is the same from run to run.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -30,13 +29,12 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.common import REDUCTIONS
+from prograd_fast.ops.row_chunks import multiplies_as_stored, multiply, row_chunks
 
 # A matrix of logits of one chunk takes at most this much; with the teacher's and the cotangents up to five times. For
 # 21,841 classes that is 768 rows. The more rows, the less often the cotangents of the classes are read and written
 # again: with fewer than about 600, an H100 would wait for them longer than for the products (model, not measured).
 CHUNK_BYTES = 64 << 20
-
-_ALIGNED_ROWS = 8  # of 16 bits, of any number of classes: the next matrix of the chunk begins on 16 bytes
 
 _NONE, _MEAN, _SUM = map(REDUCTIONS.index, ("none", "mean", "sum"))
 
@@ -115,7 +113,7 @@ class _Products:
         dtype = common if multiplies_as_stored(features.device, common) else self.wide
         self.features, self.classes = features.to(dtype), [matrix.to(dtype) for matrix in classes]
         self.scale = scale
-        self.chunks = list(_chunks(len(features), len(classes[0]) * self.wide.itemsize))
+        self.chunks = list(row_chunks(len(features), len(classes[0]) * self.wide.itemsize, CHUNK_BYTES))
         # in float16 the cotangents of a mean would be too small
         late = reduction == _MEAN and (len(self.chunks) > 1 or dtype == torch.float16)
         self.reduction, self.divisor = (_SUM, len(features)) if late else (reduction, 1)
@@ -141,10 +139,10 @@ class _Products:
                 for memory in (all_logits, all_by_logit)
             )
             for matrix, product in zip(self.classes, logits, strict=True):
-                _multiply(x, matrix.mT, product, 0.0, self.scale)
+                multiply(x, matrix.mT, product, 0.0, self.scale)
             yield rows, logits, by_logit
             earlier = 1.0 if rows.start else 0.0
-            _multiply(by_logit.mT, x.expand(kinds, -1, -1), sums, earlier, self.scale / max(1, self.divisor))
+            multiply(by_logit.mT, x.expand(kinds, -1, -1), sums, earlier, self.scale / max(1, self.divisor))
         if sums is not cotangents:
             cotangents.copy_(sums)
 
@@ -162,26 +160,3 @@ class _Sum:
             self.result.copy_(self.parts.sum(0))
         if divisor != 1:
             self.result.div_(divisor)
-
-
-def multiplies_as_stored(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies 16-bit matrices of this dtype there and gives the float32 sums."""
-    known = "dtype_out" in torch.ops.aten.addmm.overloads() and torch.version.hip is None
-    return known and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-
-
-def _chunks(n_rows: int, row_bytes: int) -> Iterator[slice]:
-    """As few as the limit allows, of one size but for the last; one without rows, if there are none."""
-    most = max(1, CHUNK_BYTES // max(1, row_bytes))
-    size = max(1, math.ceil(n_rows / max(1, math.ceil(n_rows / most))))
-    if n_rows > most >= _ALIGNED_ROWS:
-        size = min(size + -size % _ALIGNED_ROWS, most - most % _ALIGNED_ROWS)
-    for begin in range(0, max(1, n_rows), size):
-        yield slice(begin, min(begin + size, n_rows))
-
-
-def _multiply(a: Tensor, b: Tensor, result: Tensor, beta: float, alpha: float) -> None:
-    """Result = beta · result + alpha · a b, of two matrices or of a batch of them, added up in the result's dtype."""
-    multiply = torch.addmm if a.dim() == 2 else torch.baddbmm
-    dtypes = {} if a.dtype == result.dtype else {"out_dtype": result.dtype}
-    multiply(result, a, b, **dtypes, beta=beta, alpha=alpha, out=result)

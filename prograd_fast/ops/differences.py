@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_devices, check_fixed, check_floating, check_positive
 from prograd_fast.ops.common import Reduction, accumulation_dtype, reduced
-from prograd_fast.ops.losses import define_loss
+from prograd_fast.ops.losses import define_loss, losses_of
 
 # ---- formulas
 
@@ -132,7 +131,7 @@ def squared_error(prediction: Tensor, target: Tensor, reduction: Reduction = "me
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}.")
     count = prediction.numel() if reduction == "mean" else 1
-    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, False, 1.0, 1.0, 1.0, _reciprocal(count))
+    loss, *_ = losses_of("difference_loss", prediction, target, False, 1.0, 1.0, 1.0, _reciprocal(count))
     return loss
 
 
@@ -163,7 +162,7 @@ def soft_wing(
     if prediction.dim() == 0:
         raise ValueError("prediction: expected shape (batch, ...), got a scalar. Add a dimension for the batch.")
     factor = _reciprocal(prediction.shape[0])
-    loss, _ = torch.ops.prograd_fast.difference_loss(prediction, target, True, omega1, omega2, epsilon, factor)
+    loss, *_ = losses_of("difference_loss", prediction, target, True, omega1, omega2, epsilon, factor)
     return loss
 
 

@@ -17,7 +17,7 @@ from prograd_fast.ops.checks import (
     check_reduction_number,
 )
 from prograd_fast.ops.common import REDUCTIONS, Reduction, accumulation_dtype, reduced
-from prograd_fast.ops.losses import define_loss
+from prograd_fast.ops.losses import define_loss, goes_through_formula, losses_of
 from prograd_fast.ops.registry import SHORTCUTS
 
 General = Literal["kl", "soft_ce"]
@@ -281,14 +281,13 @@ def dual_loss_and_count(
     labels, *others = rows
     try:
         shortcut = SHORTCUTS.get("dual_loss")
-        if shortcut is not None and not torch.compiler.is_compiling():
+        if shortcut is not None and not torch.compiler.is_compiling() and not goes_through_formula():
             results: tuple[Tensor, Tensor, Tensor] | None = shortcut(student_logits, teacher_logits, *rows, *options)
             if results is not None:  # which they are for plain tensors that fit together
                 return results
         check_dual_loss(student_logits, teacher_logits, *rows)
-        task, general, _, correct = torch.ops.prograd_fast.dual_loss(
-            student_logits, teacher_logits, labels.long(), *others, *options
-        )
+        task, general, *rest = losses_of("dual_loss", student_logits, teacher_logits, labels.long(), *others, *options)
+        correct = rest[1] if rest else count_correct(student_logits, labels)
     except (ValueError, IndexError, RuntimeError) as error:
         check_label_range(error, labels, student_logits, 1)
         raise

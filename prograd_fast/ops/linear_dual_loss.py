@@ -22,13 +22,14 @@ from prograd_fast.ops.dual_loss import (
     check_loss_options,
     check_row_tensors,
     check_rows,
+    count_correct,
     dual_loss_cotangents,
     dual_loss_formula,
     empty_results,
     formula_options,
     write_losses,
 )
-from prograd_fast.ops.losses import define_loss
+from prograd_fast.ops.losses import define_loss, losses_of
 
 # ---- formulas
 
@@ -257,9 +258,9 @@ def linear_dual_loss_and_count(
     labels, *others = rows
     check_linear_dual_loss(features, student_classes, teacher_classes, *rows)
     try:
-        task, general, _, correct = torch.ops.prograd_fast.linear_dual_loss(
-            features, student_classes, teacher_classes, labels.long(), *others, *options
-        )
+        arguments = (features, student_classes, teacher_classes, labels.long(), *others, *options)
+        task, general, *rest = losses_of("linear_dual_loss", *arguments)
+        correct = rest[1] if rest else count_correct(linear_logits(features, student_classes, options[0]), labels)
     except (ValueError, IndexError, RuntimeError) as error:
         check_label_range(error, labels, student_classes, 0)
         raise
@@ -333,5 +334,5 @@ def text_to_text_loss(class_features: Tensor, template_features: Tensor, scale: 
     templates, classes, width = template_features.shape
     labels = torch.arange(classes, device=class_features.device).repeat(templates)
     rows = template_features.reshape(templates * classes, width)
-    loss, _ = torch.ops.prograd_fast.linear_cross_entropy(rows, class_features, labels, scale)
+    loss, *_ = losses_of("linear_cross_entropy", rows, class_features, labels, scale)
     return loss

@@ -13,8 +13,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from prograd_fast.ops.registry import LIBRARY, Check, define
+
+_formulas: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {}  # by operator
+
+
+def goes_through_formula() -> bool:
+    """Whether derivatives are taken that an operator with a backward of its own does not have.
+
+    They are those of `torch.func` (grad, jacrev, jvp, hessian) and forward mode, where its tangent would be lost.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Grad for level in levels)
+
+
+def losses_of(name: str, *args: Any) -> tuple[Tensor, ...]:
+    """The losses that the operator `name` gives for these arguments; its formula where that is differentiated."""
+    if goes_through_formula():
+        value = _formulas[name](*args)
+        return value if isinstance(value, tuple) else (value,)
+    results: tuple[Tensor, ...] = getattr(torch.ops.prograd_fast, name)(*args)
+    return results if isinstance(results, tuple) else (results,)
 
 
 def define_loss(
@@ -69,6 +96,7 @@ def define_loss(
 
     define(f"{name}({inputs}) -> ({returns})", reference=returning, fake=fake, check=check)
     operator = getattr(torch.ops.prograd_fast, name).default
+    _formulas[name] = formula
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[count:])

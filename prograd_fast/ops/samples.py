@@ -16,7 +16,7 @@ from prograd_fast.ops.checks import (
     check_reduction_number,
 )
 from prograd_fast.ops.common import REDUCTIONS, Reduction, accumulation_dtype, reduced
-from prograd_fast.ops.losses import define_loss
+from prograd_fast.ops.losses import define_loss, goes_through_formula, losses_of
 from prograd_fast.ops.registry import LIBRARY, define
 
 # ---- formulas
@@ -196,7 +196,7 @@ def sampled_cross_entropy(logits: Tensor, labels: Tensor, reduction: Reduction =
     check_reduction(reduction)
     check_devices(logits=logits, labels=labels)
     try:
-        losses, _ = torch.ops.prograd_fast.sampled_cross_entropy(logits, labels.long(), REDUCTIONS.index(reduction))
+        losses, *_ = losses_of("sampled_cross_entropy", logits, labels.long(), REDUCTIONS.index(reduction))
     except (ValueError, IndexError, RuntimeError) as error:
         check_label_range(error, labels, logits, 2)
         raise
@@ -220,6 +220,8 @@ def sampled_log_probs(logits: Tensor) -> Tensor:
         ValueError: logits do not have three dimensions, or there is no sample.
     """
     _check_samples(logits)
+    if goes_through_formula():
+        return sampled_log_probs_formula(logits)
     return torch.ops.prograd_fast.sampled_log_probs(logits)
 
 

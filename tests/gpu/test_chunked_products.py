@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prograd_fast import functional
 from prograd_fast.backends import chunked_products
 from prograd_fast.ops.registry import checked
+from prograd_fast.ops.row_chunks import multiplies_as_stored, row_chunks
 from tests.ops.calls import CALLS, Sizes
 from tests.ops.support import DTYPES, accumulation, normal, running_on
 from tests.tolerances import assert_close
@@ -278,14 +279,14 @@ def test_the_limit_in_bytes() -> None:
     """The comment beside it says 768 rows of 21,841 classes; no chunk is a sliver, and all but the last are aligned."""
 
     def sizes(rows: int, row_bytes: int) -> list[int]:
-        return [chunk.stop - chunk.start for chunk in chunked_products._chunks(rows, row_bytes)]
+        return [chunk.stop - chunk.start for chunk in row_chunks(rows, row_bytes, limit)]
 
+    limit = chunked_products.CHUNK_BYTES
     assert sizes(768, 21_841 * 4) == [768]
     assert sizes(769, 21_841 * 4) == [392, 377]
     assert sizes(1024, 21_841 * 4) == [512, 512]
     assert sizes(34_000, 1000 * 4) == [11_336, 11_336, 11_328]
     assert sizes(0, 4) == [0]
-    limit = chunked_products.CHUNK_BYTES
     assert sizes(3, limit) == [1, 1, 1]
     assert sizes(3, limit + 1) == [1, 1, 1]
     assert sizes(30, limit // 15) == [8, 8, 8, 6]  # 15 of each would not be aligned
@@ -312,7 +313,7 @@ def test_on_a_fake_gpu(dtype: torch.dtype, rows_a_chunk: Callable[..., None]) ->
 
 
 def test_where_pytorch_has_narrow_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, ask = torch.device("cuda"), chunked_products.multiplies_as_stored
+    cuda, ask = torch.device("cuda"), multiplies_as_stored
     assert [ask(cuda, dtype) for dtype in DTYPES] == [False, False, True, True]
     assert not ask(torch.device("cpu"), torch.bfloat16)
     monkeypatch.setattr(torch.version, "hip", "6.0")

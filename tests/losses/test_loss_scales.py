@@ -96,6 +96,10 @@ def others(functions: object) -> dict[str, tuple[Losses, Tensor]]:
             lambda w: functions.linear_dual_loss(X.to(w.dtype), w, CLASSES.to(w.dtype), LABELS, 4.0),
             normal(9, 16, seed=5),
         ),
+        "head_dual_loss": (
+            lambda x: functions.head_dual_loss(x, X.to(x.dtype), CLASSES.to(x.dtype), LABELS),
+            normal(6, 16, seed=6),
+        ),
         "text_to_text_loss": (lambda u: (functions.text_to_text_loss(u, TEMPLATES.to(u.dtype), 4.0),), CLASSES),
         "sampled_cross_entropy": (lambda z: (functions.sampled_cross_entropy(z, LABELS),), SAMPLES),
         "sampled_log_probs": (lambda z: (functions.sampled_log_probs(z),), SAMPLES),

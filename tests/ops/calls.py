@@ -95,6 +95,19 @@ def linear_dual_loss(s: Sizes) -> Call:
 
 
 @call
+def head_dual_loss_out(s: Sizes) -> Call:
+    x, t, w = (s.draw(n, s.width, seed=seed) for seed, n in enumerate((s.rows, s.rows, s.classes)))
+    results = {"losses": s.losses(2), "cotangents": torch.empty(2, s.rows, s.width, dtype=s.wide)}
+    return [x, t, w, s.labels(), normal(s.classes, dtype=s.wide), 2.0, True, s.reduction], results
+
+
+@call
+def head_dual_loss(s: Sizes) -> Call:
+    (x, *others), _ = head_dual_loss_out(s)
+    return [x.requires_grad_(), *others], {}
+
+
+@call
 def linear_cross_entropy_out(s: Sizes) -> Call:
     x, w = s.draw(s.rows, s.width, seed=1), s.draw(s.classes, s.width, seed=2)
     return [x, w, s.labels(), 3.0], {

@@ -41,6 +41,10 @@ def losses(functions: object) -> dict[str, tuple[Loss, Tensor]]:
             normal(3, 5, dtype=F64),
         ),
         "linear_dual_loss": (lambda w: linear(features, w, 2 * classes, LABELS, 3.0, 2.0, **WEIGHTS), classes),
+        "head_dual_loss": (
+            lambda x: functions.head_dual_loss(x, features, classes, LABELS, 2.0, bias=WEIGHTS["teacher_offset"]),
+            normal(3, 4, seed=9, dtype=F64),
+        ),
         "text_to_text_loss": (lambda u: functions.text_to_text_loss(u, templates, 3.0), classes),
         "sampled_cross_entropy": (
             lambda z: functions.sampled_cross_entropy(z, LABELS, "none"),
