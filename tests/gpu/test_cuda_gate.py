@@ -72,7 +72,7 @@ def test_names(gate: ModuleType) -> None:
         "dual_loss_kernel<float, 4, true>(": "dual_loss fp32, 4 at a time, T=1",
         "dual_loss_kernel<__half, 8, false>(": "dual_loss fp16, 8 at a time",
         "attention_keys_kernel<float, 8, 2>(": "attention_keys fp32, 8 lanes, K=2",
-        "update_kernel<__nv_bfloat16, prograd::cuda::AdamWRule<__nv_bfloat16, float>, 40>(": "adamw bf16, 40 tensors, moments fp32",
+        "update_kernel<__half, prograd::cuda::AdamWRule<__half, float>, 40>(": "adamw fp16, 40 tensors, moments fp32",
         "update_kernel<float, prograd::cuda::StoreProjected<float>, 400>(": "project fp32, 400 tensors",
         "gelu_kernel<double>(": "gelu fp64",
     }
@@ -149,7 +149,7 @@ def test_a_real_excess_of_instructions_is_seen(gate: ModuleType, tmp_path: Path,
 # the sum of many values that are all alive at once, in 32 registers
 SPILLS = """
 namespace prograd::cuda {
-template <typename T>
+template <typename T, int kTensors>
 __global__ void __launch_bounds__(1024, 2) gram_kernel(const T* from, T* to) {
   T values[64];
   for (int i = 0; i < 64; ++i) values[i] = from[i * 1024 + threadIdx.x];
@@ -169,7 +169,7 @@ def test_a_real_spill_and_real_narrow_accesses_are_seen(gate: ModuleType, tmp_pa
     source = tmp_path / "spills.cu"
     source.write_text(SPILLS)
     (row,) = gate.compile_kernels(nvcc, source, 90, tmp_path)
-    assert row.kernel == "gram fp32"
+    assert row.kernel == "gram fp32, 40 tensors"
     assert row.spills > 0
     assert row.stack > 0
     assert (row.wide_loads, row.narrow) == (0, 128)
