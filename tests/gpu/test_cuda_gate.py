@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(1024, 2) gram_kernel(const T* from, T* to) {
     for (int i = 0; i < 64; ++i) values[i] += values[(i + 7) % 64] * values[(i + 31) % 64];
   for (int i = 0; i < 64; ++i) to[i * 1024 + threadIdx.x] = values[i];
 }
-template __global__ void gram_kernel<float>(const float*, float*);
+template __global__ void gram_kernel<float, 40>(const float*, float*);
 }
 """
 
