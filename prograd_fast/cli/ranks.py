@@ -110,5 +110,5 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
 
 
 def _other_folders(folder: str, names: list[str]) -> list[str]:
-    """Those that are no folds of `train --folds`: whatever else a user keeps there."""
+    """The folders that are no folds of `train --folds`: whatever else a user keeps there."""
     return [name for name in names if (Path(folder) / name).is_dir() and not re.fullmatch(r"fold\d+", name)]

@@ -181,8 +181,10 @@ class ConflictLog:
         """The counters of these parameters up to now, in memory of their own."""
         if not self._capturing:  # a captured graph that counted the rows would count those of now at each replay
             self._count_rows()
-        device = params[0].device if params else torch.device("cpu")
-        cosine, counts = self._of(self._by_owner(), *self._owners_of(params), device)
+        if params:
+            cosine, counts = self._of(self._by_owner(), *self._owners_of(params), params[0].device)
+        else:
+            cosine, counts = _Counters.empty(0, torch.device("cpu"))
         return Conflict(cosine, *counts.unbind())
 
     def cosine(self, params: Sequence[Tensor]) -> Tensor:

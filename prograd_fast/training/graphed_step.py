@@ -48,12 +48,12 @@ class GraphedStep:
         self._recording: _Recording | None = None
         self._kind: tuple[torch.Size, torch.dtype] | None = None  # of the recorded batch
         self.replayed = 0
-        self.reason = "not asked for" if wanted is False else None
+        self.reason = "not asked for" if wanted is False else _why_not(self._optimizer)
 
     def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take a step; its figures, in memory of their own."""
         if self.reason is None:
-            self.reason = _why_not(self._optimizer_now(), features)
+            self.reason = _why_not(self._optimizer_now())
         if self.reason is not None:
             return self._step(features, labels)
         another = self._optimizer_now() is not self._optimizer
@@ -148,7 +148,7 @@ def record(step: Callable[[], Tensor], generators: list[Generator]) -> tuple[Cal
 
 
 def _fixed(optimizer: Optimizer, device: torch.device) -> list[Any]:
-    """What a recorded step knows from Python or by address: options, parameters, states."""
+    """All that a recorded step knows from Python or by address: options, parameters, states."""
     found: list[Any] = [getattr(optimizer, "noise_floor", None)]
     for group in optimizer.param_groups:
         found += [group, *(value for name, value in group.items() if name not in ("params", "lr"))]
@@ -168,7 +168,8 @@ def _is_same(one: Any, other: Any) -> bool:
     return one is other or not (isinstance(one, Tensor | dict) or isinstance(other, Tensor | dict) or one != other)
 
 
-def _why_not(optimizer: Optimizer, features: Tensor) -> str | None:
+def _why_not(optimizer: Optimizer) -> str | None:
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has hooks of its step, which a replay does not call"
-    return None if features.is_cuda else f"CUDA graphs need a GPU, and this runs on {features.device.type}"
+    device = optimizer.param_groups[0]["params"][0].device
+    return None if device.type == "cuda" else f"CUDA graphs need a GPU, and this runs on {device.type}"

@@ -35,7 +35,7 @@ def graphs(monkeypatch):
         ConflictLog, "_capturing", property(lambda log: isinstance(_get_current_dispatch_mode(), Recorder))
     )
     asked = graphed_step._why_not
-    monkeypatch.setattr(graphed_step, "_why_not", lambda o, x: None if "GPU" in (asked(o, x) or "") else asked(o, x))
+    monkeypatch.setattr(graphed_step, "_why_not", lambda o: None if "GPU" in (asked(o) or "") else asked(o))
     for name in ("dual_loss", "projected", "project_adamw_", "project_sgd_", "adamw"):
         monkeypatch.delitem(SHORTCUTS, name, raising=False)
 
