@@ -1,6 +1,6 @@
 """Guards the Triton kernels: Triton's interpreter executes them on the CPU.
 
-An environment variable chooses the interpreter before Triton is imported, so the files of `interpreted/` run in two
+An environment variable chooses the interpreter before Triton is imported, so the files of `interpreted/` run in three
 processes of their own. There one program runs after another, in order: a race between programs would not show. None
 of these kernels has programs that wait for each other.
 """
@@ -17,7 +17,7 @@ from tests.paths import REPOSITORY
 CASES = sorted(file for file in (Path(__file__).parent / "interpreted").glob("*.py") if file.stem != "__init__")
 
 
-@pytest.mark.parametrize("cases", [CASES[::2], CASES[1::2]], ids=lambda cases: "-".join(case.stem for case in cases))
+@pytest.mark.parametrize("cases", [CASES[i::3] for i in range(3)], ids=lambda cases: "-".join(case.stem for case in cases))
 def test_cases_in_the_interpreter(cases, pytestconfig):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, cases)]
