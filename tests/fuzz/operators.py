@@ -10,7 +10,17 @@ from torch import Tensor
 from prograd_fast.ops.registry import SHORTCUTS
 from tests.fuzz.registry import target
 from tests.ops.calls import CALLS, Sizes
-from tests.ops.faults import COMPILED_FAULTS, NUMBERS, TENSOR_FAULTS, Arguments, by_name, schema, tensors, written
+from tests.ops.faults import (
+    COMPILED_FAULTS,
+    NUMBERS,
+    TENSOR_FAULTS,
+    Arguments,
+    by_name,
+    is_compiled,
+    schema,
+    tensors,
+    written,
+)
 from tests.ops.support import BACKENDS, DTYPES, running_on
 
 MARGIN, CANARY = 64, 0xA5  # bytes before and behind what an operator may write to
@@ -79,7 +89,8 @@ def wrong_call(random: Random, folder: Path) -> None:
         place.put(call, view)
         memories.append(memory)
     backend = random.choice(BACKENDS)
-    if backend == "cpu" and random.random() < 0.1:  # alone, or PyTorch reads it for a message of its own, and crashes
+    # alone, or PyTorch reads it for a message of its own, and crashes
+    if random.random() < 0.1 and backend == "cpu" and is_compiled(operator):
         _damage_a_tensor(random, call, COMPILED_FAULTS)
     else:
         for _ in range(random.randrange(4)):

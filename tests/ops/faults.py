@@ -101,6 +101,11 @@ ALLOWED = {
 }
 
 
+def is_compiled(operator: str) -> bool:
+    """Whether a kernel in C++ runs it on a CPU now: some operators are made of PyTorch's on every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"prograd_fast::{operator}", "CPU")
+
+
 def faults(operator: str, call: Arguments, compiled: bool) -> Iterator[tuple[str, Arguments]]:
     """All ways to make one argument wrong: what was done, and the call.
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.calls import CALLS, Sizes
-from tests.ops.faults import by_name, faults, written
+from tests.ops.faults import by_name, faults, is_compiled, written
 from tests.ops.support import BACKENDS, running_on
 
 operators = torch.ops.prograd_fast
@@ -24,7 +24,7 @@ def content(x: Tensor) -> bytes:
 def test_every_argument_is_looked_at(backend: str, operator: str) -> None:
     accepted, other_errors, changed = [], [], []
     with running_on(backend):
-        compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"prograd_fast::{operator}", "CPU")
+        compiled = is_compiled(operator)
     for what, wrong in faults(operator, by_name(operator, CALLS[operator](Sizes())), compiled=compiled):
         before = {place: content(x) for place, x in written(operator, wrong).items() if has_memory(x)}
         with running_on(backend):

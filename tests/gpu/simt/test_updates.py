@@ -384,7 +384,7 @@ FAULTS = {
         "tensor_lists.cuh",
         "index >= table.first_chunk[middle]",
         "index + 1 >= table.first_chunk[middle]",
-        says="a kernel (read|wrote)",
+        says="a kernel (read|wrote)|misaligned address",
     ),
     "step advanced too early": Fault("projection.cuh", "is_last_block(plan.step_ticket, gridDim.x)", "blockIdx.x == 0"),
 }

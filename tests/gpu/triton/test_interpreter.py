@@ -17,7 +17,9 @@ from tests.paths import REPOSITORY
 CASES = sorted(file for file in (Path(__file__).parent / "interpreted").glob("*.py") if file.stem != "__init__")
 
 
-@pytest.mark.parametrize("cases", [CASES[i::3] for i in range(3)], ids=lambda cases: "-".join(case.stem for case in cases))
+@pytest.mark.parametrize(
+    "cases", [CASES[i::3] for i in range(3)], ids=lambda cases: "-".join(case.stem for case in cases)
+)
 def test_cases_in_the_interpreter(cases, pytestconfig):
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, cases)]
