@@ -82,14 +82,16 @@ bool fit(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor&
   const auto fixed = [&](const at::Tensor& tensor) {
     return plain(tensor) && !tensor.requires_grad() && tensor.device() == student.device();
   };
+  const auto stored = [](const at::Tensor& tensor) {
+    return tensor.is_floating_point() && tensor.element_size() > 1;  // float8 is nothing that a loss is made of
+  };
   const auto vector = [&](Maybe tensor, int64_t size) {
     return !tensor || (fixed(*tensor) && tensor->dim() == 1 && tensor->size(0) == size);
   };
-  return plain(student) && student.is_floating_point() && student.dim() == 2 && fixed(teacher) &&
-         teacher.is_floating_point() && teacher.sizes() == student.sizes() &&
-         at::isIntegralType(labels.scalar_type(), false) && vector(labels, student.size(0)) &&
-         vector(teacher_offset, student.size(1)) && vector(task_weight, student.size(0)) &&
-         vector(general_weight, student.size(0));
+  return plain(student) && stored(student) && student.dim() == 2 && fixed(teacher) && stored(teacher) &&
+         teacher.sizes() == student.sizes() && at::isIntegralType(labels.scalar_type(), false) &&
+         vector(labels, student.size(0)) && vector(teacher_offset, student.size(1)) &&
+         vector(task_weight, student.size(0)) && vector(general_weight, student.size(0));
 }
 
 }  // namespace
