@@ -56,7 +56,7 @@ def assert_as_good_as_torch(ours: Losses, theirs: Losses, argument: Tensor) -> N
             if not finite.any():
                 continue
             assert (got == 0).sum() <= 1.02 * (other == 0).sum() + 1, scale
-            # in steps of the dtype at the result; a step of float32 at the largest one, finite or not, where terms cancel
+            # in steps of the dtype at the result; of float32 at the largest one, finite or not, where terms cancel
             wanted = scale * exact[finite]
             step = torch.finfo(argument.dtype).eps * wanted.abs() + 4e-6 * scale * exact.abs().max()
             step += torch.finfo(argument.dtype).smallest_normal * torch.finfo(argument.dtype).eps
