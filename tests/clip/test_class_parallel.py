@@ -4,14 +4,9 @@ Four processes run all cases, each after the other. Each computes what is expect
 """
 
 import copy
-import datetime
 import pickle
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prograd_fast as pf
 from prograd_fast.clip import class_parallel
-from tests.paths import REPOSITORY
+from tests.on_ranks import found_on_ranks
 from tests.tiny_clip import CLASS_NAMES, CUT, TOKENIZER, WHOLE, tiny_clip
 from tests.tolerances import assert_close
 
@@ -33,6 +28,13 @@ RANKS = 4
 MANY = [f"{first} {second}" for first in CLASS_NAMES for second in ("owl", "grey horse", "x", "long haired sea animal")]
 Pair = tuple[Tensor, Tensor]  # with ranks, alone
 GROUPS: dict[str, dist.ProcessGroup] = {}  # made once, by all ranks: a pair of dimensions, and the other one
+
+
+def group_of_one() -> dist.ProcessGroup:
+    """A group of this rank; made once, by all of them in the same case."""
+    if "alone" not in GROUPS:
+        GROUPS["alone"] = dist.new_subgroups(1)[0]
+    return GROUPS["alone"]
 
 
 def both(names: list[str], model: Any = None, **settings: Any) -> tuple[Any, Any]:
@@ -120,7 +122,7 @@ def step_in_one_collective(rank: int) -> Any:
     """Both gradients of a step are sent together, and the features once."""
     net, _ = both(MANY)
     teacher = pf.clip.ZeroShotTeacher(net.model, TOKENIZER, MANY, "a {}.")
-    opt = pf.ProGradSGD([net.prompt.ctx], lr=0.1, process_group=GROUPS["alone"])
+    opt = pf.ProGradSGD([net.prompt.ctx], lr=0.1, process_group=group_of_one())
     opt.backward(*losses(net, teacher))
     with CommDebugMode() as forward:
         losses(net, teacher)
@@ -155,7 +157,7 @@ def meshes(rank: int) -> list[Pair]:
         teacher = pf.clip.ZeroShotTeacher(net.model, TOKENIZER, MANY, "a {}.")
         for one, rows, process_group, weight in ((net, part, group, len(X[part])), (alone, slice(0, 8), None, None)):
             ctx = one.prompt.ctx
-            opt = pf.ProGradSGD([ctx], lr=0.5, momentum=0.9, process_group=process_group or GROUPS["alone"])
+            opt = pf.ProGradSGD([ctx], lr=0.5, momentum=0.9, process_group=process_group or group_of_one())
             for _ in range(3):
                 opt.zero_grad()
                 opt.backward(*losses(one, teacher, rows), weight=weight)
@@ -269,39 +271,13 @@ CASES: dict[str, Callable[[int], Any]] = {
 }
 
 
-def run(rank: int, folder: Path) -> None:
-    """All cases, as one rank."""
-    torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=30))
-    GROUPS["alone"] = dist.new_subgroups(1)[0]
-    found: dict[str, Any] = {}
-    for name, case in CASES.items():
-        try:
-            found[name] = case(rank)
-        except Exception:
-            found[name] = "".join(traceback.format_exc())
-        torch.save(found, folder / f"{rank}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What every case returned on each rank, or the error."""
-    folder = tmp_path_factory.mktemp("classes")
-    code = "import sys, pathlib; from tests.clip import test_class_parallel as test; "
-    code += "test.run(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), folder], cwd=REPOSITORY, stderr=subprocess.PIPE)
-        for rank in range(RANKS)
-    ]
-    errors = [child.communicate(timeout=120)[1] for child in children]
-    assert all(child.returncode == 0 for child in children), errors
-    every = [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(RANKS)]
-    failed = [found[name] for name in CASES for found in every if str(found[name]).startswith("Traceback")]
+    """What every case returned on each rank."""
+    found = found_on_ranks(__name__, RANKS, tmp_path_factory.mktemp("classes"))
+    failed = [result for of_ranks in found.values() for result in of_ranks if str(result).startswith("Traceback")]
     assert not failed, "\n".join(failed)
-    return {name: [found[name] for found in every] for name in CASES}
+    return found
 
 
 @pytest.mark.parametrize("case", ["towers", "ways", "teachers"])

@@ -4,13 +4,8 @@ Two processes run all cases, each after the other, and hand back what each found
 """
 
 import copy
-import datetime
 import pickle
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +17,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 import prograd_fast as pf
+from tests.on_ranks import found_on_ranks
 from tests.optim.kinds import OPTIMIZERS, RULES, WAYS, everything, losses, tensors
 from tests.optim.support import same
-from tests.paths import REPOSITORY
 from tests.tolerances import assert_close
 
 RANKS = 2
@@ -253,41 +248,10 @@ CASES: dict[str, Callable[[int], Any]] = {
 }
 
 
-def run(rank: int, folder: Path) -> None:
-    """All cases, as one rank."""
-    store = f"file://{folder / 'store'}"
-    timeout = datetime.timedelta(seconds=20)
-    dist.init_process_group("gloo", store, rank=rank, world_size=RANKS, timeout=timeout)
-    found: dict[str, Any] = {}
-    for name, case in CASES.items():
-        try:
-            found[name] = case(rank)
-        except Exception:
-            found[name] = "".join(traceback.format_exc())
-        torch.save(found, folder / f"{rank}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What every case returned on each rank, or the error.
-
-    In processes that begin anew: autograd cannot go on in a fork of one that has used its threads.
-    """
-    folder = tmp_path_factory.mktemp("ranks")
-    code = (
-        "import sys, pathlib; from tests.optim.test_ranks import run; run(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code]
-    children = [
-        subprocess.Popen([*command, str(rank), folder], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-        for rank in range(RANKS)
-    ]
-    errors = [child.communicate(timeout=120)[1] for child in children]
-    assert all(child.returncode == 0 for child in children), errors
-    both = [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(RANKS)]
-    return {name: [found[name] for found in both] for name in CASES}
+    """What every case returned on each rank, or the error."""
+    return found_on_ranks(__name__, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 def both(results: dict[str, list[Any]], name: str) -> list[Any]:
