@@ -6,23 +6,24 @@ from pathlib import Path
 from rich.console import Console
 
 from prograd_fast.data import EMOJI_UNSEEN_STYLES
-from prograd_fast.report.figures import accuracy_figure, conflict_figure
-from prograd_fast.report.statistics import Spread, paired
+from prograd_fast.report.figures import conflict_figure, path_figure
+from prograd_fast.report.statistics import Spread, mean_path, new_at_base, paired
 from prograd_fast.report.tables import accuracy_table
 from prograd_fast.terminal.output import plain
 from prograd_fast.training import Record, write_json
 
 
 def report_demo(results: Record, out: Path, console: Console) -> None:
-    """Print what the runs on emoji gave, and write `results.json`, `accuracy.png` and `conflict.png`.
+    """Print what the runs on emoji gave, and write `results.json`, `plane.png` and `conflict.png`.
 
     Args:
-        results: from `run_grid`, with runs of all four methods.
+        results: from `run_grid`, with runs of all methods; and under "paths", for each run of CoOp and ProGrad, the
+            "method" and "accuracy", as of `accuracy_path`.
         out: existing folder; older files of these names are replaced.
         console: where table and conclusions go.
     """
-    runs = results["runs"]
-    conclusions = sentences(runs)
+    runs, paths = results["runs"], results["paths"]
+    conclusions = sentences(runs, paths)
     shots, n_base = runs[0]["shots"], len(runs[0]["trained_classes"])
     n_new = len(results["data"]["class_names"]) - n_base
     n_runs = len({(run["partition"], run["seed"]) for run in runs})
@@ -35,12 +36,12 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
     for sentence in conclusions:
         console.print(sentence)
     write_json(out / "results.json", {**results, "conclusions": conclusions})
-    accuracy_figure(
+    path_figure(
         runs,
-        out / "accuracy.png",
-        title=f"Accuracy on {n_base} emoji classes learned from up to {shots} pictures each, and on {n_new} others\n"
-        f"Bars: mean and standard deviation of {n_runs} runs; dots: the runs",
-        chance=100 / n_base,
+        paths,
+        out / "plane.png",
+        title=f"{n_base} emoji classes learned from up to {shots} pictures each, and {n_new} others never shown\n"
+        f"Means of {n_runs} runs; grey: equal harmonic mean",
     )
     conflict_figure(
         runs,
@@ -48,14 +49,15 @@ def report_demo(results: Record, out: Path, console: Console) -> None:
         title="Gradient of the labels' loss against that of the teacher's: ProGrad removes the conflict\n"
         f"Left: median of {n_runs} runs and their middle half; right: mean",
     )
-    console.print(plain(f"Wrote results.json, accuracy.png and conflict.png in {out}"), soft_wrap=True)
+    console.print(plain(f"Wrote results.json, plane.png and conflict.png in {out}"), soft_wrap=True)
 
 
-def sentences(runs: Sequence[Record]) -> list[str]:
-    """Three sentences on base and new classes, whatever the runs show.
+def sentences(runs: Sequence[Record], paths: Sequence[Record]) -> list[str]:
+    """Four sentences on base and new classes, whatever the runs show.
 
     Args:
         runs: records of zero-shot, coop and prograd, with "partition", "seed" and "accuracy" on "base" and "new".
+        paths: of coop and prograd, as in `report_demo`.
     """
     coop, prograd = (
         [paired(runs, method, "zero-shot", part) for part in ("base", "new")] for method in ("coop", "prograd")
@@ -66,9 +68,20 @@ def sentences(runs: Sequence[Record]) -> list[str]:
         f"ProGrad {_moved(prograd[0])} and {_moved(prograd[1])}.",
         f"ProGrad was above CoOp on new classes in {new.higher} of {new.n} runs ({_signed(new)}) "
         f"and on base classes in {base.higher} ({_signed(base)}).",
+        _at_equal_base([*mean_path(paths, "prograd").values()], [*mean_path(paths, "coop").values()]),
         f"Differences are in percentage points, paired over {new.n} runs; their standard errors (se) are too small, "
         "because the runs share one test set and one pretrained model. Undecided: less than two se from zero.",
     ]
+
+
+def _at_equal_base(prograd: Sequence[tuple[float, float]], coop: Sequence[tuple[float, float]]) -> str:
+    """Compares two paths where both reach the same on base classes: whether stopping CoOp early would do as well."""
+    base = min(max(x for x, _ in path) for path in (prograd, coop))
+    kept, stopped = new_at_base(prograd, base), new_at_base(coop, base)
+    more = f"{abs(kept - stopped):.1f} points {'more' if kept >= stopped else 'less'}"
+    return (
+        f"When both first reach {base:.1f} % on base classes, ProGrad has {more} on new ones than CoOp stopped there."
+    )
 
 
 def _moved(difference: Spread) -> str:

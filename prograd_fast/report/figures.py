@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prograd_fast.files.writing import replacing
 from prograd_fast.methods import METHODS
-from prograd_fast.report.statistics import Spread, accuracies
+from prograd_fast.report.statistics import Spread, accuracies, mean_path
 from prograd_fast.report.tables import TITLES
 from prograd_fast.terminal.printable import printable
 from prograd_fast.training import Record
@@ -21,8 +21,6 @@ from prograd_fast.training import Record
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Methods of one colour differ in marker and dash.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 _COLOURS = ("#000000", "#56B4E9", "#D55E00", _GREEN, _BLUE, _ORANGE, _PURPLE)
-# part -> what it is, colour of the bar, colour of the number on it
-_PARTS = {"base": ("base classes (trained on)", _BLUE, "white"), "new": ("new classes (never shown)", _ORANGE, "black")}
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
 
 
@@ -39,37 +37,6 @@ def style_of(method: str) -> Style:
     i = [m.name for m in METHODS].index(method)
     n = len(_COLOURS)
     return Style(_COLOURS[i % n], _MARKERS[(i + i // n) % len(_MARKERS)], _DASHES[i // n % len(_DASHES)])
-
-
-def accuracy_figure(runs: Sequence[Record], path: Path, title: str, chance: float) -> None:
-    """Bars of mean accuracy on base and new classes per method, error bars of one standard deviation, a dot per run.
-
-    Args:
-        runs: records with "method" and "accuracy" on "base" and, where the method can, on "new".
-        path: the PNG to write.
-        title: says what was done.
-        chance: accuracy of guessing, in percent.
-    """
-    figure = _figure(title, 1)
-    axes = figure.subplots()
-    methods = _methods(runs)
-    for side, (part, (label, colour, ink)) in zip((-0.2, 0.2), _PARTS.items(), strict=True):
-        for i, method in enumerate(methods):
-            values = accuracies(runs, method, part)
-            if not values:
-                axes.text(i + side, chance + 1, "cannot\nname\nthem", ha="center", va="bottom", color="dimgray")
-                continue
-            spread = Spread.of(values)
-            axes.bar(i + side, spread.mean, 0.38, color=colour, label=label if i == 0 else None)
-            axes.errorbar(i + side, spread.mean, spread.sd if spread.n > 1 else None, color="black", capsize=4)
-            aside = np.linspace(-0.09, 0.09, spread.n)  # so that equal runs stay visible
-            axes.scatter(i + side + aside, values, s=9, color="black", alpha=0.4, linewidths=0, zorder=3)
-            axes.text(i + side, 0.5, f"{spread.mean:.1f}", ha="center", va="bottom", color=ink, fontweight="bold")
-    axes.axhline(chance, color="black", linestyle="--", linewidth=1, label=f"guessing ({chance:.1f} %)")
-    axes.set_xticks(range(len(methods)), [TITLES[method] for method in methods])
-    axes.set_ylabel("test accuracy in %")
-    _legend(figure)
-    _save(figure, path)
 
 
 def shots_figure(runs: Sequence[Record], parts: Sequence[str], path: Path, title: str) -> None:
@@ -145,6 +112,51 @@ def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
             linestyle="none",
             label=TITLES[method],
         )
+    _equal_harmonic_means(axes)
+    _legend(figure)
+    _save(figure, path)
+
+
+def path_figure(runs: Sequence[Record], paths: Sequence[Record], path: Path, title: str) -> None:
+    """Base against new accuracy: the mean path of each method through training, and the mean of those without one.
+
+    Args:
+        runs: records of one number of shots; of the methods without a path, those without both accuracies are left out.
+        paths: "method" and "accuracy" on "base" and "new" by number of steps, for each run; the steps are the same.
+        path: the PNG to write.
+        title: says what was done.
+    """
+    figure = _figure(title, 1, height=5.4)
+    axes = figure.subplots()
+    followed = {of["method"] for of in paths}
+    for method in _methods(runs):
+        colour, marker, _ = style_of(method)
+        if method not in followed:
+            base, new = (accuracies(runs, method, part) for part in ("base", "new"))
+            if base and new:
+                axes.scatter(
+                    np.mean(base), np.mean(new), s=70, color=colour, marker=marker, label=TITLES[method], zorder=3
+                )
+            continue
+        points = mean_path(paths, method)
+        axes.plot(
+            *zip(*points.values(), strict=True),
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label=f"{TITLES[method]}, after so many steps",
+        )
+        for step, point in points.items():
+            if step:
+                axes.annotate(str(step), point, xytext=(4, 4), textcoords="offset points", color=colour, fontsize=8)
+    _equal_harmonic_means(axes)
+    _legend(figure)
+    _save(figure, path)
+
+
+def _equal_harmonic_means(axes: Axes) -> None:
+    """Names the axes of a plane, and draws curves of equal harmonic mean behind what is there."""
     low, high = axes.set_xlim(*np.clip(axes.get_xlim(), 0, 100))
     bottom, top = axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     grid_x, grid_y = np.meshgrid(np.linspace(max(low, 0.1), high, 200), np.linspace(max(bottom, 0.1), top, 200))
@@ -154,8 +166,6 @@ def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
     axes.clabel(curves, fmt="H %.0f", fontsize=7)
     axes.set_xlabel("accuracy on base classes in % (trained on)")
     axes.set_ylabel("accuracy on new classes in % (never shown)")
-    _legend(figure)
-    _save(figure, path)
 
 
 def conflict_figure(runs: Sequence[Record], path: Path, title: str) -> bool:

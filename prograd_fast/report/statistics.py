@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import nan, sqrt
 from statistics import fmean, stdev
 
@@ -86,3 +87,33 @@ def paired(runs: Sequence[Record], method: str, other: str, part: str) -> Spread
     if not differences:
         raise ValueError(f"no run of {method!r} has a partner of {other!r}")
     return Spread.of(differences)
+
+
+def mean_path(paths: Sequence[Record], method: str) -> dict[int, tuple[float, float]]:
+    """A method's mean accuracies on base and on new classes in percent, by number of steps.
+
+    Args:
+        paths: "method" and "accuracy" on "base" and "new" by number of steps, for each run; the steps are the same.
+        method: whose path.
+    """
+    of = [path["accuracy"] for path in paths if path["method"] == method]
+    return {
+        step: (fmean(100 * path[step]["base"] for path in of), fmean(100 * path[step]["new"] for path in of))
+        for step in of[0]
+    }
+
+
+def new_at_base(path: Sequence[tuple[float, float]], base: float) -> float:
+    """The accuracy on new classes where a path of (base, new) first reaches an accuracy on base classes.
+
+    Between two points of the path it is a straight line.
+
+    Raises:
+        ValueError: it never does.
+    """
+    if path[0][0] >= base:
+        return path[0][1]
+    for (x0, y0), (x1, y1) in pairwise(path):
+        if x1 >= base:
+            return y0 + (base - x0) / (x1 - x0) * (y1 - y0)
+    raise ValueError(f"no point of the path has {base} on base classes")

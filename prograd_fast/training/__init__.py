@@ -14,7 +14,7 @@ from prograd_fast.training.predict import Predictions, picture_files, predict_fi
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.protocol import Part, Plan, all_shots, make_plan, unlearned
 from prograd_fast.training.record import Record, plan_facts, run_facts, run_record, setup_record, write_json
-from prograd_fast.training.run import Run, run_method
+from prograd_fast.training.run import Run, accuracy_path, run_method
 from prograd_fast.training.saved_run import (
     CHECKPOINT,
     RUN_FILES,
@@ -45,6 +45,7 @@ __all__ = [
     "Track",
     "TrainOptions",
     "TransferTest",
+    "accuracy_path",
     "all_shots",
     "difference_to",
     "encode_pictures",

@@ -1,15 +1,16 @@
 """One run: a method learns from the pictures of a plan, and is tested on its parts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.methods import GradientLearner, Learner, Method, Task
+from prograd_fast.methods import GradientLearner, GradientMethod, Learner, Method, Task
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
@@ -88,16 +89,7 @@ def run_method(
     """
     started = time.perf_counter()
     pictures, train = features.pictures, plan.train
-    task = Task(
-        clip.model,
-        clip.tokenizer,
-        train.class_names(pictures),
-        features.of(train.rows),
-        train.labels(pictures).to(clip.device),
-        plan.seed,
-        clip.max_memory,
-    )
-    learner = method.start(task)
+    learner = method.start(_task(clip, features, plan))
     history = None
     if isinstance(learner, GradientLearner):
         with ExitStack() as stack:
@@ -125,6 +117,48 @@ def run_method(
             left_out[test.label] = len(test.part.rows) - len(part.rows)
     seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     return Run(method, plan, learner, history, tests, seconds, options, left_out)
+
+
+def accuracy_path(
+    method: GradientMethod, clip: LoadedClip, features: Features, plan: Plan, steps: Collection[int]
+) -> dict[int, dict[str, float]]:
+    """Where training leads: `Run.accuracy` as it would be after some of the steps.
+
+    The method is trained as in `run_method`, so the learning rate falls as in the whole run.
+
+    Args:
+        method: what to train; it can name new classes.
+        clip: the model.
+        features: image features of at least `plan.rows`, made by `clip`.
+        plan: who learns from what.
+        steps: after how many; 0 is the start, steps beyond the last are left out.
+
+    Returns:
+        The accuracies by number of steps, in rising order.
+    """
+    learner = method.start(_task(clip, features, plan))
+    counted, path = count(1), dict[int, dict[str, float]]()
+
+    def look(step: int) -> None:
+        if step in steps:
+            path[step] = accuracies(evaluate_parts(learner, features, plan.tests))
+
+    look(0)
+    tune(learner, lambda: look(next(counted)))
+    return path
+
+
+def _task(clip: LoadedClip, features: Features, plan: Plan) -> Task:
+    train = plan.train
+    return Task(
+        clip.model,
+        clip.tokenizer,
+        train.class_names(features.pictures),
+        features.of(train.rows),
+        train.labels(features.pictures).to(clip.device),
+        plan.seed,
+        clip.max_memory,
+    )
 
 
 def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from prograd_fast.data import EMOJI_UNSEEN_STYLES, PictureSet, load
 from prograd_fast.methods import GradientMethod
 from prograd_fast.report import accuracy_table, paired, report_demo, sentences
+from prograd_fast.report.statistics import new_at_base
 from prograd_fast.training import Grid
 from tests.cli.support import run_here
 
@@ -45,8 +46,26 @@ def made_up(coop=(0.0, 0.0), prograd=(0.0, 0.0), spread=0.0) -> list[dict]:
     return runs
 
 
+def straight(**ends: tuple[float, float]) -> list[dict]:
+    """Two paths of each method, in 3 steps from 0.4 / 0.3 to (base, new) above it; ± 0.02 cancels in their mean."""
+    return [
+        {
+            "method": method,
+            "accuracy": {
+                step: {"base": 0.4 + base * step / 10 + wobble, "new": 0.3 + new * step / 10 - wobble}
+                for step in (0, 5, 10)
+            },
+        }
+        for wobble in (0.02, -0.02)
+        for method, (base, new) in ends.items()
+    ]
+
+
+PATHS = straight(coop=(0.1, -0.1), prograd=(0.05, -0.02))
+
+
 def test_sentences_tell_a_gain_and_a_loss():
-    first, second, third = sentences(made_up(coop=(0.09, -0.05), prograd=(0.04, -0.004)))
+    first, second, third, fourth = sentences(made_up(coop=(0.09, -0.05), prograd=(0.04, -0.004)), PATHS)
     assert first == (
         "Against zero-shot, CoOp gained 9.0 (se 0.0) on base classes and lost 5.0 (se 0.0) on new ones; "
         "ProGrad gained 4.0 (se 0.0) and lost 0.4 (se 0.0)."
@@ -55,11 +74,28 @@ def test_sentences_tell_a_gain_and_a_loss():
         "ProGrad was above CoOp on new classes in 4 of 4 runs (+4.6 on average, se 0.0) "
         "and on base classes in 0 (-5.0 on average, se 0.0)."
     )
-    assert "paired over 4 runs" in third
+    assert third == (  # CoOp is there half-way, at 25.0; ProGrad at its end, at 28.0
+        "When both first reach 45.0 % on base classes, ProGrad has 3.0 points more on new ones than CoOp stopped there."
+    )
+    assert "paired over 4 runs" in fourth
+
+
+def test_the_sentence_on_paths_tells_the_opposite_and_paths_that_never_gain():
+    *_, third, _ = sentences(made_up(), straight(coop=(0.1, 0.1), prograd=(0.1, -0.1)))
+    assert third.startswith("When both first reach 50.0 % on base classes, ProGrad has 20.0 points less")
+    *_, third, _ = sentences(made_up(), straight(coop=(0.1, -0.1), prograd=(-0.1, -0.1)))
+    assert third.startswith("When both first reach 40.0 % on base classes, ProGrad has 0.0 points more")
+
+
+def test_where_a_path_first_reaches_an_accuracy():
+    path = [(40.0, 30.0), (44.0, 28.0), (42.0, 20.0), (48.0, 14.0)]
+    assert [new_at_base(path, base) for base in (39, 40, 42, 44, 46, 48)] == [30, 30, 29, 28, 16, 14]
+    with pytest.raises(ValueError, match="no point of the path has 49"):
+        new_at_base(path, 49)
 
 
 def test_sentences_tell_the_opposite_where_the_numbers_are_opposite():
-    first, second, _ = sentences(made_up(coop=(-0.02, 0.03), prograd=(-0.05, -0.01)))
+    first, second, *_ = sentences(made_up(coop=(-0.02, 0.03), prograd=(-0.05, -0.01)), PATHS)
     assert "CoOp lost 2.0 (se 0.0) on base classes and gained 3.0" in first
     assert "ProGrad lost 5.0 (se 0.0) and lost 1.0" in first
     assert "on new classes in 0 of 4 runs (-4.0 on average" in second
@@ -68,7 +104,7 @@ def test_sentences_tell_the_opposite_where_the_numbers_are_opposite():
 
 def test_sentences_call_what_is_within_two_standard_errors_undecided():
     # ± 6 points in turn over 4 runs: standard deviation 6.93, standard error 3.46: 5 points are undecided, 9 are not
-    first, second, _ = sentences(made_up(coop=(0.09, 0.05), prograd=(0.09, 0.05), spread=0.06))
+    first, second, *_ = sentences(made_up(coop=(0.09, 0.05), prograd=(0.09, 0.05), spread=0.06), PATHS)
     assert "gained 9.0 (se 3.5) on base classes and gained 5.0 (se 3.5, undecided) on new ones" in first
     assert "in 0 of 4 runs (+0.0 on average, se 0.0)" in second
 
@@ -86,7 +122,7 @@ def test_pairs_are_of_the_same_partition_and_seed():
 def test_one_run_has_no_standard_error():
     one = [run for run in made_up(coop=(0.1, 0.1)) if run["partition"] == run["seed"] == 0]
     assert paired(one, "coop", "zero-shot", "base").undecided
-    assert "se nan, undecided" in sentences(one)[0]
+    assert "se nan, undecided" in sentences(one, PATHS)[0]
 
 
 def test_methods_without_a_common_run():
@@ -122,15 +158,17 @@ def test_table_of_one_run_has_no_deviation():
 
 
 def test_demo_writes_its_three_files_and_nothing_else(tmp_path):
-    for run in (results := {"data": {"class_names": list("abcd")}, "runs": made_up(coop=(0.1, -0.1))})["runs"]:
+    results = {"data": {"class_names": list("abcd")}, "runs": made_up(coop=(0.1, -0.1)), "paths": PATHS}
+    for run in results["runs"]:
         run["accuracy"] |= {"openmoji/base": 0.5, "fluent-hc/base": 0.5}
     for _ in range(2):  # the second run replaces the files of the first
         stream = io.StringIO()
         report_demo(results, tmp_path, Console(file=stream, width=100))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.png", "conflict.png", "results.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["conflict.png", "plane.png", "results.json"]
     written = json.loads((tmp_path / "results.json").read_text())
-    assert written == {**results, "conclusions": sentences(results["runs"])}
-    for name in ("accuracy.png", "conflict.png"):
+    said = sentences(results["runs"], results["paths"])
+    assert written == json.loads(json.dumps({**results, "conclusions": said}))
+    for name in ("plane.png", "conflict.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 1000
             assert len(image.convert("RGB").getcolors(1 << 24)) > 20  # something is drawn
@@ -157,9 +195,13 @@ def test_demo_on_a_slice_of_emoji(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("prograd_fast.data.load", lambda name: classes_of(load(name), 12))
     monkeypatch.setattr("prograd_fast.training.Grid", small_grid)
     assert run_here(monkeypatch, "demo", "--out", tmp_path, "--device", "cpu", "--no-cache") == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.png", "conflict.png", "results.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["conflict.png", "plane.png", "results.json"]
     results = json.loads((tmp_path / "results.json").read_text())
     zero_shot = results["runs"][0]["accuracy"]
+    ends = {run["method"]: run["accuracy"] for run in results["runs"]}
+    for path in results["paths"]:  # from the untouched model to the trained one
+        assert path["accuracy"] == {"0": zero_shot, "5": ends[path["method"]]}
+    assert {path["method"] for path in results["paths"]} == {"coop", "prograd"}
     assert zero_shot.keys() == {"validation", "base", "new", "harmonic mean"} | {
         f"{style}/{half}" for style in EMOJI_UNSEEN_STYLES for half in ("base", "new")
     }
