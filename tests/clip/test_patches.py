@@ -1,0 +1,81 @@
+"""Features of patches: those of the tower when each position attends to itself, or when there is a single position."""
+
+import open_clip
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import nn
+from torch.nn import functional as F
+
+import prograd_fast as pf
+from prograd_fast.clip.patches import patch_features
+from tests.tiny_clip import tiny_clip
+from tests.tolerances import assert_close
+
+
+def test_a_transformer_whose_last_attention_looks_at_each_position_alone() -> None:
+    """By open_clip's own blocks: a mask that leaves the diagonal, with layer scale and three blocks."""
+    model = tiny_clip(dtype=torch.float64)
+    torch.manual_seed(1)
+    model.visual = open_clip.transformer.VisionTransformer(16, 4, 32, 3, 2, 4.0, ls_init_value=0.3, output_dim=24)
+    model.double().eval()
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    tower = model.visual
+    with torch.no_grad():
+        x = tower._embeds(images)
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            x = block(x)
+        alone = torch.full((17, 17), float("-inf"), dtype=torch.float64).fill_diagonal_(0)
+        expected = F.normalize(tower.ln_post(last(x, attn_mask=alone)[:, 1:]) @ tower.proj, dim=-1)
+    found = patch_features(model, images)
+    assert found.shape == (3, 4, 4, 24)
+    assert not found.requires_grad
+    assert_close(found.flatten(1, 2), expected, "formula", torch.float64)
+
+
+def test_a_resnet_whose_pooling_looks_at_each_position_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.visual = ModifiedResNet((1, 1, 1, 1), output_dim=24, heads=4, image_size=64, width=8).double().eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    reached: list[torch.Tensor] = []
+    handle = model.visual.attnpool.register_forward_pre_hook(lambda _, args: reached.append(args[0]))
+    with torch.no_grad():
+        model.visual(images)
+    handle.remove()
+    pool = model.visual.attnpool
+    found = patch_features(model, images)
+    assert found.shape == (2, 2, 2, 24)
+    for row in range(2):
+        for column in range(2):
+            x = reached[0][:, :, row, column] @ pool.v_proj.weight.T + pool.v_proj.bias
+            expected = F.normalize(x @ pool.c_proj.weight.T + pool.c_proj.bias, dim=-1)
+            assert_close(found[:, row, column].detach(), expected.detach(), "formula", torch.float64)
+
+
+def test_a_single_patch_is_the_picture() -> None:
+    """emoji-lite makes one position of 32 pixels: then its dense feature is the picture's own."""
+    model = pf.clip.load_emoji_lite()[0]
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = patch_features(model, images)
+    assert found.shape == (4, 1, 1, 128)
+    assert_close(found[:, 0, 0], F.normalize(model.encode_image(images), dim=-1), "tower", torch.float32)
+
+
+def test_a_larger_picture_has_more_patches() -> None:
+    model = pf.clip.load_emoji_lite()[0]
+    assert patch_features(model, torch.rand(1, 3, 96, 160)).shape == (1, 3, 5, 128)
+
+
+@pytest.mark.parametrize("how", ["attentional pool", "mean of all tokens", "other attention"])
+def test_towers_whose_patches_have_no_place(how: str) -> None:
+    model = nn.Module()
+    options = {
+        "attentional pool": {"attentional_pool": True},
+        "mean of all tokens": {"pool_type": "avg"},
+        "other attention": {"block_type": "custom", "qk_norm": True},
+    }[how]
+    model.visual = open_clip.transformer.VisionTransformer(16, 8, 32, 1, 2, 4.0, output_dim=24, **options)
+    with pytest.raises(ValueError, match="got VisionTransformer, whose patches have no place among the class features"):
+        patch_features(model, torch.rand(1, 3, 16, 16))
