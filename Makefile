@@ -12,11 +12,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 install: $(VENV)/.installed
 
 # torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
-$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.installed: pyproject.toml prograd_fast_demo/pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]" --editable ./prograd_fast_demo
 	touch $@
 
 demo: install
