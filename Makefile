@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 # torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
 $(VENV)/.installed: pyproject.toml prograd_fast_demo/pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja
 	$(BIN)/python -m pip install --quiet torch torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]" --editable ./prograd_fast_demo
 	touch $@

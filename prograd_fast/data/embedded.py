@@ -5,8 +5,8 @@ import zipfile
 
 import numpy as np
 
-from prograd_fast.data.demo_files import demo_file
 from prograd_fast.data.pictures import PictureSet
+from prograd_fast.files.demo import demo_file
 
 # OpenMoji's drawings have a file of their own, because their licence (CC BY-SA 4.0) is passed on.
 EMBEDDED = {"emoji": ("emoji.zip", "emoji-openmoji.zip"), "clipart": ("clipart.zip",)}

@@ -3,7 +3,9 @@
 import importlib.util
 from pathlib import Path
 
-PACKAGE = "prograd_fast_demo"
+from prograd_fast.installation import to_install_demo
+
+_PACKAGE = "prograd_fast_demo"
 
 
 def demo_file(file: str, wanted_by: str) -> Path:
@@ -16,11 +18,10 @@ def demo_file(file: str, wanted_by: str) -> Path:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    package = importlib.util.find_spec(PACKAGE)
+    package = importlib.util.find_spec(_PACKAGE)
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
-            f"{wanted_by} is in the package prograd-fast-demo, which is not installed: pip install PATH/{PACKAGE}, "
-            "where PATH is the source tree of prograd-fast",
-            name=PACKAGE,
+            f"{wanted_by} is in the package prograd-fast-demo, which is not installed: {to_install_demo()}",
+            name=_PACKAGE,
         )
     return Path(package.origin).with_name("assets") / file
