@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml prograd_fast_demo/pyproject.toml setup.py CMa
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja
 	$(BIN)/python -m pip install --quiet torch torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]" --editable ./prograd_fast_demo
+	$(BIN)/prograd-fast doctor | grep "^backend"
 	touch $@
 
 demo: install

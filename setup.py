@@ -46,7 +46,7 @@ def what_is_missing() -> str | None:
     if BUILD == "none":
         return "PROGRAD_FAST_BUILD=none"
     if TORCH is None:
-        return "PyTorch was not installed before"
+        return "the build saw no PyTorch"
     if shutil.which("cmake") is None:
         return "cmake was not found"
     if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("clang++") is None:

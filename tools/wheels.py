@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
@@ -97,12 +96,12 @@ def build_wheel(source: Path, folder: Path, kernels: str, label: str = "") -> tu
 def environment_of(folder: Path, *wheels: Path) -> Path:
     """The Python of a new environment with these wheels alone, and whatever else this Python sees behind them.
 
-    A line in a .pth file shows it PyTorch; .pth files there, such as those of editable installations, are not read.
+    A .pth file shows it PyTorch's folder; .pth files in there, such as those of editable installations, are not read.
     """
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     site = Path(run(python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "behind.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "behind.pth").write_text("\n".join(path for path in sys.path if Path(path).name == "site-packages"))
     run(*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", site, *wheels)
     return python
 

@@ -20,7 +20,8 @@ def _load() -> tuple[Any, str | None]:
         why = _NOT_COMPILED.read_text() if _NOT_COMPILED.exists() else "nobody has tried"
         return None, f"the C++ kernels were not compiled: {why}"
     except ImportError as error:  # symbols of another PyTorch, or libraries of CUDA that this one does not have
-        return None, f"the C++ kernels cannot be loaded, which were compiled for another PyTorch: {error}"
+        what = str(error).removeprefix(f"{error.path}: ")[:100]  # names of symbols are long
+        return None, f"the C++ kernels were compiled for another PyTorch, and this one cannot load them: {what}"
     # the loader compares names; what is behind them may change from minor release to minor release
     compiled_for, here = ([*map(int, v.split(".")[:2])] for v in (module.build_facts()["torch"], torch.__version__))
     if compiled_for != here:

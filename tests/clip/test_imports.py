@@ -24,7 +24,9 @@ def test_clip_room_needs_torch_alone():
 
 
 def test_only_what_is_computed_with_scikit_learn_and_scipy_needs_them():
-    code = "import sys; sys.modules.update(sklearn=None, scipy=None); import prograd_fast.methods, prograd_fast.training"
+    code = (
+        "import sys; sys.modules.update(sklearn=None, scipy=None); import prograd_fast.methods, prograd_fast.training"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

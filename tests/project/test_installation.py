@@ -99,7 +99,7 @@ def loaded(monkeypatch, tmp_path, outcome, note=None) -> tuple[object, str | Non
     [
         (ModuleNotFoundError("no"), "a C++ compiler was not found", "were not compiled: a C++ compiler was not found"),
         (ModuleNotFoundError("no"), None, "were not compiled: nobody has tried"),
-        (ImportError("undefined symbol: x"), None, "compiled for another PyTorch: undefined symbol: x"),
+        (ImportError("/a/_C.so: undefined symbol: x", path="/a/_C.so"), None, "cannot load them: undefined symbol: x"),
         ("1.13.1+cu117", None, f"compiled for PyTorch 1.13, and this is {torch.__version__}"),
         ("99.0.0", None, f"compiled for PyTorch 99.0, and this is {torch.__version__}"),
     ],
