@@ -45,7 +45,7 @@ def missing() -> str | None:
 
 def unwanted() -> bool:
     """Whether whoever installed the package asked for none: PROGRAD_FAST_BUILD=none."""
-    return EXTENSION is None and _NOT_COMPILED.exists() and "PROGRAD_FAST_BUILD=none" in _NOT_COMPILED.read_text()
+    return _NOT_COMPILED.exists() and "PROGRAD_FAST_BUILD=none" in _NOT_COMPILED.read_text()
 
 
 def build_facts() -> dict[str, Any]:

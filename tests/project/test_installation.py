@@ -128,6 +128,5 @@ def test_the_reason_comes_with_the_command(monkeypatch):
 
 @pytest.mark.parametrize(("note", "unwanted"), [("PROGRAD_FAST_BUILD=none", True), ("cmake was not found", False)])
 def test_who_asked_for_no_kernels_is_not_told_at_every_start(monkeypatch, tmp_path, note, unwanted):
-    monkeypatch.setattr(extension, "EXTENSION", None)
     loaded(monkeypatch, tmp_path, ModuleNotFoundError("no"), note)
     assert extension.unwanted() == unwanted
