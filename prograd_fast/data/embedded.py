@@ -1,20 +1,18 @@
-"""The picture sets that ship with the library. `docs/data-card.md` names their sources."""
+"""The picture sets of the package prograd-fast-demo. `docs/data-card.md` names their sources."""
 
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from prograd_fast.data.pictures import PictureSet
+from prograd_fast.files.demo import demo_file
 
 # OpenMoji's drawings have a file of their own, because their licence (CC BY-SA 4.0) is passed on.
 EMBEDDED = {"emoji": ("emoji.zip", "emoji-openmoji.zip"), "clipart": ("clipart.zip",)}
 # The emoji styles of the few-shot task. The model also saw noto-v1; it never saw the two unseen styles.
 EMOJI_TASK_STYLES = ("noto", "twemoji", "fluent-flat")
 EMOJI_UNSEEN_STYLES = ("openmoji", "fluent-hc")
-
-_ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def load_embedded(name: str) -> PictureSet:
@@ -26,6 +24,7 @@ def load_embedded(name: str) -> PictureSet:
 
     Raises:
         ValueError: there is no embedded set of that name.
+        ModuleNotFoundError: the package prograd-fast-demo is not installed.
     """
     if name not in EMBEDDED:
         raise ValueError(f"no embedded picture set {name!r}: expected one of {', '.join(EMBEDDED)}")
@@ -33,7 +32,7 @@ def load_embedded(name: str) -> PictureSet:
     entries: list[dict[str, str | int]] = []
     source: list[bytes] = []
     for file in EMBEDDED[name]:
-        with zipfile.ZipFile(_ASSETS / file) as archive:
+        with zipfile.ZipFile(demo_file(file, wanted_by=name)) as archive:
             metadata = json.loads(archive.read("pictures.json"))
             class_names = metadata["class_names"]  # the same in every file of a set
             entries += metadata["pictures"]

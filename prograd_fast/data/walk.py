@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prograd_fast.data.decode import SUFFIXES
+from prograd_fast.installation import to_install
 
 # what file managers, archives and storage systems leave in folders; compared without regard to case
 _SYSTEM_FOLDERS = frozenset(
@@ -16,7 +17,7 @@ _SYSTEM_FOLDERS = frozenset(
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _HIDDEN, _LOOPS, _OUTSIDE = "hidden pictures", "folders read before", "pictures outside the class folders"
-_HEIC, _AVIF = "pip install 'prograd-fast[heic]'", "pip install -U pillow"
+_HEIC, _AVIF = to_install("heic"), "pip install -U pillow"
 _REMEDIES = {".heic": _HEIC, ".heif": _HEIC, ".hif": _HEIC, ".avif": _AVIF}
 
 

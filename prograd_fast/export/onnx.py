@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from prograd_fast.clip import LoadedClip
 from prograd_fast.export.exported import Exported
 from prograd_fast.files.writing import replacing
+from prograd_fast.installation import to_install
 
 OPSET = 18  # the lowest that torch's exporter writes without converting; onnxruntime reads it from 1.14 on
 TOLERANCE = 1e-4  # of a probability
@@ -68,7 +69,7 @@ def write_onnx(path: Path, exported: Exported, clip: LoadedClip, scores: Callabl
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ModuleNotFoundError as error:
-        message = f'--to onnx needs {error.name}, which is not installed: pip install "prograd-fast[onnx]"'
+        message = f"--to onnx needs {error.name}, which is not installed: {to_install('onnx')}"
         raise ImportError(message, name=error.name) from error
     size = sum(p.numel() * p.element_size() for p in clip.model.visual.parameters())
     if size > MOST_BYTES:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prograd_fast.files.reading import check_regular
 from prograd_fast.files.writing import replacing
+from prograd_fast.installation import to_install
 
 MAX_TENSORS = 4 << 30  # bytes of a file
 
@@ -23,7 +24,7 @@ def _safetensors_package() -> ModuleType:
         import safetensors.torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'tensors on disk need safetensors, which is not installed: pip install "prograd-fast[clip]"',
+            f"tensors on disk need safetensors, which is not installed: {to_install('clip')}",
             name=error.name,
         ) from error
     return safetensors

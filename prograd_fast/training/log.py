@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prograd_fast.installation import to_install
 from prograd_fast.training.loop import Log
 
 _LOG = logging.getLogger("prograd_fast")
@@ -27,7 +28,7 @@ def tensorboard(folder: Path) -> Iterator[Log]:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'logs need tensorboard, which is not installed: pip install "prograd-fast[log]"', name=error.name
+            f"logs need tensorboard, which is not installed: {to_install('log')}", name=error.name
         ) from error
     writer = None
     broken = False

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import prograd_fast as pf
+from prograd_fast.installation import to_install
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 EXTRAS = ["open_clip", "torchvision", "safetensors", "numpy", "PIL", "timm", "sklearn", "matplotlib", "typer", "rich"]
@@ -19,6 +20,14 @@ def in_core_install(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_clip_room_needs_torch_alone():
     done = in_core_install("import prograd_fast.clip as c; [getattr(c, name) for name in c.__all__]")
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_what_is_computed_with_scikit_learn_and_scipy_needs_them():
+    code = (
+        "import sys; sys.modules.update(sklearn=None, scipy=None); import prograd_fast.methods, prograd_fast.training"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -41,7 +50,7 @@ for sys.argv[1:] in {calls}:
 """
     )
     assert done.stdout.split() == ["2"] * len(calls)
-    told = 'prograd-fast: typer is not installed: pip install "prograd-fast[demo]"'
+    told = f"prograd-fast: typer is not installed: {to_install('cli')}"
     lines = [line for line in done.stderr.splitlines() if line.startswith(("Traceback", "prograd-fast"))]
     assert lines == [told] * len(calls)  # beside them PyTorch warns that NumPy is missing
 
@@ -49,7 +58,9 @@ for sys.argv[1:] in {calls}:
 @pytest.mark.parametrize("use", [lambda: pf.clip.load_prompt("x"), lambda: save_some_prompt()], ids=["load", "save"])
 def test_prompt_files_tell_what_to_install(monkeypatch, use):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ModuleNotFoundError, match=r"need safetensors, which is not installed: pip install .*\[clip\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"need safetensors, which is not installed: pip install .*safetensors>="
+    ):
         use()
 
 

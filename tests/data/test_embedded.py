@@ -18,12 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import prograd_fast as pf
+import prograd_fast_demo
 from prograd_fast.clip import ZeroShotTeacher, emoji_lite, load_emoji_lite
 from prograd_fast.data import EMBEDDED, EMOJI_TASK_STYLES, EMOJI_UNSEEN_STYLES, PictureSet, embedded, load
 from tests.tolerances import assert_close
 from tools.build_clipart import near_equals_dropped
 
-ASSETS = Path(embedded.__file__).parent / "assets"
+ASSETS = Path(prograd_fast_demo.__file__).parent / "assets"
 MANIFEST = json.loads((ASSETS / "manifest.json").read_text())
 ARCHIVES = [file for files in EMBEDDED.values() for file in files]
 
@@ -230,8 +231,20 @@ def test_unknown_model():
 def test_missing_package_tells_the_remedy(monkeypatch, package):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
-    with pytest.raises(ImportError, match=rf"emoji-lite needs {package}.*pip install \"prograd-fast\[demo\]\""):
+    with pytest.raises(ImportError, match=rf"emoji-lite needs {package}.*pip install .*\"timm>="):
         pf.clip.load_emoji_lite()
+
+
+def test_missing_demo_package_tells_the_remedy(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "prograd_fast_demo" else find_spec(name)
+    )
+    for load_it, name in ((load, "emoji"), (load, "clipart"), (load_emoji_lite, "emoji-lite-named")):
+        with pytest.raises(
+            ModuleNotFoundError, match=rf"^{name} is in the package prograd-fast-demo.*pip install .*prograd_fast_demo"
+        ):
+            load_it(name)
 
 
 def test_image_tower_of_another_shape_is_refused(monkeypatch, tmp_path, models):

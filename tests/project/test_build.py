@@ -1,9 +1,6 @@
 """Guards the build: the compiled module is there and of this machine; an sdist installs in pure Python and works."""
 
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -11,19 +8,7 @@ import pytest
 import torch
 
 from prograd_fast import backends
-from tests.paths import REPOSITORY
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+from tools import wheels
 
 
 def test_kernels_are_built_where_there_is_a_compiler() -> None:
@@ -45,45 +30,43 @@ def test_facts_are_those_of_this_machine() -> None:
     assert "-ffp-contract=off" in facts["flags"]
 
 
-IN_PURE_PYTHON = """
-import os, sys
-os.chdir("/")
-sys.path[0] = os.environ["SITE"]
-# an editable installation would lend its compiled module to this one
-sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
-import torch, prograd_fast as pf
-from prograd_fast import backends
-print(pf.__file__, backends.active()["cpu"], backends.missing("cpu"))
-z = torch.randn(3, 4, requires_grad=True)
-task, general = pf.DualLoss()(z, torch.randn(3, 4), torch.tensor([0, 1, 2]))
-weight = torch.nn.Parameter(torch.ones(4))
-optimizer = pf.ProGradAdamW([weight])
-optimizer.backward((z.detach() * weight).square().sum(), weight.sum())
-optimizer.step()
-print("stepped", bool((weight != 1).all()))
-"""
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, Path, str]:
+    """The source distribution, the wheel in pure Python that is made of it, and the output."""
+    folder = tmp_path_factory.mktemp("built")
+    sdist = wheels.build_sdist(folder)
+    return sdist, *wheels.build_wheel(sdist, folder, "none")
 
 
 @pytest.mark.slow
-def test_sdist_to_wheel_to_installation_that_works(tmp_path: Path) -> None:
-    """In pure Python, which takes seconds; `make package` compiles on the way, which takes a minute."""
-    run(sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})")
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
+def test_source_distribution_is_whole(built) -> None:
+    with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = run("git", "ls-files", "csrc", "prograd_fast", "CMakeLists.txt", "setup.py").split()
+    tracked = wheels.run("git", "ls-files", "csrc", "prograd_fast", "CMakeLists.txt", "setup.py").split()
     assert sorted(set(tracked) - names) == []
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
-    said = run(
-        *pip, "wheel", "--verbose", "--no-build-isolation", "--no-deps", "--no-index", "-w", tmp_path, sdist,
-        PROGRAD_FAST_BUILD="none",
-    )  # fmt: skip
-    lines = [line for line in said.splitlines() if "without compiled kernels" in line]
-    assert len(lines) == 1
-    assert "PROGRAD_FAST_BUILD=none" in lines[0]
-    (wheel,) = tmp_path.glob("*.whl")
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
-    said = run(sys.executable, "-c", IN_PURE_PYTHON, SITE=str(tmp_path / "site"))
-    assert str(tmp_path / "site") in said
-    assert "reference the C++ kernels are not built for this PyTorch" in said
-    assert "stepped True" in said
+    assert not any(name.startswith("prograd_fast_demo/") for name in names)
+
+
+@pytest.mark.slow
+def test_wheel_in_pure_python_is_for_every_platform_and_says_why(built) -> None:
+    """`make wheels` makes that with kernels, too, which takes minutes."""
+    _, wheel, output = built
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.stat().st_size < 1_000_000  # that with kernels may have 3 MB
+    told = [line for line in output.splitlines() if "without compiled kernels" in line]
+    assert len(told) == 1
+    assert "PROGRAD_FAST_BUILD=none" in told[0]
+
+
+@pytest.mark.slow
+def test_wheel_steps_in_an_environment_of_its_own(built, tmp_path) -> None:
+    told = wheels.run(wheels.environment_of(tmp_path, built[1]), "-I", "-c", wheels.TRIAL)
+    assert "the step is right, on the backend reference" in told
+    assert "missing: the C++ kernels were not compiled: PROGRAD_FAST_BUILD=none. With a C++ compiler at hand, " in told
+    assert "prograd_fast runs in plain PyTorch" not in told  # that is what was asked for
+
+
+def test_a_wheel_is_labelled_with_its_pytorch() -> None:
+    """One that stands for every release would be installed beside any."""
+    assert wheels.label_of("2.14.1+cu130", None) == "+torch2.14"
+    assert wheels.label_of("2.14.1+cu130", "13.0") == "+torch2.14.cu130"
