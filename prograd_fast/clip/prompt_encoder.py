@@ -12,7 +12,7 @@ from prograd_fast.clip.packed import weights as tower_weights
 from prograd_fast.clip.packed.chunks import chunks_within
 from prograd_fast.clip.packed.compatibility import Inventory, Version, inventory, version_of
 from prograd_fast.clip.packed.encode import EncodePlan, Prompts, encode
-from prograd_fast.clip.packed.forward import Part
+from prograd_fast.clip.packed.forward import Part, Parting
 from prograd_fast.clip.packed.packing import Packing, Placing
 from prograd_fast.clip.text_tower import TextTower
 
@@ -73,12 +73,15 @@ class PromptEncoder(nn.Module):
         # with their version: read at the first forward, and after a weight has changed
         self._constants: tuple[Version, Prompts] | None = None
 
-    def forward(self, context: Tensor, deep: Tensor | None = None, *, unit: bool = False) -> Tensor:
+    def forward(
+        self, context: Tensor, deep: Tensor | None = None, before: int | None = None, *, unit: bool = False
+    ) -> Tensor:
         """Features, differentiable in the arguments.
 
         Args:
             context: (G, M, d), or class-specific (G, C, M, d).
-            deep: (J, M, d) deep prompts, see `PromptedCLIP.class_features`.
+            deep: (J, M, d) deep prompts or (C, M, d) class tokens, see `PromptedCLIP.class_features`.
+            before: the block before which class tokens come in; None: `deep` are deep prompts.
             unit: whether the features are normalised.
 
         Returns:
@@ -90,9 +93,9 @@ class PromptEncoder(nn.Module):
         """
         found = None if self._packing is None else inventory(self.tower.text)
         if self._packing is None or found is None or found.is_touched():
-            features = self._encode_unpacked(context, deep)
+            features = self._encode_unpacked(context, deep, before)
             return F.normalize(features, dim=-1) if unit else features
-        prompts = self._current_prompts(self._packing, found)
+        prompts = self._current_prompts(self._packing, found, before)
         deep = (
             None if deep is None else deep.to(prompts.words.dtype).view_as(deep)
         )  # its hooks stay outside of the tower
@@ -106,6 +109,7 @@ class PromptEncoder(nn.Module):
             offsets=prompts.part.offsets,
             bounds=self._bounds,
             differentiable=differentiable,
+            n_own=0 if before is None else prompts.part.n_prefix - 1,
         )
         return encode(context.view_as(context), deep, EncodePlan(prompts, differentiable, unit, chunks, self.share))
 
@@ -117,7 +121,7 @@ class PromptEncoder(nn.Module):
         rows = (context if self.class_specific else context[:, None]).to(words.dtype).expand(groups, n_classes, -1, d)
         return words.expand(groups, -1, -1, -1).scatter(2, index, rows)
 
-    def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def _encode_unpacked(self, context: Tensor, deep: Tensor | None, before: int | None = None) -> Tensor:
         if self.share is not None:
             if torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.text.parameters()):
                 raise RuntimeError(
@@ -126,27 +130,34 @@ class PromptEncoder(nn.Module):
                 )
             context, deep = summed_in_backward(self.share, context, deep)
         prompts = self.prompts(context)
-        features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep)
+        if deep is not None and before is not None:
+            own = deep if self.share is None else deep[self.share.encoded]
+            deep = own.repeat(len(context), 1, 1)
+        features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep, before)
         features = features.unflatten(0, prompts.shape[:2])
         return features if self.share is None else gathered(self.share, features)
 
-    def _current_prompts(self, packing: Packing, found: Inventory) -> Prompts:
+    def _current_prompts(self, packing: Packing, found: Inventory, before: int | None) -> Prompts:
         tower = self.tower
         embeddings = tower.embedding.weight, tower.text.positional_embedding
-        now = (*found.version(), *version_of(embeddings), tower.device, tower.compute_dtype)
+        now = (*found.version(), *version_of(embeddings), tower.device, tower.compute_dtype, before)
         if self._constants is None or self._constants[0] != now:
-            self._constants = now, self._read_prompts(packing)
+            self._constants = now, self._read_prompts(packing, before)
         return self._constants[1]
 
     # they must serve training too, also where the first look was taken in inference mode
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _read_prompts(self, packing: Packing) -> Prompts:
+    def _read_prompts(self, packing: Packing, before: int | None) -> Prompts:
         tower, device, n_prefix = self.tower, self.tower.device, len(packing.prefix.token_ids)
         weights = tower_weights.read(tower.text, tower.compute_dtype)
         rows = (packing.prefix, packing.suffixes)
         positions = tower.text.positional_embedding.detach().to(weights.dtype)
         prefix_context, suffix_context = (Placing.of(some, packing.n_context) for some in rows)
+        parting = None
+        if before is not None:
+            source, places, offsets = (x.to(device) for x in packing.parted(packing.n_context))
+            parting = Parting(before, Part(weights, 1, offsets), n_prefix, source, places)
         return Prompts(
             Part(weights, n_prefix, packing.offsets.to(device)),
             words=tower.embed(torch.cat([some.token_ids for some in rows])).to(weights.dtype),
@@ -154,6 +165,7 @@ class PromptEncoder(nn.Module):
             context=prefix_context.followed_by(suffix_context, n_prefix).to(device),
             prefix_context=prefix_context.to(device),
             suffix_context=suffix_context.to(device),
+            parting=parting,
         )
 
     def __getstate__(self) -> dict[str, Any]:

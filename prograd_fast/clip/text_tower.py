@@ -132,7 +132,9 @@ class TextTower:
         """Text features of (N, L) token ids by the model's own way, not normalised; for towers that are closed, too."""
         return self.model.encode_text(token_ids.to(next(self.model.parameters()).device))
 
-    def encode(self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None) -> Tensor:
+    def encode(
+        self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None, before: int | None = None
+    ) -> Tensor:
         """Text features as `encode_text` gives them, not normalised.
 
         Args:
@@ -140,6 +142,7 @@ class TextTower:
             token_ids: (N, L) int64; tells where the end of text is, and where padding is in towers that mask it. Ids of
                 positions whose embedding was replaced (context tokens) may be any but end of text and padding.
             deep: (J, M, d) replaces positions 1 ... M before block j = 1 ... J.
+            before: a block: then `deep` is (N, M, d), and replaces them in each text before this block alone.
 
         Returns:
             (N, D) features, differentiable in `embeddings` and `deep`.
@@ -154,7 +157,7 @@ class TextTower:
         text, length = self.text, embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length].to(self.dtype)
         mask = text.attn_mask[:length, :length]
-        x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep)
+        x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep, before)
         # The final norm works row by row, so only the pooled row needs it.
         x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids)])
         projection = text.text_projection
@@ -162,10 +165,10 @@ class TextTower:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def _with_deep_prompts(self, x: Tensor, mask: Tensor, deep: Tensor) -> Tensor:
+    def _with_deep_prompts(self, x: Tensor, mask: Tensor, deep: Tensor, before: int | None) -> Tensor:
         for i, block in enumerate(self.text.transformer.resblocks):
-            if 1 <= i <= len(deep):
-                rows = deep[i - 1].to(x.dtype).expand(len(x), -1, -1)
+            if 1 <= i <= len(deep) if before is None else i == before:
+                rows = (deep[i - 1] if before is None else deep).to(x.dtype).expand(len(x), -1, -1)
                 x = torch.cat([x[:, :1], rows, x[:, 1 + rows.shape[1] :]], 1)
             x = block(x, attn_mask=mask)
         return x

@@ -36,7 +36,8 @@ class Exported:
         classifier: the weights.
         prompts: by name, empty for a method without prompts. "prompts": (C, L, d) token embeddings with the context
             among them, without positions, or (S, C, L, d) of S samples; "token_ids": (C, L) int64, where L ends at the
-            longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "correction": (D,)
+            longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "class_tokens":
+            (C, M, d) replace it in each class's prompt before the block "class_tokens_before" (TCP); "correction": (D,)
             is added to the text tower's output before it is normalised (LASP).
         facts: texts by name: "method", "model", "pretrained", "model_digest", "activation" ("QuickGELU" or none),
             "transform" of the pictures.
@@ -71,7 +72,7 @@ class Exported:
         if not isinstance(learner, PromptTuningLearner):
             return cls(classifier, {}, facts)
         prompts, tower = prompts_of(learner, names), learner.net.tower
-        plain = prompts["prompts"].ndim == 3 and not {"deep", "correction"} & prompts.keys()
+        plain = prompts["prompts"].ndim == 3 and not {"deep", "class_tokens", "correction"} & prompts.keys()
         (embedding,) = (name for name, module in clip.model.named_modules() if module is tower.embedding)
         use = _PROMPT_USE.format(embedding=embedding, length=tower.context_length)
         return cls(classifier, prompts, facts, use if plain else "")
@@ -89,17 +90,18 @@ class Exported:
 @torch.no_grad()
 def prompts_of(learner: PromptTuningLearner, class_names: Sequence[str]) -> dict[str, Tensor]:
     """The text tower's input for these classes, on the CPU: `Exported.prompts`."""
-    given: list[Tensor | None] = []
+    given: list[Any] = []
     net, context = learner.net.with_classes(class_names), learner.context
     net.encoder.register_forward_pre_hook(lambda module, arguments: given.extend(arguments))
     context.class_features(net, learner.task.image_features, learner.fixed_noise())
-    contexts, deep = given
-    assert contexts is not None
+    contexts, deep, before = given
     prompts = net.encoder.prompts(contexts)
     found = {
         "prompts": prompts[0] if len(prompts) == 1 else prompts,
         "token_ids": net.encoder.token_ids,
-        "deep": deep,
+        "deep": deep if before is None else None,
+        "class_tokens": None if before is None else deep,
+        "class_tokens_before": None if before is None else torch.tensor(before),
         "correction": context.correction if isinstance(context, Corrected) else None,
     }
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items() if tensor is not None}

@@ -15,6 +15,7 @@ from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
+from prograd_fast.methods.tcp import TCP
 from prograd_fast.methods.variational import Variational
 from prograd_fast.methods.xerm import XERMClassifier
 from prograd_fast.methods.zero_shot import ZeroShot
@@ -32,6 +33,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     SubPTNFL,
     Variational,
     PromptSRC,
+    TCP,
     XERMClassifier,
 )
 
@@ -52,6 +54,7 @@ __all__ = [
     "LASP",
     "METHODS",
     "NFL",
+    "TCP",
     "CoCoOp",
     "CoOp",
     "Context",

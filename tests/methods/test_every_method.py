@@ -47,6 +47,7 @@ TRAINED = [method.name for method in METHODS if issubclass(method, GradientMetho
 FORMS = {
     "CoCoOp + ProGrad": ("cocoop", {"lambda_": 1.0}),
     "LASP + ProGrad": ("lasp", {"lambda_": 1.0}),
+    "TCP + ProGrad": ("tcp", {"lambda_": 1.0}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
 }
@@ -157,7 +158,7 @@ def test_same_seed_same_result_another_seed_another(name):
             tune(learner)
         learned.append(learner.module.state_dict())
     assert all(torch.equal(learned[0][key], learned[1][key]) for key in learned[0])
-    if name in ("cocoop", "variational", "promptsrc", "lasp", "xerm"):  # random starts, samples, noise or batches
+    if name in ("cocoop", "variational", "promptsrc", "tcp", "lasp", "xerm"):  # random starts, samples, noise or batches
         assert not all(torch.equal(learned[0][key], learned[2][key]) for key in learned[0])
 
 
@@ -198,7 +199,7 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 13
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 14
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
     assert unnamed == ["linear-probe", "xerm"]
 

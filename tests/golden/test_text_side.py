@@ -1,0 +1,78 @@
+"""TCP, DePT, ATPrompt, ProDA and AnchorOPT against their authors' released code, in float64, on every backend here."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prograd_fast.methods import TCP
+from tests.golden.methods import Golden, step_by_hand
+from tests.ops.support import BACKENDS, running_on
+from tests.tolerances import assert_close
+
+ALL = torch.float64
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with running_on(request.param):
+        yield
+
+
+def named(learner, names):
+    """What is tuned, by its name in the file."""
+    return {names[name]: p for name, p in learner.module.named_parameters()}
+
+
+def set_starts(learner, golden, names):
+    with torch.no_grad():
+        for name, p in named(learner, names).items():
+            p.copy_(golden.tensor(f"param0_{name}"))
+
+
+def check_step(learner, golden, names, step, x):
+    """Losses, gradients and new parameters of a step; returns its losses."""
+    losses, gradients, _ = step_by_hand(learner, x, golden.labels[step])
+    golden.close(losses.task, "loss", step)
+    for name, gradient in gradients.items():
+        golden.close(gradient, f"grad_{names[name]}", step)
+    for name, p in named(learner, names).items():
+        golden.close(p, f"param_{name}", step)
+    return losses
+
+
+# ----------------------------------------------------------------------------------------------------------------- TCP
+
+TCP_NAMES = {
+    "ctx": "ctx",
+    "meta_net.0.weight": "meta_net.linear1.weight",
+    "meta_net.0.bias": "meta_net.linear1.bias",
+    "meta_net.2.weight": "meta_net.linear2.weight",
+    "meta_net.2.bias": "meta_net.linear2.bias",
+}
+
+
+def test_tcp():
+    golden = Golden("tcp")
+    recipe = golden.recipe
+    kind = recipe["prompt_template"].removeprefix("X X X X {}").removesuffix(".")  # ", a type of pet"
+    assert recipe["template"] == f"a photo of a {{}}{kind}."
+    settings = {"n_ctx": recipe["n_ctx"], "ctx_init": None, "block": recipe["insert_before_block"]}
+    names, new_names = ([name + kind for name in recipe[key]] for key in ("class_names", "new_class_names"))
+    golden.recipe["class_names"] = names
+    learner = golden.start(TCP, **settings, templates=("a photo of a {}.",), weight=recipe["score_weight"])
+    assert learner.context.meta_net[0].out_features == recipe["arch"]["embed_dim"] // recipe["class_tokens"]
+    set_starts(learner, golden, TCP_NAMES)
+    golden.close(learner.teacher.class_features, "fixed_features")
+    padded = F.pad(learner.net.encoder.token_ids, (0, 77 - learner.net.encoder.token_ids.shape[1]))
+    assert torch.equal(padded, golden.tensor("tokenized_prompts"))
+    for step in range(recipe["steps"]):
+        x = golden.features(step).detach()
+        golden.close(x, "image_features", step)
+        golden.close(learner.context.tokens(learner.net.class_names), "class_tokens", step)
+        golden.close(learner.context.class_features(learner.net, x, None), "text_features", step)
+        golden.close(learner.scores(names)(x), "logits", step)
+        golden.close(learner.scores(names)(x), "eval_logits", step)
+        losses = check_step(learner, golden, TCP_NAMES, step, x)
+        golden.close(losses.terms["cross_entropy"], "ce_loss", step)
+        golden.close(losses.terms["knowledge"] / recipe["score_weight"], "score", step)
+    golden.close(learner.scores(new_names)(golden.features(0).detach()), "new_logits")
