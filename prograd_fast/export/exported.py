@@ -72,7 +72,9 @@ class Exported:
         if not isinstance(learner, PromptTuningLearner):
             return cls(classifier, {}, facts)
         prompts, tower = prompts_of(learner, names), learner.net.tower
-        plain = prompts["prompts"].ndim == 3 and not {"deep", "class_tokens", "correction"} & prompts.keys()
+        beside = {"deep", "class_tokens", "correction"} & prompts.keys()
+        # a learner of its own has more in its classifier than what the tower makes of the prompts
+        plain = type(learner) is PromptTuningLearner and prompts["prompts"].ndim == 3 and not beside
         (embedding,) = (name for name, module in clip.model.named_modules() if module is tower.embedding)
         use = _PROMPT_USE.format(embedding=embedding, length=tower.context_length)
         return cls(classifier, prompts, facts, use if plain else "")

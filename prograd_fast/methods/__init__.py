@@ -7,6 +7,7 @@ from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, 
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.cocoop import CoCoOp
 from prograd_fast.methods.coop import CoOp
+from prograd_fast.methods.dept import DePT
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
@@ -34,6 +35,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     Variational,
     PromptSRC,
     TCP,
+    DePT,
     XERMClassifier,
 )
 
@@ -58,6 +60,7 @@ __all__ = [
     "CoCoOp",
     "CoOp",
     "Context",
+    "DePT",
     "GradientLearner",
     "GradientMethod",
     "KgCoOp",

@@ -50,7 +50,8 @@ class ClassTokens(Context):
     def tokens(self, class_names: tuple[str, ...]) -> Tensor:
         """(C, M, d)."""
         if class_names not in self._known:  # those that are trained on, and those that were last asked for
-            self._known = dict([*self._known.items()][:1]) | {class_names: self._fixed(class_names).to(self.ctx)}
+            first = dict([*self._known.items()][:1])
+            self._known = first | {class_names: self._fixed(class_names).to(self.ctx)}
         return self.meta_net(self._known[class_names]).unflatten(1, self.ctx.shape)
 
     def class_features(self, net: PromptedCLIP, image_features: Tensor, noise: Tensor | None) -> Tensor:
@@ -63,8 +64,8 @@ class TCP(KgCoOp):
     """Yao et al., CVPR 2024, arXiv:2311.18231; code htyao89/Textual-based_Class-aware_prompt_tuning.
 
     The loss is KgCoOp's, cross-entropy + w·(1 - mean cos(feature, teacher's)). Before one block of the text tower,
-    tokens of each class take the place of the context; `ClassTokens` makes them from the teacher's feature of the class,
-    for new classes as for those that it was trained on.
+    tokens of each class take the place of the context. `ClassTokens` makes them from the teacher's feature of the
+    class, for new classes as for those that it was trained on.
 
     The authors' code has 4 tokens and inserts them before its ninth block whatever the tower, so that a tower of fewer
     blocks never sees them. They train with Adam (eps 1e-3); here, as in all methods, it is SGD.

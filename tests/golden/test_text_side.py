@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prograd_fast.methods import TCP
+from prograd_fast.methods import TCP, DePT
 from tests.golden.methods import Golden, step_by_hand
 from tests.ops.support import BACKENDS, running_on
-from tests.tolerances import assert_close
-
-ALL = torch.float64
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
@@ -76,3 +73,45 @@ def test_tcp():
         golden.close(losses.terms["cross_entropy"], "ce_loss", step)
         golden.close(losses.terms["knowledge"] / recipe["score_weight"], "score", step)
     golden.close(learner.scores(new_names)(golden.features(0).detach()), "new_logits")
+
+
+# ---------------------------------------------------------------------------------------------------------------- DePT
+
+DEPT_NAMES = {
+    "ctx": "ctx",
+    "text_scale": "film_lp_text.scale",
+    "text_bias": "film_lp_text.bias",
+    "image_scale": "film_lp_img.scale",
+    "image_bias": "film_lp_img.bias",
+    "head.weight": "linear_probe_proj.weight",
+    "head.bias": "linear_probe_proj.bias",
+}
+
+
+def test_dept():
+    """With image features of their own length."""
+    golden = Golden("dept_coop")
+    recipe = golden.recipe
+    settings = {"head_weight": recipe["lp_weight"], "head_rate": recipe["lr_exp"], "image_length": 1.0}
+    learner = golden.start(DePT, n_ctx=recipe["n_ctx"], ctx_init=None, **settings)
+    set_starts(learner, golden, DEPT_NAMES)
+    rates = [[group["lr"], len(group["params"])] for group in learner.optimizer.param_groups]
+    assert rates == [[lr, len(names)] for lr, names in recipe["lr_groups"]]
+    ids = learner.net.encoder.token_ids
+    assert torch.equal(F.pad(ids, (0, 77 - ids.shape[1])), golden.tensor("tokenized_prompts"))
+    for step in range(recipe["steps"]):
+        x = golden.model.encode_image(golden.images[step]).detach()
+        golden.close(x, "raw_image_features", step)
+        golden.close(F.normalize(x, dim=-1), "image_features", step)
+        texts, y = learner.net.class_features(unit=False), golden.labels[step]
+        golden.close(texts, "text_features", step)
+        golden.close(learner.net.logits(F.normalize(x, dim=-1)), "logits", step)
+        rows = torch.cat([learner.context.of_texts(texts[y]), learner.context.of_images(x)])
+        golden.close(rows, "logits_lp", step)
+        assert torch.equal(y.repeat(2), golden.tensor("labels_lp", step))
+        golden.close(learner.scores(recipe["class_names"])(x), "fused_logits", step)
+        losses = check_step(learner, golden, DEPT_NAMES, step, x)
+        golden.close(losses.terms["cross_entropy"] / (1 - recipe["lp_weight"]), "ce_loss", step)
+        golden.close(losses.terms["head"] / recipe["lp_weight"], "lp_loss", step)
+    x = golden.model.encode_image(golden.images[0]).detach()
+    golden.close(learner.scores(recipe["new_class_names"])(x), "new_logits")

@@ -1,16 +1,29 @@
 """Guards what is each method's own, against a few lines that say it another way; float64 on a tiny CLIP."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import prograd_fast as pf
-from prograd_fast.methods import LASP, NFL, CoCoOp, CoOp, KgCoOp, PromptSRC, SubPT, Variational, prompt_tuning
+from prograd_fast.methods import (
+    LASP,
+    NFL,
+    TCP,
+    CoCoOp,
+    CoOp,
+    DePT,
+    KgCoOp,
+    PromptSRC,
+    SubPT,
+    Variational,
+    prompt_tuning,
+)
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
-from tests.tiny_clip import CLASS_NAMES, TOKENIZER
+from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 
 SENTENCES = ("a photo of a {}.", "itap of a {}.", "a photo of a {}.")  # one of them twice, as in LASP's list
@@ -215,3 +228,43 @@ def test_losses_from_features_store_no_logits(task, monkeypatch):
     losses = learner.losses(task.image_features, task.labels)
     assert losses.general is not None
     assert losses.correct is not None
+
+
+def test_tcp_block_is_two_thirds_of_the_way_or_as_told():
+    for layers, settings, expected in ((12, {}, 8), (3, {}, 2), (2, {}, 1), (3, {"block": 1}, 1)):
+        task = replace(make_task(), model=tiny_clip(layers=layers))
+        assert TCP(**settings).start(task).context.block == expected
+    for layers, settings, block in ((1, {}, 0), (2, {"block": 2}, 2)):
+        task = replace(make_task(), model=tiny_clip(layers=layers))
+        with pytest.raises(ValueError, match=f"block: expected a block of the text tower .* got {block}; the tower"):
+            TCP(**settings).start(task)
+
+
+def test_tcp_tokens_are_those_of_the_class_whatever_the_list(task):
+    learner = TCP(n_ctx=6).start(task)
+    every = learner.class_features(CLASS_NAMES)
+    close(learner.class_features(CLASS_NAMES[3:]), every[3:])
+    close(learner.class_features(["kite", CLASS_NAMES[1]])[1], every[1])
+
+
+def test_dept_tells_other_classes_by_similarity_alone(task):
+    learner = DePT(n_ctx=6).start(task)
+    x, net = task.image_features, learner.net
+    with torch.no_grad():
+        learner.context.head.bias.normal_(generator=torch.Generator().manual_seed(1))
+    lengths = net.class_features(unit=False).norm(dim=1)
+    close(learner.context.length, lengths.mean())
+    head = learner.context.head(lengths.mean() * x)  # scale 1, bias 0
+    both = 0.3 * net.logits(x) + 0.7 * head
+    close(learner.scores(CLASS_NAMES)(x), both)
+    close(learner.scores([CLASS_NAMES[3], CLASS_NAMES[0]])(x), both[:, [3, 0]])
+    close(learner.scores([*CLASS_NAMES, "kite"])(x), net.with_classes([*CLASS_NAMES, "kite"]).logits(x))
+
+
+def test_dept_head_has_its_own_rate_and_the_same_warm_up(task):
+    rates = []
+    learner = DePT(epochs=3, warmup_epochs=1, warmup_lr=1e-4, lr=0.1, momentum=0.0).start(task)
+    tune(learner, lambda: rates.append([group["lr"] for group in learner.optimizer.param_groups]))
+    assert rates[0] == pytest.approx([1e-4, 1e-4])
+    assert rates[1] == pytest.approx([0.1, 0.65])
+    assert rates[2] == pytest.approx([0.075, 0.4875])

@@ -39,6 +39,7 @@ SMALL = {
     "promptsrc": {"epochs": 3, "sentences": ["a photo of a {}.", "itap of a {}."]},
     "xerm": {"epochs": 3, "variant": "tde"},
 }
+RANDOM = ("cocoop", "variational", "promptsrc", "tcp", "dept", "lasp", "xerm")  # starts, samples, noise or batches
 NAMES = [method.name for method in METHODS]
 TRAINED = [method.name for method in METHODS if issubclass(method, GradientMethod)]
 
@@ -48,6 +49,7 @@ FORMS = {
     "CoCoOp + ProGrad": ("cocoop", {"lambda_": 1.0}),
     "LASP + ProGrad": ("lasp", {"lambda_": 1.0}),
     "TCP + ProGrad": ("tcp", {"lambda_": 1.0}),
+    "DePT + ProGrad": ("dept", {"lambda_": 1.0}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
 }
@@ -158,7 +160,7 @@ def test_same_seed_same_result_another_seed_another(name):
             tune(learner)
         learned.append(learner.module.state_dict())
     assert all(torch.equal(learned[0][key], learned[1][key]) for key in learned[0])
-    if name in ("cocoop", "variational", "promptsrc", "tcp", "lasp", "xerm"):  # random starts, samples, noise or batches
+    if name in RANDOM:
         assert not all(torch.equal(learned[0][key], learned[2][key]) for key in learned[0])
 
 
@@ -199,7 +201,7 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 14
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 15
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
     assert unnamed == ["linear-probe", "xerm"]
 
@@ -231,6 +233,10 @@ def test_published_settings():
     assert int(promptsrc.weights().argmax()) == 14  # epoch 15
     eurosat = method_named("variational", {}, "vit-b16-base-to-new-eurosat")
     assert (eurosat.samples, eurosat.epochs, eurosat.batch_size, eurosat.conditional) == (20, 60, 1, False)
+    tcp = method_named("tcp", {}, "vit-b16-base-to-new")
+    assert (tcp.block, tcp.n_ctx, tcp.epochs, tcp.weight, tcp.lr, tcp.weight_decay) == (8, 4, 50, 8.0, 0.002, 5e-4)
+    dept = method_named("dept", {}, "vit-b16-base-to-new")
+    assert (dept.lr, dept.head_rate, dept.head_weight, dept.batch_size, dept.epochs) == (0.0035, 6.5, 0.7, 4, 10)
     prograd = method_named("prograd", {"lambda_": 0.8}, "rn50-16-shot")
     assert (prograd.lambda_, prograd.epochs, prograd.n_ctx, prograd.weight_decay) == (0.8, 200, 16, 5e-4)
 
@@ -243,6 +249,9 @@ def test_published_settings():
         ("variational", {"samples": 0}, "samples must be 1 or more"),
         ("promptsrc", {"depth": 0}, "depth must be 1 or more"),
         ("promptsrc", {"gpa_std": 0.0}, "gpa_std must be"),
+        ("tcp", {"block": 0}, "block must be 1 or more, or None"),
+        ("dept", {"head_weight": 1.5}, "head_weight must be between 0 and 1"),
+        ("dept", {"image_length": 0.0}, "image_length must be above 0"),
         ("xerm", {"variant": "ride"}, "settings.variant: expected .*'pc', 'tde'.*, got 'ride'"),
         ("xerm", {"gamma": math.inf}, "gamma must be above 0 and finite"),
     ],

@@ -86,8 +86,8 @@ class EncodePlan:
 
     def parted(
         self, parting: Parting, context: Tensor, tokens: Tensor
-    ) -> Iterator[tuple[Part, Tensor, Tensor, Tensor, Parting]]:
-        """Each chunk with the prefix before it: part, rows, positions, class tokens, parting.
+    ) -> Iterator[tuple[Chunk, tuple[Part, Tensor, Tensor], Tensor, Parting]]:
+        """Each chunk with its part, rows and positions, behind the prefix; with its class tokens and parting.
 
         From the parting on the prefix is each class's own, so a chunk computes it again.
         """
@@ -95,13 +95,11 @@ class EncodePlan:
         rows = prompts.context.into(prompts.words, context)
         for chunk in self.chunks:
             own = slice(n_prefix + chunk.rows.start, n_prefix + chunk.rows.stop)
-            yield (
-                Part(prompts.part.weights, n_prefix, chunk.offsets),
-                torch.cat([rows[:, :n_prefix], rows[:, own]], 1),
-                torch.cat([prompts.positions[:n_prefix], prompts.positions[own]]),
-                tokens[chunk.classes],
-                parting.of_classes(chunk.classes, chunk.rows),
-            )
+            part = Part(prompts.part.weights, n_prefix, chunk.offsets)
+            of_chunk = torch.cat([rows[:, :n_prefix], rows[:, own]], 1)
+            positions = torch.cat([prompts.positions[:n_prefix], prompts.positions[own]])
+            own_parting = parting.of_classes(chunk.classes, chunk.rows)
+            yield chunk, (part, of_chunk, positions), tokens[chunk.classes], own_parting
 
 
 def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
@@ -109,8 +107,8 @@ def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
 
     Args:
         context: (G, M, d), or class-specific (G, C, M, d).
-        deep: (J, M, d) in the tower's dtype, or None: replaces rows 1 ... M of the prefix before block j = 1 ... J. Where
-            the classes part, (C, M, d): the class tokens.
+        deep: (J, M, d) in the tower's dtype, or None: replaces rows 1 ... M of the prefix before block j = 1 ... J.
+            Where the classes part, (C, M, d): the class tokens.
         plan: of which prompts, in which chunks.
 
     Returns:
@@ -127,8 +125,10 @@ class _Encode(TakesCotangentBatches):
     @staticmethod
     def forward(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
         prompts, kept = plan.prompts, Kept()
-        context, deep = _rows_of(context, plan), _own_deep(deep, plan)
-        if plan.chunks:
+        context, deep = _rows_of(context, plan), None if deep is None else _own_deep(deep, plan)
+        if plan.chunks and deep is not None and prompts.parting is not None:
+            features = _encode_parted(context, deep, plan, prompts.parting)
+        elif plan.chunks:
             features = _encode_in_chunks(context, deep, plan, kept)
         else:
             rows = prompts.context.into(prompts.words, context)
@@ -177,18 +177,19 @@ class _EncodeBackward(torch.autograd.Function):
                 norms, *tensors = tensors
                 cotangents = _norm_backward(cotangents, features, norms)
             kept = Kept.of(tensors, len(prompts.part.weights.blocks)) if tensors else Kept()
+            d_deep: Tensor | None
             if plan.chunks and parting is not None:
-                d_rows, d_deep = _backward_parted(cotangents, plan, parting, _rows_of(context, plan), _own_deep(deep, plan))
+                inputs = _rows_of(context, plan), _own_deep(deep, plan)
+                d_rows, d_deep = _backward_parted(cotangents, *inputs, plan, parting)
             elif plan.chunks:
                 d_rows, d_deep = _backward_in_chunks(cotangents, plan, _rows_of(context, plan), kept, n_deep)
             else:
                 of_suffixes = prompts.suffix_context.anywhere
                 d_rows, d_deep = backward(prompts.part, cotangents, kept, [], n_deep, of_suffixes, parting)
             own = context if plan.share is None else plan.share.own_context(context)
-            if d_deep is not None and parting is not None and plan.share is not None:
-                of_own, d_deep = d_deep, d_deep.new_zeros(len(d_deep), *deep.shape)
-                d_deep[:, plan.share.encoded] = of_own
-            gradients = [prompts.context.out_of(d_rows, own), *([] if d_deep is None else [d_deep])]
+            gradients = [prompts.context.out_of(d_rows, own)]
+            if d_deep is not None:
+                gradients.append(d_deep if parting is None else _of_all_classes(d_deep, deep, plan))
         return tuple(gradients if plan.share is None else plan.share.sum(gradients, context))
 
     @staticmethod
@@ -219,11 +220,18 @@ def _rows_of(context: Tensor, plan: EncodePlan) -> Tensor:
     return own.to(plan.prompts.words.dtype).flatten(1, -2)
 
 
-def _own_deep(deep: Tensor | None, plan: EncodePlan) -> Tensor | None:
+def _own_deep(deep: Tensor, plan: EncodePlan) -> Tensor:
     """The deep prompts, or the class tokens of the classes that are encoded here."""
-    if deep is None or plan.share is None or plan.prompts.parting is None:
-        return deep
-    return deep[plan.share.encoded]
+    return deep if plan.share is None or plan.prompts.parting is None else deep[plan.share.encoded]
+
+
+def _of_all_classes(d_tokens: Tensor, tokens: Tensor, plan: EncodePlan) -> Tensor:
+    """The gradients (K, C, M, d) of all class tokens: zeros for classes that another rank encodes."""
+    if plan.share is None:
+        return d_tokens
+    of_all = d_tokens.new_zeros(len(d_tokens), *tokens.shape)
+    of_all[:, plan.share.encoded] = d_tokens
+    return of_all
 
 
 def _norm_backward(cotangents: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
@@ -235,10 +243,6 @@ def _norm_backward(cotangents: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
 def _encode_in_chunks(context: Tensor, deep: Tensor | None, plan: EncodePlan, kept: Kept) -> Tensor:
     """The prefix is computed once, and `kept`; then each chunk, with the prefix's keys and values."""
     prompts, n_prefix = plan.prompts, plan.prompts.part.n_prefix
-    if prompts.parting is not None:
-        assert deep is not None
-        chunks = plan.parted(prompts.parting, context, deep)
-        return torch.cat([forward(*of_chunk, None, None, parting) for *of_chunk, parting in chunks], 1)
     rows = prompts.prefix_context.into(prompts.words[:n_prefix], context)
     forward(prompts.prefix(), rows, prompts.positions[:n_prefix], deep, None, kept)
     features = [forward(part, of_chunk, positions) for _, part, of_chunk, positions in plan.parts(context, kept)]
@@ -264,17 +268,22 @@ def _backward_in_chunks(
     return torch.cat([d_prefix, *d_suffixes], 2), d_deep
 
 
+def _encode_parted(context: Tensor, tokens: Tensor, plan: EncodePlan, parting: Parting) -> Tensor:
+    """Each chunk with the prefix, of which nothing is kept."""
+    chunks = plan.parted(parting, context, tokens)
+    return torch.cat([forward(*inputs, of_chunk, parting=own) for _, inputs, of_chunk, own in chunks], 1)
+
+
 def _backward_parted(
-    cotangents: Tensor, plan: EncodePlan, parting: Parting, context: Tensor, tokens: Tensor
+    cotangents: Tensor, context: Tensor, tokens: Tensor, plan: EncodePlan, parting: Parting
 ) -> tuple[Tensor, Tensor]:
     """Each chunk is computed once more, with the prefix, whose gradients are added up."""
     d_prefix: list[Tensor] = []
     d_tokens: list[Tensor] = []
-    chunks = zip(plan.chunks, plan.parted(parting, context, tokens), strict=True)
-    for chunk, (part, rows, positions, of_chunk, own) in chunks:
+    for chunk, inputs, of_chunk, own in plan.parted(parting, context, tokens):
         kept = Kept()
-        forward(part, rows, positions, of_chunk, None, kept, own)
-        d_rows, d_own = backward(part, cotangents[:, :, chunk.classes], kept, [], None, False, own)
+        forward(*inputs, of_chunk, None, kept, own)
+        d_rows, d_own = backward(inputs[0], cotangents[:, :, chunk.classes], kept, [], None, False, own)
         assert d_own is not None
         d_prefix.append(d_rows)
         d_tokens.append(d_own)

@@ -173,7 +173,10 @@ def forward(
     for i, block in enumerate(weights.blocks):
         if parting is not None and i == parting.block:
             assert deep is not None
-            part, total = parting.part, parting.part_rows((total + branch).unflatten(0, (groups, -1)), deep).flatten(0, 1)
+            part, total = (
+                parting.part,
+                parting.part_rows((total + branch).unflatten(0, (groups, -1)), deep).flatten(0, 1),
+            )
             branch = torch.zeros_like(total)
         total, branch = _attention(part, i, groups, total, branch, of_context, first, kept)
         total, branch = _mlp(total, branch, block, weights.approximate, kept)
