@@ -144,7 +144,10 @@ class PromptedCLIP(nn.Module):
         return self
 
     def with_classes(
-        self, class_names: Sequence[str], class_group: "dist.ProcessGroup | None" = None
+        self,
+        class_names: Sequence[str],
+        class_group: "dist.ProcessGroup | None" = None,
+        class_token_position: ClassTokenPosition | None = None,
     ) -> "PromptedCLIP":
         """A net of the same model and the same `prompt.ctx` for other class names, such as base-to-new's new ones.
 
@@ -152,6 +155,7 @@ class PromptedCLIP(nn.Module):
             class_names: the names.
             class_group: ranks that share them. None (default): this rank encodes all of them, whoever shares those of
                 this net.
+            class_token_position: where the names stand. None (default): as in this net.
 
         Raises:
             ValueError: the context is class-specific and the names are not those it was trained for.
@@ -169,7 +173,7 @@ class PromptedCLIP(nn.Module):
             n_ctx=None,
             ctx_init=self.prompt.ctx,
             class_specific=self.class_specific,
-            class_token_position=self.class_token_position,
+            class_token_position=class_token_position or self.class_token_position,
             max_memory=self.encoder.max_memory,
             class_group=class_group,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prograd_fast.methods.atprompt import ATPrompt
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.cocoop import CoCoOp
@@ -36,6 +37,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     PromptSRC,
     TCP,
     DePT,
+    ATPrompt,
     XERMClassifier,
 )
 
@@ -57,6 +59,7 @@ __all__ = [
     "METHODS",
     "NFL",
     "TCP",
+    "ATPrompt",
     "CoCoOp",
     "CoOp",
     "Context",

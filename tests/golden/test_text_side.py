@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prograd_fast.methods import TCP, DePT
+from prograd_fast.methods import TCP, ATPrompt, DePT
 from tests.golden.methods import Golden, step_by_hand
 from tests.ops.support import BACKENDS, running_on
+from tests.tiny_clip import TOKENIZER
+from tests.tolerances import assert_close
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
@@ -115,3 +117,39 @@ def test_dept():
         golden.close(losses.terms["head"] / recipe["lp_weight"], "lp_loss", step)
     x = golden.model.encode_image(golden.images[0]).detach()
     golden.close(learner.scores(recipe["new_class_names"])(x), "new_logits")
+
+
+# ------------------------------------------------------------------------------------------------------------ ATPrompt
+
+
+def test_atprompt():
+    golden = Golden("atprompt")
+    recipe = golden.recipe
+    (n_attribute,) = set(recipe["n_att"])
+    settings = {"attributes": tuple(recipe["att_texts"]), "n_attribute": n_attribute, "n_ctx": recipe["n_ctx"]}
+    learner = golden.start(ATPrompt, **settings, ctx_init=None)
+    soft = ~learner.context.is_word[:, 0]
+
+    def rows(name, *step):
+        """The soft rows of an array, in their order in the prompt."""
+        return torch.cat([golden.tensor(f"{name}_{part}", *step) for part in ("ctx_att1", "ctx_att2", "ctx")])
+
+    with torch.no_grad():
+        learner.context.ctx[soft] = rows("param0")
+    ids = learner.net.encoder.token_ids
+    at = learner.net.encoder.context_positions[:, ~soft]
+    in_place = ids.scatter(
+        1, at, TOKENIZER(recipe["att_texts"])[:, 1].expand_as(at)
+    )  # the file has the words' ids there
+    assert torch.equal(F.pad(in_place, (0, 77 - ids.shape[1])), golden.tensor("tokenized_prompts"))
+    for step in range(recipe["steps"]):
+        x = golden.features(step).detach()
+        golden.close(x, "image_features", step)
+        golden.close(learner.class_features(recipe["class_names"]), "text_features", step)
+        golden.close(learner.scores(recipe["class_names"])(x), "logits", step)
+        losses, gradients, _ = step_by_hand(learner, x, golden.labels[step])
+        golden.close(losses.task, "loss", step)
+        assert not gradients["ctx"][~soft].any()
+        for found, name in ((gradients["ctx"], "grad"), (learner.context.ctx, "param")):
+            assert_close(found[soft], rows(name, step), "golden trajectory", torch.float64)
+    golden.close(learner.scores(recipe["new_class_names"])(golden.features(0).detach()), "new_logits")

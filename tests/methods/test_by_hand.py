@@ -12,6 +12,7 @@ from prograd_fast.methods import (
     LASP,
     NFL,
     TCP,
+    ATPrompt,
     CoCoOp,
     CoOp,
     DePT,
@@ -268,3 +269,26 @@ def test_dept_head_has_its_own_rate_and_the_same_warm_up(task):
     assert rates[0] == pytest.approx([1e-4, 1e-4])
     assert rates[1] == pytest.approx([0.1, 0.65])
     assert rates[2] == pytest.approx([0.075, 0.4875])
+
+
+def test_atprompt_is_the_sentence_that_it_says(task):
+    """Words of any number of tokens: "playfulness" has two, "energy" behind it stays."""
+    learner = ATPrompt(attributes=("playfulness", "energy"), n_attribute=1, ctx_init="a photo of a").start(task)
+    soft = ~learner.context.is_word[:, 0]
+    assert soft.tolist() == [True, False, False, True, False, *[True] * 4]
+    with torch.no_grad():  # soft tokens that are words make a sentence
+        embedding = task.model.token_embedding.weight
+        learner.context.ctx[[0, 3]] = embedding[TOKENIZER(["cat"])[0, 1]]
+    sentences = TOKENIZER([f"cat playfulness cat energy a photo of a {name}." for name in learner.class_names])
+    close(learner.class_features(CLASS_NAMES), F.normalize(task.model.encode_text(sentences), dim=1))
+
+
+def test_atprompt_keeps_its_words_through_weight_decay(task, tmp_path):
+    learner = ATPrompt(weight_decay=0.5, epochs=3, lr=0.1).start(task)
+    start = learner.context.ctx.detach().clone()
+    assert tune(learner).completed
+    moved = (learner.context.ctx != start).any(1)
+    assert torch.equal(moved, ~learner.context.is_word[:, 0])
+    learner.save(tmp_path / "prompt.safetensors")
+    net = pf.clip.load_prompt(tmp_path / "prompt.safetensors").build(task.model, TOKENIZER)
+    close(net.class_features(), learner.class_features(CLASS_NAMES))

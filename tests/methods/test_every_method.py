@@ -39,7 +39,16 @@ SMALL = {
     "promptsrc": {"epochs": 3, "sentences": ["a photo of a {}.", "itap of a {}."]},
     "xerm": {"epochs": 3, "variant": "tde"},
 }
-RANDOM = ("cocoop", "variational", "promptsrc", "tcp", "dept", "lasp", "xerm")  # starts, samples, noise or batches
+RANDOM = (
+    "atprompt",
+    "cocoop",
+    "variational",
+    "promptsrc",
+    "tcp",
+    "dept",
+    "lasp",
+    "xerm",
+)  # starts, samples, noise or batches
 NAMES = [method.name for method in METHODS]
 TRAINED = [method.name for method in METHODS if issubclass(method, GradientMethod)]
 
@@ -50,6 +59,7 @@ FORMS = {
     "LASP + ProGrad": ("lasp", {"lambda_": 1.0}),
     "TCP + ProGrad": ("tcp", {"lambda_": 1.0}),
     "DePT + ProGrad": ("dept", {"lambda_": 1.0}),
+    "ATPrompt + ProGrad": ("atprompt", {"lambda_": 1.0}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
 }
@@ -201,7 +211,7 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 15
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 16
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
     assert unnamed == ["linear-probe", "xerm"]
 
@@ -237,6 +247,8 @@ def test_published_settings():
     assert (tcp.block, tcp.n_ctx, tcp.epochs, tcp.weight, tcp.lr, tcp.weight_decay) == (8, 4, 50, 8.0, 0.002, 5e-4)
     dept = method_named("dept", {}, "vit-b16-base-to-new")
     assert (dept.lr, dept.head_rate, dept.head_weight, dept.batch_size, dept.epochs) == (0.0035, 6.5, 0.7, 4, 10)
+    pets = method_named("atprompt", {}, "vit-b16-base-to-new-pets")
+    assert (pets.attributes, pets.n_attribute, pets.n_ctx, pets.epochs) == (("playfulness", "energy"), 2, 2, 100)
     prograd = method_named("prograd", {"lambda_": 0.8}, "rn50-16-shot")
     assert (prograd.lambda_, prograd.epochs, prograd.n_ctx, prograd.weight_decay) == (0.8, 200, 16, 5e-4)
 
@@ -250,6 +262,8 @@ def test_published_settings():
         ("promptsrc", {"depth": 0}, "depth must be 1 or more"),
         ("promptsrc", {"gpa_std": 0.0}, "gpa_std must be"),
         ("tcp", {"block": 0}, "block must be 1 or more, or None"),
+        ("atprompt", {"attributes": []}, "attributes: expected a word at least"),
+        ("atprompt", {"n_attribute": 0}, "n_attribute must be 1 or more"),
         ("dept", {"head_weight": 1.5}, "head_weight must be between 0 and 1"),
         ("dept", {"image_length": 0.0}, "image_length must be above 0"),
         ("xerm", {"variant": "ride"}, "settings.variant: expected .*'pc', 'tde'.*, got 'ride'"),
