@@ -34,9 +34,9 @@ class Exported:
 
     Attributes:
         classifier: the weights.
-        prompts: by name, empty for a method without prompts. "prompts": (C, L, d) token embeddings with the context
-            among them, without positions, or (S, C, L, d) of S samples; "token_ids": (C, L) int64, where L ends at the
-            longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "class_tokens":
+        prompts: by name, empty for a method whose classifier is more than the tower makes of prompts. "prompts":
+            (C, L, d) token embeddings with the context among them, without positions, or (S, C, L, d) of S samples;
+            "token_ids": (C, L) int64, where L ends at the longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "class_tokens":
             (C, M, d) replace it in each class's prompt before the block "class_tokens_before" (TCP); "correction": (D,)
             is added to the text tower's output before it is normalised (LASP).
         facts: texts by name: "method", "model", "pretrained", "model_digest", "activation" ("QuickGELU" or none),
@@ -69,12 +69,11 @@ class Exported:
             "transform": clip.transform,
         }
         classifier = classifier_of(learner, names)
-        if not isinstance(learner, PromptTuningLearner):
+        if type(learner) is not PromptTuningLearner:  # it has more in its classifier than the tower makes of prompts
             return cls(classifier, {}, facts)
         prompts, tower = prompts_of(learner, names), learner.net.tower
         beside = {"deep", "class_tokens", "correction"} & prompts.keys()
-        # a learner of its own has more in its classifier than what the tower makes of the prompts
-        plain = type(learner) is PromptTuningLearner and prompts["prompts"].ndim == 3 and not beside
+        plain = prompts["prompts"].ndim == 3 and not beside
         (embedding,) = (name for name, module in clip.model.named_modules() if module is tower.embedding)
         use = _PROMPT_USE.format(embedding=embedding, length=tower.context_length)
         return cls(classifier, prompts, facts, use if plain else "")

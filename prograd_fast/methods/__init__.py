@@ -13,6 +13,7 @@ from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
 from prograd_fast.methods.nfl import NFL
+from prograd_fast.methods.proda import ProDA
 from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
@@ -38,6 +39,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     TCP,
     DePT,
     ATPrompt,
+    ProDA,
     XERMClassifier,
 )
 
@@ -71,6 +73,7 @@ __all__ = [
     "LinearProbe",
     "Losses",
     "Method",
+    "ProDA",
     "ProGradCoOp",
     "PromptSRC",
     "PromptTuning",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prograd_fast.methods import TCP, ATPrompt, DePT
+from prograd_fast.methods import TCP, ATPrompt, DePT, ProDA
+from prograd_fast.methods.proda import variances
 from tests.golden.methods import Golden, step_by_hand
 from tests.ops.support import BACKENDS, running_on
 from tests.tiny_clip import TOKENIZER
@@ -152,4 +153,41 @@ def test_atprompt():
         assert not gradients["ctx"][~soft].any()
         for found, name in ((gradients["ctx"], "grad"), (learner.context.ctx, "param")):
             assert_close(found[soft], rows(name, step), "golden trajectory", torch.float64)
+    golden.close(learner.scores(recipe["new_class_names"])(golden.features(0).detach()), "new_logits")
+
+
+# --------------------------------------------------------------------------------------------------------------- ProDA
+
+
+def test_proda(monkeypatch):
+    golden = Golden("proda")
+    recipe = golden.recipe
+    settings = {"n_contexts": recipe["n_prompt"], "contexts_at_once": recipe["prompt_batch"]}
+    learner = golden.start(ProDA, **settings, alpha=recipe["ortho_weight"], n_ctx=recipe["n_ctx"], ctx_init=None)
+    context, place = learner.context, golden.tensor("place")
+    assert place.bincount().tolist() == context.sizes
+    with torch.no_grad():
+        *others, last = golden.tensor("param0_ctx")
+        context.others.copy_(torch.stack(others))
+        context.ctx.copy_(last)
+    ids = learner.net.encoder.token_ids
+    assert torch.equal(F.pad(ids, (0, 77 - ids.shape[1])), golden.tensor("tokenized_prompts"))
+    nameless = learner.nameless.token_ids
+    assert torch.equal(F.pad(nameless, (0, 77 - nameless.shape[1])), golden.tensor("nc_tokenized_prompts"))
+    for step in range(recipe["steps"]):
+        x, y = golden.features(step).detach(), golden.labels[step]
+        golden.close(x, "image_features", step)
+        golden.close(learner.scores(recipe["class_names"])(x), "eval_logits", step)
+        chosen = golden.tensor("prompt_index", step).sort().values  # by place; the order is that of a sum
+        monkeypatch.setattr(context, "taken", place[chosen].bincount(minlength=3).tolist())
+        monkeypatch.setattr(context, "noise", lambda n, generator, chosen=chosen: chosen[:, None])
+        features = context.features(learner.net, chosen[:, None])
+        logits = learner.net.logits(x, features.mean(0)) + 0.5 * learner.scale**2 * variances(features, x, y)
+        golden.close(logits, "logits", step)
+        losses, gradients, _ = step_by_hand(learner, x, y)
+        golden.close(losses.task, "loss", step)
+        golden.close(losses.terms["cross_entropy"], "ce_loss", step)
+        golden.close(losses.terms["overlap"] / recipe["ortho_weight"], "ortho_loss", step)
+        golden.close(torch.cat([gradients["others"], gradients["ctx"][None]]), "grad_ctx", step)
+        golden.close(context.contexts, "param_ctx", step)
     golden.close(learner.scores(recipe["new_class_names"])(golden.features(0).detach()), "new_logits")

@@ -17,11 +17,13 @@ from prograd_fast.methods import (
     CoOp,
     DePT,
     KgCoOp,
+    ProDA,
     PromptSRC,
     SubPT,
     Variational,
     prompt_tuning,
 )
+from prograd_fast.methods.proda import variances
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
@@ -292,3 +294,33 @@ def test_atprompt_keeps_its_words_through_weight_decay(task, tmp_path):
     learner.save(tmp_path / "prompt.safetensors")
     net = pf.clip.load_prompt(tmp_path / "prompt.safetensors").build(task.model, TOKENIZER)
     close(net.class_features(), learner.class_features(CLASS_NAMES))
+
+
+def test_proda_takes_contexts_of_every_place_and_tells_by_the_mean_of_all(task):
+    learner = ProDA(n_contexts=8, n_ctx=6).start(task)
+    drawn = [learner.context.noise(1, learner.generator).flatten().tolist() for _ in range(40)]
+    assert all(len(set(one)) == 4 for one in drawn)
+    assert {tuple(sum(i in place for i in one) for place in (range(2), range(2, 4), range(4, 8))) for one in drawn} == {
+        (1, 1, 2)
+    }
+    assert {i for one in drawn for i in one} == set(range(8))
+    mean = torch.zeros(len(CLASS_NAMES), 24, dtype=torch.float64)
+    for i, context in enumerate(learner.context.contexts.detach()):
+        place = ("front", "middle", "end", "end")[i // 2]
+        net = pf.clip.PromptedCLIP(
+            task.model, TOKENIZER, CLASS_NAMES, None, context.clone(), class_token_position=place
+        )
+        mean += net.class_features().detach() / 8
+    close(learner.class_features(CLASS_NAMES), mean)
+
+
+def test_proda_variances():
+    generator = torch.Generator().manual_seed(0)
+    features, x = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((3, 4, 5), (6, 5)))
+    labels = torch.tensor([0, 1, 2, 3, 3, 0])
+    deviations = features - features.mean(0)
+    expected = torch.zeros(6, 4, dtype=torch.float64)
+    for b, y in enumerate(labels):
+        for c in range(4):
+            expected[b, c] = (x[b] ** 2 * (deviations[:, y] - deviations[:, c]) ** 2).sum() / 4
+    close(variances(features, x, labels), expected)

@@ -37,6 +37,7 @@ SMALL = {
     "subpt-nfl": {"epochs": 3, "early_epochs": 3, "rank": 2, "novel_names": ["kite", "sea animal"]},
     "variational": {"epochs": 3, "samples": 3},
     "promptsrc": {"epochs": 3, "sentences": ["a photo of a {}.", "itap of a {}."]},
+    "proda": {"epochs": 3, "n_contexts": 8},
     "xerm": {"epochs": 3, "variant": "tde"},
 }
 RANDOM = (
@@ -60,6 +61,7 @@ FORMS = {
     "TCP + ProGrad": ("tcp", {"lambda_": 1.0}),
     "DePT + ProGrad": ("dept", {"lambda_": 1.0}),
     "ATPrompt + ProGrad": ("atprompt", {"lambda_": 1.0}),
+    "ProDA + ProGrad": ("proda", {"lambda_": 1.0}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
 }
@@ -211,7 +213,7 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 16
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 17
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
     assert unnamed == ["linear-probe", "xerm"]
 
@@ -249,6 +251,8 @@ def test_published_settings():
     assert (dept.lr, dept.head_rate, dept.head_weight, dept.batch_size, dept.epochs) == (0.0035, 6.5, 0.7, 4, 10)
     pets = method_named("atprompt", {}, "vit-b16-base-to-new-pets")
     assert (pets.attributes, pets.n_attribute, pets.n_ctx, pets.epochs) == (("playfulness", "energy"), 2, 2, 100)
+    proda = method_named("proda", {}, "vit-b16-port")
+    assert (proda.n_contexts, proda.contexts_at_once, proda.n_ctx, proda.lr, proda.batch_size) == (32, 4, 16, 0.001, 4)
     prograd = method_named("prograd", {"lambda_": 0.8}, "rn50-16-shot")
     assert (prograd.lambda_, prograd.epochs, prograd.n_ctx, prograd.weight_decay) == (0.8, 200, 16, 5e-4)
 
@@ -264,6 +268,8 @@ def test_published_settings():
         ("tcp", {"block": 0}, "block must be 1 or more, or None"),
         ("atprompt", {"attributes": []}, "attributes: expected a word at least"),
         ("atprompt", {"n_attribute": 0}, "n_attribute must be 1 or more"),
+        ("proda", {"n_contexts": 6}, "n_contexts must be a multiple of 4, from 4 to 1000, got 6"),
+        ("proda", {"contexts_at_once": 64}, "contexts_at_once must be a multiple of 4, from 4 to 32, got 64"),
         ("dept", {"head_weight": 1.5}, "head_weight must be between 0 and 1"),
         ("dept", {"image_length": 0.0}, "image_length must be above 0"),
         ("xerm", {"variant": "ride"}, "settings.variant: expected .*'pc', 'tde'.*, got 'ride'"),
