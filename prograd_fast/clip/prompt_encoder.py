@@ -32,6 +32,7 @@ class PromptEncoder(nn.Module):
         class_specific: whether each class has a context of its own.
         max_memory: bytes that the activations of the packed tower may take, or None for no limit.
         class_group: ranks that share the classes, see `PromptedCLIP`; all of them are to call `forward`. Or None.
+        early: how many positions before the end of text the features are read (default: 0).
 
     Attributes:
         token_ids: as given, or of the classes that this rank encodes.
@@ -49,6 +50,7 @@ class PromptEncoder(nn.Module):
         class_specific: bool,
         max_memory: float | None = None,
         class_group: "dist.ProcessGroup | None" = None,
+        early: int = 0,
     ) -> None:
         super().__init__()
         if max_memory is not None and not 0 < max_memory < float("inf"):
@@ -56,11 +58,12 @@ class PromptEncoder(nn.Module):
         self.tower = tower
         self.class_specific = class_specific
         self.max_memory = max_memory
+        self.early = early
         self.share: ClassShare | None = None
         if class_group is not None:
             rows = torch.ones(len(token_ids), dtype=torch.int64)
             if tower.unpackable_reason is None:
-                packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
+                packing = Packing.of(token_ids, tower.ends(token_ids) - early, context_positions, class_specific)
                 rows = packing.offsets.diff()
             self.share = ClassShare(class_group, rows, class_specific)
             token_ids, context_positions = token_ids[self.share.encoded], context_positions[self.share.encoded]
@@ -68,7 +71,7 @@ class PromptEncoder(nn.Module):
         self.register_buffer("context_positions", context_positions.to(tower.device), persistent=False)
         self._packing: Packing | None = None
         if tower.unpackable_reason is None:
-            self._packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
+            self._packing = Packing.of(token_ids, tower.ends(token_ids) - early, context_positions, class_specific)
             self._bounds: list[int] = self._packing.offsets.tolist()
         # with their version: read at the first forward, and after a weight has changed
         self._constants: tuple[Version, Prompts] | None = None
@@ -133,7 +136,9 @@ class PromptEncoder(nn.Module):
         if deep is not None and before is not None:
             own = deep if self.share is None else deep[self.share.encoded]
             deep = own.repeat(len(context), 1, 1)
-        features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep, before)
+        features = self.tower.encode(
+            prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep, before, self.early
+        )
         features = features.unflatten(0, prompts.shape[:2])
         return features if self.share is None else gathered(self.share, features)
 

@@ -133,7 +133,12 @@ class TextTower:
         return self.model.encode_text(token_ids.to(next(self.model.parameters()).device))
 
     def encode(
-        self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None, before: int | None = None
+        self,
+        embeddings: Tensor,
+        token_ids: Tensor,
+        deep: Tensor | None = None,
+        before: int | None = None,
+        early: int = 0,
     ) -> Tensor:
         """Text features as `encode_text` gives them, not normalised.
 
@@ -143,23 +148,27 @@ class TextTower:
                 positions whose embedding was replaced (context tokens) may be any but end of text and padding.
             deep: (J, M, d) replaces positions 1 ... M before block j = 1 ... J.
             before: a block: then `deep` is (N, M, d), and replaces them in each text before this block alone.
+            early: how many positions before the end of text the features are read.
 
         Returns:
             (N, D) features, differentiable in `embeddings` and `deep`.
 
         Raises:
-            ValueError: `deep` for a tower whose blocks cannot be reached one by one.
+            ValueError: `deep` or `early` for a tower whose blocks cannot be reached one by one.
         """
         if self.full_length_reason is not None:
-            if deep is not None:
-                raise ValueError(f"deep: expected a causal tower that pools at end of text: {self.full_length_reason}.")
+            if deep is not None or early:
+                name = "early" if deep is None else "deep"
+                raise ValueError(
+                    f"{name}: expected a causal tower that pools at end of text: {self.full_length_reason}."
+                )
             return self._encode_text(embeddings, token_ids)
         text, length = self.text, embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length].to(self.dtype)
         mask = text.attn_mask[:length, :length]
         x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep, before)
         # The final norm works row by row, so only the pooled row needs it.
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids)])
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids) - early])
         projection = text.text_projection
         if projection is None:
             return x

@@ -36,9 +36,10 @@ class Exported:
         classifier: the weights.
         prompts: by name, empty for a method whose classifier is more than the tower makes of prompts. "prompts":
             (C, L, d) token embeddings with the context among them, without positions, or (S, C, L, d) of S samples;
-            "token_ids": (C, L) int64, where L ends at the longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "class_tokens":
-            (C, M, d) replace it in each class's prompt before the block "class_tokens_before" (TCP); "correction": (D,)
-            is added to the text tower's output before it is normalised (LASP).
+            "token_ids": (C, L) int64, where L ends at the longest prompt; "deep": (J, M, d) replace the context before
+            block 1 ... J (PromptSRC); "class_tokens": (C, M, d) replace it in each class's prompt before the block
+            "class_tokens_before" (TCP); "correction": (D,) is added to the text tower's output before it is normalised
+            (LASP).
         facts: texts by name: "method", "model", "pretrained", "model_digest", "activation" ("QuickGELU" or none),
             "transform" of the pictures.
         prompt_use: Python that runs the prompts through open_clip's text tower, for the shell of `write_open_clip`;

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prograd_fast.methods.anchoropt import AnchorOPT
 from prograd_fast.methods.atprompt import ATPrompt
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
 from prograd_fast.methods.class_features import Context
@@ -39,6 +40,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     TCP,
     DePT,
     ATPrompt,
+    AnchorOPT,
     ProDA,
     XERMClassifier,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "NFL",
     "TCP",
     "ATPrompt",
+    "AnchorOPT",
     "CoCoOp",
     "CoOp",
     "Context",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prograd_fast.methods import TCP, ATPrompt, DePT, ProDA
+from prograd_fast.methods import TCP, AnchorOPT, ATPrompt, DePT, ProDA
 from prograd_fast.methods.proda import variances
 from tests.golden.methods import Golden, step_by_hand
 from tests.ops.support import BACKENDS, running_on
@@ -190,4 +190,77 @@ def test_proda(monkeypatch):
         golden.close(losses.terms["overlap"] / recipe["ortho_weight"], "ortho_loss", step)
         golden.close(torch.cat([gradients["others"], gradients["ctx"][None]]), "grad_ctx", step)
         golden.close(context.contexts, "param_ctx", step)
+    golden.close(learner.scores(recipe["new_class_names"])(golden.features(0).detach()), "new_logits")
+
+
+# ----------------------------------------------------------------------------------------------------------- AnchorOPT
+
+
+def test_anchoropt(monkeypatch):
+    """With the authors' noise at the test, and read where they read."""
+    golden = Golden("anchoropt")
+    recipe = golden.recipe
+    n_anchor, steps = recipe["anchor_len"], recipe["steps"]
+    learner = golden.start(
+        AnchorOPT,
+        n_ctx=recipe["n_ctx"],
+        ctx_init=None,
+        n_anchor=n_anchor,
+        descriptions=tuple(recipe["descriptions"]),
+        anchor_epochs=steps,
+        anchor_weight=recipe["anchor_mse_weight"],
+        entropy_weight=recipe["ce_weight"],
+        kd_weight=recipe["kd_weight"],
+        kd_temperature=recipe["kd_temperature"],
+        gumbel_temperature=recipe["gumbel_temp"],
+        noise_at_test=True,
+        read_early=True,
+    )
+    context, names = learner.context, recipe["class_names"]
+    with torch.no_grad():
+        context.anchor.copy_(golden.tensor("stage1_param0_anchor_ctx_1"))
+        context.ctx.copy_(golden.tensor("param0_ctx"))
+        context.place_logits.copy_(golden.tensor("param0_ctx_pos_params"))
+    _, first, second = context._of(learner.net)
+    ids, of = first.token_ids.clone(), 1 + n_anchor  # a context token keeps the place of "of"
+    ids[:, of] = golden.tensor("stage1_tokenized_prompts")[:, of]
+    assert torch.equal(ids, golden.tensor("stage1_tokenized_prompts")[:, : ids.shape[1]])
+    ids = learner.net.encoder.token_ids
+    assert torch.equal(ids, golden.tensor("tokenized_prompts")[:, : ids.shape[1]])
+    assert torch.equal(second.token_ids[:, n_anchor + 1 :], learner.net.encoder.token_ids[:, 1:])
+    golden.close(learner._fixed, "stage1_description_features")
+
+    for step in range(steps):
+        golden.close(context.anchor_features(learner.net), "stage1_anchor_features", step)
+        losses = learner.losses(golden.features(step).detach(), golden.labels[step])
+        golden.close(losses.task, "stage1_loss", step)
+        learner.optimizer.zero_grad()
+        learner.optimizer.backward(losses.task, losses.general)
+        golden.close(context.anchor.grad, "stage1_grad_anchor_ctx_1", step)
+        learner.optimizer.step()
+        golden.close(context.anchor, "stage1_param_anchor_ctx_1", step)
+        learner.epoch_ended(step + 1)
+    golden.close(context.anchor, "anchor")
+
+    for step in range(steps):
+        x, noise = golden.features(step).detach(), golden.tensor("gumbel", step)
+        golden.close(x, "image_features", step)
+        monkeypatch.setattr(context, "noise", lambda n, generator, noise=noise: noise)
+        golden.close(context.places(noise), "position", step)
+        golden.close(learner.class_features(names), "text_features", step)
+        golden.close(learner.scores(names)(x), "logits", step)
+        golden.close(learner.net.logits(x, learner._fixed), "anchor_logits", step)
+        losses = learner.losses(x, golden.labels[step])
+        golden.close(losses.task, "loss", step)
+        golden.close(losses.terms["cross_entropy"] / recipe["ce_weight"], "ce_loss", step)
+        golden.close(losses.terms["distillation"] / recipe["kd_weight"], "kd_loss", step)
+        learner.optimizer.zero_grad()
+        learner.optimizer.backward(losses.task, losses.general)
+        golden.close(context.ctx.grad, "grad_ctx", step)
+        golden.close(context.place_logits.grad, "grad_ctx_pos_params", step)
+        learner.optimizer.step()
+        golden.close(context.ctx, "param_ctx", step)
+        golden.close(context.place_logits, "param_ctx_pos_params", step)
+    golden.close(context.anchor, "anchor")
+    monkeypatch.setattr(context, "noise", lambda n, generator: golden.tensor("gumbel", 0))
     golden.close(learner.scores(recipe["new_class_names"])(golden.features(0).detach()), "new_logits")

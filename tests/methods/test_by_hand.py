@@ -12,6 +12,7 @@ from prograd_fast.methods import (
     LASP,
     NFL,
     TCP,
+    AnchorOPT,
     ATPrompt,
     CoCoOp,
     CoOp,
@@ -26,7 +27,7 @@ from prograd_fast.methods import (
 from prograd_fast.methods.proda import variances
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
-from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
+from tests.tiny_clip import CLASS_NAMES, TOKENIZER, WHOLE, tiny_clip
 from tests.tolerances import assert_close
 
 SENTENCES = ("a photo of a {}.", "itap of a {}.", "a photo of a {}.")  # one of them twice, as in LASP's list
@@ -324,3 +325,67 @@ def test_proda_variances():
         for c in range(4):
             expected[b, c] = (x[b] ** 2 * (deviations[:, y] - deviations[:, c]) ** 2).sum() / 4
     close(variances(features, x, labels), expected)
+
+
+def test_anchoropt_puts_one_token_in_each_place_and_reads_at_the_end_of_text(task):
+    learner = AnchorOPT(n_anchor=2, ctx_init="a photo of").start(task)
+    context, embedding = learner.context, task.model.token_embedding.weight
+    with torch.no_grad():
+        context.anchor.copy_(embedding[TOKENIZER(["cat dog"])[0, 1:3]])
+        context.place_logits.fill_(0.0)
+        for place, token in enumerate([3, 0, 4, 2, 2]):  # of a, photo, of, cat, dog
+            context.place_logits[place, token] = 1.0
+    sentences = TOKENIZER([f"cat a dog of of {name}." for name in learner.class_names])
+    close(learner.class_features(CLASS_NAMES), F.normalize(task.model.encode_text(sentences), dim=1))
+    anchored = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, ["kite", "owl"], "cat dog of {}.").class_features
+    placed = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, ["kite", "owl"], "cat a dog of of {}.").class_features
+    close(learner.class_features(["kite", "owl"]), (anchored + placed) / 2)
+
+
+def test_anchoropt_noise_and_early_reading_are_asked_for(task):
+    features = [AnchorOPT(**s).start(task).class_features(CLASS_NAMES) for s in ({}, {}, {"noise_at_test": True})]
+    assert torch.equal(features[0], features[1])
+    assert not torch.allclose(features[0], features[2])
+    early = AnchorOPT(read_early=True).start(task)
+    ids = early.context._of(early.net)[2].token_ids
+    cut = ids.clone()
+    cut[:, 1:] = torch.where(ids[:, 1:] == 49407, 0, ids[:, 1:])  # what stands at the end of text does not matter
+    rows = early.context.places(None) @ torch.cat([early.context.ctx, early.context.anchor])
+    words = early.net.tower.embed(cut)
+    words[:, 1:6] = rows.detach()
+    whole = early.net.tower.encode(words, ids, early=1)
+    close(early.class_features(CLASS_NAMES), F.normalize(whole, dim=1))
+    model = task.model.requires_grad_(False)
+    hook = model.transformer.register_forward_pre_hook(lambda *arguments: None)  # the tower's own way
+    try:
+        close(AnchorOPT(read_early=True).start(task).class_features(CLASS_NAMES), early.class_features(CLASS_NAMES))
+    finally:
+        hook.remove()
+
+
+def test_anchoropt_learns_the_anchor_first_and_leaves_it_then(task):
+    seen = []
+    learner = AnchorOPT(anchor_epochs=3, epochs=4, lr=0.1).start(task)
+    tune(learner, lambda: seen.append([p.detach().clone() for p in learner.module.parameters()]))
+    start, anchored, end = seen[0], seen[2], seen[-1]
+    moved = [
+        [not torch.equal(x, y) for x, y in zip(a, b, strict=True)] for a, b in ((start, anchored), (anchored, end))
+    ]
+    names = [name for name, _ in learner.module.named_parameters()]
+    assert names == ["ctx", "anchor", "place_logits"]
+    assert moved == [[False, True, False], [True, False, True]]
+
+
+def test_tcp_needs_a_tower_whose_blocks_can_be_reached(task):
+    with pytest.raises(ValueError, match="tcp: expected a causal text tower .* no causal attention mask"):
+        TCP().start(replace(task, model=WHOLE["not causal"]()))
+
+
+@pytest.mark.parametrize("method", [DePT, ATPrompt, ProDA, AnchorOPT])
+def test_prompts_go_through_towers_that_need_every_position(task, method):
+    learner = method(epochs=2, lr=0.1).start(replace(task, model=WHOLE["not causal"]()))
+    before = learner.losses(task.image_features, task.labels).task
+    for _ in range(3):
+        update(learner, (task.image_features, task.labels))
+    assert before.isfinite()
+    assert learner.scores(["kite", *CLASS_NAMES])(task.image_features).isfinite().all()
