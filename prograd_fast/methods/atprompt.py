@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from prograd_fast.clip import PromptedCLIP
 from prograd_fast.clip.context import initial_context
-from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.presets import COOP
@@ -89,28 +88,29 @@ class ATPrompt(PromptTuning):
 
     def net(self, task: Task, class_names: Sequence[str]) -> PromptedCLIP:
         """The network over these names, with the words before the context."""
-        rows, _ = zip(*self._pieces(task), strict=True)
-        start = torch.cat(rows)
+        plain = super().net(task, class_names)
+        rows: list[Tensor] = []
+        for words in self._words(plain):
+            soft = 0.01 * torch.randn(self.n_attribute, plain.tower.width)
+            rows += [soft.to(words), words]
+        start = torch.cat([*rows, plain.prompt.ctx.detach()])
         return PromptedCLIP(
             task.model, task.tokenizer, class_names, n_ctx=None, ctx_init=start, max_memory=task.max_memory
         )
 
-    def _pieces(self, task: Task) -> list[tuple[Tensor, bool]]:
-        """The rows of the start in their order, and whether they are words."""
-        tower = TextTower(task.model)
-        pieces: list[tuple[Tensor, bool]] = []
-        for word in self.attributes:
-            words, _ = initial_context(task.tokenizer, tower, None, word, None)
-            soft, _ = initial_context(task.tokenizer, tower, self.n_attribute, None, None)
-            pieces += [(soft.detach() / 2, False), (words.detach(), True)]  # 0.02 / 2
-        ctx, _ = initial_context(task.tokenizer, tower, self.n_ctx, self.ctx_init, None)
-        return [*pieces, (ctx.detach(), False)]
+    def _words(self, net: PromptedCLIP) -> list[Tensor]:
+        """The rows of each attribute's words."""
+        return [initial_context(net.tokenizer, net.tower, None, word, None)[0].detach() for word in self.attributes]
 
     def context(self, learner: PromptTuningLearner) -> Context:
         """The rows between SOS and the name."""
-        sizes = [(len(rows), is_word) for rows, is_word in self._pieces(learner.task)]
-        is_word = torch.cat([torch.full((n,), word) for n, word in sizes])
-        return AttributeContext(learner.net.prompt.ctx, is_word)
+        ctx = learner.net.prompt.ctx
+        is_word, first = torch.zeros(len(ctx), dtype=torch.bool), 0
+        for words in self._words(learner.net):
+            first += self.n_attribute
+            is_word[first : first + len(words)] = True
+            first += len(words)
+        return AttributeContext(ctx, is_word)
 
     def epoch_ended(self, learner: PromptTuningLearner, epoch: int) -> None:
         """Weight decay leaves the words as they were."""

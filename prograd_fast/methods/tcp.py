@@ -75,7 +75,7 @@ class TCP(KgCoOp):
             way through the tower, the authors' 8 of 12.
 
     Raises:
-        ValueError: `block` is not in the tower (told by `start`).
+        ValueError: `block` is not in the tower, or its blocks cannot be reached (told by `start`).
     """
 
     block: int | None = None
@@ -94,7 +94,13 @@ class TCP(KgCoOp):
 
     def context(self, learner: PromptTuningLearner) -> Context:
         """The context and the network of the class tokens."""
-        n_blocks = learner.net.tower.n_layers
+        tower = learner.net.tower
+        if tower.full_length_reason is not None:
+            raise ValueError(
+                f"tcp: expected a causal text tower that pools at end of text, but {tower.full_length_reason}. Take a "
+                "method without class tokens, such as kgcoop, or another model, such as ViT-B-32."
+            )
+        n_blocks = tower.n_layers
         block = 2 * n_blocks // 3 if self.block is None else self.block
         if not 1 <= block < n_blocks:
             raise ValueError(

@@ -377,7 +377,7 @@ def test_anchoropt_learns_the_anchor_first_and_leaves_it_then(task):
 
 
 def test_tcp_needs_a_tower_whose_blocks_can_be_reached(task):
-    with pytest.raises(ValueError, match="tcp: expected a causal text tower .* no causal attention mask"):
+    with pytest.raises(ValueError, match=r"tcp: expected a causal text tower .* no causal attention mask"):
         TCP().start(replace(task, model=WHOLE["not causal"]()))
 
 
