@@ -14,6 +14,7 @@ from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 
+MOST_TOKENS = 1_000  # no text tower of CLIP's kind reads as many
 _RELEASED: Mapping[str, Any] = {**COOP, "n_ctx": 2, "n_attribute": 2, "epochs": 100}
 _WORDS = {  # by data set
     "imagenet": ("color", "shape"), "caltech": ("shape", "size"), "pets": ("playfulness", "energy"),
@@ -81,8 +82,8 @@ class ATPrompt(PromptTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_attribute < 1:
-            raise ValueError(f"n_attribute must be 1 or more, got {self.n_attribute}")
+        if not 1 <= self.n_attribute <= MOST_TOKENS:
+            raise ValueError(f"n_attribute must be 1 or more, and {MOST_TOKENS} at most, got {self.n_attribute}")
         if not self.attributes:
             raise ValueError("attributes: expected a word at least, such as 'color', got none; without any it is coop")
 
