@@ -123,7 +123,7 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
     parts = ("base", "new", "harmonic mean", "openmoji/base", "openmoji/new")
     runs = [run for run in runs if run["shots"] == max(SHOTS)]
     lines = [f"| against zero-shot, {max(SHOTS)} shots | {' | '.join(parts)} |", "|" + " --- |" * (1 + len(parts))]
-    for kind in METHODS[1:]:
+    for kind in [kind for kind in METHODS[1:] if kind.name in {run["method"] for run in runs}]:
         cells = []
         for part in parts:
             spread = paired(runs, kind.name, "zero-shot", part) if accuracies(runs, kind.name, part) else None

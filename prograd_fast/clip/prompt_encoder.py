@@ -12,7 +12,7 @@ from prograd_fast.clip.packed import weights as tower_weights
 from prograd_fast.clip.packed.chunks import chunks_within
 from prograd_fast.clip.packed.compatibility import Inventory, Version, inventory, version_of
 from prograd_fast.clip.packed.encode import EncodePlan, Prompts, encode
-from prograd_fast.clip.packed.forward import Part
+from prograd_fast.clip.packed.forward import Part, Parting
 from prograd_fast.clip.packed.packing import Packing, Placing
 from prograd_fast.clip.text_tower import TextTower
 
@@ -32,6 +32,7 @@ class PromptEncoder(nn.Module):
         class_specific: whether each class has a context of its own.
         max_memory: bytes that the activations of the packed tower may take, or None for no limit.
         class_group: ranks that share the classes, see `PromptedCLIP`; all of them are to call `forward`. Or None.
+        early: how many positions before the end of text the features are read (default: 0).
 
     Attributes:
         token_ids: as given, or of the classes that this rank encodes.
@@ -49,6 +50,7 @@ class PromptEncoder(nn.Module):
         class_specific: bool,
         max_memory: float | None = None,
         class_group: "dist.ProcessGroup | None" = None,
+        early: int = 0,
     ) -> None:
         super().__init__()
         if max_memory is not None and not 0 < max_memory < float("inf"):
@@ -56,11 +58,12 @@ class PromptEncoder(nn.Module):
         self.tower = tower
         self.class_specific = class_specific
         self.max_memory = max_memory
+        self.early = early
         self.share: ClassShare | None = None
         if class_group is not None:
             rows = torch.ones(len(token_ids), dtype=torch.int64)
             if tower.unpackable_reason is None:
-                packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
+                packing = Packing.of(token_ids, tower.ends(token_ids) - early, context_positions, class_specific)
                 rows = packing.offsets.diff()
             self.share = ClassShare(class_group, rows, class_specific)
             token_ids, context_positions = token_ids[self.share.encoded], context_positions[self.share.encoded]
@@ -68,17 +71,20 @@ class PromptEncoder(nn.Module):
         self.register_buffer("context_positions", context_positions.to(tower.device), persistent=False)
         self._packing: Packing | None = None
         if tower.unpackable_reason is None:
-            self._packing = Packing.of(token_ids, tower.ends(token_ids), context_positions, class_specific)
+            self._packing = Packing.of(token_ids, tower.ends(token_ids) - early, context_positions, class_specific)
             self._bounds: list[int] = self._packing.offsets.tolist()
         # with their version: read at the first forward, and after a weight has changed
         self._constants: tuple[Version, Prompts] | None = None
 
-    def forward(self, context: Tensor, deep: Tensor | None = None, *, unit: bool = False) -> Tensor:
+    def forward(
+        self, context: Tensor, deep: Tensor | None = None, before: int | None = None, *, unit: bool = False
+    ) -> Tensor:
         """Features, differentiable in the arguments.
 
         Args:
             context: (G, M, d), or class-specific (G, C, M, d).
-            deep: (J, M, d) deep prompts, see `PromptedCLIP.class_features`.
+            deep: (J, M, d) deep prompts or (C, M, d) class tokens, see `PromptedCLIP.class_features`.
+            before: the block before which class tokens come in; None: `deep` are deep prompts.
             unit: whether the features are normalised.
 
         Returns:
@@ -90,9 +96,9 @@ class PromptEncoder(nn.Module):
         """
         found = None if self._packing is None else inventory(self.tower.text)
         if self._packing is None or found is None or found.is_touched():
-            features = self._encode_unpacked(context, deep)
+            features = self._encode_unpacked(context, deep, before)
             return F.normalize(features, dim=-1) if unit else features
-        prompts = self._current_prompts(self._packing, found)
+        prompts = self._current_prompts(self._packing, found, before)
         deep = (
             None if deep is None else deep.to(prompts.words.dtype).view_as(deep)
         )  # its hooks stay outside of the tower
@@ -106,6 +112,7 @@ class PromptEncoder(nn.Module):
             offsets=prompts.part.offsets,
             bounds=self._bounds,
             differentiable=differentiable,
+            n_own=0 if before is None else prompts.part.n_prefix - 1,
         )
         return encode(context.view_as(context), deep, EncodePlan(prompts, differentiable, unit, chunks, self.share))
 
@@ -117,7 +124,7 @@ class PromptEncoder(nn.Module):
         rows = (context if self.class_specific else context[:, None]).to(words.dtype).expand(groups, n_classes, -1, d)
         return words.expand(groups, -1, -1, -1).scatter(2, index, rows)
 
-    def _encode_unpacked(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def _encode_unpacked(self, context: Tensor, deep: Tensor | None, before: int | None = None) -> Tensor:
         if self.share is not None:
             if torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.text.parameters()):
                 raise RuntimeError(
@@ -126,27 +133,36 @@ class PromptEncoder(nn.Module):
                 )
             context, deep = summed_in_backward(self.share, context, deep)
         prompts = self.prompts(context)
-        features = self.tower.encode(prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep)
+        if deep is not None and before is not None:
+            own = deep if self.share is None else deep[self.share.encoded]
+            deep = own.repeat(len(context), 1, 1)
+        features = self.tower.encode(
+            prompts.flatten(0, 1), self.token_ids.repeat(len(context), 1), deep, before, self.early
+        )
         features = features.unflatten(0, prompts.shape[:2])
         return features if self.share is None else gathered(self.share, features)
 
-    def _current_prompts(self, packing: Packing, found: Inventory) -> Prompts:
+    def _current_prompts(self, packing: Packing, found: Inventory, before: int | None) -> Prompts:
         tower = self.tower
         embeddings = tower.embedding.weight, tower.text.positional_embedding
-        now = (*found.version(), *version_of(embeddings), tower.device, tower.compute_dtype)
+        now = (*found.version(), *version_of(embeddings), tower.device, tower.compute_dtype, before)
         if self._constants is None or self._constants[0] != now:
-            self._constants = now, self._read_prompts(packing)
+            self._constants = now, self._read_prompts(packing, before)
         return self._constants[1]
 
     # they must serve training too, also where the first look was taken in inference mode
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _read_prompts(self, packing: Packing) -> Prompts:
+    def _read_prompts(self, packing: Packing, before: int | None) -> Prompts:
         tower, device, n_prefix = self.tower, self.tower.device, len(packing.prefix.token_ids)
         weights = tower_weights.read(tower.text, tower.compute_dtype)
         rows = (packing.prefix, packing.suffixes)
         positions = tower.text.positional_embedding.detach().to(weights.dtype)
         prefix_context, suffix_context = (Placing.of(some, packing.n_context) for some in rows)
+        parting = None
+        if before is not None:
+            source, places, offsets = (x.to(device) for x in packing.parted(packing.n_context))
+            parting = Parting(before, Part(weights, 1, offsets), n_prefix, source, places)
         return Prompts(
             Part(weights, n_prefix, packing.offsets.to(device)),
             words=tower.embed(torch.cat([some.token_ids for some in rows])).to(weights.dtype),
@@ -154,6 +170,7 @@ class PromptEncoder(nn.Module):
             context=prefix_context.followed_by(suffix_context, n_prefix).to(device),
             prefix_context=prefix_context.to(device),
             suffix_context=suffix_context.to(device),
+            parting=parting,
         )
 
     def __getstate__(self) -> dict[str, Any]:

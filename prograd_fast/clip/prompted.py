@@ -144,7 +144,10 @@ class PromptedCLIP(nn.Module):
         return self
 
     def with_classes(
-        self, class_names: Sequence[str], class_group: "dist.ProcessGroup | None" = None
+        self,
+        class_names: Sequence[str],
+        class_group: "dist.ProcessGroup | None" = None,
+        class_token_position: ClassTokenPosition | None = None,
     ) -> "PromptedCLIP":
         """A net of the same model and the same `prompt.ctx` for other class names, such as base-to-new's new ones.
 
@@ -152,6 +155,7 @@ class PromptedCLIP(nn.Module):
             class_names: the names.
             class_group: ranks that share them. None (default): this rank encodes all of them, whoever shares those of
                 this net.
+            class_token_position: where the names stand. None (default): as in this net.
 
         Raises:
             ValueError: the context is class-specific and the names are not those it was trained for.
@@ -169,7 +173,7 @@ class PromptedCLIP(nn.Module):
             n_ctx=None,
             ctx_init=self.prompt.ctx,
             class_specific=self.class_specific,
-            class_token_position=self.class_token_position,
+            class_token_position=class_token_position or self.class_token_position,
             max_memory=self.encoder.max_memory,
             class_group=class_group,
         )
@@ -177,7 +181,13 @@ class PromptedCLIP(nn.Module):
             p.requires_grad_(True)
         return net
 
-    def class_features(self, context: Tensor | None = None, deep: Tensor | None = None, unit: bool = True) -> Tensor:
+    def class_features(
+        self,
+        context: Tensor | None = None,
+        deep: Tensor | None = None,
+        unit: bool = True,
+        before: int | None = None,
+    ) -> Tensor:
         """Unit-length text features of the prompts, differentiable in the context.
 
         Args:
@@ -186,6 +196,8 @@ class PromptedCLIP(nn.Module):
             deep: (J, M, d) deep prompts (PromptSRC, MaPLe): before block j = 1 ... J of the tower (the first is 0) the
                 rows of the context are replaced by deep[j - 1]. Only for shared contexts at "end".
             unit: whether the features are normalised (default: True).
+            before: None (default), or a block, 1 or later: then `deep` is (C, M, d), tokens of each class (TCP), and
+                before this block alone the rows of the context in the prompt of class c are replaced by deep[c].
 
         Returns:
             (C, D), or (G, C, D) for G contexts.
@@ -193,13 +205,13 @@ class PromptedCLIP(nn.Module):
         Raises:
             ValueError: a shape that does not fit, or deep prompts where they have no place.
         """
-        self._check(context, deep)
+        self._check(context, deep, before)
         context = self.prompt.ctx if context is None else context
         single = context.ndim == self.prompt.ctx.ndim
-        features = self.encoder(context.unsqueeze(0) if single else context, deep, unit=unit)
+        features = self.encoder(context.unsqueeze(0) if single else context, deep, before, unit=unit)
         return features.squeeze(0) if single else features
 
-    def _check(self, context: Tensor | None, deep: Tensor | None) -> None:
+    def _check(self, context: Tensor | None, deep: Tensor | None, before: int | None) -> None:
         shape = tuple(self.prompt.ctx.shape)
         if context is not None and (context.shape[-len(shape) :] != shape or context.ndim > len(shape) + 1):
             own = ", ".join(map(str, shape))
@@ -216,7 +228,15 @@ class PromptedCLIP(nn.Module):
                 "deep: expected a shared context at 'end', whose rows deep prompts can replace, got "
                 f"class_specific={self.class_specific} and class_token_position={self.class_token_position!r}."
             )
-        if deep.ndim != 3 or deep.shape[1:] != shape[-2:] or len(deep) >= self.tower.n_layers:
+        if before is not None:
+            expected = (len(self.class_names), *shape)
+            if deep.shape != expected or not 1 <= before < self.tower.n_layers:
+                raise ValueError(
+                    f"deep: expected class tokens of shape {expected} before a block from 1 to "
+                    f"{self.tower.n_layers - 1}, got {tuple(deep.shape)} before block {before}. In a text tower of a "
+                    "single block they have no place."
+                )
+        elif deep.ndim != 3 or deep.shape[1:] != shape[-2:] or len(deep) >= self.tower.n_layers:
             raise ValueError(
                 f"deep: expected shape (J, {shape[0]}, {shape[1]}) with J below the tower's {self.tower.n_layers} "
                 f"layers, got {tuple(deep.shape)}."

@@ -132,7 +132,14 @@ class TextTower:
         """Text features of (N, L) token ids by the model's own way, not normalised; for towers that are closed, too."""
         return self.model.encode_text(token_ids.to(next(self.model.parameters()).device))
 
-    def encode(self, embeddings: Tensor, token_ids: Tensor, deep: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        embeddings: Tensor,
+        token_ids: Tensor,
+        deep: Tensor | None = None,
+        before: int | None = None,
+        early: int = 0,
+    ) -> Tensor:
         """Text features as `encode_text` gives them, not normalised.
 
         Args:
@@ -140,32 +147,37 @@ class TextTower:
             token_ids: (N, L) int64; tells where the end of text is, and where padding is in towers that mask it. Ids of
                 positions whose embedding was replaced (context tokens) may be any but end of text and padding.
             deep: (J, M, d) replaces positions 1 ... M before block j = 1 ... J.
+            before: a block: then `deep` is (N, M, d), and replaces them in each text before this block alone.
+            early: how many positions before the end of text the features are read.
 
         Returns:
             (N, D) features, differentiable in `embeddings` and `deep`.
 
         Raises:
-            ValueError: `deep` for a tower whose blocks cannot be reached one by one.
+            ValueError: `deep` or `early` for a tower whose blocks cannot be reached one by one.
         """
         if self.full_length_reason is not None:
-            if deep is not None:
-                raise ValueError(f"deep: expected a causal tower that pools at end of text: {self.full_length_reason}.")
+            if deep is not None or early:
+                name = "early" if deep is None else "deep"
+                raise ValueError(
+                    f"{name}: expected a causal tower that pools at end of text: {self.full_length_reason}."
+                )
             return self._encode_text(embeddings, token_ids)
         text, length = self.text, embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length].to(self.dtype)
         mask = text.attn_mask[:length, :length]
-        x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep)
+        x = text.transformer(x, attn_mask=mask) if deep is None else self._with_deep_prompts(x, mask, deep, before)
         # The final norm works row by row, so only the pooled row needs it.
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids)])
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), self.ends(token_ids) - early])
         projection = text.text_projection
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def _with_deep_prompts(self, x: Tensor, mask: Tensor, deep: Tensor) -> Tensor:
+    def _with_deep_prompts(self, x: Tensor, mask: Tensor, deep: Tensor, before: int | None) -> Tensor:
         for i, block in enumerate(self.text.transformer.resblocks):
-            if 1 <= i <= len(deep):
-                rows = deep[i - 1].to(x.dtype).expand(len(x), -1, -1)
+            if 1 <= i <= len(deep) if before is None else i == before:
+                rows = (deep[i - 1] if before is None else deep).to(x.dtype).expand(len(x), -1, -1)
                 x = torch.cat([x[:, :1], rows, x[:, 1 + rows.shape[1] :]], 1)
             x = block(x, attn_mask=mask)
         return x

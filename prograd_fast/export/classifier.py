@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prograd_fast.clip import ZeroShotTeacher
 from prograd_fast.methods import Learner, PromptTuningLearner
+from prograd_fast.methods.dept import DePTLearner
 from prograd_fast.methods.linear_probe import LinearLearner, check_classes
 from prograd_fast.methods.xerm import CausalNormClassifier, XERMLearner
 from prograd_fast.methods.zero_shot import ZeroShotLearner
@@ -69,10 +70,23 @@ def _(learner: ZeroShotLearner, class_names: Sequence[str]) -> _Parts:
 
 
 @_parts.register
-def _(learner: PromptTuningLearner, class_names: Sequence[str]) -> _Parts:
+def _of_prompts(learner: PromptTuningLearner, class_names: Sequence[str]) -> _Parts:
     features = learner.class_features(class_names)
     bias = getattr(learner.net.model, "logit_bias", None)
     return features.flatten(0, -3) if features.ndim > 2 else features[None], learner.scale, bias
+
+
+@_parts.register
+def _(learner: DePTLearner, class_names: Sequence[str]) -> _Parts:
+    features, scale, bias = _of_prompts(learner, class_names)
+    columns, w, context = learner.columns_of(class_names), learner.settings.head_weight, learner.context
+    if columns is None:
+        return features, scale, bias
+    zero = context.of_images(torch.zeros_like(features[0, :1]))  # its logits are linear in unit rows, with a bias
+    units = torch.eye(features.shape[-1]).to(features)
+    of_head = (context.of_images(units) - zero).mT
+    own = 0.0 if bias is None else (1 - w) * bias
+    return (1 - w) * scale * features + w * of_head[columns], 1.0, own + w * zero[0, columns]
 
 
 @_parts.register

@@ -34,10 +34,12 @@ class Exported:
 
     Attributes:
         classifier: the weights.
-        prompts: by name, empty for a method without prompts. "prompts": (C, L, d) token embeddings with the context
-            among them, without positions, or (S, C, L, d) of S samples; "token_ids": (C, L) int64, where L ends at the
-            longest prompt; "deep": (J, M, d) replace the context before block 1 ... J (PromptSRC); "correction": (D,)
-            is added to the text tower's output before it is normalised (LASP).
+        prompts: by name, empty for a method whose classifier is more than the tower makes of prompts. "prompts":
+            (C, L, d) token embeddings with the context among them, without positions, or (S, C, L, d) of S samples;
+            "token_ids": (C, L) int64, where L ends at the longest prompt; "deep": (J, M, d) replace the context before
+            block 1 ... J (PromptSRC); "class_tokens": (C, M, d) replace it in each class's prompt before the block
+            "class_tokens_before" (TCP); "correction": (D,) is added to the text tower's output before it is normalised
+            (LASP).
         facts: texts by name: "method", "model", "pretrained", "model_digest", "activation" ("QuickGELU" or none),
             "transform" of the pictures.
         prompt_use: Python that runs the prompts through open_clip's text tower, for the shell of `write_open_clip`;
@@ -68,10 +70,11 @@ class Exported:
             "transform": clip.transform,
         }
         classifier = classifier_of(learner, names)
-        if not isinstance(learner, PromptTuningLearner):
+        if type(learner) is not PromptTuningLearner:  # it has more in its classifier than the tower makes of prompts
             return cls(classifier, {}, facts)
         prompts, tower = prompts_of(learner, names), learner.net.tower
-        plain = prompts["prompts"].ndim == 3 and not {"deep", "correction"} & prompts.keys()
+        beside = {"deep", "class_tokens", "correction"} & prompts.keys()
+        plain = prompts["prompts"].ndim == 3 and not beside
         (embedding,) = (name for name, module in clip.model.named_modules() if module is tower.embedding)
         use = _PROMPT_USE.format(embedding=embedding, length=tower.context_length)
         return cls(classifier, prompts, facts, use if plain else "")
@@ -89,17 +92,18 @@ class Exported:
 @torch.no_grad()
 def prompts_of(learner: PromptTuningLearner, class_names: Sequence[str]) -> dict[str, Tensor]:
     """The text tower's input for these classes, on the CPU: `Exported.prompts`."""
-    given: list[Tensor | None] = []
+    given: list[Any] = []
     net, context = learner.net.with_classes(class_names), learner.context
     net.encoder.register_forward_pre_hook(lambda module, arguments: given.extend(arguments))
     context.class_features(net, learner.task.image_features, learner.fixed_noise())
-    contexts, deep = given
-    assert contexts is not None
+    contexts, deep, before = given
     prompts = net.encoder.prompts(contexts)
     found = {
         "prompts": prompts[0] if len(prompts) == 1 else prompts,
         "token_ids": net.encoder.token_ids,
-        "deep": deep,
+        "deep": deep if before is None else None,
+        "class_tokens": None if before is None else deep,
+        "class_tokens_before": None if before is None else torch.tensor(before),
         "correction": context.correction if isinstance(context, Corrected) else None,
     }
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items() if tensor is not None}

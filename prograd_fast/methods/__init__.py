@@ -3,18 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prograd_fast.methods.anchoropt import AnchorOPT
+from prograd_fast.methods.atprompt import ATPrompt
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.cocoop import CoCoOp
 from prograd_fast.methods.coop import CoOp
+from prograd_fast.methods.dept import DePT
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
 from prograd_fast.methods.nfl import NFL
+from prograd_fast.methods.proda import ProDA
 from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
+from prograd_fast.methods.tcp import TCP
 from prograd_fast.methods.variational import Variational
 from prograd_fast.methods.xerm import XERMClassifier
 from prograd_fast.methods.zero_shot import ZeroShot
@@ -32,6 +37,11 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     SubPTNFL,
     Variational,
     PromptSRC,
+    TCP,
+    DePT,
+    ATPrompt,
+    AnchorOPT,
+    ProDA,
     XERMClassifier,
 )
 
@@ -52,9 +62,13 @@ __all__ = [
     "LASP",
     "METHODS",
     "NFL",
+    "TCP",
+    "ATPrompt",
+    "AnchorOPT",
     "CoCoOp",
     "CoOp",
     "Context",
+    "DePT",
     "GradientLearner",
     "GradientMethod",
     "KgCoOp",
@@ -62,6 +76,7 @@ __all__ = [
     "LinearProbe",
     "Losses",
     "Method",
+    "ProDA",
     "ProGradCoOp",
     "PromptSRC",
     "PromptTuning",

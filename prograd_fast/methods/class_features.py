@@ -24,8 +24,12 @@ class Context(nn.Module):
         self.ctx = ctx
 
     def noise(self, n_pictures: int, generator: torch.Generator) -> Tensor | None:
-        """Draw the random numbers that `class_features` needs."""
+        """Draw the random numbers that `class_features` needs in a training step."""
         return None
+
+    def fixed_noise(self, generator: torch.Generator) -> Tensor | None:
+        """Draw those that it needs at the test: the same as for one picture, unless there is another way."""
+        return self.noise(1, generator)
 
     def class_features(self, net: PromptedCLIP, image_features: Tensor, noise: Tensor | None) -> Tensor:
         """Unit features of the classes of `net` for B pictures.

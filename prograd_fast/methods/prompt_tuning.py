@@ -113,6 +113,12 @@ class PromptTuning(GradientMethod):
         """The extra names that also get a logit, as wrong answers for the pictures."""
         return ()
 
+    def net(self, task: Task, class_names: Sequence[str]) -> PromptedCLIP:
+        """The network over these names, whose context is where training starts."""
+        return PromptedCLIP(
+            task.model, task.tokenizer, class_names, self.n_ctx, self.ctx_init, max_memory=task.max_memory
+        )
+
     def context(self, learner: "PromptTuningLearner") -> Context:
         """The module that holds `learner.net.prompt.ctx` and whatever else is trained."""
         return Context(learner.net.prompt.ctx)
@@ -157,14 +163,7 @@ class PromptTuningLearner(GradientLearner):
         self.generator = torch.Generator(task.device).manual_seed(task.seed)
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
-            self.net = PromptedCLIP(
-                task.model,
-                task.tokenizer,
-                names,
-                settings.n_ctx,
-                settings.ctx_init,
-                max_memory=task.max_memory,
-            )
+            self.net = settings.net(task, names)
             self.module = self.context = settings.context(self)
         self.shares_classes = self._pays_to_share(len(names))
         if self.shares_classes:
@@ -283,7 +282,7 @@ class PromptTuningLearner(GradientLearner):
 
     def fixed_noise(self) -> Tensor | None:
         """The random numbers of `scores`: drawn from the task's seed, the same at every call."""
-        return self.context.noise(1, torch.Generator(self.task.device).manual_seed(self.task.seed))
+        return self.context.fixed_noise(torch.Generator(self.task.device).manual_seed(self.task.seed))
 
     @torch.no_grad()
     def scores(self, class_names: Sequence[str]) -> Scores:

@@ -86,13 +86,17 @@ def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
     if settings.lr > torch.finfo(torch.float32).max:
         raise ValueError(f"lr: expected a rate that float32 holds, got {settings.lr:g}; lower lr")
 
-    def factor(epoch: int) -> float:
-        """The rate of an epoch, counted from 0, as a multiple of `lr`: constant warm-up, then half a cosine."""
-        if epoch < settings.warmup_epochs:
-            return settings.warmup_lr / settings.lr
-        return (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+    def factor_of(lr: float) -> Callable[[int], float]:
+        def factor(epoch: int) -> float:
+            """The rate of an epoch, counted from 0, as a multiple of `lr`: constant warm-up, then half a cosine."""
+            if epoch < settings.warmup_epochs:
+                return settings.warmup_lr / lr
+            return (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
 
-    return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, factor)
+        return factor
+
+    factors = [factor_of(float(group["lr"])) for group in learner.optimizer.param_groups]  # one warm-up rate for all
+    return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, factors)
 
 
 def update(

@@ -8,7 +8,17 @@ import torch
 
 from prograd_fast.cli import models
 from prograd_fast.clip import PromptedCLIP
-from prograd_fast.methods import LinearProbe, ProGradCoOp, PromptSRC, SubPT, Variational, method_named
+from prograd_fast.methods import (
+    AnchorOPT,
+    ATPrompt,
+    LinearProbe,
+    ProDA,
+    ProGradCoOp,
+    PromptSRC,
+    SubPT,
+    Variational,
+    method_named,
+)
 from prograd_fast.training import Grid, TrainOptions, make_plan
 from tests.cli.support import fail, run_here
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
@@ -94,6 +104,9 @@ def test_settings_of_compare(shapes_dir, tmp_path, capfd, monkeypatch, content):
         lambda: SubPT(early_epochs=10**9),
         lambda: PromptSRC(depth=10**6),
         lambda: Variational(samples=10**6),
+        lambda: ATPrompt(n_attribute=10**6),
+        lambda: ProDA(n_contexts=10**6),
+        lambda: AnchorOPT(n_anchor=10**6),
         lambda: LinearProbe(C=0.0),
         lambda: LinearProbe(C=float("nan")),
         lambda: LinearProbe(max_iter=0),

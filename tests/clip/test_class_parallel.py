@@ -45,9 +45,9 @@ def both(names: list[str], model: Any = None, **settings: Any) -> tuple[Any, Any
     return alone.with_classes(names, class_group=dist.group.WORLD), alone
 
 
-def features_and_gradients(net: Any, *inputs: Tensor, unit: bool = True) -> list[Tensor]:
+def features_and_gradients(net: Any, *inputs: Tensor, **options: Any) -> list[Tensor]:
     inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
-    features = net.class_features(*inputs, unit=unit)
+    features = net.class_features(*inputs, **options)
     generator = torch.Generator().manual_seed(5)
     cotangent = torch.randn(features.shape, generator=generator, dtype=features.dtype)
     return [features.detach(), *torch.autograd.grad(features, inputs, cotangent)]
@@ -69,7 +69,7 @@ def towers(rank: int) -> list[Pair]:
 
 
 def ways(rank: int) -> list[Pair]:
-    """Several contexts at once, deep prompts, features that are not normalised, names before the context, chunks."""
+    """Several contexts, deep prompts, class tokens, features that are not normalised, names in front, chunks."""
     pairs: list[Pair] = []
     for make in (CUT["CLIP"], CUT["other attention block"]):
         for settings in (
@@ -87,6 +87,11 @@ def ways(rank: int) -> list[Pair]:
                 for unit in (True, False):
                     found, wanted = (features_and_gradients(n, *one, unit=unit) for n in (net, alone))
                     pairs += zip(found, wanted, strict=True)
+            if "class_token_position" not in settings:
+                generator = torch.Generator().manual_seed(3)
+                tokens = torch.randn(len(MANY), 3, 32, dtype=torch.float64, generator=generator)
+                found, wanted = (features_and_gradients(n, several, tokens, before=1) for n in (net, alone))
+                pairs += zip(found, wanted, strict=True)
     return pairs
 
 

@@ -156,3 +156,31 @@ def test_deep_prompts_without_a_place():
     net = pf.clip.PromptedCLIP(tiny_clip(no_causal_mask=True), TOKENIZER, CLASS_NAMES, 4)
     with pytest.raises(ValueError, match="deep: expected a causal tower"):
         net.class_features(deep=torch.zeros(1, 4, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("before", [1, 2])  # of 3: an inner block and the last one
+@pytest.mark.parametrize("names", [READABLE, ["cat"], ["red cat", "red dog"]])
+@pytest.mark.parametrize("memory", [None, 6e5])  # bytes: all classes at once; in chunks
+def test_class_tokens_replace_the_rows_of_the_context_in_one_block(before, names, memory):
+    """Against a hook on the block of the whole 77-token tower, as TCP's blocks do it."""
+    model = tiny_clip(layers=3)
+    net = pf.clip.PromptedCLIP(model, TOKENIZER, names, 4, max_memory=memory)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(len(names), 4, 32, dtype=torch.float64, generator=generator).requires_grad_()
+    contexts = torch.stack([net.prompt.ctx.detach(), torch.randn(4, 32, generator=generator)]).requires_grad_()
+
+    def replace(block, args):
+        return (torch.cat([args[0][:, :1], tokens, args[0][:, 5:]], 1), *args[1:])
+
+    hook = model.transformer.resblocks[before].register_forward_pre_hook(replace)
+    expected = torch.stack([reference_features(model, context, "end", names) for context in contexts])
+    hook.remove()
+    actual = net.class_features(contexts, tokens, before=before)
+    cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    assert_close(actual, F.normalize(expected, dim=-1), "formula", torch.float64)
+    for got, want in zip(
+        torch.autograd.grad(actual, (contexts, tokens), cotangent),
+        torch.autograd.grad(F.normalize(expected, dim=-1), (contexts, tokens), cotangent),
+        strict=True,
+    ):
+        assert_close(got, want, "formula", torch.float64)

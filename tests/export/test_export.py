@@ -101,8 +101,8 @@ def test_usage_names_the_activation_that_the_weights_need(quick):
 
 
 def test_methods_with_plain_prompts_say_how_to_use_them():
-    assert all(exported(name)[0].prompt_use for name in ("coop", "prograd", "kgcoop"))
-    assert not any(exported(name)[0].prompt_use for name in ("promptsrc", "lasp", "variational", "linear-probe"))
+    assert all(exported(name)[0].prompt_use for name in ("coop", "prograd", "kgcoop", "atprompt"))
+    assert not any(exported(name)[0].prompt_use for name in ("promptsrc", "tcp", "lasp", "variational", "linear-probe"))
 
 
 @pytest.mark.parametrize("name", ["coop", "linear-probe", "variational"])
@@ -123,12 +123,14 @@ def test_several_matrices_have_no_place_in_open_clips_form(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["coop", "promptsrc", "lasp"])
+@pytest.mark.parametrize("name", ["coop", "promptsrc", "tcp", "lasp"])
 def test_prompts_give_the_class_features(name):
     learner = learner_of(name)
     assert isinstance(learner, PromptTuningLearner)
     parts = prompts_of(learner, CLASS_NAMES)
-    features = learner.net.tower.encode(parts["prompts"], parts["token_ids"], parts.get("deep"))
+    deep, before = parts.get("class_tokens", parts.get("deep")), parts.get("class_tokens_before")
+    before = None if before is None else int(before)
+    features = learner.net.tower.encode(parts["prompts"], parts["token_ids"], deep, before)
     features = F.normalize(features + parts.get("correction", 0), dim=-1)
     assert (features - learner.class_features(CLASS_NAMES)).abs().max() < 1e-9
 

@@ -1,16 +1,33 @@
 """Guards what is each method's own, against a few lines that say it another way; float64 on a tiny CLIP."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import prograd_fast as pf
-from prograd_fast.methods import LASP, NFL, CoCoOp, CoOp, KgCoOp, PromptSRC, SubPT, Variational, prompt_tuning
+from prograd_fast.methods import (
+    LASP,
+    NFL,
+    TCP,
+    AnchorOPT,
+    ATPrompt,
+    CoCoOp,
+    CoOp,
+    DePT,
+    KgCoOp,
+    ProDA,
+    PromptSRC,
+    SubPT,
+    Variational,
+    prompt_tuning,
+)
+from prograd_fast.methods.proda import variances
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
-from tests.tiny_clip import CLASS_NAMES, TOKENIZER
+from tests.tiny_clip import CLASS_NAMES, TOKENIZER, WHOLE, tiny_clip
 from tests.tolerances import assert_close
 
 SENTENCES = ("a photo of a {}.", "itap of a {}.", "a photo of a {}.")  # one of them twice, as in LASP's list
@@ -215,3 +232,160 @@ def test_losses_from_features_store_no_logits(task, monkeypatch):
     losses = learner.losses(task.image_features, task.labels)
     assert losses.general is not None
     assert losses.correct is not None
+
+
+def test_tcp_block_is_two_thirds_of_the_way_or_as_told():
+    for layers, settings, expected in ((12, {}, 8), (3, {}, 2), (2, {}, 1), (3, {"block": 1}, 1)):
+        task = replace(make_task(), model=tiny_clip(layers=layers))
+        assert TCP(**settings).start(task).context.block == expected
+    for layers, settings, block in ((1, {}, 0), (2, {"block": 2}, 2)):
+        task = replace(make_task(), model=tiny_clip(layers=layers))
+        with pytest.raises(ValueError, match=f"block: expected a block of the text tower .* got {block}; the tower"):
+            TCP(**settings).start(task)
+
+
+def test_tcp_tokens_are_those_of_the_class_whatever_the_list(task):
+    learner = TCP(n_ctx=6).start(task)
+    every = learner.class_features(CLASS_NAMES)
+    close(learner.class_features(CLASS_NAMES[3:]), every[3:])
+    close(learner.class_features(["kite", CLASS_NAMES[1]])[1], every[1])
+
+
+def test_dept_tells_other_classes_by_similarity_alone(task):
+    learner = DePT(n_ctx=6).start(task)
+    x, net = task.image_features, learner.net
+    with torch.no_grad():
+        learner.context.head.bias.normal_(generator=torch.Generator().manual_seed(1))
+    lengths = net.class_features(unit=False).norm(dim=1)
+    close(learner.context.length, lengths.mean())
+    head = learner.context.head(lengths.mean() * x)  # scale 1, bias 0
+    both = 0.3 * net.logits(x) + 0.7 * head
+    close(learner.scores(CLASS_NAMES)(x), both)
+    close(learner.scores([CLASS_NAMES[3], CLASS_NAMES[0]])(x), both[:, [3, 0]])
+    close(learner.scores([*CLASS_NAMES, "kite"])(x), net.with_classes([*CLASS_NAMES, "kite"]).logits(x))
+
+
+def test_dept_head_has_its_own_rate_and_the_same_warm_up(task):
+    rates = []
+    learner = DePT(epochs=3, warmup_epochs=1, warmup_lr=1e-4, lr=0.1, momentum=0.0).start(task)
+    tune(learner, lambda: rates.append([group["lr"] for group in learner.optimizer.param_groups]))
+    assert rates[0] == pytest.approx([1e-4, 1e-4])
+    assert rates[1] == pytest.approx([0.1, 0.65])
+    assert rates[2] == pytest.approx([0.075, 0.4875])
+
+
+def test_atprompt_is_the_sentence_that_it_says(task):
+    """Words of any number of tokens: "playfulness" has two, "energy" behind it stays."""
+    learner = ATPrompt(attributes=("playfulness", "energy"), n_attribute=1, ctx_init="a photo of a").start(task)
+    soft = ~learner.context.is_word[:, 0]
+    assert soft.tolist() == [True, False, False, True, False, *[True] * 4]
+    with torch.no_grad():  # soft tokens that are words make a sentence
+        embedding = task.model.token_embedding.weight
+        learner.context.ctx[[0, 3]] = embedding[TOKENIZER(["cat"])[0, 1]]
+    sentences = TOKENIZER([f"cat playfulness cat energy a photo of a {name}." for name in learner.class_names])
+    close(learner.class_features(CLASS_NAMES), F.normalize(task.model.encode_text(sentences), dim=1))
+
+
+def test_atprompt_keeps_its_words_through_weight_decay(task, tmp_path):
+    learner = ATPrompt(weight_decay=0.5, epochs=3, lr=0.1).start(task)
+    start = learner.context.ctx.detach().clone()
+    assert tune(learner).completed
+    moved = (learner.context.ctx != start).any(1)
+    assert torch.equal(moved, ~learner.context.is_word[:, 0])
+    learner.save(tmp_path / "prompt.safetensors")
+    net = pf.clip.load_prompt(tmp_path / "prompt.safetensors").build(task.model, TOKENIZER)
+    close(net.class_features(), learner.class_features(CLASS_NAMES))
+
+
+def test_proda_takes_contexts_of_every_place_and_tells_by_the_mean_of_all(task):
+    learner = ProDA(n_contexts=8, n_ctx=6).start(task)
+    drawn = [learner.context.noise(1, learner.generator).flatten().tolist() for _ in range(40)]
+    assert all(len(set(one)) == 4 for one in drawn)
+    assert {tuple(sum(i in place for i in one) for place in (range(2), range(2, 4), range(4, 8))) for one in drawn} == {
+        (1, 1, 2)
+    }
+    assert {i for one in drawn for i in one} == set(range(8))
+    mean = torch.zeros(len(CLASS_NAMES), 24, dtype=torch.float64)
+    for i, context in enumerate(learner.context.contexts.detach()):
+        place = ("front", "middle", "end", "end")[i // 2]
+        net = pf.clip.PromptedCLIP(
+            task.model, TOKENIZER, CLASS_NAMES, None, context.clone(), class_token_position=place
+        )
+        mean += net.class_features().detach() / 8
+    close(learner.class_features(CLASS_NAMES), mean)
+
+
+def test_proda_variances():
+    generator = torch.Generator().manual_seed(0)
+    features, x = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((3, 4, 5), (6, 5)))
+    labels = torch.tensor([0, 1, 2, 3, 3, 0])
+    deviations = features - features.mean(0)
+    expected = torch.zeros(6, 4, dtype=torch.float64)
+    for b, y in enumerate(labels):
+        for c in range(4):
+            expected[b, c] = (x[b] ** 2 * (deviations[:, y] - deviations[:, c]) ** 2).sum() / 4
+    close(variances(features, x, labels), expected)
+
+
+def test_anchoropt_puts_one_token_in_each_place_and_reads_at_the_end_of_text(task):
+    learner = AnchorOPT(n_anchor=2, ctx_init="a photo of").start(task)
+    context, embedding = learner.context, task.model.token_embedding.weight
+    with torch.no_grad():
+        context.anchor.copy_(embedding[TOKENIZER(["cat dog"])[0, 1:3]])
+        context.place_logits.fill_(0.0)
+        for place, token in enumerate([3, 0, 4, 2, 2]):  # of a, photo, of, cat, dog
+            context.place_logits[place, token] = 1.0
+    sentences = TOKENIZER([f"cat a dog of of {name}." for name in learner.class_names])
+    close(learner.class_features(CLASS_NAMES), F.normalize(task.model.encode_text(sentences), dim=1))
+    anchored = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, ["kite", "owl"], "cat dog of {}.").class_features
+    placed = pf.clip.ZeroShotTeacher(task.model, TOKENIZER, ["kite", "owl"], "cat a dog of of {}.").class_features
+    close(learner.class_features(["kite", "owl"]), (anchored + placed) / 2)
+
+
+def test_anchoropt_noise_and_early_reading_are_asked_for(task):
+    features = [AnchorOPT(**s).start(task).class_features(CLASS_NAMES) for s in ({}, {}, {"noise_at_test": True})]
+    assert torch.equal(features[0], features[1])
+    assert not torch.allclose(features[0], features[2])
+    early = AnchorOPT(read_early=True).start(task)
+    ids = early.context._of(early.net)[2].token_ids
+    cut = ids.clone()
+    cut[:, 1:] = torch.where(ids[:, 1:] == 49407, 0, ids[:, 1:])  # what stands at the end of text does not matter
+    rows = early.context.places(None) @ torch.cat([early.context.ctx, early.context.anchor])
+    words = early.net.tower.embed(cut)
+    words[:, 1:6] = rows.detach()
+    whole = early.net.tower.encode(words, ids, early=1)
+    close(early.class_features(CLASS_NAMES), F.normalize(whole, dim=1))
+    model = task.model.requires_grad_(False)
+    hook = model.transformer.register_forward_pre_hook(lambda *arguments: None)  # the tower's own way
+    try:
+        close(AnchorOPT(read_early=True).start(task).class_features(CLASS_NAMES), early.class_features(CLASS_NAMES))
+    finally:
+        hook.remove()
+
+
+def test_anchoropt_learns_the_anchor_first_and_leaves_it_then(task):
+    seen = []
+    learner = AnchorOPT(anchor_epochs=3, epochs=4, lr=0.1).start(task)
+    tune(learner, lambda: seen.append([p.detach().clone() for p in learner.module.parameters()]))
+    start, anchored, end = seen[0], seen[2], seen[-1]
+    moved = [
+        [not torch.equal(x, y) for x, y in zip(a, b, strict=True)] for a, b in ((start, anchored), (anchored, end))
+    ]
+    names = [name for name, _ in learner.module.named_parameters()]
+    assert names == ["ctx", "anchor", "place_logits"]
+    assert moved == [[False, True, False], [True, False, True]]
+
+
+def test_tcp_needs_a_tower_whose_blocks_can_be_reached(task):
+    with pytest.raises(ValueError, match=r"tcp: expected a causal text tower .* no causal attention mask"):
+        TCP().start(replace(task, model=WHOLE["not causal"]()))
+
+
+@pytest.mark.parametrize("method", [DePT, ATPrompt, ProDA, AnchorOPT])
+def test_prompts_go_through_towers_that_need_every_position(task, method):
+    learner = method(epochs=2, lr=0.1).start(replace(task, model=WHOLE["not causal"]()))
+    before = learner.losses(task.image_features, task.labels).task
+    for _ in range(3):
+        update(learner, (task.image_features, task.labels))
+    assert before.isfinite()
+    assert learner.scores(["kite", *CLASS_NAMES])(task.image_features).isfinite().all()

@@ -37,8 +37,20 @@ SMALL = {
     "subpt-nfl": {"epochs": 3, "early_epochs": 3, "rank": 2, "novel_names": ["kite", "sea animal"]},
     "variational": {"epochs": 3, "samples": 3},
     "promptsrc": {"epochs": 3, "sentences": ["a photo of a {}.", "itap of a {}."]},
+    "anchoropt": {"epochs": 3, "anchor_epochs": 2},
+    "proda": {"epochs": 3, "n_contexts": 8},
     "xerm": {"epochs": 3, "variant": "tde"},
 }
+RANDOM = (
+    "atprompt",
+    "cocoop",
+    "variational",
+    "promptsrc",
+    "tcp",
+    "dept",
+    "lasp",
+    "xerm",
+)  # starts, samples, noise or batches
 NAMES = [method.name for method in METHODS]
 TRAINED = [method.name for method in METHODS if issubclass(method, GradientMethod)]
 
@@ -47,6 +59,11 @@ TRAINED = [method.name for method in METHODS if issubclass(method, GradientMetho
 FORMS = {
     "CoCoOp + ProGrad": ("cocoop", {"lambda_": 1.0}),
     "LASP + ProGrad": ("lasp", {"lambda_": 1.0}),
+    "TCP + ProGrad": ("tcp", {"lambda_": 1.0}),
+    "DePT + ProGrad": ("dept", {"lambda_": 1.0}),
+    "ATPrompt + ProGrad": ("atprompt", {"lambda_": 1.0}),
+    "ProDA + ProGrad": ("proda", {"lambda_": 1.0}),
+    "AnchorOPT + ProGrad": ("anchoropt", {"lambda_": 1.0, "n_anchor": 2}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
 }
@@ -126,6 +143,9 @@ def test_correct_pictures_are_counted(name):
     learner = small(name).start(task)
     if "xerm" in name.lower():
         learner.learning = "student"
+    if "anchoropt" in name.lower():
+        learner.begin_second_stage()
+        learner.context.noise = lambda n, generator: None
     right = learner.scores(CLASS_NAMES)(task.image_features).argmax(1) == task.labels
     assert learner.losses(task.image_features, task.labels).correct.item() == right.sum().item()
 
@@ -157,7 +177,7 @@ def test_same_seed_same_result_another_seed_another(name):
             tune(learner)
         learned.append(learner.module.state_dict())
     assert all(torch.equal(learned[0][key], learned[1][key]) for key in learned[0])
-    if name in ("cocoop", "variational", "promptsrc", "lasp", "xerm"):  # random starts, samples, noise or batches
+    if name in RANDOM:
         assert not all(torch.equal(learned[0][key], learned[2][key]) for key in learned[0])
 
 
@@ -188,6 +208,9 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
     if "xerm" in name.lower():  # the student's objective, given the trained teacher
         before.teacher.load_state_dict(learner.teacher.state_dict())
         before.learning = "student"
+    if name == "anchoropt":  # the second stage's, given the anchor
+        before.context.anchor = learner.context.anchor
+        before.begin_second_stage()
     losses = []
     with torch.no_grad():  # the mean over what is random, from the same draws
         for one in (before, learner):
@@ -198,7 +221,7 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 13
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 18
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
     assert unnamed == ["linear-probe", "xerm"]
 
@@ -230,6 +253,16 @@ def test_published_settings():
     assert int(promptsrc.weights().argmax()) == 14  # epoch 15
     eurosat = method_named("variational", {}, "vit-b16-base-to-new-eurosat")
     assert (eurosat.samples, eurosat.epochs, eurosat.batch_size, eurosat.conditional) == (20, 60, 1, False)
+    tcp = method_named("tcp", {}, "vit-b16-base-to-new")
+    assert (tcp.block, tcp.n_ctx, tcp.epochs, tcp.weight, tcp.lr, tcp.weight_decay) == (8, 4, 50, 8.0, 0.002, 5e-4)
+    dept = method_named("dept", {}, "vit-b16-base-to-new")
+    assert (dept.lr, dept.head_rate, dept.head_weight, dept.batch_size, dept.epochs) == (0.0035, 6.5, 0.7, 4, 10)
+    pets = method_named("atprompt", {}, "vit-b16-base-to-new-pets")
+    assert (pets.attributes, pets.n_attribute, pets.n_ctx, pets.epochs) == (("playfulness", "energy"), 2, 2, 100)
+    cars = method_named("anchoropt", {}, "vit-b16-base-to-new-cars")
+    assert (cars.stages(), cars.n_ctx, cars.anchor_weight, cars.kd_temperature) == ((40, 100), 8, 100.0, 4.0)
+    proda = method_named("proda", {}, "vit-b16-port")
+    assert (proda.n_contexts, proda.contexts_at_once, proda.n_ctx, proda.lr, proda.batch_size) == (32, 4, 16, 0.001, 4)
     prograd = method_named("prograd", {"lambda_": 0.8}, "rn50-16-shot")
     assert (prograd.lambda_, prograd.epochs, prograd.n_ctx, prograd.weight_decay) == (0.8, 200, 16, 5e-4)
 
@@ -242,6 +275,17 @@ def test_published_settings():
         ("variational", {"samples": 0}, "samples must be 1 or more"),
         ("promptsrc", {"depth": 0}, "depth must be 1 or more"),
         ("promptsrc", {"gpa_std": 0.0}, "gpa_std must be"),
+        ("tcp", {"block": 0}, "block must be 1 or more, or None"),
+        ("atprompt", {"attributes": []}, "attributes: expected a word at least"),
+        ("atprompt", {"n_attribute": 0}, "n_attribute must be 1 or more"),
+        ("proda", {"n_contexts": 6}, "n_contexts must be a multiple of 4, from 4 to 1000, got 6"),
+        ("proda", {"contexts_at_once": 64}, "contexts_at_once must be a multiple of 4, from 4 to 32, got 64"),
+        ("anchoropt", {"n_anchor": 0}, "n_anchor must be 1 or more"),
+        ("anchoropt", {"anchor_epochs": 0}, "anchor_epochs must be 1 or more"),
+        ("anchoropt", {"gumbel_temperature": 0.0}, "gumbel_temperature must be above 0"),
+        ("anchoropt", {"descriptions": ["a cat"]}, "descriptions: expected sentences with one {} for the class name"),
+        ("dept", {"head_weight": 1.5}, "head_weight must be between 0 and 1"),
+        ("dept", {"image_length": 0.0}, "image_length must be above 0"),
         ("xerm", {"variant": "ride"}, "settings.variant: expected .*'pc', 'tde'.*, got 'ride'"),
         ("xerm", {"gamma": math.inf}, "gamma must be above 0 and finite"),
     ],

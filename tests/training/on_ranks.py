@@ -35,11 +35,28 @@ CASES = {
     "subpt": ("subpt", {}, TrainOptions()),
     "variational": ("variational", {}, TrainOptions()),
     "promptsrc": ("promptsrc", {}, TrainOptions()),
+    "tcp": ("tcp", {}, TrainOptions()),
+    "dept": ("dept", {}, TrainOptions()),
+    "proda": ("proda", {}, TrainOptions()),
+    "anchoropt": ("anchoropt", {}, TrainOptions()),
     "xerm": ("xerm", {}, TrainOptions()),
     "nfl": ("nfl", {}, TrainOptions()),
 }
 # Ranks share the class names of these once `WORTH_SHARING` is 0, and each sees all pictures then.
-SHARED = ("coop", "prograd", "clipped", "accumulated", "lasp", "variational", "promptsrc", "nfl")
+SHARED = (
+    "coop",
+    "prograd",
+    "clipped",
+    "accumulated",
+    "lasp",
+    "variational",
+    "promptsrc",
+    "tcp",
+    "dept",
+    "proda",
+    "anchoropt",
+    "nfl",
+)
 
 
 def trained(case: str, shared: bool | None = None) -> dict[str, list[float]]:

@@ -66,6 +66,7 @@ def assert_same(run, eager):
 def test_every_method_gives_the_same_numbers(name, graphs):
     # more steps than warm up in each stage; a rate that changes at each epoch, and a last batch that is smaller
     epochs = {"epochs": 6, "warmup_epochs": 2} | ({"early_epochs": 5} if "subpt" in name else {})
+    epochs |= {"anchor_epochs": 5} if "anchoropt" in name.lower() else {}
     method = small(name, **epochs, batch_size=13)
     run, eager = trained(method), trained(method, TrainOptions(graph=False))
     assert_same(run, eager)

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from prograd_fast.clip.packed.forward import Kept, KeptAttention, KeptMLP, KeptNorm, Part, mlp_rows
+from prograd_fast.clip.packed.forward import Kept, KeptAttention, KeptMLP, KeptNorm, Part, Parting, mlp_rows
 from prograd_fast.clip.packed.weights import Block, Norm
 
 
@@ -17,6 +17,7 @@ def backward(
     d_prefix_key_values: Sequence[Tensor],
     n_deep: tuple[int, int] | None,
     of_suffixes: bool,
+    parting: Parting | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of rows and deep prompts.
 
@@ -28,11 +29,14 @@ def backward(
             adds to them, the prefix alone takes them, for a part with both there are none.
         n_deep: number J of deep prompts, and their rows M; None without any.
         of_suffixes: whether the rows of the suffixes need a gradient.
+        parting: where the classes got tokens of their own; None: nowhere.
 
     Returns:
-        (K, G, R, d), R only the prefix's rows unless `of_suffixes`, and (K, J, M, d) or None.
+        (K, G, R, d), R only the prefix's rows unless `of_suffixes`; and (K, J, M, d), of class tokens (K, N, M, d), or
+        None.
     """
-    weights, d = part.weights, part.weights.width
+    weights, d, before = part.weights, part.weights.width, part
+    part = part if parting is None else parting.part
     n, groups, n_ends, _ = cotangents.shape
     # the gradients of the residual stream: of the ends of text, and of all rows, where they have none behind their
     # keys and values of the last block
@@ -68,10 +72,15 @@ def backward(
         norm = KeptNorm(*(x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1).contiguous() for x in attention.norm))
         d_total = d_total.flatten(1, 2).contiguous()
         _norm_backward(d_total, d_normed.flatten(1, 2).contiguous(), norm, block.norm_1)
-        if d_deep is not None and 1 <= i <= d_deep.shape[1]:
+        if n_deep is not None and 1 <= i <= n_deep[0]:
+            assert d_deep is not None
             d_context = d_total.unflatten(1, (groups, -1))[:, :, 1 : 1 + d_deep.shape[2]]
             d_deep[:, i - 1] = d_context.sum(1)
             d_context.zero_()
+        if parting is not None and i == parting.block:
+            n_rows = kept.attentions[-1].key_value.shape[1]
+            d_rows, d_deep = parting.join_gradients(d_total.unflatten(1, (groups, -1)), n_rows)
+            part, d_total, d_qkv = before, d_rows.flatten(1, 2), None
     return d_total.unflatten(1, (groups, -1)), d_deep
 
 

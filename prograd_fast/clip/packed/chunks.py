@@ -37,6 +37,7 @@ def chunks_within(
     offsets: Tensor,
     bounds: Sequence[int],
     differentiable: bool,
+    n_own: int = 0,
 ) -> tuple[Chunk, ...]:
     """Cut the classes into chunks, each with as many of them as fit.
 
@@ -48,6 +49,7 @@ def chunks_within(
         offsets: (C + 1,) int64, of the classes among the suffixes.
         bounds: the same numbers on the host.
         differentiable: whether a backward will come.
+        n_own: rows that each class has beside those, where classes part (`Parting`).
 
     Returns:
         The chunks in order; empty if all classes fit.
@@ -57,20 +59,21 @@ def chunks_within(
     """
     numbers = KEPT * len(weights.blocks) + BACKWARD if differentiable else FORWARD
     row_bytes = groups * weights.width * weights.dtype.itemsize * numbers
-    limit = bounds[-1] if differentiable else max(_ROWS_WITHOUT_BACKWARD // groups, 1)
+    bounds_of_rows = [bound + n_own * i for i, bound in enumerate(bounds)]
+    limit = bounds_of_rows[-1] if differentiable else max(_ROWS_WITHOUT_BACKWARD // groups, 1)
     if max_memory is not None:
         limit = min(limit, int(max_memory / row_bytes) - n_prefix)
-    if limit >= bounds[-1]:
+    if limit >= bounds_of_rows[-1]:
         return ()
     chunks, start = [], 0
     while start < len(bounds) - 1:
         stop = start
-        while stop + 1 < len(bounds) and bounds[stop + 1] - bounds[start] <= limit:
+        while stop + 1 < len(bounds) and bounds_of_rows[stop + 1] - bounds_of_rows[start] <= limit:
             stop += 1
         if stop == start and max_memory is None:
             stop += 1
         if stop == start:
-            longest = max(b - a for a, b in pairwise(bounds))
+            longest = max(b - a for a, b in pairwise(bounds_of_rows))
             least = row_bytes * (longest + n_prefix)
             raise ValueError(
                 f"max_memory: expected at least {least / 1e6:.3g} MB, which the longest prompt takes, got "

@@ -11,7 +11,7 @@ from torch import Tensor
 from prograd_fast.clip.class_parallel import ClassShare
 from prograd_fast.clip.packed.backward import backward
 from prograd_fast.clip.packed.chunks import Chunk
-from prograd_fast.clip.packed.forward import Kept, Part, first_block, forward
+from prograd_fast.clip.packed.forward import Kept, Part, Parting, first_block, forward
 from prograd_fast.clip.packed.packing import Placing
 from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
 
@@ -29,6 +29,7 @@ class Prompts:
         context: which of the rows belong to the context.
         prefix_context: which of those of the prefix.
         suffix_context: which of those of the suffixes.
+        parting: where the classes get tokens of their own; None: nowhere.
     """
 
     part: Part
@@ -37,6 +38,7 @@ class Prompts:
     context: Placing
     prefix_context: Placing
     suffix_context: Placing
+    parting: Parting | None = None
 
     @cached_property
     def first(self) -> Tensor | None:
@@ -82,6 +84,23 @@ class EncodePlan:
             part = Part(prompts.part.weights, 0, chunk.offsets, key_values)
             yield chunk, part, rows[:, chunk.rows], positions[chunk.rows]
 
+    def parted(
+        self, parting: Parting, context: Tensor, tokens: Tensor
+    ) -> Iterator[tuple[Chunk, tuple[Part, Tensor, Tensor], Tensor, Parting]]:
+        """Each chunk with its part, rows and positions, behind the prefix; with its class tokens and parting.
+
+        From the parting on the prefix is each class's own, so a chunk computes it again.
+        """
+        prompts, n_prefix = self.prompts, self.prompts.part.n_prefix
+        rows = prompts.context.into(prompts.words, context)
+        for chunk in self.chunks:
+            own = slice(n_prefix + chunk.rows.start, n_prefix + chunk.rows.stop)
+            part = Part(prompts.part.weights, n_prefix, chunk.offsets)
+            of_chunk = torch.cat([rows[:, :n_prefix], rows[:, own]], 1)
+            positions = torch.cat([prompts.positions[:n_prefix], prompts.positions[own]])
+            own_parting = parting.of_classes(chunk.classes, chunk.rows)
+            yield chunk, (part, of_chunk, positions), tokens[chunk.classes], own_parting
+
 
 def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
     """Features of C prompts for each of G contexts.
@@ -89,6 +108,7 @@ def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
     Args:
         context: (G, M, d), or class-specific (G, C, M, d).
         deep: (J, M, d) in the tower's dtype, or None: replaces rows 1 ... M of the prefix before block j = 1 ... J.
+            Where the classes part, (C, M, d): the class tokens.
         plan: of which prompts, in which chunks.
 
     Returns:
@@ -105,13 +125,15 @@ class _Encode(TakesCotangentBatches):
     @staticmethod
     def forward(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> tuple[Tensor, ...]:
         prompts, kept = plan.prompts, Kept()
-        context = _rows_of(context, plan)
-        if plan.chunks:
+        context, deep = _rows_of(context, plan), None if deep is None else _own_deep(deep, plan)
+        if plan.chunks and deep is not None and prompts.parting is not None:
+            features = _encode_parted(context, deep, plan, prompts.parting)
+        elif plan.chunks:
             features = _encode_in_chunks(context, deep, plan, kept)
         else:
             rows = prompts.context.into(prompts.words, context)
             of_backward = kept if plan.differentiable else None
-            features = forward(prompts.part, rows, prompts.positions, deep, prompts.first, of_backward)
+            features = forward(prompts.part, rows, prompts.positions, deep, prompts.first, of_backward, prompts.parting)
         tensors = kept.tensors() if plan.differentiable else []
         if plan.unit:
             norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(_LEAST_NORM)
@@ -146,22 +168,28 @@ class _EncodeBackward(torch.autograd.Function):
     @staticmethod
     def forward(cotangents: Tensor, plan: EncodePlan, *saved: Tensor) -> tuple[Tensor, ...]:
         context, deep, features, *tensors = saved
-        prompts = plan.prompts
-        n_deep = None if deep is None else (deep.shape[0], deep.shape[1])
+        prompts, parting = plan.prompts, plan.prompts.parting
+        n_deep = None if deep is None or parting is not None else (deep.shape[0], deep.shape[1])
         with torch.autocast(context.device.type, enabled=False):
             if plan.share is not None:
                 cotangents = plan.share.own(cotangents)
             if plan.unit:
                 norms, *tensors = tensors
                 cotangents = _norm_backward(cotangents, features, norms)
-            kept = Kept.of(tensors, len(prompts.part.weights.blocks))
-            if plan.chunks:
+            kept = Kept.of(tensors, len(prompts.part.weights.blocks)) if tensors else Kept()
+            d_deep: Tensor | None
+            if plan.chunks and parting is not None:
+                inputs = _rows_of(context, plan), _own_deep(deep, plan)
+                d_rows, d_deep = _backward_parted(cotangents, *inputs, plan, parting)
+            elif plan.chunks:
                 d_rows, d_deep = _backward_in_chunks(cotangents, plan, _rows_of(context, plan), kept, n_deep)
             else:
                 of_suffixes = prompts.suffix_context.anywhere
-                d_rows, d_deep = backward(prompts.part, cotangents, kept, [], n_deep, of_suffixes)
+                d_rows, d_deep = backward(prompts.part, cotangents, kept, [], n_deep, of_suffixes, parting)
             own = context if plan.share is None else plan.share.own_context(context)
-            gradients = [prompts.context.out_of(d_rows, own), *([] if d_deep is None else [d_deep])]
+            gradients = [prompts.context.out_of(d_rows, own)]
+            if d_deep is not None:
+                gradients.append(d_deep if parting is None else _of_all_classes(d_deep, deep, plan))
         return tuple(gradients if plan.share is None else plan.share.sum(gradients, context))
 
     @staticmethod
@@ -190,6 +218,20 @@ def _rows_of(context: Tensor, plan: EncodePlan) -> Tensor:
     """(G, M or C·M, d) of what is encoded here, in the dtype of the tower's products."""
     own = context if plan.share is None else plan.share.own_context(context)
     return own.to(plan.prompts.words.dtype).flatten(1, -2)
+
+
+def _own_deep(deep: Tensor, plan: EncodePlan) -> Tensor:
+    """The deep prompts, or the class tokens of the classes that are encoded here."""
+    return deep if plan.share is None or plan.prompts.parting is None else deep[plan.share.encoded]
+
+
+def _of_all_classes(d_tokens: Tensor, tokens: Tensor, plan: EncodePlan) -> Tensor:
+    """The gradients (K, C, M, d) of all class tokens: zeros for classes that another rank encodes."""
+    if plan.share is None:
+        return d_tokens
+    of_all = d_tokens.new_zeros(len(d_tokens), *tokens.shape)
+    of_all[:, plan.share.encoded] = d_tokens
+    return of_all
 
 
 def _norm_backward(cotangents: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
@@ -224,3 +266,25 @@ def _backward_in_chunks(
         d_suffixes.append(backward(part, of_chunk, again, d_prefix_key_values, None, of_suffixes)[0])
     d_prefix, d_deep = backward(prompts.prefix(), cotangents[:, :, :0], kept, d_prefix_key_values, n_deep, of_suffixes)
     return torch.cat([d_prefix, *d_suffixes], 2), d_deep
+
+
+def _encode_parted(context: Tensor, tokens: Tensor, plan: EncodePlan, parting: Parting) -> Tensor:
+    """Each chunk with the prefix, of which nothing is kept."""
+    chunks = plan.parted(parting, context, tokens)
+    return torch.cat([forward(*inputs, of_chunk, parting=own) for _, inputs, of_chunk, own in chunks], 1)
+
+
+def _backward_parted(
+    cotangents: Tensor, context: Tensor, tokens: Tensor, plan: EncodePlan, parting: Parting
+) -> tuple[Tensor, Tensor]:
+    """Each chunk is computed once more, with the prefix, whose gradients are added up."""
+    d_prefix: list[Tensor] = []
+    d_tokens: list[Tensor] = []
+    for chunk, inputs, of_chunk, own in plan.parted(parting, context, tokens):
+        kept = Kept()
+        forward(*inputs, of_chunk, None, kept, own)
+        d_rows, d_own = backward(inputs[0], cotangents[:, :, chunk.classes], kept, [], None, False, own)
+        assert d_own is not None
+        d_prefix.append(d_rows)
+        d_tokens.append(d_own)
+    return torch.stack(d_prefix).sum(0), torch.cat(d_tokens, 1)

@@ -48,6 +48,47 @@ class Part:
         return None if self.n_prefix else self.prefix_key_values[i]
 
 
+@dataclass(frozen=True)
+class Parting:
+    """From a block on, each class has tokens of its own in the places of the context, and so all rows behind them too.
+
+    Attributes:
+        block: before which one.
+        part: the rows from there on: one prefix row, and the suffixes with all that stands behind it.
+        n_prefix: number P of rows of the prefix before that block.
+        source: (R',) int64, which row before that block each of them was.
+        places: (C, M) int64, which of them the class tokens are.
+    """
+
+    block: int
+    part: Part
+    n_prefix: int
+    source: Tensor
+    places: Tensor
+
+    def of_classes(self, classes: slice, rows: slice) -> "Parting":
+        """Of some classes that stand side by side, whose suffixes were these rows before."""
+        own = self.n_prefix - 1
+        start, stop = rows.start + own * classes.start, rows.stop + own * classes.stop
+        source = self.source[1 + start : 1 + stop]
+        source = torch.cat([self.source[:1], torch.where(source < self.n_prefix, source, source - rows.start)])
+        offsets = self.part.offsets[classes.start : classes.stop + 1] - start
+        part = Part(self.part.weights, self.part.n_prefix, offsets)
+        return Parting(self.block, part, self.n_prefix, source, self.places[classes] - start)
+
+    def part_rows(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """(G, R', d) from the rows before, (G, R, d), and the class tokens (C, M, d)."""
+        own = rows.index_select(1, self.source)
+        return own.index_copy_(1, self.places.flatten(), tokens.flatten(0, 1).expand(len(rows), -1, -1))
+
+    def join_gradients(self, d_rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+        """The gradients of the `n_rows` rows before, (K, G, R, d), and of the tokens (K, C, M, d)."""
+        d_tokens = d_rows[:, :, self.places].sum(1)
+        d_rows = d_rows.index_fill(2, self.places.flatten(), 0.0)
+        d_before = d_rows.new_zeros(*d_rows.shape[:2], n_rows, d_rows.shape[-1])
+        return d_before.index_add_(2, self.source, d_rows), d_tokens
+
+
 class KeptNorm(NamedTuple):
     """The residual stream before a norm, (rows, d), and the norm's statistics, (rows, 2)."""
 
@@ -109,6 +150,7 @@ def forward(
     deep: Tensor | None = None,
     first: Tensor | None = None,
     kept: Kept | None = None,
+    parting: Parting | None = None,
 ) -> Tensor:
     """Features of the classes of a part.
 
@@ -116,17 +158,27 @@ def forward(
         part: which rows these are.
         rows: (G, R, d) token embeddings without positions.
         positions: (R, d) positional embeddings.
-        deep: (J, M, d), or None: replaces rows 1 ... M of each group before block j = 1 ... J.
+        deep: (J, M, d), or None: replaces rows 1 ... M of each group before block j = 1 ... J. With `parting` the class
+            tokens (N, M, d).
         first: queries, keys and values of the suffixes in the first block, see `first_block`; None to compute them.
         kept: empty, to collect the tensors that `backward` needs; None without a backward.
+        parting: where the classes get tokens of their own; None: nowhere.
 
     Returns:
         (G, N, D), not normalised.
     """
     weights, groups = part.weights, len(rows)
     total, branch = rows.flatten(0, 1), positions.expand_as(rows).flatten(0, 1)
+    of_context = deep if parting is None else None
     for i, block in enumerate(weights.blocks):
-        total, branch = _attention(part, i, groups, total, branch, deep, first, kept)
+        if parting is not None and i == parting.block:
+            assert deep is not None
+            part, total = (
+                parting.part,
+                parting.part_rows((total + branch).unflatten(0, (groups, -1)), deep).flatten(0, 1),
+            )
+            branch = torch.zeros_like(total)
+        total, branch = _attention(part, i, groups, total, branch, of_context, first, kept)
         total, branch = _mlp(total, branch, block, weights.approximate, kept)
     normed, norm = _add_norm(total, branch, weights.norm)
     if kept is not None:

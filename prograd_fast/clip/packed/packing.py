@@ -133,6 +133,27 @@ class Packing:
             n_context=n_ctx * n_classes if class_specific else n_ctx,
         )
 
+    def parted(self, n_ctx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of the same prompts when each class has a shared context's rows, and all behind them, for itself.
+
+        The rows before the context, 1 of them, stay shared; class after class follow its own.
+
+        Args:
+            n_ctx: rows 1 ... n_ctx of the prefix are the context.
+
+        Returns:
+            (R',) int64, which row of this packing each of these is; (C, n_ctx) int64, which of these are in the
+            context's places; (C + 1,) int64, offsets of the classes behind the shared row.
+        """
+        n_prefix = len(self.prefix.token_ids)
+        lengths = self.offsets.diff() + n_prefix - 1
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        classes = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        positions = 1 + torch.arange(len(classes)) - offsets[classes]
+        source = torch.where(positions < n_prefix, positions, positions + self.offsets[classes])
+        places = 1 + offsets[:-1, None] + torch.arange(n_ctx)
+        return torch.cat([source.new_zeros(1), source]), places, offsets
+
 
 def _prompt_rows(token_ids: Tensor, content: Tensor, positions: Tensor, first: Tensor) -> PromptRows:
     at = (content < 0).nonzero().flatten()
