@@ -7,6 +7,7 @@ from prograd_fast.ops.differences import soft_wing, squared_error
 from prograd_fast.ops.dual_loss import dual_loss
 from prograd_fast.ops.head_dual_loss import head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss, text_to_text_loss
+from prograd_fast.ops.normalised_focal import normalised_focal_loss
 from prograd_fast.ops.projection import gram, project
 from prograd_fast.ops.samples import sampled_cross_entropy, sampled_log_probs
 from prograd_fast.ops.updates import project_adamw_, project_sgd_
@@ -16,6 +17,7 @@ __all__ = [
     "gram",
     "head_dual_loss",
     "linear_dual_loss",
+    "normalised_focal_loss",
     "project",
     "project_adamw_",
     "project_sgd_",

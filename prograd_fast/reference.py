@@ -6,6 +6,7 @@ from prograd_fast.ops.dual_loss import dual_loss_formula as dual_loss
 from prograd_fast.ops.head_dual_loss import head_dual_loss_formula as head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss_formula as linear_dual_loss
 from prograd_fast.ops.linear_dual_loss import text_to_text_loss_formula as text_to_text_loss
+from prograd_fast.ops.normalised_focal import normalised_focal_loss_formula as normalised_focal_loss
 from prograd_fast.ops.projection import combine, conflict_coefficients, prograd_coefficients, split_units
 from prograd_fast.ops.projection import gram_formula as gram
 from prograd_fast.ops.projection import project_formula as project
@@ -25,6 +26,7 @@ __all__ = [
     "gram",
     "head_dual_loss",
     "linear_dual_loss",
+    "normalised_focal_loss",
     "prograd_coefficients",
     "project",
     "project_adamw_",

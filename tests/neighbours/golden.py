@@ -36,13 +36,13 @@ class Golden:
         expected = torch.from_numpy(self.arrays[name])
         assert_close(actual.reshape(expected.shape), expected, "golden network", self.dtype)
 
-    def load(self, module: nn.Module, prefix: str, rename: Callable[[str], str]) -> None:
-        """Give a module all its floating-point parameters and buffers, from arrays that begin with the prefix."""
+    def load(self, module: nn.Module, prefix: str, rename: Callable[[str], str], strict: bool = True) -> None:
+        """Give a module its floating-point parameters and buffers from arrays that begin with the prefix; all if strict."""
         own = module.to(self.dtype).state_dict()
         state = {key: value for key, value in own.items() if not value.is_floating_point()}
         for name, key in self._pairs(prefix, rename, own):
             state[key] = self[name].reshape(own[key].shape)
-        module.load_state_dict(state)
+        module.load_state_dict(state, strict)
 
     def gradients_close(self, module: nn.Module, prefix: str, rename: Callable[[str], str]) -> None:
         """Compare every gradient of the file that begins with the prefix and is one of the module's."""
