@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prograd_fast.ops.checks import check_floating
 from prograd_fast.ops.differences import soft_wing
+from prograd_fast.ops.edges import edge_softmax_sum
 
 # ---- graphs
 
@@ -52,24 +53,6 @@ def with_loops_both_ways(edges: Tensor) -> Tensor:
 # ---- graph convolution
 
 
-def edge_softmax(logits: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Softmax over the edges of each row; no N·N matrix.
-
-    Args:
-        logits: (..., E), one for each edge.
-        rows: (E,) int64, the row of each edge.
-        n: the number of rows N.
-
-    Returns:
-        As `logits`; the weights of a row's edges add up to 1.
-    """
-    where = rows.expand(logits.shape)
-    room = logits.shape[:-1] + (n,)
-    largest = logits.detach().new_full(room, -torch.inf).scatter_reduce(-1, where, logits.detach(), "amax")
-    weights = (logits - largest.gather(-1, where)).exp()
-    return weights / weights.new_zeros(room).scatter_add(-1, where, weights).gather(-1, where)
-
-
 def edge_softmax_conv(
     x: Tensor, weight: Tensor, bias: Tensor, logits: Tensor, edges: Tensor, transposed: bool = False
 ) -> Tensor:
@@ -89,15 +72,7 @@ def edge_softmax_conv(
     Returns:
         (B, N, O).
     """
-    rows, columns = edges
-    share = edge_softmax(logits, rows, x.shape[1])
-    own, other = x @ weight[0], x @ weight[1]
-    receiver, sender = (columns, rows) if transposed else (rows, columns)
-    loop = rows == columns
-    y = bias.expand(own.shape)
-    for part, which in ((own, loop), (other, ~loop)):
-        y = y.index_add(1, receiver[which], share[..., which].unsqueeze(-1) * part[:, sender[which]])
-    return y
+    return edge_softmax_sum(x @ weight[0], x @ weight[1], logits, *edges, transposed=transposed) + bias
 
 
 class EdgeSoftmaxConv(nn.Module):

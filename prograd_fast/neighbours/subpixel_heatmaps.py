@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import check_floating, check_positive
+from prograd_fast.ops.soft_argmax import local_soft_argmax
 
 # ---- encoding
 
@@ -68,47 +69,6 @@ def _gaussians(points: Tensor, maps: Tensor, sigma: float) -> tuple[Tensor, Tens
 def integer_argmax(maps: Tensor) -> Tensor:
     """The pixel of the largest value, (B, N, 2) in the maps' dtype; the first of several."""
     return torch.stack(_peaks(maps)[::-1], 2).to(maps.dtype)
-
-
-def local_soft_argmax(maps: Tensor, window: int = 5, temperature: float = 10.0) -> Tensor:
-    """Softmax-weighted mean position in a window around the largest value; the best decoder of the paper.
-
-        (r, c) = argmax h,   w = softmax(τ·h) over the d·d window there,   (y, x) = Σ w·(row, column)
-
-    Pixels of the window outside of the map count with h = 0, as in landmarker; left out, the error near the border
-    would be larger. Only the window is looked at: nothing of the map's size is made but the gradient. Differentiable;
-    the argmax is constant: ∂y/∂h_k = τ·w_k·(row_k - y).
-
-    τ has to fit the peaks' height and σ, or the result is drawn towards the pixel's centre or over it. Largest error in
-    pixels for clean Gaussian maps, window 5, measured on a grid of positions (see `docs/neighbours.md`):
-
-        peak 1, τ 10: 0.15 at σ 1, 0.01 at σ 2.    peak 0.3, τ 10: 0.10 at σ 2.
-
-    Args:
-        maps: (B, N, H, W).
-        window: d, odd (default: 5, the paper's best).
-        temperature: τ > 0 (default: 10.0, landmarker's).
-
-    Returns:
-        (B, N, 2), in the maps' dtype.
-
-    Raises:
-        TypeError: the maps are not floating point.
-        ValueError: their shape is another, the window is even, or τ is not above 0.
-    """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window: expected an odd number of pixels, got {window}. Use 5 as the paper does.")
-    check_positive("temperature", temperature)
-    row, column = _peaks(maps)
-    height, width = maps.shape[2:]
-    steps = torch.arange(window, device=maps.device) - window // 2
-    rows, columns = (row[..., None] + steps)[..., None], (column[..., None] + steps)[..., None, :]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    places = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    values = maps.flatten(2).gather(2, places.flatten(2)) * inside.flatten(2)
-    weights = (temperature * values).softmax(2).unflatten(2, (window, window))
-    steps = steps.to(maps.dtype)
-    return torch.stack([weights.sum(2) @ steps + column, weights.sum(3) @ steps + row], 2)
 
 
 def log_parabola(maps: Tensor) -> Tensor:
