@@ -100,11 +100,22 @@ def _check(call: dict[str, Any]) -> None:
         arguments.result(name, call.get(name), size)
 
 
+def _check_ends(call: tuple[Any, ...]) -> None:
+    """ValueError for an edge to a node that is not there; on a GPU nothing looks, since that would wait for it."""
+    own, _, _, rows, columns, _ = call
+    for name, ends in (("rows", rows), ("columns", columns)):
+        if ends.is_cpu and (wrong := ((ends < 0) | (ends >= own.shape[1])).nonzero()).numel():
+            e = int(wrong[0])
+            raise ValueError(f"{name}[{e}]: expected a node below {own.shape[1]}, got {int(ends[e])}.")
+
+
 def _kernel(*args: Any, y: Tensor) -> None:
+    _check_ends(args)
     y.copy_(edge_softmax_sum_formula(*args))
 
 
 def _backward_kernel(*args: Any, d_own: Tensor, d_other: Tensor, d_logits: Tensor) -> None:
+    _check_ends(args[1:])
     for result, value in zip((d_own, d_other, d_logits), edge_softmax_sum_backward(*args), strict=True):
         result.copy_(value)
 

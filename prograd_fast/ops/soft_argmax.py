@@ -178,8 +178,8 @@ def local_soft_argmax(maps: Tensor, window: int = 5, temperature: float = 10.0) 
     check_floating("maps", maps)
     if maps.dim() != 4 or not maps.shape[2] or not maps.shape[3]:
         raise ValueError(f"maps: expected shape (batch, landmarks, height, width), got {tuple(maps.shape)}.")
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window: expected an odd number of pixels, got {window}. Use 5 as the paper does.")
+    if not 0 < window < 64 or window % 2 == 0:
+        raise ValueError(f"window: expected an odd number of pixels below 64, got {window}. Use 5 as the paper does.")
     if goes_through_formula():
         return local_soft_argmax_formula(maps, window, temperature)
     return torch.ops.prograd_fast.local_soft_argmax(maps, window, float(temperature))
