@@ -150,7 +150,7 @@ def sentences(results: dict[str, Tensor], chance: float) -> list[str]:
     gap = difference.mean().item()
     verdict = (
         "is not needed for the accuracy: the projection, which has none, is as good within two standard errors"
-        if gap > -2 * error
+        if gap >= -2 * error
         else "is still needed: no projection makes up for a well chosen one"
     )
     return [
@@ -159,8 +159,8 @@ def sentences(results: dict[str, Tensor], chance: float) -> list[str]:
         f"({best}), and the projection for {mean[PROJECTED][0]:.1%}.",
         f"By these numbers ρ {verdict} ({gap:+.1%} ± {error:.1%} against the best ρ, which was chosen on the test).",
         f"The action-unit loss there is {mean[PROJECTED][1]:.3f} with the projection, {sums[best][1]:.3f} with {best} "
-        f"and {min(m[1] for m in sums.values()):.3f} at best: the projection keeps the trunk from working against action "
-        "units, and does not teach it them.",
+        f"and {min(m[1] for m in sums.values()):.3f} at best: the projection keeps the trunk from working against "
+        "action units, and does not teach it them.",
     ]
 
 
@@ -172,7 +172,7 @@ def draw(path: Path, faces: Faces, results: dict[str, Tensor]) -> None:
     axes = np.atleast_1d(top.subplots(1, len(shown)))
     for ax, i in zip(axes, shown, strict=True):
         row = (faces.emoji == i).nonzero()[0, 0]
-        ax.imshow(faces.pictures[row], interpolation="bicubic")
+        ax.imshow(faces.pictures[row].numpy(), interpolation="bicubic")
         units = ", ".join(map(str, FACES[list(FACES)[i]])) or "none"
         ax.set_title(f"{EXPRESSIONS[int(faces.expression[row])]}\naction units: {units}", fontsize=7.5)
         ax.axis("off")
@@ -181,11 +181,11 @@ def draw(path: Path, faces: Faces, results: dict[str, Tensor]) -> None:
     sums = {float(name.split()[-1]): r for name, r in results.items() if name.startswith("ρ")}
     for k, (ax, title) in enumerate(zip(panels, titles, strict=True)):
         unit = 100 if k == 0 else 1
-        middle = torch.stack([unit * r[:, k].mean() for r in sums.values()])
-        spread = torch.stack([unit * _standard_error(r[:, k]) for r in sums.values()])
+        middle = [unit * r[:, k].mean().item() for r in sums.values()]
+        spread = [unit * _standard_error(r[:, k]) for r in sums.values()]
         ax.errorbar(list(sums), middle, spread, color="#0072B2", marker="o", capsize=3, label="CE + ρ·BCE")
         for name, colour in ((PROJECTED, "#009E73"), (PLAIN, "#D55E00")):
-            value, error = unit * results[name][:, k].mean(), unit * _standard_error(results[name][:, k])
+            value, error = unit * results[name][:, k].mean().item(), unit * _standard_error(results[name][:, k])
             ax.axhline(value, color=colour, label="CE projected by BCE" if name == PROJECTED else name)
             ax.axhspan(value - error, value + error, color=colour, alpha=0.12, linewidth=0)
         ax.set(xscale="log", xlabel="ρ", title=title)
@@ -195,8 +195,8 @@ def draw(path: Path, faces: Faces, results: dict[str, Tensor]) -> None:
     figure.savefig(path)
 
 
-def _standard_error(values: Tensor) -> Tensor:
-    return values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5
+def _standard_error(values: Tensor) -> float:
+    return values.std(correction=min(1, len(values) - 1)).item() / len(values) ** 0.5
 
 
 def compare(steps: int, splits: int, rhos: list[float], path: Path, limit: int | None = None) -> list[str]:

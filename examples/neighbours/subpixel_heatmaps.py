@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from examples.neighbours.rendered_faces import N_LANDMARKS, SIDE, render
+from prograd_fast.functional import local_soft_argmax
 from prograd_fast.neighbours import subpixel_heatmaps as sh
 
 Decoder = Callable[[Tensor], Tensor]
 DECODERS: dict[str, Decoder] = {
     "integer": sh.integer_argmax,
     "quarter offset": sh.quarter_offset,
-    "local soft-argmax": sh.local_soft_argmax,
+    "local soft-argmax": local_soft_argmax,
     "log-parabola": sh.log_parabola,
 }
 COLOURS = dict(zip(DECODERS, ("#999999", "#E69F00", "#0072B2", "#009E73"), strict=True))
@@ -56,7 +57,7 @@ def by_tau(count: int) -> dict[float, list[float]]:
     noise = NOISE * torch.randn(1, count, 32, 32, generator=g)
     return {
         sigma: [
-            distance(sh.local_soft_argmax(sh.gaussian_maps(points, (32, 32), sigma) + noise, temperature=tau), points)
+            distance(local_soft_argmax(sh.gaussian_maps(points, (32, 32), sigma) + noise, temperature=tau), points)
             for tau in TAUS
         ]
         for sigma in (1.0, 2.0, 3.0)
@@ -135,13 +136,15 @@ def draw(
     face, sigma_panel, tau_panel, bars = figure.subplots(1, 4, width_ratios=(1, 1.15, 1, 1.15))
     picture, heat, found, truth = example
     side = heat.shape[-1]
-    face.imshow(heat, cmap="Greys", interpolation="nearest", extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5))
-    face.imshow(picture.permute(1, 2, 0), alpha=0.55, interpolation="bicubic")
-    for name, point in zip(DECODERS, found, strict=True):
+    face.imshow(heat.numpy(), cmap="Greys", interpolation="nearest", extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5))
+    face.imshow(picture.permute(1, 2, 0).numpy(), alpha=0.55, interpolation="bicubic")
+    for name, point in zip(DECODERS, found.tolist(), strict=True):
         face.plot(*point, "o", color=COLOURS[name], markeredgecolor="white", markersize=7, label=name)
-    face.plot(*truth, "x", color="black", markersize=9, label="true")
+    face.plot(*truth.tolist(), "x", color="black", markersize=9, label="true")
     x, y = truth.tolist()
-    face.set(xlim=(x - 12, x + 12), ylim=(y + 12, y - 12), xticks=[], yticks=[], title=f"one landmark, map of {side}×{side}")
+    face.set(
+        xlim=(x - 12, x + 12), ylim=(y + 12, y - 12), xticks=[], yticks=[], title=f"one landmark, map of {side}×{side}"
+    )
     face.legend(fontsize=7, loc="upper left")
     for name, (clean, noisy) in sigmas.items():
         sigma_panel.plot(SIGMAS, noisy, color=COLOURS[name], label=name)
@@ -183,8 +186,8 @@ def compare(n_pictures: int, epochs: int, count: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Decoders of heat maps against σ, τ and resolution.")
-    parser.add_argument("--pictures", type=int, default=800, help="training pictures (default: 800)")
-    parser.add_argument("--epochs", type=int, default=15, help="epochs (default: 15)")
+    parser.add_argument("--pictures", type=int, default=500, help="training pictures (default: 500)")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs (default: 12)")
     parser.add_argument("--maps", type=int, default=2000, help="made maps (default: 2000)")
     parser.add_argument("--out", type=Path, default=Path("subpixel_heatmaps.png"), help="the picture to write")
     options = parser.parse_args()

@@ -3,8 +3,8 @@
 Liu et al., SimpleClick: Interactive Image Segmentation with Simple Vision Transformers (arXiv:2210.11006);
 `uncbiag/SimpleClick` at f33112e (MIT), built on RITM. The picture, and a map of clicks with the previous mask, have a
 patch embedding each; both are added. Blocks attend within windows, every few over the whole picture. A simple pyramid
-and head make one logit for each pixel; `prograd_fast.functional.normalised_focal_loss` trains it, `simulate_clicks` tells
-the clicks it needs.
+and head make one logit for each pixel. `prograd_fast.functional.normalised_focal_loss` trains it; `simulate_clicks`
+tells how many clicks it needs.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 
 _EPS = 1e-6  # of LayerNorm
 THRESHOLD = 0.49  # of the probability, above which a pixel is of the object in evaluation
@@ -53,7 +52,7 @@ def click_maps(clicks: Tensor, size: tuple[int, int], radius: float = 5.0, *, di
 
 
 class _Attention(nn.Module):
-    """Attention over a grid (B, h, w, D) of tokens, within windows where one is given."""
+    """Attention over a grid (B, h, w, D) of tokens; within windows unless `window` is None."""
 
     def __init__(self, width: int, heads: int, window: int | None) -> None:
         super().__init__()
@@ -61,12 +60,12 @@ class _Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, grid: Tensor) -> Tensor:
-        batch, height, width, _ = grid.shape
-        rows, columns = (height, width) if self.window is None else (self.window, self.window)
-        tokens = grid.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)  # (B, i, j, rows, columns, D)
-        qkv = self.qkv(tokens.flatten(3, 4).flatten(0, 2)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        rows, columns = grid.shape[1:3] if self.window is None else (self.window, self.window)
+        windows = grid.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)
+        tokens = windows.flatten(3, 4).flatten(0, 2)  # (windows, tokens, D)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = self.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
-        return out.unflatten(1, (rows, columns)).unflatten(0, (batch, height // rows, -1)).transpose(2, 3).reshape(grid.shape)
+        return out.view(windows.shape).transpose(2, 3).reshape(grid.shape)
 
 
 class _Block(nn.Module):
@@ -119,8 +118,8 @@ class PlainViT(nn.Module):
         return grid.permute(0, 3, 1, 2)
 
 
-def _up(inputs: int, outputs: int) -> nn.Module:
-    return nn.ConvTranspose2d(inputs, outputs, 2, 2)
+def _up(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.ConvTranspose2d(inputs, outputs, 2, 2), nn.GroupNorm(1, outputs)]
 
 
 def _last(inputs: int, outputs: int) -> list[nn.Module]:
@@ -128,12 +127,7 @@ def _last(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class SimplePyramid(nn.Module):
-    """Maps at 4, 2, 1 and ½ times the resolution of one map, with `widths` channels.
-
-    Args:
-        width: D of the map.
-        widths: channels of the four maps (default: (128, 256, 512, 1024), the authors').
-    """
+    """Maps of `widths` channels at 4, 2, 1 and ½ times the resolution of one map of `width` channels."""
 
     def __init__(self, width: int, widths: tuple[int, int, int, int] = (128, 256, 512, 1024)) -> None:
         super().__init__()
@@ -142,16 +136,15 @@ class SimplePyramid(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(*layers)
             for layers in (
-                [_up(width, middle), nn.GroupNorm(1, middle), nn.GELU(), _up(middle, middle // 2)]
-                + [nn.GroupNorm(1, middle // 2), *_last(middle // 2, a)],
-                [_up(width, half), nn.GroupNorm(1, half), *_last(half, b)],
+                [*_up(width, middle), nn.GELU(), *_up(middle, middle // 2), *_last(middle // 2, a)],
+                [*_up(width, half), *_last(half, b)],
                 _last(width, c),
                 [nn.Conv2d(width, double, 2, 2), nn.GroupNorm(1, double), *_last(double, d)],
             )
         )
 
     def forward(self, feature_map: Tensor) -> list[Tensor]:
-        """(B, D, h, w) → four maps, the finest first."""
+        """(B, width, h, w) → four maps, the finest first."""
         return [level(feature_map) for level in self.levels]
 
 
@@ -173,7 +166,7 @@ class MaskHead(nn.Module):
         self.fusion = nn.Sequential(nn.Conv2d(4 * inner, inner, 1), nn.ReLU())
         self.finer = nn.Sequential()
         while inner > channels:
-            self.finer.extend([_up(inner, inner // 2), nn.GroupNorm(1, inner // 2), *_last(inner // 2, inner // 2)])
+            self.finer.extend([*_up(inner, inner // 2), *_last(inner // 2, inner // 2)])
             inner //= 2
         self.dropout, self.logit = nn.Dropout2d(0.1), nn.Conv2d(channels, 1, 1)
         nn.init.normal_(self.logit.weight, std=0.01)
@@ -191,16 +184,12 @@ class SimpleClick(nn.Module):
     """The whole network; the defaults are the authors' ViT-B of 448 pixels.
 
     Args:
-        width: D (default: 768).
-        depth: blocks, see `PlainViT` (default: 12).
-        heads: (default: 12).
-        side: pixels of a square picture (default: 448).
-        patch: pixels of a patch (default: 16).
-        window: tokens a side of a window (default: 14).
-        widths: channels of the pyramid (default: (128, 256, 512, 1024)).
-        channels: of the head (default: 256).
-        upsample: of the head (default: 1).
-        radius: of a click's disk, pixels (default: 5).
+        width, depth, heads, window: of `PlainViT`, whose grid has side / patch tokens a side.
+        side: pixels of a square picture.
+        patch: pixels of a patch.
+        widths: channels of the pyramid.
+        channels, upsample: of the `MaskHead`.
+        radius: of a click's disk, pixels.
     """
 
     def __init__(
@@ -233,7 +222,7 @@ class SimpleClick(nn.Module):
         """
         size = pictures.shape[2], pictures.shape[3]
         maps = torch.cat([previous, click_maps(clicks, size, self.radius).to(previous.dtype)], 1)
-        tokens = (embed(x).flatten(2).transpose(1, 2) for embed, x in ((self.embed_picture, pictures), (self.embed_clicks, maps)))
+        tokens = (x.flatten(2).transpose(1, 2) for x in (self.embed_picture(pictures), self.embed_clicks(maps)))
         logits = self.head(self.pyramid(self.backbone(*tokens)))
         return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
@@ -254,7 +243,7 @@ def distance_to_outside(masks: Tensor) -> Tensor:
     _, height, width = padded.shape
     rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (height, width))
     # the nearest in the column, then the nearest of these over the row
-    steep = (rows[:, None] - rows).abs() + 0.0
+    steep = (rows[:, None] - rows).abs()
     vertical = torch.stack([(steep + m.T[:, None] * 1e6).amin(2).T for m in padded])
     across = (columns[:, None] - columns).square()
     return torch.stack([(m.square()[:, None] + across).amin(2).sqrt()[1:-1, 1:-1] for m in vertical])
@@ -293,10 +282,10 @@ def simulate_clicks(
     Returns:
         (B, most).
     """
-    batch, height, width = truth.shape
+    batch = len(truth)
     clicks = torch.full((batch, 2 * most, 3), -1.0, device=truth.device)
     clicked = torch.zeros_like(truth, dtype=torch.bool)
-    probabilities = torch.zeros(batch, 1, height, width, device=truth.device)
+    probabilities = torch.zeros_like(truth, dtype=torch.float32).unsqueeze(1)
     masks, every, ious = torch.zeros_like(clicked), torch.arange(batch, device=truth.device), []
     for k in range(most):
         places, positive = next_clicks(masks, truth, clicked)

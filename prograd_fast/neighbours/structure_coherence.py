@@ -9,6 +9,8 @@ A graph is a (2, E) tensor of edges (row, column): a row listens to its columns.
 authors' from training landmarks.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -37,8 +39,8 @@ def graph_from_points(points: Tensor, k: int = 3) -> Tensor:
     n = points.shape[1]
     if not 0 < k < n:
         raise ValueError(f"k: expected 1 ... {n - 1} neighbours among {n} landmarks, got {k}.")
-    alike = sum(torch.corrcoef(points[:, :, axis].T.double()).abs() for axis in (0, 1))
-    alike = alike.nan_to_num(0.0).fill_diagonal_(-1.0)  # a point that never moves is like none
+    x, y = (torch.corrcoef(points[:, :, axis].T.double()).abs() for axis in (0, 1))
+    alike = (x + y).nan_to_num(0.0).fill_diagonal_(-1.0)  # a point that never moves is like none
     columns = alike.topk(k, dim=1).indices.sort(dim=1).values
     return torch.stack([torch.arange(n, device=points.device).repeat_interleave(k), columns.flatten()])
 
@@ -72,7 +74,7 @@ def edge_softmax_conv(
     Returns:
         (B, N, O).
     """
-    return edge_softmax_sum(x @ weight[0], x @ weight[1], logits, *edges, transposed=transposed) + bias
+    return edge_softmax_sum(x @ weight[0], x @ weight[1], logits, edges[0], edges[1], transposed) + bias
 
 
 class EdgeSoftmaxConv(nn.Module):
@@ -150,10 +152,8 @@ class GraphNet(nn.Module):
         """Coordinates (B, N, 2) of features (B, N, I); `logits` (B, E) where the graph is dynamic."""
         x = self.first(x, self.edges, logits)
         for pair in self.pairs:
-            y = x
-            for block in pair:  # type: ignore[union-attr]
-                y = block(y, self.edges, logits)
-            x = x + y
+            first, second = pair.children()
+            x = x + second(first(x, self.edges, logits), self.edges, logits)
         return self.last(x, self.edges, logits)
 
 
@@ -193,7 +193,7 @@ class MapToNode(nn.Module):
         self.n_landmarks = n_landmarks
         widths = (inputs, hidden, channels * n_landmarks)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 

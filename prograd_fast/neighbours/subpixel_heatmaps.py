@@ -1,9 +1,10 @@
 """Landmarks from heat maps, exact to a fraction of a pixel.
 
 Bulat, Sanchez and Tzimiropoulos, Subpixel Heatmap Regression for Facial Landmark Localization (BMVC 2021,
-arXiv:2111.02360). There is no code of the authors: `local_soft_argmax` follows a third party's reading (landmarker
-0.4.1, MIT), and σ, τ, the loss weights and the schedule are not known. `quarter_offset`, `rounded_maps` and
-`crop_transform` are what users of `1adrianb/face-alignment` (at 608505f, BSD-3) run today, to compare with.
+arXiv:2111.02360). There is no code of the authors. Their decoder, `prograd_fast.functional.local_soft_argmax`, follows
+a third party's reading (landmarker 0.4.1, MIT); σ, τ, the loss weights and the schedule are not known.
+`quarter_offset`, `rounded_maps` and `crop_transform` are what users of `1adrianb/face-alignment` (at 608505f, BSD-3)
+run today, to compare with.
 
 Points are (x, y) in pixels of the map, and the centre of the first pixel is (0, 0).
 """
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import check_floating, check_positive
-from prograd_fast.ops.soft_argmax import local_soft_argmax
 
 # ---- encoding
 
@@ -84,7 +84,8 @@ def log_parabola(maps: Tensor) -> Tensor:
         (B, N, 2), in the maps' dtype.
 
     Raises:
-        TypeError, ValueError: as `local_soft_argmax`.
+        TypeError: the maps are not floating point.
+        ValueError: their shape is another.
     """
     row, column = _peaks(maps)
     tiny = torch.finfo(maps.dtype).tiny
@@ -109,7 +110,8 @@ def quarter_offset(maps: Tensor) -> Tensor:
         (B, N, 2), in the maps' dtype.
 
     Raises:
-        TypeError, ValueError: as `local_soft_argmax`.
+        TypeError: the maps are not floating point.
+        ValueError: their shape is another.
     """
     row, column = _peaks(maps)
     height, width = maps.shape[2:]

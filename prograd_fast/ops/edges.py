@@ -166,12 +166,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     differentiable = torch.is_grad_enabled()  # with create_graph=True
     backward = edge_softmax_sum_backward if differentiable else torch.ops.prograd_fast.edge_softmax_sum_backward
-    return *backward(gradient, *ctx.saved_tensors, ctx.transposed), None, None, None
+    own, other, logits, rows, columns = ctx.saved_tensors
+    return *backward(gradient, own, other, logits, rows, columns, ctx.transposed), None, None, None
 
 
 def _one_by_one(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     operator = torch.ops.prograd_fast.edge_softmax_sum
-    each = ([a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)] for i in range(info.batch_size))
+    each = (
+        [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)] for i in range(info.batch_size)
+    )
     return torch.stack([operator(*a) for a in each]), 0
 
 

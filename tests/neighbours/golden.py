@@ -37,7 +37,7 @@ class Golden:
         assert_close(actual.reshape(expected.shape), expected, "golden network", self.dtype)
 
     def load(self, module: nn.Module, prefix: str, rename: Callable[[str], str], strict: bool = True) -> None:
-        """Give a module its floating-point parameters and buffers from arrays that begin with the prefix; all if strict."""
+        """Give a module its parameters and buffers from arrays that begin with the prefix; all if strict."""
         own = module.to(self.dtype).state_dict()
         state = {key: value for key, value in own.items() if not value.is_floating_point()}
         for name, key in self._pairs(prefix, rename, own):
