@@ -20,16 +20,13 @@ THRESHOLD = 0.49  # of the probability, above which a pixel is of the object in 
 
 
 def click_maps(clicks: Tensor, size: tuple[int, int], radius: float = 5.0, *, disk: bool = True) -> Tensor:
-    """Maps of the positive and of the negative clicks.
-
-        disk: 1 where the squared distance to the nearest click is at most r², else 0
-        else: tanh(2 d / r) of the distance d, 1 far from all clicks
+    """Maps of the positive and of the negative clicks: 1 where the nearest is at most r away, or tanh(2·distance / r).
 
     Args:
         clicks: (B, 2P, 2 or more) rows (row, column, ...): P positive, then P negative; a negative row means no click.
         size: height and width.
         radius: r, pixels (default: 5).
-        disk: which of both maps (default: True, the authors').
+        disk: the first of both (default: True, the authors').
 
     Returns:
         (B, 2, H, W) in the clicks' dtype.
@@ -231,7 +228,7 @@ class SimpleClick(nn.Module):
 
 
 def distance_to_outside(masks: Tensor) -> Tensor:
-    """The distance of each pixel of a mask to the nearest pixel that is not of it; the border is outside.
+    """The distance of each pixel of a mask to the nearest that is not of it, or beyond the border.
 
     Args:
         masks: (B, H, W) bool.
@@ -242,7 +239,6 @@ def distance_to_outside(masks: Tensor) -> Tensor:
     padded = F.pad(masks, (1, 1, 1, 1))
     _, height, width = padded.shape
     rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (height, width))
-    # the nearest in the column, then the nearest of these over the row
     steep = (rows[:, None] - rows).abs()
     vertical = torch.stack([(steep + m.T[:, None] * 1e6).amin(2).T for m in padded])
     across = (columns[:, None] - columns).square()
