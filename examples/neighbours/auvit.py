@@ -218,8 +218,8 @@ def compare(steps: int, splits: int, rhos: list[float], path: Path, limit: int |
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Expressions and action units: a weighted sum against a projection.")
-    parser.add_argument("--steps", type=int, default=80, help="training steps (default: 80)")
-    parser.add_argument("--splits", type=int, default=5, help="splits of the emojis (default: 5)")
+    parser.add_argument("--steps", type=int, default=60, help="training steps (default: 60)")
+    parser.add_argument("--splits", type=int, default=4, help="splits of the emojis (default: 4)")
     parser.add_argument("--rho", type=float, nargs="+", default=[0.1, 1.0, 10.0], help="weights (default: 0.1 1 10)")
     parser.add_argument("--out", type=Path, default=Path("auvit.png"), help="the picture to write")
     options = parser.parse_args()

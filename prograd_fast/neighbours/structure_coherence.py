@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from prograd_fast.losses import SoftWing
 from prograd_fast.ops.checks import check_floating
-from prograd_fast.ops.differences import soft_wing
 from prograd_fast.ops.edges import edge_softmax_sum
 
 # ---- graphs
@@ -253,7 +253,8 @@ def structure_loss(
         raise ValueError(f"reduction: expected 'mean' or 'batchmean', got {reduction!r}.")
     pairs = (prediction, target), (offsets(prediction, edges), offsets(target, edges))
     scale = prediction[0].numel() if reduction == "mean" else 1
-    points, relative = (soft_wing(x, t, epsilon=curvature) / scale for x, t in pairs)
+    soft_wing = SoftWing(epsilon=curvature)
+    points, relative = (soft_wing(x, t) / scale for x, t in pairs)
     return points, relative
 
 

@@ -16,52 +16,38 @@ def normalised_focal_loss_formula(
     logits: Tensor, labels: Tensor, alpha: float = 0.5, gamma: float = 2.0, max_mult: float = -1.0, eps: float = 1e-12
 ) -> Tensor:
     """Normalised focal loss of each picture, for any float dtype; see `normalised_focal_loss`."""
-    counts, sign, q, beta = _weights(logits, labels, gamma, max_mult, eps)
-    return -(_alpha(sign, alpha) * beta * _log_p(sign, logits, q, eps)).where(counts, 0.0).sum(1) / _n(counts)
+    return _loss(_Pixels(logits, labels, alpha, gamma, max_mult, eps))
 
 
-def normalised_focal_loss_cotangents(
-    logits: Tensor, labels: Tensor, alpha: float, gamma: float, max_mult: float, eps: float
-) -> Tensor:
-    """Each picture's derivative, (B, P) in the accumulation dtype.
+class _Pixels:
+    """Of each pixel: s = ±1, p, q = 1 - p, α_y, weight m·q^γ, ln min(p + ε, 1); which count, and how many."""
 
-    With q = 1 - p, s = 2y - 1 and m fixed: -s·α_y·m·q^γ·(q - γ·p·ln p) / n, but for ε and `max_mult`, whose part of the
-    weight is fixed where it cuts.
-    """
-    counts, sign, q, beta = _weights(logits, labels, gamma, max_mult, eps)
-    p = (sign * logits).sigmoid()
-    of_log = (p * q / (p + eps)).where(q > eps, 0.0)  # elsewhere p + ε is cut to 1
-    of_beta = -gamma * p if max_mult <= 0 else (-gamma * p).where(beta < max_mult, 0.0)
-    slope = of_log + of_beta * _log_p(sign, logits, q, eps)
-    return (-sign * _alpha(sign, alpha) * beta * slope).where(counts, 0.0) / _n(counts).unsqueeze(1)
-
-
-def _weights(
-    logits: Tensor, labels: Tensor, gamma: float, max_mult: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which pixels count, s = ±1, 1 - p, and the weights m·(1 - p)^γ."""
-    z = logits.to(accumulation_dtype(logits))
-    counts = labels != -1
-    sign = torch.where(labels == 1, 1.0, -1.0).to(z.dtype)
-    q = (-sign * z).sigmoid().where(counts, 0.5)
-    beta = q.pow(gamma).where(counts, 0.0)
-    beta = beta * (counts.sum(1) / (beta.detach().sum(1) + eps)).unsqueeze(1)
-    return counts, sign, q, beta.clamp(max=max_mult) if max_mult > 0 else beta
+    def __init__(self, logits: Tensor, labels: Tensor, alpha: float, gamma: float, max_mult: float, eps: float) -> None:
+        z = logits.to(accumulation_dtype(logits))
+        self.gamma, self.max_mult, self.eps = gamma, max_mult, eps
+        self.count = labels != -1
+        self.n = self.count.sum(1, keepdim=True).clamp(min=1)
+        self.sign = (labels == 1).to(z.dtype) * 2 - 1
+        self.alpha = alpha * (1 + self.sign) / 2 + (1 - alpha) * (1 - self.sign) / 2
+        self.p, self.q = (self.sign * z).sigmoid(), (-self.sign * z).sigmoid().where(self.count, 0.5)
+        weight = self.q.pow(gamma).where(self.count, 0.0)
+        weight = weight * (self.count.sum(1, keepdim=True) / (weight.detach().sum(1, keepdim=True) + eps))
+        self.weight = weight.clamp(max=max_mult) if max_mult > 0 else weight
+        near = (eps - self.q.clamp(max=0.5)).clamp(max=0.0).log1p()  # where p has lost the digits that q has
+        self.log_p = near.where(self.q < 0.5, (self.p + eps).log())
 
 
-def _log_p(sign: Tensor, logits: Tensor, q: Tensor, eps: float) -> Tensor:
-    """Ln min(p + ε, 1), also near 1, where p has lost the digits that q has."""
-    p = (sign * logits).sigmoid()
-    near = (eps - q.clamp(max=0.5)).clamp(max=0.0).log1p()
-    return near.where(q < 0.5, (p + eps).log())
+def _loss(x: _Pixels) -> Tensor:
+    return -(x.alpha * x.weight * x.log_p).where(x.count, 0.0).sum(1) / x.n[:, 0]
 
 
-def _alpha(sign: Tensor, alpha: float) -> Tensor:
-    return torch.where(sign > 0, alpha, 1 - alpha).to(sign.dtype)
-
-
-def _n(counts: Tensor) -> Tensor:
-    return counts.sum(1).clamp(min=1)
+def _cotangents(x: _Pixels) -> Tensor:
+    """The derivative, (B, P): -s·α_y·m·q^γ·(q - γ·p·ln p) / n with m fixed, but for ε and where `max_mult` cuts."""
+    of_log = (x.p * x.q / (x.p + x.eps)).where(x.q > x.eps, 0.0)  # elsewhere p + ε is cut to 1
+    of_weight = -x.gamma * x.p
+    if x.max_mult > 0:
+        of_weight = of_weight.where(x.weight < x.max_mult, 0.0)
+    return (-x.sign * x.alpha * x.weight * (of_log + of_weight * x.log_p)).where(x.count, 0.0) / x.n
 
 
 # ---- operator
@@ -80,8 +66,9 @@ def _check(call: dict[str, Any]) -> None:
 
 
 def _kernel(logits: Tensor, labels: Tensor, *options: float, losses: Tensor, cotangents: Tensor) -> None:
-    losses.copy_(normalised_focal_loss_formula(logits, labels, *options))
-    cotangents.copy_(normalised_focal_loss_cotangents(logits, labels, *options))
+    pixels = _Pixels(logits, labels, *options)
+    losses.copy_(_loss(pixels))
+    cotangents.copy_(_cotangents(pixels))
 
 
 def _empty(logits: Tensor, labels: Tensor, *options: float) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ def by_hand(z: Tensor, y: Tensor, alpha: float, gamma: float, max_mult: float) -
         beta = (1 - p) ** gamma
         beta = beta * (len(beta) / beta.sum()).detach() if len(beta) else beta
         beta = beta.clamp(max=max_mult) if max_mult > 0 else beta
-        each = -torch.where(labels == 1, alpha, 1 - alpha) * beta * p.log()
+        each = -(alpha * labels.double() + (1 - alpha) * (1 - labels.double())) * beta * p.log()
         losses.append(each.mean() if len(each) else each.sum())
     return torch.stack(losses)
 
