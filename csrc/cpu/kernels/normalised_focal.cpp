@@ -18,8 +18,20 @@ T power(T q, T gamma) {
   return std::pow(q, gamma);
 }
 
-// ln min(p + eps, 1); near 1 by q = 1 - p, which has the digits that p has lost: ln(1 - x) = ln u x / (1 - u), u = 1 -
-// x
+// The probability p of a label, and q = 1 - p, of z towards it; neither loses digits to the other.
+template <typename T>
+struct Probability {
+  T p, q;
+
+  explicit Probability(T z) {
+    const T e = exp(z > T(0) ? -z : z), large = T(1) / (T(1) + e), small = e * large;
+    p = z > T(0) ? large : small;
+    q = z > T(0) ? small : large;
+  }
+};
+
+// ln min(p + eps, 1); near 1 by q = 1 - p, which has the digits that p has lost:
+// ln(1 - x) = ln u x / (1 - u) with u = 1 - x
 template <typename T>
 T log_probability(T p, T q, T eps) {
   const T x = q - eps > T(0) ? q - eps : T(0), u = T(1) - x;
@@ -42,8 +54,7 @@ double focal_loss(const Mask& mask) {
     T sum = 0, counted = 0;
 #pragma omp simd reduction(+ : sum, counted)
     for (std::int64_t i = begin; i < end; ++i) {
-      const T z = load(logits[i]);
-      const T q = T(1) / (T(1) + exp(labels[i] == 1 ? z : -z));
+      const T z = load(logits[i]), q = Probability<T>(labels[i] == 1 ? z : -z).q;
       const T counts = labels[i] == -1 ? T(0) : T(1);
       sum += counts == T(0) ? T(0) : power<exponent>(q, gamma);
       counted += counts;
@@ -58,7 +69,8 @@ double focal_loss(const Mask& mask) {
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t i = begin; i < end; ++i) {
       const T z = load(logits[i]), sign = labels[i] == 1 ? T(1) : T(-1);
-      const T q = T(1) / (T(1) + exp(sign * z)), p = T(1) / (T(1) + exp(-sign * z));
+      const Probability<T> of_label(sign * z);
+      const T p = of_label.p, q = of_label.q;
       const T weight = scale * power<exponent>(q, gamma), log_p = log_probability(p, q, eps);
       const bool cut = weight >= most;
       const T factor = (labels[i] == 1 ? alpha : T(1) - alpha) * (cut ? most : weight);
