@@ -15,6 +15,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     ("golden trajectory", torch.float32): 1e-4,
     # losses and their gradients against their authors' code, some through a tiny model
     ("golden loss", torch.float64): 1e-10,
+    # whole networks with gradients against their authors' code
+    ("golden network", torch.float64): 1e-9,
+    ("golden network", torch.float32): 1e-4,
     # the same against the formulas, over a few steps of optimizers that divide by roots of small numbers
     ("trajectory", torch.float64): 1e-9,
     # a few steps on two backends: sums in another order; one of 16 bits is now and then rounded to its neighbour

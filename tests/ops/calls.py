@@ -159,6 +159,74 @@ def difference_loss(s: Sizes) -> Call:
     return [x.requires_grad_(), *others], {}
 
 
+@call
+def normalised_focal_loss_out(s: Sizes) -> Call:
+    z, y = s.draw(s.rows, s.classes), normal(s.rows, s.classes, seed=1).sign().long()
+    losses = torch.empty(s.rows, dtype=s.wide)
+    return [z, y, 0.3, 2.0, 1.5, 1e-12], {"losses": losses, "cotangents": torch.empty_like(z, dtype=s.wide)}
+
+
+@call
+def normalised_focal_loss(s: Sizes) -> Call:
+    (z, *others), _ = normalised_focal_loss_out(s)
+    return [z.requires_grad_(), *others], {}
+
+
+# ---- heat maps and graphs
+
+
+@call
+def local_soft_argmax_out(s: Sizes) -> Call:
+    maps = s.draw(s.samples, s.rows, s.width, s.classes)
+    return [maps, 3, 2.0], {"points": torch.empty(s.samples, s.rows, 2, dtype=s.wide)}
+
+
+@call
+def local_soft_argmax(s: Sizes) -> Call:
+    (maps, *others), _ = local_soft_argmax_out(s)
+    return [maps.requires_grad_(), *others], {}
+
+
+@call
+def local_soft_argmax_backward_out(s: Sizes) -> Call:
+    (maps, *others), _ = local_soft_argmax_out(s)
+    return [s.draw(s.samples, s.rows, 2, seed=1), maps, *others], {"d_maps": torch.empty_like(maps)}
+
+
+@call
+def local_soft_argmax_backward(s: Sizes) -> Call:
+    return local_soft_argmax_backward_out(s)[0], {}
+
+
+@call
+def edge_softmax_sum_out(s: Sizes) -> Call:
+    own, other = (s.draw(s.samples, s.rows, s.width, seed=seed) for seed in (1, 2))
+    n = max(1, s.rows)
+    rows = torch.arange(2 * s.rows) % n
+    columns = torch.cat([rows[: s.rows], rows[: s.rows].flip(0)])
+    logits = s.draw(s.samples, 2 * s.rows, seed=3)
+    return [own, other, logits, rows, columns, True], {"y": torch.empty_like(own)}
+
+
+@call
+def edge_softmax_sum(s: Sizes) -> Call:
+    (own, other, logits, *others), _ = edge_softmax_sum_out(s)
+    return [own.requires_grad_(), other.requires_grad_(), logits.requires_grad_(), *others], {}
+
+
+@call
+def edge_softmax_sum_backward_out(s: Sizes) -> Call:
+    args, _ = edge_softmax_sum_out(s)
+    own, other, logits = (torch.empty_like(x) for x in args[:3])  # type: ignore[call-overload]
+    gradient = s.draw(s.samples, s.rows, s.width, seed=4)
+    return [gradient, *args], {"d_own": own, "d_other": other, "d_logits": logits}
+
+
+@call
+def edge_softmax_sum_backward(s: Sizes) -> Call:
+    return edge_softmax_sum_backward_out(s)[0], {}
+
+
 # ---- gradients and updates
 
 

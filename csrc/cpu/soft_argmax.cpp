@@ -1,0 +1,64 @@
+// local_soft_argmax_out and its backward on CPU tensors.
+#include "soft_argmax.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "../common/library.h"
+#include "../common/operand.h"
+#include "../operators/soft_argmax.h"
+#include "large.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t grain_size = 16384;  // values for which a second thread pays
+
+// body(i, map) for every map, whatever thread it runs on.
+template <typename Body>
+void each_map(const at::Tensor& maps, int64_t window, double temperature, const Body& body) {
+  const int64_t height = maps.size(2), width = maps.size(3), size = height * width;
+  const auto* values = static_cast<const char*>(data_of(maps));
+  const int64_t bytes = size * int64_t(maps.itemsize());
+  at::parallel_for(0, maps.size(0) * maps.size(1), std::max<int64_t>(1, grain_size / std::max<int64_t>(1, size)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       body(i, HeatMap{values + i * bytes, height, width, window, temperature});
+                     }
+                   });
+}
+
+void local_soft_argmax_out(const at::Tensor& maps, int64_t window, double temperature, at::Tensor& points) {
+  check_local_soft_argmax(at::kCPU, maps, window, temperature, points);
+  const at::Tensor h = contiguous(maps, maps.scalar_type());
+  const Written written(points, accumulation_dtype(h.scalar_type()));
+  const int64_t bytes = 2 * int64_t(written.tensor().itemsize());
+  const auto& kernels = kernels_for<SoftArgmaxKernels>(storage_of(h.scalar_type()));
+  each_map(h, window, temperature,
+           [&](int64_t i, const HeatMap& map) { kernels.point(map, written.data() + i * bytes); });
+  written.write_back();
+}
+
+void local_soft_argmax_backward_out(const at::Tensor& gradient, const at::Tensor& maps, int64_t window,
+                                    double temperature, at::Tensor& d_maps) {
+  check_local_soft_argmax_backward(at::kCPU, gradient, maps, window, temperature, d_maps);
+  const at::Tensor h = contiguous(maps, maps.scalar_type());
+  const at::Tensor g = contiguous(gradient, accumulation_dtype(h.scalar_type()));
+  const Written written(d_maps, h.scalar_type());
+  prefer_huge_pages(written.data(), written.tensor().nbytes());
+  const int64_t bytes = h.size(2) * h.size(3) * int64_t(h.itemsize());
+  const auto& kernels = kernels_for<SoftArgmaxKernels>(storage_of(h.scalar_type()));
+  const auto* gradients = static_cast<const char*>(data_of(g));
+  each_map(h, window, temperature, [&](int64_t i, const HeatMap& map) {
+    kernels.backward(map, gradients + i * 2 * int64_t(g.itemsize()), written.data() + i * bytes);
+  });
+  written.write_back();
+}
+
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("local_soft_argmax_out", TORCH_FN(local_soft_argmax_out));
+  library.impl("local_soft_argmax_backward_out", TORCH_FN(local_soft_argmax_backward_out));
+});
+
+}  // namespace
+}  // namespace prograd::cpu

@@ -1,0 +1,97 @@
+"""normalised_focal_loss on every backend: the definition, closed-form gradients, ignored pixels, and wrong calls."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from prograd_fast import functional
+from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on
+from tests.tolerances import assert_close
+
+TINY = 1e-30  # ε, which the definition below does not have
+
+
+def drawn(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Logits of all sizes, and labels of which some are ignored; no pixel counts in the last picture."""
+    labels = torch.randint(-1, 2, (4, 1, 6, 7), generator=torch.Generator().manual_seed(3))
+    labels[3] = -1
+    return (3 * normal(4, 1, 6, 7)).to(dtype), labels
+
+
+def by_hand(z: Tensor, y: Tensor, alpha: float, gamma: float, max_mult: float) -> Tensor:
+    """Picture by picture, only pixels that count."""
+    losses = []
+    for logits, labels in zip(z, y, strict=True):
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
+        p = torch.where(labels == 1, logits.sigmoid(), (-logits).sigmoid())
+        beta = (1 - p) ** gamma
+        beta = beta * (len(beta) / beta.sum()).detach() if len(beta) else beta
+        beta = beta.clamp(max=max_mult) if max_mult > 0 else beta
+        each = -(alpha * labels.double() + (1 - alpha) * (1 - labels.double())) * beta * p.log()
+        losses.append(each.mean() if len(each) else each.sum())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("settings", [(0.5, 2.0, -1.0), (0.25, 1.0, 1.5), (0.9, 0.5, -1.0)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parity(backend: str, dtype: torch.dtype, settings: tuple[float, ...]) -> None:
+    z, labels = drawn(dtype)
+    z.requires_grad_()
+    wide, factors = z.detach().double().requires_grad_(), torch.tensor([1.0, -2.0, 3.0, 4.0])
+    with running_on(backend):
+        losses = functional.normalised_focal_loss(z, labels, *settings, eps=TINY)
+        (gradient,) = torch.autograd.grad(losses, z, factors.to(losses.dtype))
+    expected = by_hand(wide, labels, *settings)
+    assert losses.dtype == accumulation(dtype)
+    assert_close(losses, expected, "formula", accumulation(dtype))
+    assert_close(gradient, torch.autograd.grad(expected, wide, factors.double())[0], "formula", dtype)
+    assert losses[3] == 0
+    assert not gradient[labels == -1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives(backend: str) -> None:
+    """Through the formula; m is fixed there, too, so finite differences are not the judge."""
+    z, labels = drawn()
+    found = []
+    with running_on(backend):
+        for loss in (partial(functional.normalised_focal_loss, eps=TINY), by_hand):
+            x = z.clone().requires_grad_()
+            (a,) = torch.autograd.grad(loss(x, labels, 0.5, 2.0, -1.0).sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(a.square().sum(), x)[0])
+    assert_close(found[0], found[1], "formula", torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sure_pixels(backend: str) -> None:
+    """Float32 has no 1 - p of a sure pixel; the weights have it all the same, and nothing is infinite."""
+    z = torch.tensor([[30.0, 20.0, -25.0, 90.0, -200.0]])
+    labels = torch.tensor([[1, 1, 0, 1, 1]])
+    with running_on(backend):
+        for y in (labels, 1 - labels):
+            x = z.clone().requires_grad_()
+            loss = functional.normalised_focal_loss(x, y)
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            wide = z.double().requires_grad_()
+            expected = functional.normalised_focal_loss(wide, y)
+            assert_close(loss, expected, "formula", torch.float32)
+            assert_close(gradient, torch.autograd.grad(expected.sum(), wide)[0], "formula", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"logits": torch.zeros(2, 3).long()}, TypeError, "logits: expected a floating-point tensor"),
+        ({"labels": torch.zeros(2, 3)}, TypeError, "labels: expected integers 1, 0 and -1, got torch.float32"),
+        ({"labels": torch.zeros(2, 4).long()}, ValueError, "labels: expected the logits' shape"),
+        ({"gamma": 0.0}, ValueError, "gamma: expected a number above 0"),
+        ({"eps": 0.0}, ValueError, "eps: expected a number above 0"),
+    ],
+)
+def test_wrong_calls(settings: dict[str, object], error: type[Exception], message: str) -> None:
+    call = {"logits": torch.zeros(2, 3), "labels": torch.zeros(2, 3).long(), **settings}
+    with pytest.raises(error, match=message):
+        functional.normalised_focal_loss(**call)  # type: ignore[arg-type]
