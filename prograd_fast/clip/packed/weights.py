@@ -57,7 +57,7 @@ class Linear:
         return hidden, active
 
     def backward_with_gelu(self, d: Tensor, hidden: Tensor, approximate: int) -> Tensor:
-        """The gradients (K, rows, in) of `hidden`, whose GELU is x (rows, in), from those of the result (K, rows, out)."""
+        """Gradients (K, rows, in) of `hidden` (rows, in), whose GELU is x, from those of the result (K, rows, out)."""
         if self._packed_transposed is None:
             d_hidden = d.new_empty(len(d), *hidden.shape)
             torch.ops.prograd_fast.linear_gelu_backward_out(
