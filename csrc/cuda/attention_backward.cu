@@ -269,7 +269,7 @@ void launch_attention_backward_tiles(const Attention& attention, int64_t cotange
   with_tile_columns(attention.width, [&](auto columns) {
     constexpr int kColumns = decltype(columns)::value;
     launch_two_passes(attention_backward_tiles_kernel<T, kColumns>, backward, kTileThreads,
-                      std::max(kQueryTileBytes<kColumns>, kKeyTileBytes<kColumns>), stream);
+                      kBackwardTileBytes<kColumns>, stream);
   });
 }
 
@@ -286,7 +286,7 @@ void launch_attention_backward(const Attention& attention, int64_t cotangents, c
   using A = Accumulation<T>;
   const AttentionArguments arguments = make_arguments<T>(attention, gradient, d_query, d_key_value, d_prefix);
   if constexpr (kHasTiles<T>) {
-    if (arguments.aligned) {
+    if (arguments.aligned && backward_tile_bytes(attention.width) <= max_shared_bytes()) {
       return launch_attention_backward_tiles<T>(attention, cotangents, gradient, d_query, d_key_value, d_prefix, memory,
                                                 stream);
     }

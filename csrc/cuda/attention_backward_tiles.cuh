@@ -20,6 +20,8 @@ template <int kColumns>
 constexpr int kTileBlocks = kColumns > 64 ? 2 : 3;  // on a multiprocessor: what fits without spills
 template <int kColumns>
 constexpr size_t kKeyTileBytes = kTileWarps * kKeyWarpRows * kPitch<kColumns> * 2;
+template <int kColumns>
+constexpr size_t kBackwardTileBytes = std::max(kQueryTileBytes<kColumns>, kKeyTileBytes<kColumns>);
 
 // Of the softmax of a query: weight = 2^(score log2 e - max) inverse_sum.
 struct alignas(8) TileStatistics {
@@ -352,6 +354,13 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
 }
 
 // ---- launching
+
+// Heads of more than 64 columns need more than blocks of compute capability 8.6, 8.9 and 12 may have.
+inline size_t backward_tile_bytes(int width) {
+  size_t bytes;
+  with_tile_columns(width, [&](auto columns) { bytes = kBackwardTileBytes<decltype(columns)::value>; });
+  return bytes;
+}
 
 // Memory: statistics and means of the queries, the partial sums of the prefix and their tickets.
 struct TileWorkspace {

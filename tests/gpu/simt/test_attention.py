@@ -309,6 +309,13 @@ def test_attention_launches(simt: SharedPrefixAttention, dtype: torch.dtype, cot
     assert simt.launches() == 1
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_attention_on_a_gpu_with_less_shared_memory(simt: SharedPrefixAttention, width: int) -> None:
+    simt.schedule("random", 0)
+    simt.shared_limit(99 << 10)  # of compute capability 8.6, 8.9 and 12
+    Attention(Case([3, 7, 20], prefix=17, heads=1, width=width), torch.bfloat16).check(simt)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_the_same_under_every_schedule(simt: SharedPrefixAttention, dtype: torch.dtype) -> None:
     attention, results = Attention(CASES["chunks"], dtype), []
