@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<T>)
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTileThreads)
     attention_tiles_kernel(PF_CONSTANT Attention attention, PF_CONSTANT Rows out) {
-  QueryTile<T, kColumns> tile(attention);
+  QueryTile<T, kColumns> tile(attention, blockIdx.x);
   const TileSoftmax<T, kColumns> softmax(tile);
   tile.store(out, 0, softmax.out, {1.0f / softmax.sum[0], 1.0f / softmax.sum[1]});
 }

@@ -1,9 +1,9 @@
 // The backward of attention with a shared prefix. For 16-bit storage on tensor cores: attention_backward_tiles.cuh.
-// Else for one or two cotangents at a time, in two launches:
-//   attention_queries_kernel  for each query the sums of its softmax, and the query's gradients
-//   attention_keys_kernel     for each key the sum over the queries that see it. A key of the prefix is seen by all
-//                             queries of its group: each block has some of them, its warps in turn, and the last block
-//                             adds up what the blocks have, in their order
+// Else a launch for one or two cotangents, whose blocks wait for each other between two passes:
+//   query_gradients                      for each query the sums of its softmax, and the query's gradients
+//   own_key_gradients, prefix_gradients  for each key the sum over the queries that see it. A key of the prefix is seen
+//                                        by all queries of its group: each block has some of them, its warps in turn,
+//                                        and the last block adds up what the blocks have, in their order
 // Weights are computed again in either, not stored: a segment's length is known on the device alone.
 #include "attention_backward_tiles.cuh"
 #include "storage.cuh"
@@ -11,6 +11,8 @@
 namespace prograd::cuda {
 
 constexpr int kMaxCotangents = 2;  // of one launch
+template <typename T>
+constexpr int kBackwardBlocks = sizeof(Accumulation<T>) == 4 ? 2 : 1;  // on a multiprocessor: what fits without spills
 constexpr int kAttentionWarps = kAttentionThreads / kWarp;
 constexpr int kQueriesOfWarp = 32;  // that give to a key of the prefix
 constexpr int kQueriesOfBlock = kAttentionWarps * kQueriesOfWarp;
@@ -28,10 +30,12 @@ struct AttentionBackward {
   Rows gradient, d_query, d_key_value, d_prefix;
   Statistics<A>* statistics;  // (groups, heads, queries)
   A* partials;                // (groups, heads, tiles, chunks, 2 * cotangents, kWarp * kSlice)
-  unsigned* tickets;          // (groups, heads, tiles)
+  unsigned* tickets;          // (groups, heads, tiles): `sums` of them
   int tiles;                  // of the prefix: as many keys as a warp has groups
-  int64_t chunks;             // of the queries: kQueriesOfBlock each
-  int64_t prefix_blocks;
+  int64_t sums;
+  int64_t chunks;         // of the queries: kQueriesOfBlock each
+  int64_t prefix_blocks;  // of the second pass, the first ones
+  int64_t first_blocks, second_blocks;
 
   __device__ Statistics<A>& of_query(int64_t group, int head, int64_t query) const {
     return statistics[(group * arguments.attention.heads + head) * arguments.attention.queries + query];
@@ -40,13 +44,11 @@ struct AttentionBackward {
 
 // With p the weights of a query and e = dO v of its keys: dq = scale sum of p (e - mean) k, mean = sum of p e = dO out.
 template <typename T, int kLanes, int kCotangents>
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_queries_kernel(PF_CONSTANT AttentionBackward<Accumulation<T>> backward) {
+__device__ __forceinline__ void query_gradients(const AttentionBackward<Accumulation<T>>& backward, int64_t block) {
   using A = Accumulation<T>;
   const AttentionArguments& arguments = backward.arguments;
   const Attention& attention = arguments.attention;
-  const int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
-  const Query<T, kLanes> query(arguments, index);
+  const Query<T, kLanes> query(arguments, (block * blockDim.x + threadIdx.x) / kLanes);
   const Item& item = query.item;
   const Softmax<T, kLanes> softmax(query);
 
@@ -128,7 +130,7 @@ template <typename T, int kLanes, int kCotangents>
 __device__ void own_key_gradients(const AttentionBackward<Accumulation<T>>& backward, int64_t block) {
   const AttentionArguments& arguments = backward.arguments;
   const Attention& attention = arguments.attention;
-  const Item item((block * blockDim.x + threadIdx.x) / kLanes, attention.rows, attention);
+  const Item item((block * blockDim.x + of_this_turn(int(threadIdx.x))) / kLanes, attention.rows, attention);
   const int64_t segment = segment_of(attention, item.row);
   const int64_t leading = attention.leading;
   const Span queries =
@@ -153,7 +155,8 @@ __device__ void prefix_gradients(const AttentionBackward<Accumulation<T>>& backw
   PF_SHARED(A[kAttentionWarps][kTile], of_warps);
   const AttentionArguments& arguments = backward.arguments;
   const Attention& attention = arguments.attention;
-  const int tile = int(block % backward.tiles), warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int thread = of_this_turn(int(threadIdx.x)), warp = thread / kWarp, lane = thread % kWarp;
+  const int tile = int(block % backward.tiles);
   const int64_t chunk = block / backward.tiles % backward.chunks;
   const int64_t head_and_group = block / backward.tiles / backward.chunks;
   const int head = int(head_and_group % attention.heads);
@@ -181,8 +184,8 @@ __device__ void prefix_gradients(const AttentionBackward<Accumulation<T>>& backw
     for (int i = 0; i < kSlice; ++i) of_warps[warp][lane * kSlice + i] = key.gradients[k].values[i];
     __syncthreads();
     A total = 0;
-    for (int w = 0; w < kAttentionWarps; ++w) total += of_warps[w][threadIdx.x];
-    partial(chunk, k)[threadIdx.x] = total;
+    for (int w = 0; w < kAttentionWarps; ++w) total += of_warps[w][thread];
+    partial(chunk, k)[thread] = total;
   }
   __syncthreads();  // a block that is alone reads what its other threads have written
   if (!is_last_block(backward.tickets + sum, unsigned(backward.chunks)) || warp >= 2 * kCotangents) return;
@@ -197,13 +200,14 @@ __device__ void prefix_gradients(const AttentionBackward<Accumulation<T>>& backw
 }
 
 template <typename T, int kLanes, int kCotangents>
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_keys_kernel(PF_CONSTANT AttentionBackward<Accumulation<T>> backward) {
-  if (blockIdx.x < backward.prefix_blocks) {
-    prefix_gradients<T, kLanes, kCotangents>(backward, blockIdx.x);
-  } else {
-    own_key_gradients<T, kLanes, kCotangents>(backward, blockIdx.x - backward.prefix_blocks);
-  }
+__global__ void __launch_bounds__(kAttentionThreads, kBackwardBlocks<T>)
+    attention_backward_kernel(PF_CONSTANT AttentionBackward<Accumulation<T>> backward) {
+  two_passes(
+      backward, [&](int64_t block) { query_gradients<T, kLanes, kCotangents>(backward, block); },
+      [&](int64_t block) {
+        if (block < backward.prefix_blocks) prefix_gradients<T, kLanes, kCotangents>(backward, block);
+        else own_key_gradients<T, kLanes, kCotangents>(backward, block - backward.prefix_blocks);
+      });
 }
 
 // ---- launching
@@ -212,15 +216,17 @@ __global__ void __launch_bounds__(kAttentionThreads)
 template <typename A>
 struct AttentionWorkspace {
   int tiles;
-  int64_t chunks, sums;
+  int64_t chunks, sums, query_blocks, own_blocks;
   size_t statistics_bytes, partial_bytes, ticket_bytes;
 
   explicit AttentionWorkspace(const Attention& attention) {
-    const int groups = kWarp / lanes_of(attention.width);
+    const int lanes = lanes_of(attention.width), groups = kWarp / lanes;
     const int64_t heads = attention.groups * attention.heads;
     tiles = int((attention.prefix_rows + groups - 1) / groups);
     chunks = std::max<int64_t>((attention.queries + kQueriesOfBlock - 1) / kQueriesOfBlock, 1);
     sums = heads * tiles;
+    query_blocks = attention_blocks(heads * attention.queries, lanes);
+    own_blocks = attention_blocks(heads * attention.rows, lanes);
     statistics_bytes = sizeof(Statistics<A>) * heads * attention.queries;
     partial_bytes = sizeof(A) * sums * chunks * 2 * kMaxCotangents * kWarp * kSlice;
     ticket_bytes = sizeof(unsigned) * sums;
@@ -229,21 +235,9 @@ struct AttentionWorkspace {
 };
 
 template <typename T, int kCotangents>
-void launch_attention_backward(const AttentionBackward<Accumulation<T>>& backward, size_t ticket_bytes, void* stream) {
-  const Attention& attention = backward.arguments.attention;
-  const int64_t queries = attention.groups * attention.heads * attention.queries;
-  const int64_t keys = attention.groups * attention.heads * attention.rows;
-  with_lanes(attention.width, [&](auto lanes) {
-    constexpr int kLanes = decltype(lanes)::value;
-    const int64_t key_blocks = backward.prefix_blocks + attention_blocks(keys, kLanes);
-    if (queries > 0) {
-      launch(attention_queries_kernel<T, kLanes, kCotangents>, attention_blocks(queries, kLanes), kAttentionThreads, 0,
-             false, stream, backward);
-    }
-    if (backward.chunks > 1 && ticket_bytes > 0) fill_zero(backward.tickets, ticket_bytes, stream);
-    if (key_blocks > 0) {
-      launch(attention_keys_kernel<T, kLanes, kCotangents>, key_blocks, kAttentionThreads, 0, false, stream, backward);
-    }
+void launch_attention_backward(const AttentionBackward<Accumulation<T>>& backward, void* stream) {
+  with_lanes(backward.arguments.attention.width, [&](auto lanes) {
+    launch_two_passes(attention_backward_kernel<T, lanes.value, kCotangents>, backward, kAttentionThreads, 0, stream);
   });
 }
 
@@ -268,19 +262,14 @@ void launch_attention_backward_tiles(const Attention& attention, int64_t cotange
       workspace.sums,
       workspace.chunks,
       workspace.chunk_queries,
+      workspace.sums * workspace.chunks,
+      query_tile_blocks(attention),
+      workspace.sums * workspace.chunks + workspace.own_blocks,
   };
-  const int64_t query_blocks = query_tile_blocks(attention);
-  const int64_t key_blocks = backward.prefix_blocks() + workspace.own_blocks;
   with_tile_columns(attention.width, [&](auto columns) {
     constexpr int kColumns = decltype(columns)::value;
-    if (query_blocks > 0) {
-      launch(attention_query_tiles_kernel<T, kColumns>, query_blocks, kTileThreads, kQueryTileBytes<kColumns>, false,
-             stream, backward);
-    }
-    if (key_blocks > 0) {
-      launch(attention_key_tiles_kernel<T, kColumns>, key_blocks, kTileThreads, kKeyTileBytes<kColumns>, false, stream,
-             backward);
-    }
+    launch_two_passes(attention_backward_tiles_kernel<T, kColumns>, backward, kTileThreads,
+                      kBackwardTileBytes<kColumns>, stream);
   });
 }
 
@@ -297,7 +286,7 @@ void launch_attention_backward(const Attention& attention, int64_t cotangents, c
   using A = Accumulation<T>;
   const AttentionArguments arguments = make_arguments<T>(attention, gradient, d_query, d_key_value, d_prefix);
   if constexpr (kHasTiles<T>) {
-    if (arguments.aligned) {
+    if (arguments.aligned && backward_tile_bytes(attention.width) <= max_shared_bytes()) {
       return launch_attention_backward_tiles<T>(attention, cotangents, gradient, d_query, d_key_value, d_prefix, memory,
                                                 stream);
     }
@@ -315,11 +304,14 @@ void launch_attention_backward(const Attention& attention, int64_t cotangents, c
         reinterpret_cast<A*>(bytes + workspace.statistics_bytes),
         reinterpret_cast<unsigned*>(bytes + workspace.statistics_bytes + workspace.partial_bytes),
         workspace.tiles,
+        workspace.sums,
         workspace.chunks,
         workspace.sums * workspace.chunks,
+        workspace.query_blocks,
+        workspace.sums * workspace.chunks + workspace.own_blocks,
     };
-    if (cotangents - first == 1) launch_attention_backward<T, 1>(backward, workspace.ticket_bytes, stream);
-    else launch_attention_backward<T, 2>(backward, workspace.ticket_bytes, stream);
+    if (cotangents - first == 1) launch_attention_backward<T, 1>(backward, stream);
+    else launch_attention_backward<T, 2>(backward, stream);
   }
 }
 

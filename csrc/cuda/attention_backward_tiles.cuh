@@ -1,12 +1,14 @@
-// The backward of attention with a shared prefix on tensor cores, for any number of cotangents in two launches:
-//   attention_query_tiles_kernel  for each query its softmax, and its gradients
-//   attention_key_tiles_kernel    for each key and cotangent the sum over the queries that see it: a warp has 16 keys.
-//                                 A row of the prefix is seen by all queries of its group: each block has some of them,
-//                                 its warps in turn, and the last block adds up what the blocks have, in their order
-// Weights are computed again in either. The first launch sets the second one's tickets to zero.
+// The backward of attention with a shared prefix on tensor cores, for any number of cotangents in one launch, whose
+// blocks wait for each other between two passes:
+//   query_tile  for each query its softmax, and its gradients
+//   key_tile    for each key and cotangent the sum over the queries that see it: a warp has 16 keys. A row of the
+//               prefix is seen by all queries of its group: each block has some of them, its warps in turn, and the
+//               last block adds up what the blocks have, in their order
+// Weights are computed again in either. The first pass sets the second one's tickets to zero.
 #pragma once
 
 #include "attention_tiles.cuh"
+#include "passes.cuh"
 #include "reduce.cuh"
 
 namespace prograd::cuda {
@@ -18,6 +20,8 @@ template <int kColumns>
 constexpr int kTileBlocks = kColumns > 64 ? 2 : 3;  // on a multiprocessor: what fits without spills
 template <int kColumns>
 constexpr size_t kKeyTileBytes = kTileWarps * kKeyWarpRows * kPitch<kColumns> * 2;
+template <int kColumns>
+constexpr size_t kBackwardTileBytes = std::max(kQueryTileBytes<kColumns>, kKeyTileBytes<kColumns>);
 
 // Of the softmax of a query: weight = 2^(score log2 e - max) inverse_sum.
 struct alignas(8) TileStatistics {
@@ -35,8 +39,9 @@ struct AttentionTilesBackward {
   int64_t tiles;               // of 16 rows of the prefix
   int64_t sums;                // groups, heads, cotangents, tiles
   int64_t chunks, chunk_queries;
+  int64_t prefix_blocks;  // of the second pass, the first ones
+  int64_t first_blocks, second_blocks;
 
-  __host__ __device__ int64_t prefix_blocks() const { return sums * chunks; }
   __device__ TileStatistics* statistics_of(int64_t group, int head) const {
     return statistics + (group * attention.heads + head) * attention.queries;
   }
@@ -49,16 +54,11 @@ struct AttentionTilesBackward {
 
 // With p the weights of a query and e = dO v of its keys: dq = scale sum of p (e - mean) k, mean = sum of p e = dO out.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
-    attention_query_tiles_kernel(PF_CONSTANT AttentionTilesBackward backward) {
+__device__ __forceinline__ void query_tile(const AttentionTilesBackward& backward, int64_t block) {
   const Attention& attention = backward.attention;
-  for (int64_t i = int64_t(blockIdx.x) * kTileThreads + threadIdx.x; i < backward.sums;
-       i += int64_t(gridDim.x) * kTileThreads) {
-    backward.tickets[i] = 0;
-  }
-  QueryTile<T, kColumns> tile(attention);
+  QueryTile<T, kColumns> tile(attention, block);
   const float scale = float(attention.scale);
-  const int lane = int(threadIdx.x) % kWarp;
+  const int lane = of_this_turn(int(threadIdx.x) % kWarp), cotangents = int(backward.cotangents);
   TileStatistics statistics[2];
   {
     const TileSoftmax<T, kColumns> softmax(tile);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
       }
     }
 #pragma unroll 1
-    for (int64_t k = 0; k < backward.cotangents; ++k) {
+    for (int k = 0; k < cotangents; ++k) {
       HeldRows<T, kColumns> d_out;
       tile.load(d_out, backward.gradient, k);
       float mean[2] = {};
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
     }
   }
 #pragma unroll 1
-  for (int64_t k = 0; k < backward.cotangents; ++k) {
+  for (int k = 0; k < cotangents; ++k) {
     SharedRows<T, kColumns> d_out;           // for want of registers
     tile.load(d_out, backward.gradient, k);  // waits for the other lanes, which may have written the mean
     float mean[2], d_query[kColumns / 8][4] = {};
@@ -138,26 +138,25 @@ struct KeyTile {
   float d_key[kColumns / 8][4] = {}, d_value[kColumns / 8][4] = {};
 
   // `index`: of group, head, cotangent.
-  __device__ __forceinline__ KeyTile(const AttentionTilesBackward& backward, int64_t index)
+  __device__ __forceinline__ KeyTile(const AttentionTilesBackward& backward, unsigned index)
       : backward(backward),
         attention(backward.attention),
-        group(index / backward.cotangents / attention.heads),
-        cotangent(index % backward.cotangents),
-        head(int(index / backward.cotangents % attention.heads)),
+        group(index / unsigned(backward.cotangents) / unsigned(attention.heads)),
+        cotangent(index % unsigned(backward.cotangents)),
+        head(int(index / unsigned(backward.cotangents) % unsigned(attention.heads))),
         memory(dynamic_shared<T>() + int(threadIdx.x) / kWarp * kKeyWarpRows * kPitch<kColumns>) {}
 
   __device__ __forceinline__ T* rows_at(int row) const { return memory + row * kPitch<kColumns>; }
 
-  // Adds what some queries give to the keys from row `first` on, of which `valid` are there: dk = sum of p (e - mean)
-  // scale q, dv = sum of p dO. Row i of a lane is seen by queries begin[i] ... end[i] - 1.
-  __device__ __forceinline__ void add(const Rows& from, int64_t first, int valid, const Span& queries,
+  // Adds what some queries give to the keys of 16 rows, of which `valid` are there: dk = sum of p (e - mean) scale q,
+  // dv = sum of p dO. Row i of a lane is seen by queries begin[i] ... end[i] - 1.
+  __device__ __forceinline__ void add(const T* keys, int64_t stride, int valid, const Span& queries,
                                       const int64_t (&begin)[2], const int64_t (&end)[2]) {
-    const int lane = int(threadIdx.x) % kWarp, count = queries.size();
+    const int lane = of_this_turn(int(threadIdx.x) % kWarp), count = queries.size();
     const float scale = float(attention.scale);
     const Band band = {{int(begin[0] - queries.begin), int(begin[1] - queries.begin)},
                        {int(end[0] - begin[0]), int(end[1] - begin[1])}};
-    const T* keys = head_of<const T>(from, attention, group, first, head);
-    stage_halves<kColumns, kWarp, 2>(rows_at(0), kMma * kPitch<kColumns>, keys, to_values(attention), from.row, valid,
+    stage_halves<kColumns, kWarp, 2>(rows_at(0), kMma * kPitch<kColumns>, keys, to_values(attention), stride, valid,
                                      kMma, attention.width, lane);
     const T* query_rows = head_of<const T>(attention.query, attention, group, queries.begin, head);
     const T* d_out_rows = head_of<const T>(backward.gradient, attention, group, queries.begin, head, cotangent);
@@ -227,64 +226,18 @@ struct KeyTile {
   }
 };
 
-// A key of a segment is seen by the rows from its own on, or by the segment's one query. Blocks are numbered by group,
-// head, cotangent, 64 keys.
+// Adds up what the warps of the blocks of a sum have, for rows of the prefix from `first` on.
 template <typename T, int kColumns>
-__device__ __forceinline__ void own_key_tile(const AttentionTilesBackward& backward, int64_t block) {
-  const Attention& attention = backward.attention;
-  const int64_t tiles = (attention.rows + kTileQueries - 1) / kTileQueries;
-  KeyTile<T, kColumns> tile(backward, block / tiles);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int64_t first = block % tiles * kTileQueries + warp * kMma;
-  if (first >= attention.rows) return;
-  const int valid = attention.rows - first < kMma ? int(attention.rows - first) : kMma;
-  int64_t row[2], begin[2], end[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    row[i] = first + lane / 4 + 8 * i;
-    if (row[i] >= attention.rows) row[i] = attention.rows - 1;
-  }
-  RowSegment of[2];
-  segments_of_rows(of, attention, first, row);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    begin[i] = attention.last ? of[i].number : attention.leading + row[i];
-    end[i] = attention.last ? of[i].number + 1 : attention.leading + of[i].end;
-  }
-  const Span queries{__shfl_sync(kFullMask, begin[0], 0), __shfl_sync(kFullMask, end[1], kWarp - 1)};
-  tile.add(attention.key_value, first, valid, queries, begin, end);
-  T* to = head_of<T>(backward.d_key_value, attention, tile.group, first, tile.head, tile.cotangent);
-  const float one[2] = {1, 1};
-  store_rows<T, kColumns>(to, backward.d_key_value.row, valid, attention.width, tile.memory, tile.d_key, one);
-  store_rows<T, kColumns>(to + to_values(attention), backward.d_key_value.row, valid, attention.width, tile.memory,
-                          tile.d_value, one);
-}
-
-// Blocks are numbered by group, head, cotangent, tile of the prefix, chunk of the queries.
-template <typename T, int kColumns>
-__device__ __forceinline__ void prefix_tile(const AttentionTilesBackward& backward, int64_t block) {
+__device__ __forceinline__ void prefix_sums(const KeyTile<T, kColumns>& tile, int64_t sum, int64_t chunk, int64_t first,
+                                            int valid) {
   constexpr int N = kVector<T>;
   constexpr int kPacks = 2 * kMma * kColumns / N, kMine = kPacks / kTileThreads;  // of a thread
   static_assert(kPacks % kTileThreads == 0, "threads for every sum");
   constexpr int kWarpFloats = 2 * kMma * kColumns;
   static_assert(kTileWarps * kWarpFloats * sizeof(float) <= kKeyTileBytes<kColumns>, "memory for the warps' sums");
+  const AttentionTilesBackward& backward = tile.backward;
   const Attention& attention = backward.attention;
-  const int64_t chunk = block % backward.chunks, sum = block / backward.chunks;
-  KeyTile<T, kColumns> tile(backward, sum / backward.tiles);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int64_t first = sum % backward.tiles * kMma;
-  const int valid = attention.prefix_rows - first < kMma ? int(attention.prefix_rows - first) : kMma;
-
-  const int64_t each = backward.chunk_queries / kTileWarps;
-  Span queries{chunk * backward.chunk_queries + warp * each, 0};
-  queries.end = queries.begin + each;
-  if (queries.end > attention.queries) queries.end = attention.queries;
-  if (queries.begin < first_query(attention, first)) queries.begin = first_query(attention, first);
-  if (queries.begin > queries.end) queries.begin = queries.end;
-  const int64_t begin[2] = {first_query(attention, first + lane / 4), first_query(attention, first + lane / 4 + 8)};
-  const int64_t end[2] = {queries.end, queries.end};
-  tile.add(attention.prefix, first, valid, queries, begin, end);
-
+  const int thread = of_this_turn(int(threadIdx.x)), warp = thread / kWarp, lane = thread % kWarp;
   float* of_warps = dynamic_shared<float>();  // (warps, 2, 16, columns)
   __syncthreads();                            // other warps may still read their keys
 #pragma unroll
@@ -298,7 +251,7 @@ __device__ __forceinline__ void prefix_tile(const AttentionTilesBackward& backwa
   }
   __syncthreads();
   float total[kMine][N] = {};
-  const auto place = [&](int mine) { return (int(threadIdx.x) + mine * kTileThreads) * N; };
+  const auto place = [&](int mine) { return (thread + mine * kTileThreads) * N; };
   const auto add = [&](int mine, const float* from) {
     float values[N];
     load(values, from + place(mine), N, true);
@@ -333,15 +286,81 @@ __device__ __forceinline__ void prefix_tile(const AttentionTilesBackward& backwa
   }
 }
 
+// 64 keys of segments, or 16 of the prefix. A key of a segment is seen by the rows from its own on, or by the segment's
+// one query; one of the prefix by a chunk of the queries, a quarter of them for each warp. Blocks for the prefix are
+// numbered by group, head, cotangent, tile of the prefix, chunk of the queries, those for segments behind them by
+// group, head, cotangent, 64 keys.
+template <typename T, int kColumns>
+__device__ __forceinline__ void key_tile(const AttentionTilesBackward& backward, unsigned block) {
+  const Attention& attention = backward.attention;
+  const int warp = of_this_turn(int(threadIdx.x) / kWarp), lane = of_this_turn(int(threadIdx.x) % kWarp);
+  const unsigned prefix_blocks = unsigned(backward.prefix_blocks);
+  const bool of_prefix = block < prefix_blocks;
+  const unsigned tiles = unsigned((attention.rows + kTileQueries - 1) / kTileQueries), own = block - prefix_blocks;
+  const unsigned chunk = block % unsigned(backward.chunks), sum = block / unsigned(backward.chunks);
+  KeyTile<T, kColumns> tile(backward, of_prefix ? sum / unsigned(backward.tiles) : own / tiles);
+  const int64_t first =
+      of_prefix ? int64_t(sum % unsigned(backward.tiles)) * kMma : int64_t(own % tiles) * kTileQueries + warp * kMma;
+  const int64_t left = (of_prefix ? attention.prefix_rows : attention.rows) - first;
+  const int valid = left > kMma ? kMma : left > 0 ? int(left) : 0;
+
+  Span queries{0, 0};
+  int64_t begin[2] = {}, end[2] = {};  // queries that see the keys of a lane
+  if (of_prefix) {
+    const int64_t each = backward.chunk_queries / kTileWarps;
+    queries.begin = chunk * backward.chunk_queries + warp * each;
+    queries.end = queries.begin + each;
+    if (queries.end > attention.queries) queries.end = attention.queries;
+    if (queries.begin < first_query(attention, first)) queries.begin = first_query(attention, first);
+    if (queries.begin > queries.end) queries.begin = queries.end;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      begin[i] = first_query(attention, first + lane / 4 + 8 * i);
+      end[i] = queries.end;
+    }
+  } else if (valid > 0) {
+    int64_t row[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      row[i] = first + lane / 4 + 8 * i;
+      if (row[i] >= attention.rows) row[i] = attention.rows - 1;
+    }
+    RowSegment of[2];
+    segments_of_rows(of, attention, first, row);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      begin[i] = attention.last ? of[i].number : attention.leading + row[i];
+      end[i] = attention.last ? of[i].number + 1 : attention.leading + of[i].end;
+    }
+    queries = {__shfl_sync(kFullMask, begin[0], 0), __shfl_sync(kFullMask, end[1], kWarp - 1)};
+  }
+  const T* keys = of_prefix ? head_of<const T>(attention.prefix, attention, tile.group, first, tile.head)
+                            : head_of<const T>(attention.key_value, attention, tile.group, first, tile.head);
+  tile.add(keys, of_prefix ? attention.prefix.row : attention.key_value.row, valid, queries, begin, end);
+  if (of_prefix) return prefix_sums(tile, sum, chunk, first, valid);
+  T* to = head_of<T>(backward.d_key_value, attention, tile.group, first, tile.head, tile.cotangent);
+  const float one[2] = {1, 1};
+  store_rows<T, kColumns>(to, backward.d_key_value.row, valid, attention.width, tile.memory, tile.d_key, one);
+  store_rows<T, kColumns>(to + to_values(attention), backward.d_key_value.row, valid, attention.width, tile.memory,
+                          tile.d_value, one);
+}
+
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kColumns>)
-    attention_key_tiles_kernel(PF_CONSTANT AttentionTilesBackward backward) {
-  const int64_t prefix_blocks = backward.prefix_blocks();
-  if (blockIdx.x < prefix_blocks) prefix_tile<T, kColumns>(backward, blockIdx.x);
-  else own_key_tile<T, kColumns>(backward, blockIdx.x - prefix_blocks);
+    attention_backward_tiles_kernel(PF_CONSTANT AttentionTilesBackward backward) {
+  two_passes(
+      backward, [&](int64_t block) { query_tile<T, kColumns>(backward, block); },
+      [&](unsigned block) { key_tile<T, kColumns>(backward, block); });
 }
 
 // ---- launching
+
+// Heads of more than 64 columns need more than blocks of compute capability 8.6, 8.9 and 12 may have.
+inline size_t backward_tile_bytes(int width) {
+  size_t bytes;
+  with_tile_columns(width, [&](auto columns) { bytes = kBackwardTileBytes<decltype(columns)::value>; });
+  return bytes;
+}
 
 // Memory: statistics and means of the queries, the partial sums of the prefix and their tickets.
 struct TileWorkspace {

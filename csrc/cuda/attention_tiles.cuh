@@ -148,13 +148,13 @@ class QueryTile {
   HeldRows<T, kColumns> query;
 
   // Blocks are numbered by group, head, tile of queries.
-  __device__ __forceinline__ explicit QueryTile(const Attention& attention)
+  __device__ __forceinline__ QueryTile(const Attention& attention, int64_t block)
       : attention(attention), tiles_(dynamic_shared<T>()) {
     const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-    const int64_t tiles = (attention.queries + kTileQueries - 1) / kTileQueries, head_and_group = blockIdx.x / tiles;
+    const int64_t tiles = (attention.queries + kTileQueries - 1) / kTileQueries, head_and_group = block / tiles;
     group = head_and_group / attention.heads;
     head = int(head_and_group % attention.heads);
-    const int64_t block_first = blockIdx.x % tiles * kTileQueries;
+    const int64_t block_first = block % tiles * kTileQueries;
     first = block_first + warp * kMma;
     const int64_t left = attention.queries - first;
     valid = left > kMma ? kMma : left > 0 ? int(left) : 0;

@@ -116,7 +116,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
   simt::launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared_bytes, cooperative, args...);
 }
 
-inline size_t max_shared_bytes() { return simt::kSharedLimit - 4096; }
+inline size_t max_shared_bytes() { return simt::schedule.shared_limit - 4096; }
 
 template <typename Kernel>
 int64_t resident_blocks(Kernel*, int, size_t) {

@@ -64,6 +64,12 @@ FAMILIES: dict[str, Family] = {
         ("add_layer_norm_out", "layer_norm_backward_"), _BOTH, "no more bytes; Triton's Python takes 18 µs"
     ),
     "gelu": Family(("gelu_out", "gelu_backward_"), _BOTH, "no more bytes, and no Python before a launch"),
+    "linear_gelu": Family(
+        ("linear_gelu_out", "linear_gelu_backward_out"),
+        {"triton": INTERPRETER},
+        "the GELU as the product's epilogue: a launch and a pass through memory less than cuBLAS and `gelu`, which are "
+        "taken without Triton",
+    ),
 }
 
 

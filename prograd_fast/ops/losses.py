@@ -18,6 +18,31 @@ from torch.autograd import forward_ad
 from prograd_fast.ops.registry import LIBRARY, Check, define
 
 _formulas: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {}  # by operator
+_ones: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # what a backward of a loss starts with
+_nodes: set[str] = set()  # names of the operators' nodes in a graph
+
+
+def first_gradient(loss: Tensor) -> Tensor | None:
+    """What the backward of a loss may start with in the place of None: 1, the same tensor each time.
+
+    A loss operator's backward knows it, and multiplies nothing by it: the kernel that fills it is saved, and so is the
+    product. The gradient then is the operator's own memory. So this is for a graph that nobody goes through again.
+
+    Args:
+        loss: what a backward starts from.
+
+    Returns:
+        0-d, or None where the loss is not an operator's own result, or a graph of kernels is recorded.
+    """
+    if loss.dim() or type(loss) is not Tensor or type(loss.grad_fn).__name__ not in _nodes:
+        return None
+    key = loss.device, loss.dtype
+    if key not in _ones or _ones[key]._version > 0:  # somebody has written to it
+        if loss.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # its memory would be the recording's
+        with torch.inference_mode(False):
+            _ones[key] = torch.ones((), device=loss.device, dtype=loss.dtype)
+    return _ones[key]
 
 
 def goes_through_formula() -> bool:
@@ -121,9 +146,10 @@ def define_loss(
             return tuple(results)
         total = None
         for k, gradient in used.items():
-            # (B,) without reduction, else 0-d: a factor per row, or one for all
-            factor = gradient.unsqueeze(1) if gradient.dim() else gradient
-            part = factor * (cotangents if count == 1 else cotangents[k])
+            part = cotangents if count == 1 else cotangents[k]
+            if gradient is not _ones.get((gradient.device, gradient.dtype)):
+                # (B,) without reduction, else 0-d: a factor per row, or one for all
+                part = (gradient.unsqueeze(1) if gradient.dim() else gradient) * part
             total = part if total is None else total + part
         if total is not None:
             results[differentiable] = total.to(tensors[differentiable].dtype)
@@ -145,4 +171,5 @@ def define_loss(
         return stacked, (0,) * len(stacked)
 
     torch.library.register_autograd(f"prograd_fast::{name}", backward, setup_context=keep, lib=LIBRARY)
+    _nodes.add(f"GeneratedBackwardFor_prograd_fast_{name}_defaultBackward")
     torch.library.register_vmap(f"prograd_fast::{name}", one_by_one, lib=LIBRARY)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.cotangent_batches import Meeting, TakesCotangentBatches
+from prograd_fast.ops.losses import first_gradient
 from prograd_fast.ops.registry import SHORTCUTS
 
 Gradients = tuple[Tensor | None, ...]
@@ -42,8 +43,11 @@ def gradients_of_both(
         _refuse_reentrant_checkpoints(name, kind)
     keep = retain_graph or create_graph
 
-    def gradients(loss: Tensor, keep: bool) -> Gradients:
-        return torch.autograd.grad(loss, params, retain_graph=keep, create_graph=create_graph, allow_unused=True)
+    def gradients(loss: Tensor, again: bool) -> Gradients:
+        first = None if keep else first_gradient(loss)
+        return torch.autograd.grad(
+            loss, params, first, retain_graph=again, create_graph=create_graph, allow_unused=True
+        )
 
     if general is None:
         a, b = gradients(task, keep), None

@@ -71,7 +71,7 @@ def test_names(gate: ModuleType) -> None:
         "gram_kernel<float, 400>(": "gram fp32, 400 tensors",
         "dual_loss_kernel<float, 4, true>(": "dual_loss fp32, 4 at a time, T=1",
         "dual_loss_kernel<__half, 8, false>(": "dual_loss fp16, 8 at a time",
-        "attention_keys_kernel<float, 8, 2>(": "attention_keys fp32, 8 lanes, K=2",
+        "attention_backward_kernel<float, 8, 2>(": "attention_backward fp32, 8 lanes, K=2",
         "update_kernel<__half, prograd::cuda::AdamWRule<__half, float>, 40>(": "adamw fp16, 40 tensors, moments fp32",
         "update_kernel<float, prograd::cuda::StoreProjected<float>, 400>(": "project fp32, 400 tensors",
         "gelu_kernel<double>(": "gelu fp64",

@@ -69,7 +69,8 @@ def test_the_script_lists_its_parts(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_every_operator_of_the_registry_is_run() -> None:
-    composed = {"head_dual_loss_out"}  # of `dual_loss_out`, which is run
+    # of `dual_loss_out` and of `gelu_out`, which are run
+    composed = {"head_dual_loss_out", "linear_gelu_out", "linear_gelu_backward_out"}
     assert gpu_calls.with_kernels("cpu") | composed == {name for name in CALLS if name.endswith(("_out", "_"))}
 
 

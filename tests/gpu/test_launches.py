@@ -1,7 +1,9 @@
 """Guards what a step asks of a GPU: how many kernels it launches, as many at any number of classes, and no answer.
 
 Counted without a GPU: the operators that reach the dispatcher while a step runs on a CPU, in the way that it takes on a
-GPU. Each of PyTorch's that computes or moves something is a launch; so is each of ours, but for what `WITHIN` says.
+GPU. Each of PyTorch's that computes or moves something is a launch; so is each of ours, but for what `WITHIN` says, if
+both backends for GPUs are there. Without Triton each GELU is a launch of its own, two a block; with Triton alone the
+backward of attention takes two launches, one more a block.
 """
 
 from collections import Counter
@@ -28,7 +30,7 @@ NO_KERNEL = {  # allocations, and questions about tensors; views are known by th
     "device", "_reshape_alias",
 }  # fmt: skip
 HOST_READS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}
-WITHIN = {"dual_loss": 2, "index_copy": 1}  # launches beside the first: two clones; a copy of what is written into
+WITHIN = {"dual_loss": 1, "index_copy": 1}  # beside the first: the sum over the rows; a copy of what is written into
 
 
 class Launches(TorchDispatchMode):
@@ -105,16 +107,16 @@ def prompt_step(classes: int) -> Callable[[], None]:
 def test_a_prompt_step() -> None:
     ten, hundred, thousand = (counted(prompt_step(classes)) for classes in (10, 100, 1000))
     assert ten.by_name == hundred.by_name == thousand.by_name
-    # Each block: norm, product, attention, product, norm, product, GELU, product, and as many in the backward. Beside
-    # them the last block has a product of its queries, and there are a final norm, the projection, the logits, the
-    # loss and the update; the logits go back for each loss by itself.
-    assert ten.products == 2 * (4 * LAYERS + 3) + 1
-    assert ten.own == 2 * (4 * LAYERS + 1) + 4
-    assert ten.total <= 226, ten.small
+    # Each block: norm, product, attention, product, norm, product with GELU, product, and as many in the backward.
+    # Beside them the last block has a product of its queries, and there are a final norm, the projection, the logits,
+    # the loss and the update; the logits go back for each loss by itself.
+    assert ten.products == 2 * (3 * LAYERS + 3) + 1
+    assert ten.own == 2 * (4 * LAYERS + 1) + 3
+    assert ten.total <= 200, ten.small
 
 
 def test_the_tower_alone() -> None:
-    """Features and the gradients of two cotangents: 16 launches a block, 6 at the ends, and what moves rows."""
+    """Features and the gradients of two cotangents: 14 launches a block, 6 at the ends, and what moves rows."""
     net = pf.clip.PromptedCLIP(tiny_clip(layers=LAYERS, dtype=torch.float32), TOKENIZER, ["cat", "dog"], 16)
     both = torch.ones(2, 2, 24)
 
@@ -123,7 +125,7 @@ def test_the_tower_alone() -> None:
         torch.func.vmap(lambda cotangent: torch.autograd.grad(features, net.prompt.ctx, cotangent))(both)
 
     launches = counted(step)
-    assert launches.products + launches.own == 16 * LAYERS + 6
+    assert launches.products + launches.own == 14 * LAYERS + 6
     # rows with the context; ends of text out of the last block and back; the prefix's rows of the residual stream
     assert launches.small == {"cat": 1, "index": 2, "new_zeros": 1, "index_add_": 1, "index_copy_": 1, "clone": 1}
 

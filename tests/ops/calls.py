@@ -304,3 +304,16 @@ def gelu_out(s: Sizes) -> Call:
 @call
 def gelu_backward_(s: Sizes) -> Call:
     return [s.draw(2, s.rows, s.width, seed=1), s.draw(s.rows, s.width, seed=2), s.reduction], {}
+
+
+@call
+def linear_gelu_out(s: Sizes) -> Call:
+    x, weight, bias = s.draw(s.rows, s.width), s.draw(s.classes, s.width, seed=1), s.draw(s.classes, seed=2)
+    return [x, weight, bias, s.reduction], {name: s.draw(s.rows, s.classes) for name in ("hidden", "active")}
+
+
+@call
+def linear_gelu_backward_out(s: Sizes) -> Call:
+    gradient, weight = s.draw(2, s.rows, s.width), s.draw(s.width, s.classes, seed=1)
+    hidden = s.draw(s.rows, s.classes, seed=2)
+    return [gradient, weight, hidden, s.reduction], {"d_hidden": s.draw(2, s.rows, s.classes)}

@@ -41,11 +41,11 @@ WIDE = {
     "squared_error": (2, 1),
     "soft_wing": (2, 1),
     "attention": (3, 1),
-    "attention_queries": (6, 2),  # keys and values twice
-    "attention_keys": (9, 3),  # for a key of a segment and for one of the prefix; the partial sums of the latter
+    # keys and values twice for a query; then for a key of a segment and for one of the prefix, and its partial sums
+    "attention_backward": (15, 5),
     "attention_tiles": (3, 1),  # queries, keys, values
-    "attention_query_tiles": (7, 1),  # the tiles twice, cotangents twice
-    "attention_key_tiles": (12, 6),  # keys, values, queries and cotangents, for a segment and for the prefix
+    # the tiles twice, cotangents twice; then keys, values, queries and cotangents, and the partial sums of the prefix
+    "attention_backward_tiles": (15, 5),
     "add_layer_norm": (4, 2),
     "layer_norm_backward": (5, 1),
     "gelu": (1, 1),
@@ -71,11 +71,9 @@ NUMBERS = {
     "dual_loss_sums": ("{} at a time",),
     "dual_loss_cotangents": ("{} at a time",),
     "attention": ("{} lanes",),
-    "attention_queries": ("{} lanes", "K={}"),
-    "attention_keys": ("{} lanes", "K={}"),
+    "attention_backward": ("{} lanes", "K={}"),
     "attention_tiles": ("heads of {}",),
-    "attention_query_tiles": ("heads of {}",),
-    "attention_key_tiles": ("heads of {}",),
+    "attention_backward_tiles": ("heads of {}",),
 }
 
 
@@ -147,7 +145,7 @@ def measure(mangled: str, usage: str, sass: str, arch: int) -> Row:
 
 
 def readable(name: str) -> tuple[str, str]:
-    """A demangled name as "gram fp32", "adamw bf16, moments fp32" or "attention_keys fp32, 8 lanes, K=2".
+    """A demangled name as "gram fp32", "adamw bf16, moments fp32" or "attention_backward fp32, 8 lanes, K=2".
 
     K: cotangents. The second result is the storage dtype.
     """
@@ -174,10 +172,10 @@ def readable(name: str) -> tuple[str, str]:
 def least_mma(kernel: str) -> int:
     """Instructions of the tensor cores at least: two products of 16 x 16 for 16 columns of each matrix of a step.
 
-    The forward has scores and results; the queries' gradients have these, then scores, dO v and dq; the keys' have
-    scores, dO v, dk and dv, for a segment and for the prefix.
+    The forward has scores and results; the backward has these for the queries' gradients, then scores, dO v and dq; for
+    the keys' it has scores, dO v, dk and dv.
     """
-    matrices = {"attention_tiles": 2, "attention_query_tiles": 5, "attention_key_tiles": 8}.get(kernel.split()[0], 0)
+    matrices = {"attention_tiles": 2, "attention_backward_tiles": 9}.get(kernel.split()[0], 0)
     return matrices * 2 * int(kernel.rsplit(" ", 1)[1]) // 16 if matrices else 0
 
 
@@ -204,13 +202,13 @@ def asked_shared(kernel: str, dtype: str) -> int:
     """Bytes that a launch asks for.
 
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
-    512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block, or
-    16 keys and values and two times 16 queries and cotangents for each warp.
+    512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block,
+    and in the backward at least 16 keys and values and two times 16 queries and cotangents for each warp.
     """
     if "tiles" in kernel:
         columns = int(kernel.rsplit(" ", 1)[1])
-        rows = 4 * 6 * 16 if kernel.startswith("attention_key_tiles") else 2 * 2 * (64 if columns > 64 else 80) + 64
-        return rows * (columns + 8) * 2
+        rows = 2 * 2 * (64 if columns > 64 else 80) + 64
+        return (max(rows, 4 * 6 * 16) if "backward" in kernel else rows) * (columns + 8) * 2
     if kernel.startswith(("project", "adamw", "sgd")):
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
@@ -227,7 +225,7 @@ def traffic(kernel: str) -> str:
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
     A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
     with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
-    backward takes two launches), without the prefix, the sums of each softmax and the partial sums.
+    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -261,10 +259,9 @@ def traffic(kernel: str) -> str:
             return f"{7 * size} / {7 * size}"
         case "attention" | "attention_tiles":
             return f"{4 * size} / {4 * size}"
-        case "attention_queries" | "attention_keys":
+        case "attention_backward":
             k = int(kernel.rsplit("=", 1)[1])
-            own = (3 + 2 * k if name == "attention_queries" else 3 + 3 * k) * size
-            return f"{own}; both launches {(6 + 5 * k) * size} / {(3 + 4 * k) * size}"
+            return f"{(6 + 5 * k) * size} / {(3 + 4 * k) * size}"
     return "bound by arithmetic"
 
 

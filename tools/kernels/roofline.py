@@ -125,11 +125,12 @@ def attention() -> list[Work]:
     """Queries, keys and values are read once, the result is written; the backward of two cotangents alike.
 
     Each row sees the prefix and on average half of its own segment: two products forward, five for each cotangent. The
-    backward is a launch over queries and one over keys; 16-bit storage has kernels of its own, with tensor cores.
+    backward is a launch that goes over queries, then over keys; 16-bit storage has kernels of its own, with tensor
+    cores.
     """
     kernels = {
         "forward": {"fp32": "attention fp32", "bf16": "attention_tiles bf16"},
-        "backward": {"fp32": "attention_keys fp32", "bf16": "attention_key_tiles bf16"},
+        "backward": {"fp32": "attention_backward fp32", "bf16": "attention_backward_tiles bf16"},
     }
     works = []
     for classes in (100, 1000):
@@ -139,7 +140,7 @@ def attention() -> list[Work]:
         for dtype, s in SIZES.items():
             for name, values, products in (("forward", 4, 2), ("backward", 3 + 4 * COTANGENTS, 5 * COTANGENTS)):
                 moved = values * s * WIDTH * (rows + PREFIX)
-                work = Work(f"C = {classes}, {name}", dtype, moved, moved, 1 if name == "forward" else 2, blocks)
+                work = Work(f"C = {classes}, {name}", dtype, moved, moved, 1, blocks)
                 works.append(replace(work, operations=products * 2 * pairs * WIDTH, kernel=kernels[name][dtype]))
     return works
 

@@ -147,6 +147,14 @@ def _gelu(kind: int, dtype: torch.dtype) -> None:
     ops.gelu_backward_(torch.zeros(2, 4, 2048, dtype=dtype), x, kind)
 
 
+def _linear_gelu(n_rows: int, kind: int, dtype: torch.dtype) -> None:
+    x, up, down = (torch.zeros(shape, dtype=dtype) for shape in ((n_rows, 512), (2048, 512), (512, 2048)))
+    hidden, active = torch.zeros(2, n_rows, 2048, dtype=dtype)
+    ops.linear_gelu_out(x, up, torch.zeros(2048, dtype=dtype), kind, hidden=hidden, active=active)
+    d_hidden = torch.zeros(2, n_rows, 2048, dtype=dtype)
+    ops.linear_gelu_backward_out(torch.zeros(2, n_rows, 512, dtype=dtype), down, hidden, kind, d_hidden=d_hidden)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -200,6 +208,10 @@ CASES = {
     "2048 wide, erf, fp32": Case(lambda: _gelu(0, F32), 4),
     "2048 wide, erf, bf16": Case(lambda: _gelu(0, BF16), 2),
     "2048 wide, sigmoid, bf16": Case(lambda: _gelu(2, BF16), 2),
+    "64 rows of 512 to 2048, sigmoid, fp32": Case(lambda: _linear_gelu(64, 2, F32), 4),
+    "64 rows of 512 to 2048, sigmoid, bf16": Case(lambda: _linear_gelu(64, 2, BF16), 2),
+    "2048 rows of 512 to 2048, sigmoid, fp32": Case(lambda: _linear_gelu(2048, 2, F32), 4),
+    "2048 rows of 512 to 2048, erf, bf16": Case(lambda: _linear_gelu(2048, 0, BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in

@@ -20,7 +20,7 @@ def _sigmoid(w):
 
 
 @triton.jit
-def _gate(x, KIND: tl.constexpr):
+def gelu_gate(x, KIND: tl.constexpr):
     """The factor of x, Φ(x) or an approximation of it, and its derivative."""
     if KIND == NONE:
         return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476), tl.exp(-0.5 * x * x) * 0.3989422804014327
@@ -46,7 +46,7 @@ def gelu(x, out, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
     acc: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     at, inside = _block_of(n, BLOCK)
     b_x = tl.load(x + at, mask=inside, other=0.0).to(acc)
-    gate, _slope = _gate(b_x, KIND)
+    gate, _slope = gelu_gate(b_x, KIND)
     tl.store(out + at, (b_x * gate).to(out.dtype.element_ty), mask=inside)
 
 
@@ -56,7 +56,7 @@ def gelu_backward(gradient, x, n, n_cotangents, KIND: tl.constexpr, BLOCK: tl.co
     acc: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     at, inside = _block_of(n, BLOCK)
     b_x = tl.load(x + at, mask=inside, other=0.0).to(acc)
-    gate, slope = _gate(b_x, KIND)
+    gate, slope = gelu_gate(b_x, KIND)
     derivative = gate + b_x * slope
     for _ in range(0, n_cotangents):
         product = tl.load(gradient + at, mask=inside, other=0.0).to(acc) * derivative

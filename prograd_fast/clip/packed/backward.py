@@ -93,9 +93,7 @@ def _mlp_backward(d_total: Tensor, kept: KeptMLP, block: Block, approximate: int
 
 
 def _mlp_piece(d_branch: Tensor, hidden: Tensor, block: Block, approximate: int) -> Tensor:
-    d_hidden = block.down.backward(d_branch)
-    torch.ops.prograd_fast.gelu_backward_(d_hidden, hidden, approximate)
-    return block.up.backward(d_hidden)
+    return block.up.backward(block.down.backward_with_gelu(d_branch, hidden, approximate))
 
 
 def _attention_backward(

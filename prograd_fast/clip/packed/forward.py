@@ -235,11 +235,9 @@ def _mlp(total: Tensor, branch: Tensor, block: Block, approximate: int, kept: Ke
 
 
 def _mlp_piece(normed: Tensor, block: Block, approximate: int, kept: list[Tensor] | None) -> Tensor:
-    hidden = block.up(normed)
+    hidden, active = block.up.with_gelu(normed, approximate)
     if kept is not None:
         kept.append(hidden)
-    active = torch.empty_like(hidden)
-    torch.ops.prograd_fast.gelu_out(hidden, approximate, out=active)
     return block.down(active)
 
 

@@ -43,6 +43,31 @@ class Linear:
             return d @ self.weight
         return torch.ops.mkldnn._linear_pointwise(d.contiguous(), self._packed_transposed, None, "none", [], "")
 
+    def with_gelu(self, x: Tensor, approximate: int) -> tuple[Tensor, Tensor]:
+        """The result (rows, out) for x (rows, in), and the GELU of it."""
+        if self._packed is None:
+            hidden, active = (x.new_empty(len(x), len(self.weight)) for _ in range(2))
+            torch.ops.prograd_fast.linear_gelu_out(
+                x, self.weight.contiguous(), self.bias, approximate, hidden=hidden, active=active
+            )
+        else:
+            hidden = self(x)
+            active = torch.empty_like(hidden)
+            torch.ops.prograd_fast.gelu_out(hidden, approximate, out=active)
+        return hidden, active
+
+    def backward_with_gelu(self, d: Tensor, hidden: Tensor, approximate: int) -> Tensor:
+        """Gradients (K, rows, in) of `hidden` (rows, in), whose GELU is x, from those of the result (K, rows, out)."""
+        if self._packed_transposed is None:
+            d_hidden = d.new_empty(len(d), *hidden.shape)
+            torch.ops.prograd_fast.linear_gelu_backward_out(
+                d, self.weight.contiguous(), hidden, approximate, d_hidden=d_hidden
+            )
+        else:
+            d_hidden = self.backward(d)
+            torch.ops.prograd_fast.gelu_backward_(d_hidden, hidden, approximate)
+        return d_hidden
+
 
 def _packed(weight: Tensor) -> Tensor | None:
     """The weight in oneDNN's layout, or None where oneDNN has no fast product for it."""

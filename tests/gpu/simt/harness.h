@@ -102,5 +102,8 @@ PF_EXPORT void simt_schedule(int order, uint64_t seed, unsigned resident_blocks)
 // What follows runs no more than so many blocks at the end of a grid.
 PF_EXPORT void simt_last_blocks(unsigned blocks) { simt::schedule.last_blocks = blocks; }
 
+// Blocks of what follows may have so much shared memory.
+PF_EXPORT void simt_shared_limit(size_t bytes) { simt::schedule.shared_limit = bytes; }
+
 // How many kernels the last operator launched, with what clears memory.
 PF_EXPORT unsigned simt_launches() { return std::exchange(simt::launches, 0); }

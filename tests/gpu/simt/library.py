@@ -6,7 +6,7 @@ arguments.
 
 import ctypes
 import re
-from ctypes import c_char_p, c_int, c_uint, c_uint64
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64
 from pathlib import Path
 
 import torch
@@ -64,6 +64,10 @@ class Library:
     def last_blocks(self, blocks: int) -> None:
         """Run no more than so many blocks at the end of a grid, until the next `schedule`."""
         self._library.simt_last_blocks(c_uint(blocks))
+
+    def shared_limit(self, n_bytes: int) -> None:
+        """What a block may have of shared memory, until the next `schedule`."""
+        self._library.simt_shared_limit(c_size_t(n_bytes))
 
     def launches(self) -> int:
         """How many kernels were launched since the last call, with what clears memory."""

@@ -223,7 +223,7 @@ inline void run(Launch& launch) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
   if (threads == 0 || threads > 1024 || blocks == 0) throw Fault("invalid launch configuration");
-  if (launch.shared_bytes > kSharedLimit) throw Fault("more shared memory than a block may have");
+  if (launch.shared_bytes > schedule.shared_limit) throw Fault("more shared memory than a block may have");
   if (launch.cooperative && blocks > schedule.resident_blocks) throw Fault("too many blocks for a cooperative launch");
   launch_now = &launch;
   launch.random.seed(schedule.seed);

@@ -27,8 +27,7 @@ namespace simt {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kSharedLimit = 227 << 10;  // what a block of sm_90 may have
-constexpr unsigned char kPoison = 0xff;     // a NaN in every float format
+constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
 constexpr unsigned char kGuard = 0xa5;
 
 struct Fault : std::runtime_error {
@@ -41,8 +40,9 @@ enum class Order { random, greedy, reverse };
 struct Schedule {
   Order order = Order::random;
   uint64_t seed = 0;
-  unsigned resident_blocks = 8;  // how many blocks run at a time, and the most a cooperative launch may have
-  unsigned last_blocks = 0;      // run no more than so many blocks at the end of a grid; 0 for all
+  unsigned resident_blocks = 8;     // how many blocks run at a time, and the most a cooperative launch may have
+  unsigned last_blocks = 0;         // run no more than so many blocks at the end of a grid; 0 for all
+  size_t shared_limit = 227 << 10;  // what a block may have, here of sm_90
 };
 inline Schedule schedule;
 inline unsigned launches = 0;  // so far
