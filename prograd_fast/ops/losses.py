@@ -45,6 +45,10 @@ def first_gradient(loss: Tensor) -> Tensor | None:
     return _ones[key]
 
 
+def _is_one(gradient: Tensor) -> bool:
+    return gradient is _ones.get((gradient.device, gradient.dtype)) and gradient._version == 0
+
+
 def goes_through_formula() -> bool:
     """Whether derivatives are taken that an operator with a backward of its own does not have.
 
@@ -147,7 +151,7 @@ def define_loss(
         total = None
         for k, gradient in used.items():
             part = cotangents if count == 1 else cotangents[k]
-            if gradient is not _ones.get((gradient.device, gradient.dtype)):
+            if not _is_one(gradient):
                 # (B,) without reduction, else 0-d: a factor per row, or one for all
                 part = (gradient.unsqueeze(1) if gradient.dim() else gradient) * part
             total = part if total is None else total + part
