@@ -13,6 +13,10 @@ from prograd_fast import reference
 from tests.optim.support import same
 from tests.tolerances import assert_close
 
+# seen in 2.6 and no longer in 2.10: torch.optim.SGD(fused=True) reads momentum of bfloat16 that nobody has written, and
+# no update takes a rate of shape (1,) for a 0-d parameter
+OLD_UPDATES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10)
+
 ADAMW = {"lr": 0.03, "betas": (0.8, 0.97), "eps": 1e-6, "weight_decay": 0.2}
 SGD = {"lr": 0.03, "momentum": 0.8, "weight_decay": 0.2}
 SHAPES = [(16, 8), (5,), (), (3, 2, 2)]  # a context, a vector, a 0-d tensor, a higher rank
@@ -74,6 +78,8 @@ VARIANTS = [
 @pytest.mark.parametrize(("own", "theirs", "settings"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_use_is_torch_bit_for_bit(own, theirs, settings, path, dtype):
+    if OLD_UPDATES and theirs is torch.optim.SGD and path.get("fused") and dtype == torch.bfloat16:
+        pytest.skip("this PyTorch's own update is not the same twice")
     if path.get("foreach") and isinstance(settings["lr"], torch.Tensor):
         with pytest.raises(ValueError, match="lr as a Tensor is not supported"):  # as torch.optim.AdamW itself
             own(parameters(), **settings, **path)
@@ -260,6 +266,7 @@ def test_step_count_has_torchs_dtype(default, fused):
 
 @pytest.mark.parametrize("make_opt", [pf.ProGradAdamW, pf.ProGradSGD])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.skipif(OLD_UPDATES, reason="this PyTorch's own updates refuse it")
 def test_one_element_learning_rate_and_number(make_opt, backend):
     """A rate of shape (1,) with a 0-d parameter."""
     active = pf.backends.active()["cpu"]
