@@ -12,6 +12,7 @@ from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import part_of
 from prograd_fast.optim.two_gradients import TwoGradients
 
 
@@ -101,14 +102,15 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first = buffers[0] is None
             if first:
                 buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in bucket.params]
-        operator_for("project_sgd_", bucket.params[0])(
-            bucket.params,
+        parts = bucket.parts
+        operator_for("project_sgd_", parts[0])(
+            parts,
             bucket.task,
             bucket.general,
-            buffers,
+            [part_of(buffer) for buffer in buffers],
             entries,
             coefficients,
-            *learning_rate(group["lr"], bucket.params[0]),
+            *learning_rate(group["lr"], parts[0]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from prograd_fast.ops.common import SCOPES, Scope
@@ -20,9 +21,18 @@ from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense
 from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Projector, nan_where_lost
-from prograd_fast.optim.ranks import check_ranks, check_weight, mean_over_ranks
+from prograd_fast.optim.ranks import Agreement, check_ranks, check_weight, relative_weight
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.scaling import LossScaling, scale_of
+from prograd_fast.optim.shards import (
+    all_ranks,
+    any_sharded,
+    averaged,
+    gradients_of_shards,
+    groups_that_agree,
+    is_sharded,
+    mean,
+)
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.optim.sums import Gradients, Sums
 
@@ -60,6 +70,7 @@ class TwoGradients(Optimizer):
     _projector: Projector
     _sums: Sums
     _scaling: LossScaling
+    _agreement: Agreement
     _said: set[str]  # warnings that were given
     _process_group: "weakref.ref[dist.ProcessGroup] | None"
 
@@ -86,6 +97,7 @@ class TwoGradients(Optimizer):
             )
         self._projector = Projector(lambda_, scope, rule, noise_floor)
         self._sums = Sums()
+        self._agreement = Agreement()
         self._scaling = LossScaling()
         self._said = set()
         # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
@@ -168,6 +180,10 @@ class TwoGradients(Optimizer):
             RuntimeError: there are several ranks and no `process_group`; or a reentrant checkpoint.
         """
         groups = self._checked_groups()
+        if create_graph and any_sharded(groups):
+            raise ValueError(
+                "create_graph: expected False where parameters are sharded, got True: theirs have no graph."
+            )
         if weight is not None and self._sums.depth:
             raise ValueError(
                 "weight: expected it in the backward that closes the sum, got one inside accumulate(). There it is the "
@@ -365,7 +381,8 @@ class TwoGradients(Optimizer):
             # ‖a‖² may overflow where a does not: as a GradScaler, by its elements
             finite = [e[:, 1:].isfinite().all() for e in entries]
             finite += [a.isfinite().all() for bucket in buckets for a in bucket.task]
-            found_inf.append((~torch.stack([one.to(finite[0].device) for one in finite]).all()).float())
+            lost = ~torch.stack([one.to(finite[0].device) for one in finite]).all()
+            found_inf.append(self._projector.on_any_rank(buckets, lost).float())
             return [c / scale.to(c) for c in coefficients] if scale is not None else coefficients
 
         def update(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:
@@ -377,6 +394,7 @@ class TwoGradients(Optimizer):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             self._check_states(members)
             raise
+        increment_version([p for p in self._parameters if is_sharded(p)])  # its part alone was told
         self._sums.drop()
         if scaler is not None and scale is not None:
             self._scaling.tell(scaler, found_inf[0])
@@ -395,12 +413,27 @@ class TwoGradients(Optimizer):
             check_loss("general", general)
         check_weight(weight)
         self._sums.check_scaler(scaler)
+        process_group = self._ranks()
+        if not self._sums.depth or any_sharded(params):
+            self._agreement.check(self.param_groups, self._settings, groups_that_agree(params, process_group))
+        if weight is not None and process_group is not None and any(averaged(params, process_group)):
+            # what averages over the ranks in the backward itself knows no weights
+            if self._sums:
+                raise ValueError(
+                    "weight: expected None in the backward that closes a sum of sharded gradients, each of which was "
+                    f"averaged over the ranks in its own backward, got {weight}. Multiply the losses instead."
+                )
+            share = relative_weight(weight, process_group, task.device)
+            task, general, weight = task * share, None if general is None else general * share, None
         if scaler is not None:
             task = scaler.scale(task)
             general = None if general is None else scaler.scale(general)
-        of_task, of_general = gradients_of_both(
-            task, general, params, retain_graph=retain_graph, create_graph=create_graph
-        )
+        if any_sharded(params):
+            of_task, of_general = gradients_of_shards(task, general, params, retain_graph=retain_graph)
+        else:
+            of_task, of_general = gradients_of_both(
+                task, general, params, retain_graph=retain_graph, create_graph=create_graph
+            )
         check_gradients("task", of_task, params)
         if of_general is not None:
             check_gradients("general", of_general, params)
@@ -409,16 +442,15 @@ class TwoGradients(Optimizer):
         if self._sums.depth:
             return a, b
         a, b = self._sums.with_these(params, a, b)
-        process_group = self._ranks()
         if process_group is not None:
             known = [a, b] if any(gradient is not None for gradient in b) else [a]
-            means = mean_over_ranks(params, known, process_group, weight)
+            means = mean(params, known, process_group, weight)
             a, b = means[0], means[1] if len(means) > 1 else b
         return a, b
 
     def _ranks(self) -> "dist.ProcessGroup | None":
         if self._process_group is None:
-            return None
+            return all_ranks(self._parameters)
         process_group = self._process_group()
         if process_group is None:
             raise RuntimeError("backward: expected a process group that is there, got one that was destroyed.")
@@ -437,6 +469,13 @@ class TwoGradients(Optimizer):
             raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
         check_parameters(groups)
         return groups
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What the ranks have to agree on besides the parameter groups."""
+        projector = self._projector
+        kind = type(getattr(self, "optimizer", self)).__name__
+        return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": projector.noise_floor}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -518,6 +557,7 @@ class TwoGradients(Optimizer):
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         self.__dict__.setdefault("_sums", Sums())
+        self.__dict__.setdefault("_agreement", Agreement())
         self.__dict__.setdefault("_process_group", None)
         keep_lambdas(before, self.param_groups, self._projector.rule)
 
