@@ -52,7 +52,8 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
             `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic). Give that of the
             losses' precision where it is another, as under autocast.
-        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
+            under `fully_shard` and other DTensors need none where each rank has a part of all of them.
 
     Raises:
         TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` or `noise_floor` below 0 or an unknown `scope`.

@@ -175,9 +175,12 @@ class TwoGradients(Optimizer):
             weight: of this rank in the mean over `process_group`, the size of its batch if they differ (default: 1).
 
         Raises:
-            TypeError: a loss is not a tensor, a gradient is sparse or complex, or a parameter is sharded.
-            ValueError: a loss has several elements, no graph, or reaches none of the parameters; or λ of a group.
+            TypeError: a loss is not a tensor, a gradient is sparse or complex, or a parameter is of FSDP1.
+            ValueError: a loss has several elements, no graph, or reaches none of the parameters; or λ of a group; or
+                the ranks do not agree on the optimizer, which the first call looks at; or `create_graph` with sharded
+                parameters.
             RuntimeError: there are several ranks and no `process_group`; or a reentrant checkpoint.
+            ConnectionError: another rank has ended, or does not answer within the time-out.
         """
         groups = self._checked_groups()
         if create_graph and any_sharded(groups):
@@ -219,8 +222,9 @@ class TwoGradients(Optimizer):
             opt.backward(*micro_batches[-1]);  opt.step()
 
         It is the idiom of DistributedDataParallel's `no_sync`. Inside, `.grad`, `conflict` and the rule's memory stay
-        as they are, and nothing is sent to other ranks. `zero_grad` of this optimizer drops the sum, and so does an
-        exception that leaves the block. `step` raises RuntimeError while there is one.
+        as they are, and nothing is sent to other ranks, but that `fully_shard` reduces the gradients of each backward,
+        since it has room for one sum of whole gradients, not for two. `zero_grad` of this optimizer drops the sum, and
+        so does an exception that leaves the block. `step` raises RuntimeError while there is one.
         """
         self._sums.depth += 1
         try:

@@ -470,7 +470,9 @@ def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return found | {"one saved": saved, "one loaded": loaded}
 
 
-def check(found: Any, expected: Any, kind: str = "formula", dtype: torch.dtype = torch.float64, where: str = "") -> None:
+def check(
+    found: Any, expected: Any, kind: str = "formula", dtype: torch.dtype = torch.float64, where: str = ""
+) -> None:
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name in expected:
