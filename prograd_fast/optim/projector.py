@@ -225,11 +225,6 @@ class Projector:
         sizes = [all_units(bucket.params, self.scope) for bucket in buckets]
         return [part.to(e) for part, e in zip(sums.split(sizes), entries, strict=True)]
 
-    def on_any_rank(self, buckets: list[Bucket], flag: Tensor) -> Tensor:
-        """Whether a flag, 0-d, is set here or on another rank that has parts of these parameters."""
-        params = [p for bucket in buckets for p in bucket.params]
-        return self._shards_of(params).any([flag])[0] if any_sharded(params) else flag
-
     def _shards_of(self, params: Sequence[Tensor]) -> Shards:
         """The units of some parameters, known from the last time if they are the same."""
         known = self._shards

@@ -382,11 +382,11 @@ class TwoGradients(Optimizer):
         found_inf: list[Tensor] = []
 
         def unscale(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
-            # ‖a‖² may overflow where a does not: as a GradScaler, by its elements
+            # ‖a‖² may overflow where a does not: as a GradScaler, by its elements; those of another rank's part make
+            # ⟨a,b⟩ not finite
             finite = [e[:, 1:].isfinite().all() for e in entries]
             finite += [a.isfinite().all() for bucket in buckets for a in bucket.task]
-            lost = ~torch.stack([one.to(finite[0].device) for one in finite]).all()
-            found_inf.append(self._projector.on_any_rank(buckets, lost).float())
+            found_inf.append((~torch.stack([one.to(finite[0].device) for one in finite]).all()).float())
             return [c / scale.to(c) for c in coefficients] if scale is not None else coefficients
 
         def update(bucket: Bucket, entries: Tensor, coefficients: Tensor | None) -> None:

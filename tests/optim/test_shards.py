@@ -263,6 +263,30 @@ def below_the_floor(ranks: bool) -> list[Tensor]:
     return results
 
 
+def odd_in_one_part(ranks: bool) -> list[Tensor]:
+    """A task gradient that begins as zero in half of the rows, and one that is not finite there: it counts for all."""
+    p: Any = nn.Parameter(torch.ones(4, 2))
+    half = torch.ones(4, 2)
+    half[2:] = 0.0
+    gradients = [half, torch.ones(4, 2), 1 / half, torch.ones(4, 2)]
+    if ranks:
+        where = mesh(world())
+        p = nn.Parameter(distribute_tensor(p.detach(), where, [Shard(0)]))
+        gradients = [distribute_tensor(a, where, [Shard(0)]) for a in gradients]
+    opt = pf.ProGradSGD([p], lr=0.1, rule=pf.rules.Bloop(0.5, 0.5))
+    results = []
+    for a in gradients:
+        opt.backward_and_update((p * a).sum(), p.sum())
+        results.append(whole(opt.state[p]["task_average"]))
+    q = nn.Parameter(p.detach().nan_to_num(0.0, 0.0, 0.0))
+    opt, scaler = pf.ProGradSGD([q], lr=0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
+    for a in gradients[1:3]:
+        opt.backward_and_update((q * a).sum(), q.sum(), scaler=scaler)
+        scaler.update()
+        results += [whole(q), torch.tensor(scaler.get_scale())]
+    return results
+
+
 def states(model: nn.Module, opt: Any) -> Found:
     """All that a checkpoint holds, by name."""
     of_model, of_opt = get_state_dict(model, opt)
@@ -451,6 +475,7 @@ CASES: dict[str, Callable[[int], Any]] = {
     "accumulated": lambda rank: accumulated(True),
     "weighted": lambda rank: weighted(True),
     "below the floor": lambda rank: below_the_floor(True),
+    "odd in one part": lambda rank: odd_in_one_part(True),
     "loaded": lambda rank: saved_and_loaded(folder_of_ranks() / "of one", everything_sharded, save=False),
     "saved": lambda rank: saved_and_loaded(folder_of_ranks() / "of ranks", everything_sharded, save=True),
     "reloaded": lambda rank: saved_and_loaded(folder_of_ranks() / "of ranks", replicated_and_sharded, save=False),
@@ -522,6 +547,13 @@ def test_uneven_batches(results: dict[str, Any]) -> None:
 def test_the_noise_floor_is_that_of_the_whole(results: dict[str, Any]) -> None:
     for found in results["below the floor"]:
         check(found, below_the_floor(False), "formula", torch.float32)
+
+
+def test_what_is_odd_in_one_part(results: dict[str, Any]) -> None:
+    expected = odd_in_one_part(False)
+    assert expected[-1] == 2  # the scale of the losses fell
+    for found in results["odd in one part"]:
+        check(found, expected, "formula", torch.float32)
 
 
 def test_checkpoints_of_other_numbers_of_ranks(results: dict[str, Any]) -> None:
