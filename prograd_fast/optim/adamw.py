@@ -12,7 +12,7 @@ from prograd_fast.ops.registry import operator_for, shortcut_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
-from prograd_fast.optim.shards import part_of
+from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
 
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
@@ -118,9 +118,9 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             parts,
             bucket.task,
             bucket.general,
-            [part_of(state["exp_avg"]) for state in states],
-            [part_of(state["exp_avg_sq"]) for state in states],
-            [part_of(state["max_exp_avg_sq"]) for state in states] if group["amsgrad"] else [],
+            parts_of([state["exp_avg"] for state in states]),
+            parts_of([state["exp_avg_sq"] for state in states]),
+            parts_of([state["max_exp_avg_sq"] for state in states]) if group["amsgrad"] else [],
             [state["step"] for state in states],
             entries,
             coefficients,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.optim.shards import part_of
+from prograd_fast.optim.shards import parts_of
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Bucket:
     @property
     def parts(self) -> list[Tensor]:
         """What this rank has of the parameters: all, unless they are sharded."""
-        return [part_of(p) for p in self.params]
+        return parts_of(self.params)
 
     @property
     def differentiable(self) -> bool:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from prograd_fast.optim.rules import Rule
-from prograd_fast.optim.shards import check_sharded
+from prograd_fast.optim.shards import any_sharded, check_sharded
+
+_BUILT_LATER = ", after fully_shard. Leave set_requires_gradient_sync alone: accumulate() is its like"
 
 
 def check_lambda(lambda_: Any) -> None:
@@ -65,8 +67,7 @@ def check_gradients(name: str, gradients: Sequence[Tensor | None], params: Seque
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             f"{name}: expected a loss that depends on a parameter of this optimizer, got one that reaches none. "
-            "Compute it from the parameters that the optimizer was built with; under fully_shard, those are the ones "
-            "that the model has afterwards, and set_requires_gradient_sync(False) is accumulate() here."
+            f"Compute it from the parameters that the optimizer was built with{_BUILT_LATER * any_sharded(params)}."
         )
     for gradient, p in zip(gradients, params, strict=True):
         if gradient is not None and (gradient.layout != torch.strided or not gradient.is_floating_point()):

@@ -77,7 +77,7 @@ class Projector:
             scale: what both gradients are multiplied by, 0-d; None for 1.
             key: a value that all parameters of one call must share, besides group, device and dtype.
         """
-        sharded = any_sharded([member[0] for member in members])
+        sharded = any_sharded(member[0] for member in members)
         if sharded:
             members = [(p, group, part_of(a), part_of(b)) for p, group, a, b in members]
         wanted: Sequence[Member] = members
@@ -128,10 +128,8 @@ class Projector:
         """
         if not torch.compiler.is_compiling():
             self.projections += 1
-        params = [p for bucket in buckets for p in bucket.params]
-        shards = self._shards_of(params) if any_sharded(params) else None
-        alone = shards is None and self.rule is None and adjust is None
-        if alone and len(buckets) == 1 and not buckets[0].differentiable:
+        alone = self.rule is None and adjust is None and len(buckets) == 1
+        if alone and not buckets[0].differentiable and not any_sharded(buckets[0].params):
             (bucket,) = buckets
             self._log.expect(bucket.params, every, bucket.noise_floor)
             entries = self._log.row(bucket.task[0])
@@ -140,6 +138,8 @@ class Projector:
             apply(bucket, entries, None)
             self._log.add(entries)
             return
+        params = [p for bucket in buckets for p in bucket.params]
+        shards = self._shards_of(params) if any_sharded(params) else None
         entries_of = came = self._entries([(bucket.task, bucket.general) for bucket in buckets], buckets, shards)
         if self.rule is not None and self.rule.prepares:
             came = self._entries([(bucket.came_task, bucket.came_general) for bucket in buckets], buckets, shards)
@@ -182,7 +182,9 @@ class Projector:
                     SCOPES.index(self.scope),
                     entries,
                 )
-            pairs.extend((p, like(p, g)) for p, g in zip(bucket.params, projected, strict=True))
+            if any_sharded(bucket.params):
+                projected = [like(p, g) for p, g in zip(bucket.params, projected, strict=True)]
+            pairs.extend(zip(bucket.params, projected, strict=True))
 
         self.run(buckets, every, state, apply, adjust)
         return pairs

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def several_ranks() -> bool:
+    """Whether this process is one of several that run together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def check_ranks(process_group: "dist.ProcessGroup | None") -> None:
     """Raise RuntimeError where there are several ranks and nobody has said what they are to each other."""
-    if process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if process_group is None and several_ranks():
         raise RuntimeError(
             f"backward: {dist.get_world_size()} ranks run, and each would step on its own gradients: backward() goes "
             "past the reduction of DistributedDataParallel. Build the optimizer with "
@@ -81,17 +86,22 @@ class Agreement:
     def __init__(self) -> None:
         self._found = False
 
-    def check(self, groups: Sequence[dict[str, Any]], settings: Mapping[str, Any], ranks: Sequence[Any]) -> None:
+    def check(
+        self,
+        groups: Sequence[dict[str, Any]],
+        settings: Callable[[], Mapping[str, Any]],
+        ranks: Callable[[], Sequence[Any]],
+    ) -> None:
         """Raise ValueError on every rank unless they agree; looked at once, before the first gradients are sent.
 
         Args:
             groups: the parameter groups of this rank.
-            settings: of its optimizer.
-            ranks: the process groups that have to agree.
+            settings: gives those of its optimizer.
+            ranks: gives the process groups that have to agree.
         """
         if self._found:
             return
-        facts = dict(settings)
+        facts = dict(settings())
         for g, group in enumerate(groups):
             facts[f"the number of parameters of group {g}"] = len(group["params"])
             for i, p in enumerate(group["params"]):
@@ -101,7 +111,7 @@ class Agreement:
                 name: value for name, value in group.items() if isinstance(value, bool | int | float | str | tuple)
             }
             facts |= {f"{name} of group {g}": repr(value) for name, value in values.items()}
-        for process_group in ranks:
+        for process_group in ranks():
             with others_answer():
                 difference = first_difference(facts, process_group)
             if difference is not None:

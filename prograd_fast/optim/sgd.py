@@ -12,7 +12,7 @@ from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
-from prograd_fast.optim.shards import part_of
+from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
 
 
@@ -108,7 +108,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             parts,
             bucket.task,
             bucket.general,
-            [part_of(buffer) for buffer in buffers],
+            parts_of(buffers),
             entries,
             coefficients,
             *learning_rate(group["lr"], parts[0]),

@@ -85,7 +85,7 @@ def _why_not(param: Tensor, name: str, value: Any, *, written: bool) -> str | No
             return f"expected device {param.device}, got {value.device}"
     elif value.shape != param.shape:
         return f"expected shape {tuple(param.shape)}, got {tuple(value.shape)}"
-    elif layout_of(value) != layout_of(param):
+    elif type(param) is not torch.nn.Parameter and layout_of(value) != layout_of(param):
         return f"expected the placements of the parameter, {_placed(param)}, got {_placed(value)}"
     elif value.device != param.device:
         return f"expected device {param.device}, got {value.device}"

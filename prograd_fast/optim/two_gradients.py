@@ -21,7 +21,7 @@ from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense
 from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Projector, nan_where_lost
-from prograd_fast.optim.ranks import Agreement, check_ranks, check_weight, relative_weight
+from prograd_fast.optim.ranks import Agreement, check_ranks, check_weight, relative_weight, several_ranks
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.scaling import LossScaling, scale_of
 from prograd_fast.optim.shards import (
@@ -30,7 +30,6 @@ from prograd_fast.optim.shards import (
     averaged,
     gradients_of_shards,
     groups_that_agree,
-    is_sharded,
     mean,
 )
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
@@ -398,12 +397,13 @@ class TwoGradients(Optimizer):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             self._check_states(members)
             raise
-        increment_version([p for p in self._parameters if is_sharded(p)])  # its part alone was told
         self._sums.drop()
         if scaler is not None and scale is not None:
             self._scaling.tell(scaler, found_inf[0])
         self._scaling.projected(scaler)
         updated = [member[0] for member in members]
+        if any_sharded(updated):
+            increment_version(updated)  # their parts alone were told
         self._projector.memory.settle(updated, self.state)
         drop_grads(updated)
 
@@ -417,10 +417,10 @@ class TwoGradients(Optimizer):
             check_loss("general", general)
         check_weight(weight)
         self._sums.check_scaler(scaler)
-        process_group = self._ranks()
-        if not self._sums.depth or any_sharded(params):
-            self._agreement.check(self.param_groups, self._settings, groups_that_agree(params, process_group))
-        if weight is not None and process_group is not None and any(averaged(params, process_group)):
+        process_group, sharded = self._ranks(), any_sharded(params)
+        if sharded or (process_group is not None and not self._sums.depth):
+            self._agreement.check(self.param_groups, self._settings, lambda: groups_that_agree(params, process_group))
+        if sharded and weight is not None and process_group is not None and any(averaged(params, process_group)):
             # what averages over the ranks in the backward itself knows no weights
             if self._sums:
                 raise ValueError(
@@ -432,7 +432,7 @@ class TwoGradients(Optimizer):
         if scaler is not None:
             task = scaler.scale(task)
             general = None if general is None else scaler.scale(general)
-        if any_sharded(params):
+        if sharded:
             of_task, of_general = gradients_of_shards(task, general, params, retain_graph=retain_graph)
         else:
             of_task, of_general = gradients_of_both(
@@ -454,7 +454,7 @@ class TwoGradients(Optimizer):
 
     def _ranks(self) -> "dist.ProcessGroup | None":
         if self._process_group is None:
-            return all_ranks(self._parameters)
+            return all_ranks(self._parameters) if several_ranks() else None
         process_group = self._process_group()
         if process_group is None:
             raise RuntimeError("backward: expected a process group that is there, got one that was destroyed.")
@@ -474,12 +474,10 @@ class TwoGradients(Optimizer):
         check_parameters(groups)
         return groups
 
-    @property
     def _settings(self) -> dict[str, Any]:
         """What the ranks have to agree on besides the parameter groups."""
-        projector = self._projector
         kind = type(getattr(self, "optimizer", self)).__name__
-        return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": projector.noise_floor}
+        return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": self.noise_floor}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
