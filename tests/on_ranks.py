@@ -38,6 +38,11 @@ def found_on_ranks(module: str, ranks: int, folder: Path) -> dict[str, list[Any]
     return {name: [found[name] for found in every] for name in every[0]}
 
 
+def folder_of_ranks() -> Path:
+    """The folder that `found_on_ranks` was given, in one of its processes."""
+    return Path(sys.argv[4])
+
+
 def _run(cases: Mapping[str, Callable[[int], Any]], rank: int, ranks: int, folder: Path) -> None:
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=30)

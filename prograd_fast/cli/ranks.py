@@ -98,12 +98,13 @@ def joined(out: Path, device: "torch.device") -> Iterator[Path]:
                 shutil.copytree(out, own, ignore=_other_folders)
             dist.barrier()
             yield own
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+    except (RuntimeError, ConnectionError) as error:
+        cause = error.__cause__ if isinstance(error, ConnectionError) else error  # an optimizer says it too
+        if not isinstance(cause, dist.DistError) and "gloo" not in str(cause):
             raise
         raise ConnectionError(
             "another process of this run has ended, or did not answer for "
-            f"{TIMEOUT.seconds // 60} minutes; start all of them again with --resume ({str(error).splitlines()[0]})"
+            f"{TIMEOUT.seconds // 60} minutes; start all of them again with --resume ({str(cause).splitlines()[0]})"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -12,6 +12,7 @@ from prograd_fast.ops.registry import operator_for, shortcut_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
 
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})  # by amsgrad
@@ -51,7 +52,8 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
             `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic). Give that of the
             losses' precision where it is another, as under autocast.
-        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
+            under `fully_shard` and other DTensors need none where each rank has a part of all of them.
 
     Raises:
         TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` or `noise_floor` below 0 or an unknown `scope`.
@@ -110,18 +112,19 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
     ) -> None:
         group = bucket.group
         states = [self._state_of(p, group) for p in bucket.params]
+        parts = bucket.parts
         beta1, beta2 = group["betas"]
-        operator_for("project_adamw_", bucket.params[0])(
-            bucket.params,
+        operator_for("project_adamw_", parts[0])(
+            parts,
             bucket.task,
             bucket.general,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+            parts_of([state["exp_avg"] for state in states]),
+            parts_of([state["exp_avg_sq"] for state in states]),
+            parts_of([state["max_exp_avg_sq"] for state in states]) if group["amsgrad"] else [],
             [state["step"] for state in states],
             entries,
             coefficients,
-            *learning_rate(group["lr"], bucket.params[0]),
+            *learning_rate(group["lr"], parts[0]),
             beta1,
             beta2,
             group["eps"],

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prograd_fast.optim.shards import parts_of
+
 
 @dataclass(slots=True)
 class Bucket:
@@ -16,7 +18,8 @@ class Bucket:
         lambda_: λ of the group.
         noise_floor: below which a general gradient is rounding.
         params: those that one of the losses reaches.
-        task: their task gradients, as the rule wants them; zeros where there is none.
+        task: their task gradients, as the rule wants them; zeros where there is none. Of parameters that ranks have
+            parts of, those of this rank's part; so are all gradients here.
         general: their general gradients, as the rule wants them; zeros where there is none.
         came_task, came_general: both as they came, where the rule wants others; else empty.
     """
@@ -29,6 +32,11 @@ class Bucket:
     general: list[Tensor] = field(default_factory=list)
     came_task: list[Tensor] = field(default_factory=list)
     came_general: list[Tensor] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """What this rank has of the parameters: all, unless they are sharded."""
+        return parts_of(self.params)
 
     @property
     def differentiable(self) -> bool:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import any_sharded, check_sharded
 
-_SHARDED = ("DTensor", "FlatParameter")  # by name: to import them takes longer than the rest of the package
+_BUILT_LATER = ", after fully_shard. Leave set_requires_gradient_sync alone: accumulate() is its like"
 
 
 def check_lambda(lambda_: Any) -> None:
@@ -45,11 +46,7 @@ def check_parameters(params: Iterable[Tensor]) -> None:
                 f"backward: expected a dense .grad to add to, got layout {p.grad.layout} for a parameter of shape "
                 f"{tuple(p.shape)}. Use sparse=False in the embedding that made it."
             )
-        if type(p).__name__ in _SHARDED:
-            raise TypeError(
-                f"backward: expected whole parameters, got a sharded one ({type(p).__name__}) of shape "
-                f"{tuple(p.shape)}. Shard the model without fully_shard, or keep what is trained out of it."
-            )
+        check_sharded(p)
 
 
 def check_loss(name: str, loss: Any) -> None:
@@ -70,7 +67,7 @@ def check_gradients(name: str, gradients: Sequence[Tensor | None], params: Seque
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             f"{name}: expected a loss that depends on a parameter of this optimizer, got one that reaches none. "
-            "Compute it from the parameters that the optimizer was built with."
+            f"Compute it from the parameters that the optimizer was built with{_BUILT_LATER * any_sharded(params)}."
         )
     for gradient, p in zip(gradients, params, strict=True):
         if gradient is not None and (gradient.layout != torch.strided or not gradient.is_floating_point()):

@@ -9,6 +9,7 @@ from torch import Tensor
 from prograd_fast.ops.common import Scope
 from prograd_fast.ops.projection import n_units
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import layout_of, like, part_of
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -39,13 +40,15 @@ class RuleMemory:
             if name not in kept and name in self._shared:
                 kept[name] = self._shared[name].to(p.device, copy=True)
             elif name not in kept:
-                dtype = torch.promote_types(p.dtype, torch.float32) if shape is units else p.dtype
-                kept[name] = torch.zeros(shape, dtype=dtype, device=p.device)
-            elif kept[name].shape != shape:
+                if shape is units:
+                    kept[name] = torch.zeros(shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
+                else:
+                    kept[name] = like(p, part_of(p).new_zeros(part_of(p).shape))
+            elif kept[name].shape != shape or (shape is not units and layout_of(kept[name]) != layout_of(p)):
                 raise RuntimeError(
                     f"{name}: expected shape {tuple(shape)} for a parameter of shape {tuple(p.shape)}, got "
-                    f"{tuple(kept[name].shape)}. Load the state of the same parameters and scope, or build a new "
-                    "optimizer after a parameter has changed."
+                    f"{tuple(kept[name].shape)} of {type(kept[name]).__name__}. Load the state of the same parameters "
+                    "and scope, or build a new optimizer after a parameter has changed."
                 )
             elif kept[name].device != p.device:
                 kept[name] = kept[name].to(p.device)
@@ -102,8 +105,8 @@ class RuleMemory:
 
 def _put(kept: dict[str, Any], name: str, value: Tensor) -> None:
     """Write a memory where the last one lies: a captured CUDA graph reads it there at its next replay."""
-    held, value = kept[name], value.detach()
+    held, value = part_of(kept[name]), value.detach()
     if held.shape == value.shape and held.dtype == value.dtype:
         held.copy_(value)
     else:
-        kept[name] = value.to(held.device, copy=True)
+        kept[name] = like(kept[name], value.to(held.device, copy=True))

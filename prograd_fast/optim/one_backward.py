@@ -1,6 +1,6 @@
 """The gradients of two losses, with one pass through what is expensive and takes both cotangents at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,10 +37,10 @@ def gradients_of_both(
         RuntimeError: a reentrant checkpoint is in a graph.
     """
     losses = {"task": task} if general is None else {"task": task, "general": general}
-    graphs = [_nodes(loss) for loss in losses.values()]
+    graphs = [nodes_of(loss) for loss in losses.values()]
     kinds = [{kind.__name__ for kind in set(map(type, graph))} for graph in graphs]
     for name, kind in zip(losses, kinds, strict=True):
-        _refuse_reentrant_checkpoints(name, kind)
+        refuse_reentrant_checkpoints(name, kind)
     keep = retain_graph or create_graph
 
     def gradients(loss: Tensor, again: bool) -> Gradients:
@@ -65,10 +65,8 @@ def gradients_of_both(
             for node in nodes:
                 node.meeting = None
         b = gradients(general, keep) if meeting.second is None else meeting.second
-    # Without the extension, where the graphs share a part, something is kept until the losses go: what the task loss
-    # alone reaches, and both graphs after a meeting.
-    if not keep and "release_graph" in SHORTCUTS:
-        SHORTCUTS["release_graph"](list(losses.values()))
+    if not keep:
+        release_graphs(losses.values())
     return a, b
 
 
@@ -77,7 +75,7 @@ def gradients_of_both(
 _HOOKED_MODULE = "BackwardHookFunctionBackward"
 
 
-def _nodes(loss: Tensor) -> set[Any]:
+def nodes_of(loss: Tensor) -> set[Any]:
     """The nodes of a loss's graph.
 
     In Python, 0.4 µs each: 2 % of two backwards of a transformer of 12 layers that is only 64 wide, for 64 tokens.
@@ -92,11 +90,21 @@ def _nodes(loss: Tensor) -> set[Any]:
     return seen
 
 
+def release_graphs(losses: Iterable[Tensor]) -> None:
+    """Free what the graphs of losses have saved, as `loss.backward()` does.
+
+    Without the extension, where the graphs share a part, something is kept until the losses go: what the task loss
+    alone reaches, and both graphs after a meeting.
+    """
+    if "release_graph" in SHORTCUTS:
+        SHORTCUTS["release_graph"](list(losses))
+
+
 def _takes_batches(node: Any) -> bool:
     return issubclass(getattr(node, "_forward_cls", object), TakesCotangentBatches)
 
 
-def _refuse_reentrant_checkpoints(loss: str, kinds: set[str]) -> None:
+def refuse_reentrant_checkpoints(loss: str, kinds: set[str]) -> None:
     """RuntimeError: their backward calls `loss.backward()` inside, which `torch.autograd.grad` skips or refuses."""
     for kind in kinds:
         if "CheckpointFunction" in kind:  # of torch, DeepSpeed, Megatron, fairscale

@@ -1,6 +1,8 @@
 """The conflict test and the projection of an optimizer's parameters, with what is kept from one to the next."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import is_
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from prograd_fast.optim.members import Member
 from prograd_fast.optim.memory import RuleMemory, State
 from prograd_fast.optim.noise_floor import NOISE_FLOORS, check_noise_floor
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import Shards, any_sharded, like, part_of
 
 Apply = Callable[[Bucket, Tensor, Tensor | None], None]
 Adjust = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
@@ -51,6 +54,7 @@ class Projector:
         self.memory = RuleMemory(rule, scope)
         self.projections = 0
         self._log = ConflictLog(scope)
+        self._shards: Shards | None = None
 
     def add_lambda(self, group: dict[str, Any]) -> None:
         """Give a parameter group its λ, unless a rule has it; TypeError or ValueError for a wrong one."""
@@ -73,14 +77,17 @@ class Projector:
             scale: what both gradients are multiplied by, 0-d; None for 1.
             key: a value that all parameters of one call must share, besides group, device and dtype.
         """
+        sharded = any_sharded(member[0] for member in members)
+        if sharded:
+            members = [(p, group, part_of(a), part_of(b)) for p, group, a, b in members]
         wanted: Sequence[Member] = members
         if self.rule is not None:
             params, groups, task, general = zip(*members, strict=True)
             kept = [self.memory.of(p, state) for p in params]
-            changed = [dict(memory) for memory in kept]
-            wanted = list(
-                zip(params, groups, *self.rule.prepare(task, general, changed, self.scope, scale), strict=True)
-            )
+            changed = [{name: part_of(value) for name, value in memory.items()} for memory in kept]
+            asked = {"parts": self._shards_of(params)} if sharded and self.rule.prepares else {}
+            prepared = self.rule.prepare(task, general, changed, self.scope, scale, **asked)
+            wanted = list(zip(params, groups, *prepared, strict=True))
             self.memory.keep(kept, changed)
         buckets: dict[Any, Bucket] = {}
         for i, (p, group, a, b) in enumerate(wanted):
@@ -116,12 +123,13 @@ class Projector:
             every: all parameters of the optimizer.
             state: the optimizer's.
             apply: an operator that combines by `coefficients`, (U, 2); or by ProGrad's if they are None, and then
-                writes the Gram entries, (U, 3).
+                writes the Gram entries, (U, 3). U counts the units that this rank has parts of.
             adjust: takes the entries and the coefficients of all buckets, gives other coefficients.
         """
         if not torch.compiler.is_compiling():
             self.projections += 1
-        if self.rule is None and adjust is None and len(buckets) == 1 and not buckets[0].differentiable:
+        alone = self.rule is None and adjust is None and len(buckets) == 1
+        if alone and not buckets[0].differentiable and not any_sharded(buckets[0].params):
             (bucket,) = buckets
             self._log.expect(bucket.params, every, bucket.noise_floor)
             entries = self._log.row(bucket.task[0])
@@ -131,11 +139,10 @@ class Projector:
             self._log.add(entries)
             return
         params = [p for bucket in buckets for p in bucket.params]
-        entries_of = [self._entries(bucket.task, bucket.general, bucket.differentiable) for bucket in buckets]
-        entries_of = came = self._shared(entries_of)
+        shards = self._shards_of(params) if any_sharded(params) else None
+        entries_of = came = self._entries([(bucket.task, bucket.general) for bucket in buckets], buckets, shards)
         if self.rule is not None and self.rule.prepares:
-            came = [self._entries(bucket.came_task, bucket.came_general, bucket.differentiable) for bucket in buckets]
-            came = self._shared(came)
+            came = self._entries([(bucket.came_task, bucket.came_general) for bucket in buckets], buckets, shards)
         counted = [floored(entries, bucket.noise_floor) for entries, bucket in zip(came, buckets, strict=True)]
         usable = counted
         if came is not entries_of:  # whether there is a general gradient is told by the one that came
@@ -143,6 +150,11 @@ class Projector:
         coefficients = self._coefficients(buckets, params, every, state, usable)
         if adjust is not None:
             coefficients = adjust(came, coefficients)
+        if shards is not None and self.scope != "global":
+            own = shards.of_parts(self._joined(coefficients))
+            parts = own.split([all_units(bucket.task, self.scope) for bucket in buckets])
+            coefficients = [part.to(c) for part, c in zip(parts, coefficients, strict=True)]
+            entries_of = [self._empty_entries(bucket.task) for bucket in buckets]  # operators want room for theirs
         for bucket, entries, c in zip(buckets, entries_of, coefficients, strict=True):
             apply(bucket, entries, c)
         self._log.expect(params, every, 0.0)
@@ -161,7 +173,7 @@ class Projector:
                 projected = [combine(a, b, c).to(a.dtype) for a, b, c in both]
             else:
                 projected = new_projected(
-                    bucket.params,
+                    bucket.parts,
                     bucket.task,
                     bucket.general,
                     coefficients,
@@ -170,10 +182,15 @@ class Projector:
                     SCOPES.index(self.scope),
                     entries,
                 )
+            if any_sharded(bucket.params):
+                projected = [like(p, g) for p, g in zip(bucket.params, projected, strict=True)]
             pairs.extend(zip(bucket.params, projected, strict=True))
 
         self.run(buckets, every, state, apply, adjust)
         return pairs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": None}
 
     def conflict(self, every: Sequence[Tensor]) -> Conflict:
         """The counts of these parameters up to now."""
@@ -183,16 +200,39 @@ class Projector:
         """The cosine of `conflict`, by fewer kernels."""
         return self._log.cosine(every)
 
-    def _empty_entries(self, task: list[Tensor]) -> Tensor:
-        return task[0].new_empty(all_units(task, self.scope), 3, dtype=accumulation_dtype(task[0]))
+    def _empty_entries(self, task: list[Tensor], scope: Scope | None = None) -> Tensor:
+        return task[0].new_empty(all_units(task, scope or self.scope), 3, dtype=accumulation_dtype(task[0]))
 
-    def _entries(self, task: list[Tensor], general: list[Tensor], differentiable: bool) -> Tensor:
-        """The Gram entries of the units of some gradients."""
-        if differentiable:
-            return gram(task, general, self.scope)
-        entries = self._empty_entries(task)
-        torch.ops.prograd_fast.gram_out(task, general, SCOPES.index(self.scope), entries=entries)
-        return entries
+    def _entries(
+        self, gradients: Sequence[tuple[list[Tensor], list[Tensor]]], buckets: list[Bucket], shards: Shards | None
+    ) -> list[Tensor]:
+        """The Gram entries of the units of each bucket, from its task and general gradients."""
+        scope = self.scope if shards is None else shards.scope
+        found = []
+        for (task, general), bucket in zip(gradients, buckets, strict=True):
+            if bucket.differentiable:
+                found.append(gram(task, general, scope))
+                continue
+            entries = self._empty_entries(task, scope)
+            torch.ops.prograd_fast.gram_out(task, general, SCOPES.index(scope), entries=entries)
+            found.append(entries)
+        return self._shared(found) if shards is None else self._sums(found, buckets, shards)
+
+    def _sums(self, entries: list[Tensor], buckets: list[Bucket], shards: Shards) -> list[Tensor]:
+        """The entries of the whole parameters of each bucket, from those of this rank's parts."""
+        wide = reduce(torch.promote_types, (e.dtype for e in entries))
+        sums = shards.sums(torch.cat([e.to(entries[0].device, wide) for e in entries]))
+        if self.scope == "global":
+            return [sums.to(e) for e in entries]
+        sizes = [all_units(bucket.params, self.scope) for bucket in buckets]
+        return [part.to(e) for part, e in zip(sums.split(sizes), entries, strict=True)]
+
+    def _shards_of(self, params: Sequence[Tensor]) -> Shards:
+        """The units of some parameters, known from the last time if they are the same."""
+        known = self._shards
+        if known is None or len(params) != len(known.params) or not all(map(is_, params, known.params)):
+            known = self._shards = Shards(params, self.scope)
+        return known
 
     def _shared(self, entries: list[Tensor]) -> list[Tensor]:
         """For "global" the same sums in all buckets, else the entries as they are."""

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.common import Scope, accumulation_dtype
-from prograd_fast.ops.projection import combine, prograd_coefficients, split_units
-from prograd_fast.ops.projection import gram_formula as gram
+from prograd_fast.ops.projection import combine, prograd_coefficients
+from prograd_fast.optim.shards import WHOLE, Whole
 
 State = MutableMapping[str, Tensor]
 
@@ -54,6 +54,7 @@ class Rule:
         states: Sequence[State],
         scope: Scope,
         scale: Tensor | None = None,
+        parts: Whole = WHOLE,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The gradients that the Gram entries are taken from and that are combined; new tensors where they change.
 
@@ -63,6 +64,7 @@ class Rule:
             states: `parameter_memory` of each parameter; written to.
             scope: "tensor", "row" or "global"; see `prograd_fast.reference.gram`.
             scale: what both gradients are multiplied by, 0-d, or None; a memory must be free of it.
+            parts: what the tensors are parts of, where other ranks have the rest of them: asked about whole tensors.
         """
         return task, general
 
@@ -250,20 +252,22 @@ class Bloop(Rule):
         states: Sequence[State],
         scope: Scope,
         scale: Tensor | None = None,
+        parts: Whole = WHOLE,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Take from b its part along the average of a."""
-        averages = []
-        for a, b, state in zip(task, general, states, strict=True):
-            m = state.get("task_average", torch.zeros_like(a))
+        before = [state.get("task_average", torch.zeros_like(a)) for a, state in zip(task, states, strict=True)]
+        bad = [~(a.isfinite().all() & b.isfinite().all()) for a, b in zip(task, general, strict=True)]
+        flags = parts.any([*(m.any() for m in before), *bad])
+        for a, m, state, begun, lost in zip(task, before, states, flags[: len(task)], flags[len(task) :], strict=True):
             unscaled = a if scale is None else (a.to(accumulation_dtype(a)) / scale.to(a.device)).to(a.dtype)
-            after = torch.where(m.any(), torch.lerp(unscaled, m, self.decay), unscaled)
-            state["task_average"] = torch.where(a.isfinite().all() & b.isfinite().all(), after, m).detach()
-            averages.append(state["task_average"])
-        entries = gram(averages, general, scope)  # ‖m‖², ⟨m,b⟩, ‖b‖²
+            after = torch.where(begun, torch.lerp(unscaled, m, self.decay), unscaled)
+            state["task_average"] = torch.where(lost, m, after).detach()
+        averages = [state["task_average"] for state in states]
+        entries = parts.gram(averages, general, scope)  # ‖m‖², ⟨m,b⟩, ‖b‖²
         beta = -_quotient(entries[:, 1], entries[:, 0])
         beta = torch.where(beta.isfinite(), beta, 0.0)
-        parts = split_units(torch.stack([torch.ones_like(beta), beta], dim=1), task, scope)
-        return task, [combine(b, m, c).to(b.dtype) for b, m, c in zip(general, averages, parts, strict=True)]
+        coefficients = parts.split(torch.stack([torch.ones_like(beta), beta], dim=1), task, scope)
+        return task, [combine(b, m, c).to(b.dtype) for b, m, c in zip(general, averages, coefficients, strict=True)]
 
     def __call__(self, entries: Tensor, state: State) -> Tensor:
         """α = 1, β = λ."""
@@ -321,20 +325,22 @@ class Subspace(Rule):
         states: Sequence[State],
         scope: Scope,
         scale: Tensor | None = None,
+        parts: Whole = WHOLE,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Project a on the span of the basis."""
-        sizes = [a.numel() for a in task]
+        whole = parts.gathered(task)
+        sizes = [a.numel() for a in whole]
         if sum(sizes) != self.basis.shape[1]:
             raise ValueError(
                 f"basis: expected {sum(sizes)} columns, one for each element that has a gradient, got "
                 f"{self.basis.shape[1]}."
             )
-        flat = torch.cat([a.flatten() for a in task])
+        flat = torch.cat([a.flatten() for a in whole])
         u = self.basis.to(flat.device)
         dtype = torch.promote_types(torch.promote_types(flat.dtype, u.dtype), torch.float32)
         u = u.to(dtype)
-        parts = (u.mT @ (u @ flat.to(dtype))).split(sizes)
-        return [part.reshape(a.shape).to(a.dtype) for part, a in zip(parts, task, strict=True)], general
+        projected = (u.mT @ (u @ flat.to(dtype))).split(sizes)
+        return parts.own([g.reshape(a.shape).to(a.dtype) for g, a in zip(projected, whole, strict=True)]), general
 
     def __call__(self, entries: Tensor, state: State) -> Tensor:
         """α = 1, β = 0."""

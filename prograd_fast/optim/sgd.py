@@ -12,6 +12,7 @@ from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
 from prograd_fast.optim.rules import Rule
+from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
 
 
@@ -47,7 +48,8 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
             `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic). Give that of the
             losses' precision where it is another, as under autocast.
-        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
+            under `fully_shard` and other DTensors need none where each rank has a part of all of them.
 
     Raises:
         TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` or a `noise_floor` below 0 or an unknown `scope`.
@@ -101,14 +103,15 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first = buffers[0] is None
             if first:
                 buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in bucket.params]
-        operator_for("project_sgd_", bucket.params[0])(
-            bucket.params,
+        parts = bucket.parts
+        operator_for("project_sgd_", parts[0])(
+            parts,
             bucket.task,
             bucket.general,
-            buffers,
+            parts_of(buffers),
             entries,
             coefficients,
-            *learning_rate(group["lr"], bucket.params[0]),
+            *learning_rate(group["lr"], parts[0]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],

@@ -9,6 +9,7 @@ from torch import Tensor
 from prograd_fast.ops.checks import check_memory
 from prograd_fast.ops.common import STORAGE
 from prograd_fast.ops.registry import SHORTCUTS
+from prograd_fast.optim.shards import layout_of
 
 
 def check_parameter(
@@ -84,11 +85,18 @@ def _why_not(param: Tensor, name: str, value: Any, *, written: bool) -> str | No
             return f"expected device {param.device}, got {value.device}"
     elif value.shape != param.shape:
         return f"expected shape {tuple(param.shape)}, got {tuple(value.shape)}"
+    elif type(param) is not torch.nn.Parameter and layout_of(value) != layout_of(param):
+        return f"expected the placements of the parameter, {_placed(param)}, got {_placed(value)}"
     elif value.device != param.device:
         return f"expected device {param.device}, got {value.device}"
     if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):
         return None  # its memory is not its own
     return _problem_of_memory(value, written=written)
+
+
+def _placed(tensor: Tensor) -> str:
+    layout = layout_of(tensor)
+    return "a whole tensor" if layout is None else f"{layout[1]} on {layout[0]}"
 
 
 def _problem_of_memory(value: Tensor, *, written: bool) -> str | None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from prograd_fast.ops.common import SCOPES, Scope
@@ -20,9 +21,17 @@ from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense
 from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
 from prograd_fast.optim.projector import Projector, nan_where_lost
-from prograd_fast.optim.ranks import check_ranks, check_weight, mean_over_ranks
+from prograd_fast.optim.ranks import Agreement, check_ranks, check_weight, relative_weight, several_ranks
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.scaling import LossScaling, scale_of
+from prograd_fast.optim.shards import (
+    all_ranks,
+    any_sharded,
+    averaged,
+    gradients_of_shards,
+    groups_that_agree,
+    mean,
+)
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.optim.sums import Gradients, Sums
 
@@ -60,6 +69,7 @@ class TwoGradients(Optimizer):
     _projector: Projector
     _sums: Sums
     _scaling: LossScaling
+    _agreement: Agreement
     _said: set[str]  # warnings that were given
     _process_group: "weakref.ref[dist.ProcessGroup] | None"
 
@@ -86,6 +96,7 @@ class TwoGradients(Optimizer):
             )
         self._projector = Projector(lambda_, scope, rule, noise_floor)
         self._sums = Sums()
+        self._agreement = Agreement()
         self._scaling = LossScaling()
         self._said = set()
         # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
@@ -163,11 +174,18 @@ class TwoGradients(Optimizer):
             weight: of this rank in the mean over `process_group`, the size of its batch if they differ (default: 1).
 
         Raises:
-            TypeError: a loss is not a tensor, a gradient is sparse or complex, or a parameter is sharded.
-            ValueError: a loss has several elements, no graph, or reaches none of the parameters; or λ of a group.
+            TypeError: a loss is not a tensor, a gradient is sparse or complex, or a parameter is of FSDP1.
+            ValueError: a loss has several elements, no graph, or reaches none of the parameters; or λ of a group; or
+                the ranks do not agree on the optimizer, which the first call looks at; or `create_graph` with sharded
+                parameters.
             RuntimeError: there are several ranks and no `process_group`; or a reentrant checkpoint.
+            ConnectionError: another rank has ended, or does not answer within the time-out.
         """
         groups = self._checked_groups()
+        if create_graph and any_sharded(groups):
+            raise ValueError(
+                "create_graph: expected False where parameters are sharded, got True: theirs have no graph."
+            )
         if weight is not None and self._sums.depth:
             raise ValueError(
                 "weight: expected it in the backward that closes the sum, got one inside accumulate(). There it is the "
@@ -203,8 +221,9 @@ class TwoGradients(Optimizer):
             opt.backward(*micro_batches[-1]);  opt.step()
 
         It is the idiom of DistributedDataParallel's `no_sync`. Inside, `.grad`, `conflict` and the rule's memory stay
-        as they are, and nothing is sent to other ranks. `zero_grad` of this optimizer drops the sum, and so does an
-        exception that leaves the block. `step` raises RuntimeError while there is one.
+        as they are, and nothing is sent to other ranks, but that `fully_shard` reduces the gradients of each backward,
+        since it has room for one sum of whole gradients, not for two. `zero_grad` of this optimizer drops the sum, and
+        so does an exception that leaves the block. `step` raises RuntimeError while there is one.
         """
         self._sums.depth += 1
         try:
@@ -362,7 +381,8 @@ class TwoGradients(Optimizer):
         found_inf: list[Tensor] = []
 
         def unscale(entries: list[Tensor], coefficients: list[Tensor]) -> list[Tensor]:
-            # ‖a‖² may overflow where a does not: as a GradScaler, by its elements
+            # ‖a‖² may overflow where a does not: as a GradScaler, by its elements; those of another rank's part make
+            # ⟨a,b⟩ not finite
             finite = [e[:, 1:].isfinite().all() for e in entries]
             finite += [a.isfinite().all() for bucket in buckets for a in bucket.task]
             found_inf.append((~torch.stack([one.to(finite[0].device) for one in finite]).all()).float())
@@ -382,6 +402,8 @@ class TwoGradients(Optimizer):
             self._scaling.tell(scaler, found_inf[0])
         self._scaling.projected(scaler)
         updated = [member[0] for member in members]
+        if any_sharded(updated):
+            increment_version(updated)  # their parts alone were told
         self._projector.memory.settle(updated, self.state)
         drop_grads(updated)
 
@@ -395,12 +417,27 @@ class TwoGradients(Optimizer):
             check_loss("general", general)
         check_weight(weight)
         self._sums.check_scaler(scaler)
+        process_group, sharded = self._ranks(), any_sharded(params)
+        if sharded or (process_group is not None and not self._sums.depth):
+            self._agreement.check(self.param_groups, self._settings, lambda: groups_that_agree(params, process_group))
+        if sharded and weight is not None and process_group is not None and any(averaged(params, process_group)):
+            # what averages over the ranks in the backward itself knows no weights
+            if self._sums:
+                raise ValueError(
+                    "weight: expected None in the backward that closes a sum of sharded gradients, each of which was "
+                    f"averaged over the ranks in its own backward, got {weight}. Multiply the losses instead."
+                )
+            share = relative_weight(weight, process_group, task.device)
+            task, general, weight = task * share, None if general is None else general * share, None
         if scaler is not None:
             task = scaler.scale(task)
             general = None if general is None else scaler.scale(general)
-        of_task, of_general = gradients_of_both(
-            task, general, params, retain_graph=retain_graph, create_graph=create_graph
-        )
+        if sharded:
+            of_task, of_general = gradients_of_shards(task, general, params, retain_graph=retain_graph)
+        else:
+            of_task, of_general = gradients_of_both(
+                task, general, params, retain_graph=retain_graph, create_graph=create_graph
+            )
         check_gradients("task", of_task, params)
         if of_general is not None:
             check_gradients("general", of_general, params)
@@ -409,16 +446,15 @@ class TwoGradients(Optimizer):
         if self._sums.depth:
             return a, b
         a, b = self._sums.with_these(params, a, b)
-        process_group = self._ranks()
         if process_group is not None:
             known = [a, b] if any(gradient is not None for gradient in b) else [a]
-            means = mean_over_ranks(params, known, process_group, weight)
+            means = mean(params, known, process_group, weight)
             a, b = means[0], means[1] if len(means) > 1 else b
         return a, b
 
     def _ranks(self) -> "dist.ProcessGroup | None":
         if self._process_group is None:
-            return None
+            return all_ranks(self._parameters) if several_ranks() else None
         process_group = self._process_group()
         if process_group is None:
             raise RuntimeError("backward: expected a process group that is there, got one that was destroyed.")
@@ -437,6 +473,11 @@ class TwoGradients(Optimizer):
             raise ValueError("backward: expected parameters that require grad, got an optimizer of frozen ones only.")
         check_parameters(groups)
         return groups
+
+    def _settings(self) -> dict[str, Any]:
+        """What the ranks have to agree on besides the parameter groups."""
+        kind = type(getattr(self, "optimizer", self)).__name__
+        return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": self.noise_floor}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -518,6 +559,7 @@ class TwoGradients(Optimizer):
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         self.__dict__.setdefault("_sums", Sums())
+        self.__dict__.setdefault("_agreement", Agreement())
         self.__dict__.setdefault("_process_group", None)
         keep_lambdas(before, self.param_groups, self._projector.rule)
 

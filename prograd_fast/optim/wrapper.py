@@ -39,7 +39,8 @@ class ProGrad(TwoGradients):
         rule: another rule than ProGrad's, from `prograd_fast.rules` (default: None, `rules.ProGrad(lambda_)`).
         noise_floor: a general gradient with ‖b‖ ≤ noise_floor·‖a‖ is rounding and left out (default: None,
             `prograd_fast.optim.NOISE_FLOORS` by the gradient's dtype; 0 for the authors' arithmetic).
-        process_group: the ranks over which `backward` averages both gradients (default: None, one rank).
+        process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
+            under `fully_shard` and other DTensors need none where each rank has a part of all of them.
 
     Raises:
         TypeError: `optimizer` is not a torch.optim.Optimizer, or needs a closure that it calls several times.

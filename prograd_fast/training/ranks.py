@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prograd_fast.optim.ranks import first_difference
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -60,18 +62,9 @@ class Ranks:
         """
         if self.size == 1:
             return
-        of_ranks: list[Any] = [None] * self.size
-        dist.all_gather_object(of_ranks, facts)
-        for rank, other in enumerate(of_ranks):
-            for name in {**of_ranks[0], **other}:
-                if other.get(name) != of_ranks[0].get(name):
-                    raise ValueError(
-                        f"the processes of this run do not agree: {name} is {_short(of_ranks[0].get(name))} in process "
-                        f"0 and {_short(other.get(name))} in process {rank}. Give all of them the same command, files "
-                        "and versions"
-                    )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        difference = first_difference(facts)
+        if difference is not None:
+            raise ValueError(
+                f"the processes of this run do not agree: {difference}. Give all of them the same command, files and "
+                "versions"
+            )

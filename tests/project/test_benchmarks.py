@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import compare, prompt_step, prompts, ranks
+from benchmarks import compare, prompt_step, prompts, ranks, scaling_model
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
 from benchmarks.steps import STEPS
 from prograd_fast.clip.packed.weights import Linear
+from tests.paths import REPOSITORY
 
 TINY = compare.Sizes(
     context=[(2, 4)],
@@ -140,3 +141,26 @@ def test_the_table_of_ranks_comes_out():
     assert flops["two, twice the names"] == pytest.approx(flops["one"], rel=0.3)
     lines = ranks.table(rows).splitlines()
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_has_the_table_of_the_model():
+    assert scaling_model.table() in (REPOSITORY / "docs" / "scaling.md").read_text("utf-8")
+
+
+def test_collectives_of_the_model():
+    """Rings of four within a node and of 16 between nodes send as much, without start-ups; and start-ups alone."""
+    machine = scaling_model.Machine(near=(0.0, 10.0), far=(0.0, 2.0), node=4)
+    shares = [100.0 / 4] * 3  # each step of a ring sends the share of one
+    assert machine.gather(100.0, 4) == pytest.approx(sum(shares) / 10)
+    assert machine.reduce(100.0, 16) == pytest.approx(2 * 15 * (100.0 / 16) / 2)
+    assert scaling_model.Machine().gather(100.0, 1) == 0
+    assert scaling_model.Machine(far=(3.0, 1e30), node=4).reduce(1.0, 8) == pytest.approx(2 * 3 * 3.0)
+
+
+def test_the_model_of_a_step():
+    machine = scaling_model.Machine(rate=1.0, bandwidth=1e30, pause=0.0)
+    work = scaling_model.Work(names=10, tokens=3, width=2, layers=1, features=5, batch=4)
+    tower, head = 3 * 2 * 10 * 3 * (12 * 2 * 2), 3 * 2 * 4 * 10 * 5
+    assert work.class_parallel(1, machine) == (tower + head, 0)
+    assert work.class_parallel(2, machine)[0] == tower / 2 + head
+    assert work.data_parallel(2, machine)[0] == tower + head / 2
