@@ -202,7 +202,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         return done
 
     def _update(self) -> None:
-        if self._precision.is_own:
+        if self._precision.is_own or self._is_traced():
             self._update_by_operator()
         else:
             unhooked(torch.optim.AdamW.step)(self)

@@ -156,7 +156,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         return {} if buffer is None or group["momentum"] == 0 else {"momentum_buffer": buffer}
 
     def _update(self) -> None:
-        if self._precision.is_own:
+        if self._precision.is_own or self._is_traced():
             self._update_by_operator()
         else:
             unhooked(torch.optim.SGD.step)(self)

@@ -487,6 +487,10 @@ class TwoGradients(Optimizer):
         """Run the update on `.grad`."""
         raise NotImplementedError
 
+    def _is_traced(self) -> bool:
+        """Whether torch.compile looks on, which cannot have torch.optim's step in a graph without a break."""
+        return torch.compiler.is_compiling() and self._has_one_operator()
+
     @torch.no_grad()
     def _update_by_operator(self) -> None:
         """The update on `.grad` by the operator that projects, whose coefficients leave the gradient as it is."""

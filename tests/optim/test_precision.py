@@ -16,7 +16,7 @@ from tests.ops.support import BACKENDS, running_on
 from tests.tolerances import assert_close
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-WAYS: dict[str, Callable[[Any, Tensor, Tensor], None]] = {
+WAYS: dict[str, Callable[[Any, Tensor, Tensor], object]] = {
     "two calls": lambda opt, task, general: (opt.zero_grad(), opt.backward(task, general), opt.step()),
     "one call": lambda opt, task, general: opt.backward_and_update(task, general),
 }
@@ -206,7 +206,7 @@ def test_what_is_not_rounded() -> None:
 def test_small_updates_arrive_in_the_mean(kind: str, way: str) -> None:
     """2^-12 below 1, sixty-four times: to nearest nothing moves."""
     moved = {}
-    options = {"lr": 2.0**-12, "weight_decay": 0.0}
+    options: dict[str, Any] = {"lr": 2.0**-12, "weight_decay": 0.0}
     options |= {"betas": (0.0, 0.0), "eps": 0.0} if kind == "adamw" else {"momentum": 0.0, "dampening": 0.0}
     for seed in (None, 3):
         p = torch.nn.Parameter(torch.ones(2048, dtype=BF16))
@@ -230,7 +230,7 @@ def test_the_same_bits_on_every_backend_and_way() -> None:
         opt = pf.ProGradSGD(given, lr=2.0**-9, stochastic_rounding=seed)
         with running_on(backend):
             for _ in range(4):
-                WAYS[way](opt, torch.stack(params).sum(), torch.stack(params).sum())
+                WAYS[way](opt, *(torch.cat([*params]).sum() for _ in range(2)))
         return torch.stack([p.detach() for p in params])
 
     expected = after(BACKENDS[0], "one call", 1)
