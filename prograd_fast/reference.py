@@ -12,6 +12,7 @@ from prograd_fast.ops.projection import combine, conflict_coefficients, prograd_
 from prograd_fast.ops.projection import gram_formula as gram
 from prograd_fast.ops.projection import project_formula as project
 from prograd_fast.ops.prompt import assemble_prompts, encode_prompts
+from prograd_fast.ops.rounding import stochastic_rounding
 from prograd_fast.ops.samples import sampled_cross_entropy_formula as sampled_cross_entropy
 from prograd_fast.ops.samples import sampled_log_probs_formula as sampled_log_probs
 from prograd_fast.ops.soft_argmax import local_soft_argmax_formula as local_soft_argmax
@@ -40,6 +41,7 @@ __all__ = [
     "soft_wing",
     "split_units",
     "squared_error",
+    "stochastic_rounding",
     "text_to_text_loss",
     "xerm_weights",
 ]

@@ -32,11 +32,13 @@ class ClassShare:
         class_specific: whether each class has a context of its own.
 
     Attributes:
+        n_classes: C.
         encoded: the classes that this rank encodes.
     """
 
     def __init__(self, group: "dist.ProcessGroup", rows: Tensor, class_specific: bool = False) -> None:
         self.class_specific = class_specific
+        self.n_classes = len(rows)
         # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
         self._held_by_torch = weakref.ref(group)
         bounds = balanced(rows, dist.get_world_size(group))

@@ -1,12 +1,26 @@
 """The token embedding of a text tower: where it is, and other embeddings in the place of its own."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+_WHY = (
+    "class_features: the tower's embeddings are replaced by a hook, which torch.compile cannot trace; compile without "
+    "fullgraph=True"
+)
+
+
+def not_traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks what replaces embeddings: torch.compile leaves it in eager mode, and says why where it must not."""
+    can_say_why = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in torch 2.5
+    marked: Callable[..., Any] = torch.compiler.disable(function, **{"reason": _WHY} if can_say_why else {})
+    return marked
+
 
 _reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 

@@ -1,20 +1,26 @@
 """The prompt encoder: class features by the shortest way that the text tower allows."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prograd_fast.clip.class_parallel import ClassShare, gathered, summed_in_backward
 from prograd_fast.clip.packed import weights as tower_weights
 from prograd_fast.clip.packed.chunks import chunks_within
 from prograd_fast.clip.packed.compatibility import Inventory, Version, inventory, version_of
+from prograd_fast.clip.packed.compiled import encode_compiled, number_of
 from prograd_fast.clip.packed.encode import EncodePlan, Prompts, encode
 from prograd_fast.clip.packed.forward import Part, Parting
 from prograd_fast.clip.packed.packing import Packing, Placing
 from prograd_fast.clip.text_tower import TextTower
+from prograd_fast.ops.cotangent_batches import only_reverse_mode
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
 
 
 class PromptEncoder(nn.Module):
@@ -75,6 +81,7 @@ class PromptEncoder(nn.Module):
             self._bounds: list[int] = self._packing.offsets.tolist()
         # with their version: read at the first forward, and after a weight has changed
         self._constants: tuple[Version, Prompts] | None = None
+        self._number = number_of(self)
 
     def forward(
         self, context: Tensor, deep: Tensor | None = None, before: int | None = None, *, unit: bool = False
@@ -94,27 +101,75 @@ class PromptEncoder(nn.Module):
             ValueError: `max_memory` is too little for a single class, or the tower cannot take deep prompts.
             RuntimeError: ranks share the classes, and the tower's weights are trained.
         """
-        found = None if self._packing is None else inventory(self.tower.text)
-        if self._packing is None or found is None or found.is_touched():
-            features = self._encode_unpacked(context, deep, before)
+        features: Tensor | None = None
+        kernels: AbstractContextManager[Any] = nullcontext()
+        if torch.compiler.is_compiling():
+            # a program that is exported knows no encoder; tokens of each class take the tower's own code
+            if self._packing is not None and before is None and not _is_exporting():
+                features = encode_compiled(context, deep, self._number, unit)
+        elif only_reverse_mode():
+            features = self._encode_packed(context, deep, before, unit)
+        else:
+            kernels = sdpa_kernel(SDPBackend.MATH)  # the only attention that has a derivative in forward mode
+        if features is None:
+            with kernels:
+                features = self._encode_unpacked(context, deep, before)
             return F.normalize(features, dim=-1) if unit else features
-        prompts = self._current_prompts(self._packing, found, before)
-        deep = (
-            None if deep is None else deep.to(prompts.words.dtype).view_as(deep)
-        )  # its hooks stay outside of the tower
+        return features
+
+    def _encode_packed(self, context: Tensor, deep: Tensor | None, before: int | None, unit: bool) -> Tensor | None:
         needed = context.requires_grad or (deep is not None and deep.requires_grad)
         differentiable = torch.is_grad_enabled() and needed
+        plan = self.plan(len(context), None, before, unit=unit, differentiable=differentiable)
+        if plan is None:
+            return None
+        # their hooks stay outside of the tower
+        deep = None if deep is None else deep.to(plan.prompts.words.dtype).view_as(deep)
+        return encode(context.view_as(context), deep, plan)
+
+    def plan(
+        self,
+        groups: int,
+        dtype: torch.dtype | None,
+        before: int | None = None,
+        *,
+        unit: bool,
+        differentiable: bool,
+    ) -> EncodePlan | None:
+        """How the packed tower encodes G contexts.
+
+        Args:
+            groups: G.
+            dtype: of the products; None for the tower's now.
+            before: the block that tokens of each class come before, see `forward`.
+            unit: whether the features are normalised.
+            differentiable: whether a backward will come.
+
+        Returns:
+            The plan; None where the tower's own code has to run.
+
+        Raises:
+            ValueError: `max_memory` is too little for a single class.
+        """
+        if self._packing is None:
+            return None
+        found = inventory(self.tower.text)
+        if found.is_touched(trainable=differentiable or torch.is_grad_enabled()):  # a compiled graph turns it off
+            return None
+        prompts = self._current_prompts(
+            self._packing, found, self.tower.compute_dtype if dtype is None else dtype, before
+        )
         chunks = chunks_within(
             self.max_memory,
             prompts.part.weights,
-            groups=len(context),
+            groups=groups,
             n_prefix=prompts.part.n_prefix,
             offsets=prompts.part.offsets,
             bounds=self._bounds,
             differentiable=differentiable,
             n_own=0 if before is None else prompts.part.n_prefix - 1,
         )
-        return encode(context.view_as(context), deep, EncodePlan(prompts, differentiable, unit, chunks, self.share))
+        return EncodePlan(prompts, differentiable, unit, chunks, self.share)
 
     def prompts(self, context: Tensor) -> Tensor:
         """(G, C, L, d) token embeddings, the context (G, M, d) or (G, C, M, d) in its places; without positions."""
@@ -142,20 +197,20 @@ class PromptEncoder(nn.Module):
         features = features.unflatten(0, prompts.shape[:2])
         return features if self.share is None else gathered(self.share, features)
 
-    def _current_prompts(self, packing: Packing, found: Inventory, before: int | None) -> Prompts:
+    def _current_prompts(self, packing: Packing, found: Inventory, dtype: torch.dtype, before: int | None) -> Prompts:
         tower = self.tower
         embeddings = tower.embedding.weight, tower.text.positional_embedding
-        now = (*found.version(), *version_of(embeddings), tower.device, tower.compute_dtype, before)
+        now = (*found.version(), *version_of(embeddings), tower.device, dtype, before)
         if self._constants is None or self._constants[0] != now:
-            self._constants = now, self._read_prompts(packing, before)
+            self._constants = now, self._read_prompts(packing, dtype, before)
         return self._constants[1]
 
     # they must serve training too, also where the first look was taken in inference mode
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _read_prompts(self, packing: Packing, before: int | None) -> Prompts:
+    def _read_prompts(self, packing: Packing, dtype: torch.dtype, before: int | None) -> Prompts:
         tower, device, n_prefix = self.tower, self.tower.device, len(packing.prefix.token_ids)
-        weights = tower_weights.read(tower.text, tower.compute_dtype)
+        weights = tower_weights.read(tower.text, dtype)
         rows = (packing.prefix, packing.suffixes)
         positions = tower.text.positional_embedding.detach().to(weights.dtype)
         prefix_context, suffix_context = (Placing.of(some, packing.n_context) for some in rows)
@@ -175,3 +230,7 @@ class PromptEncoder(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_constants": None}  # a copy or a pickle reads them again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = number_of(self)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.clip.embedding import closed_reason, embedding_of, replacing_embeddings
+from prograd_fast.clip.embedding import closed_reason, embedding_of, not_traced, replacing_embeddings
 from prograd_fast.clip.packed.compatibility import unlike_clip
 
 _LONGEST = 1 << 15  # tokens, of a tower that names no limit
@@ -182,6 +182,7 @@ class TextTower:
             x = block(x, attn_mask=mask)
         return x
 
+    @not_traced
     def _encode_text(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
         with replacing_embeddings(self.embedding, embeddings):
             return self.model.encode_text(token_ids)

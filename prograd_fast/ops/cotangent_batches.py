@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class TakesCotangentBatches(torch.autograd.Function):
@@ -35,6 +36,12 @@ class TakesCotangentBatches(torch.autograd.Function):
         if cotangent is None:
             return (None,) * len(ctx.needs_input_grad)
         vjps = partial(cls.vjps, ctx)
+        if torch._C._functorch.is_legacy_batchedtensor(cotangent):
+            raise RuntimeError(
+                "class_features: expected one cotangent in a backward, got a batch by is_grads_batched=True. Take "
+                "torch.func.vmap(lambda g: torch.autograd.grad(features, context, g))(cotangents), or "
+                "torch.func.jacrev."
+            )
         meeting: Meeting | None = getattr(ctx, "meeting", None)
         return _one_of(vjps(cotangent[None]), 0) if meeting is None else meeting.through(ctx, vjps, cotangent)
 
@@ -74,6 +81,19 @@ class Meeting:
             self._left = _one_of(both, 0)
             return _one_of(both, 1)
         return _one_of(vjps(cotangent[None]), 0)
+
+
+def only_reverse_mode() -> bool:
+    """Whether no derivatives are taken but those of such functions: in reverse mode, once.
+
+    Forward mode and other transforms of torch.func, such as vmap or a derivative of a derivative, need the formula.
+    """
+    if forward_ad._current_level >= 0:
+        return False
+    if not torch._C._are_functorch_transforms_active():
+        return True
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return [level.key() for level in levels] == [torch._C._functorch.TransformType.Grad]
 
 
 def _one_of(gradients: tuple[Tensor | None, ...], k: int) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for, shortcut_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
+from prograd_fast.optim.precision import Precision
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
@@ -54,9 +55,17 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             losses' precision where it is another, as under autocast.
         process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
             under `fully_shard` and other DTensors need none where each rank has a part of all of them.
+        state_dtype: dtype of the moments, such as torch.float32 beside bfloat16 or float16 parameters (default: None,
+            the parameter's, as torch.optim). The arithmetic is in float32 or wider whatever it is. Loaded states are
+            converted; torch.optim, when it loads these, rounds them to the parameter's.
+        stochastic_rounding: a seed: bfloat16 parameters are rounded up or down at random, right in the mean, by
+            `prograd_fast.reference.stochastic_rounding`; those of other dtypes to nearest. A step then makes float32
+            copies of parameters and gradients. Default: None, all to nearest.
 
     Raises:
-        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` or `noise_floor` below 0 or an unknown `scope`.
+        TypeError, ValueError: as torch.optim.AdamW, and for a `lambda_` or `noise_floor` below 0, an unknown `scope`,
+            or what `state_dtype` and `stochastic_rounding` do not take or do not go with: `foreach`, `fused`,
+            `differentiable`.
 
     Example:
         >>> import torch, prograd_fast as pf
@@ -89,8 +98,12 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         fused: bool | None = None,
         noise_floor: float | None = None,
         process_group: "dist.ProcessGroup | None" = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: int | None = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group)
+        precision = Precision(state_dtype, stochastic_rounding)
+        precision.check(foreach=foreach, differentiable=differentiable, fused=fused)
+        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group, precision)
         super().__init__(
             params,
             lr,
@@ -114,14 +127,15 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         states = [self._state_of(p, group) for p in bucket.params]
         parts = bucket.parts
         beta1, beta2 = group["betas"]
-        operator_for("project_adamw_", parts[0])(
-            parts,
+        params, steps = self._precision.unrounded(parts), [state["step"] for state in states]
+        operator_for("project_adamw_", params[0])(
+            params,
             bucket.task,
             bucket.general,
             parts_of([state["exp_avg"] for state in states]),
             parts_of([state["exp_avg_sq"] for state in states]),
             parts_of([state["max_exp_avg_sq"] for state in states]) if group["amsgrad"] else [],
-            [state["step"] for state in states],
+            steps,
             entries,
             coefficients,
             *learning_rate(group["lr"], parts[0]),
@@ -136,6 +150,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             group["maximize"],
             found_inf,
         )
+        self._precision.round_into(bucket.params, params, steps, self._parameters)
 
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = self.state.get(p)
@@ -151,16 +166,16 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
             device = p.device if group["fused"] or group["capturable"] else "cpu"
             wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
             state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg"] = self._precision.zeros_like(p)
+            state["exp_avg_sq"] = self._precision.zeros_like(p)
             if group["amsgrad"]:
-                state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["max_exp_avg_sq"] = self._precision.zeros_like(p)
         if state["step"].device != p.device:
             state["step"] = state["step"].to(p.device)
         return state
 
     def _update_at_once(self) -> bool:
-        if len(self.param_groups) != 1:
+        if len(self.param_groups) != 1 or self._precision.is_own:
             return False
         (group,) = self.param_groups
         params = [p for p in group["params"] if p.grad is not None]
@@ -190,4 +205,7 @@ class ProGradAdamW(TwoGradients, torch.optim.AdamW):
         return done
 
     def _update(self) -> None:
-        unhooked(torch.optim.AdamW.step)(self)
+        if self._precision.is_own or self._is_traced():
+            self._update_by_operator()
+        else:
+            unhooked(torch.optim.AdamW.step)(self)

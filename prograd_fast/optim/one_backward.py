@@ -36,6 +36,11 @@ def gradients_of_both(
     Raises:
         RuntimeError: a reentrant checkpoint is in a graph.
     """
+    if torch.compiler.is_compiling():  # which has no nodes to meet in, and does not free a graph twice
+        first = torch.autograd.grad(task, params, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        if general is None:
+            return first, None
+        return first, torch.autograd.grad(general, params, create_graph=create_graph, allow_unused=True)
     losses = {"task": task} if general is None else {"task": task, "general": general}
     graphs = [nodes_of(loss) for loss in losses.values()]
     kinds = [{kind.__name__ for kind in set(map(type, graph))} for graph in graphs]

@@ -11,6 +11,7 @@ from prograd_fast.ops.common import SCOPES, Scope
 from prograd_fast.ops.registry import operator_for
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.inner_step import learning_rate, unhooked
+from prograd_fast.optim.precision import Precision
 from prograd_fast.optim.rules import Rule
 from prograd_fast.optim.shards import parts_of
 from prograd_fast.optim.two_gradients import TwoGradients
@@ -50,9 +51,18 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             losses' precision where it is another, as under autocast.
         process_group: the ranks over which `backward` averages both gradients (default: None, one rank). Parameters
             under `fully_shard` and other DTensors need none where each rank has a part of all of them.
+        state_dtype: dtype of the moments, such as torch.float32 beside bfloat16 or float16 parameters (default: None,
+            the parameter's, as torch.optim). The arithmetic is in float32 or wider whatever it is. Loaded states are
+            converted; torch.optim, when it loads these, rounds them to the parameter's.
+        stochastic_rounding: a seed: bfloat16 parameters are rounded up or down at random, right in the mean, by
+            `prograd_fast.reference.stochastic_rounding`; those of other dtypes to nearest. A step then makes float32
+            copies of parameters and gradients, and the state counts the steps.
+            Default: None, all to nearest.
 
     Raises:
-        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` or a `noise_floor` below 0 or an unknown `scope`.
+        TypeError, ValueError: as torch.optim.SGD, and for a `lambda_` or a `noise_floor` below 0, an unknown `scope`,
+            or what `state_dtype` and `stochastic_rounding` do not take or do not go with: `foreach`, `fused`,
+            `differentiable`.
     """
 
     def __init__(
@@ -73,8 +83,12 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
         fused: bool | None = None,
         noise_floor: float | None = None,
         process_group: "dist.ProcessGroup | None" = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: int | None = None,
     ) -> None:
-        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group)
+        precision = Precision(state_dtype, stochastic_rounding)
+        precision.check(foreach=foreach, differentiable=differentiable, fused=fused)
+        self._init_two_gradients(lambda_, scope, rule, noise_floor, process_group, precision)
         super().__init__(
             params,
             lr,
@@ -102,10 +116,11 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             buffers = [self.state.get(p, {}).get("momentum_buffer") for p in bucket.params]
             first = buffers[0] is None
             if first:
-                buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in bucket.params]
+                buffers = [self._precision.zeros_like(p) for p in bucket.params]
         parts = bucket.parts
-        operator_for("project_sgd_", parts[0])(
-            parts,
+        params = self._precision.unrounded(parts)
+        operator_for("project_sgd_", params[0])(
+            params,
             bucket.task,
             bucket.general,
             parts_of(buffers),
@@ -123,15 +138,28 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             first,
             found_inf,
         )
+        if self._precision.seed is not None:
+            steps = [self._counted(p) for p in bucket.params]
+            self._precision.round_into(bucket.params, params, steps, self._parameters)
         # Kept only now: a step that failed was none. Nor is one that was skipped; but a buffer of zeros is as good as
         # none without dampening, and to look for the skip waits for the device.
         if first and not (group["dampening"] and found_inf is not None and found_inf.item()):
             for p, buffer in zip(bucket.params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
+    def _counted(self, p: Tensor) -> Tensor:
+        """The number of steps of a parameter, this one included, which rounding needs and torch.optim does not keep."""
+        step = self.state[p].get("step")
+        step = torch.zeros((), device=p.device) if step is None else step.to(p.device)
+        self.state[p]["step"] = step
+        return step.add_(1)
+
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         buffer = self.state.get(p, {}).get("momentum_buffer")
         return {} if buffer is None or group["momentum"] == 0 else {"momentum_buffer": buffer}
 
     def _update(self) -> None:
-        unhooked(torch.optim.SGD.step)(self)
+        if self._precision.is_own or self._is_traced():
+            self._update_by_operator()
+        else:
+            unhooked(torch.optim.SGD.step)(self)

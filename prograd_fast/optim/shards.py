@@ -47,6 +47,16 @@ def parts_of(tensors: list[Tensor]) -> list[Tensor]:
     return [part_of(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
 
 
+def part_number(p: Any) -> int:
+    """Which of the different parts of a parameter this rank has: 0, 1, ...; 0 of a whole one."""
+    number = 0
+    if is_sharded(p):
+        here = p.device_mesh.get_coordinate()
+        for d in sorted(_shared_dims(p)):
+            number = number * p.device_mesh.size(d) + here[d]
+    return number
+
+
 def like(whole: Tensor, part: Tensor) -> Tensor:
     """The part of this rank as a tensor that lies on the ranks as `whole` does; `part` itself if that is no DTensor."""
     if not is_sharded(whole):

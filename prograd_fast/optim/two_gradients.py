@@ -13,13 +13,15 @@ from torch.amp import GradScaler
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
-from prograd_fast.ops.common import SCOPES, Scope
+from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
+from prograd_fast.ops.projection import all_units
 from prograd_fast.optim.bucket import Bucket
 from prograd_fast.optim.checks import check_gradients, check_groups, check_lambda, check_loss, check_parameters
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense, members_of
 from prograd_fast.optim.noise_floor import check_noise_floor
 from prograd_fast.optim.one_backward import gradients_of_both
+from prograd_fast.optim.precision import Precision
 from prograd_fast.optim.projector import Projector, nan_where_lost
 from prograd_fast.optim.ranks import Agreement, check_ranks, check_weight, relative_weight, several_ranks
 from prograd_fast.optim.rules import Rule
@@ -34,6 +36,8 @@ from prograd_fast.optim.shards import (
 )
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.optim.sums import Gradients, Sums
+
+_AS_TORCH = Precision()
 
 
 class TwoLosses(NamedTuple):
@@ -70,6 +74,7 @@ class TwoGradients(Optimizer):
     _sums: Sums
     _scaling: LossScaling
     _agreement: Agreement
+    _precision: Precision
     _said: set[str]  # warnings that were given
     _process_group: "weakref.ref[dist.ProcessGroup] | None"
 
@@ -80,6 +85,7 @@ class TwoGradients(Optimizer):
         rule: Rule | None,
         noise_floor: float | None,
         process_group: "dist.ProcessGroup | None",
+        precision: Precision = _AS_TORCH,
     ) -> None:
         check_lambda(lambda_)
         if rule is not None and not isinstance(rule, Rule):
@@ -99,6 +105,7 @@ class TwoGradients(Optimizer):
         self._agreement = Agreement()
         self._scaling = LossScaling()
         self._said = set()
+        self._precision = precision
         # a group that is still held when the interpreter ends aborts it (gloo's threads, torch 2.14)
         self._process_group = None if process_group is None else weakref.ref(process_group)
 
@@ -521,6 +528,28 @@ class TwoGradients(Optimizer):
         """Run the update on `.grad`."""
         raise NotImplementedError
 
+    def _is_traced(self) -> bool:
+        """Whether torch.compile looks on, which cannot have torch.optim's step in a graph without a break."""
+        return torch.compiler.is_compiling() and self._has_one_operator()
+
+    @torch.no_grad()
+    def _update_by_operator(self) -> None:
+        """The update on `.grad` by the operator that projects, whose coefficients leave the gradient as it is."""
+        buckets: dict[Any, Bucket] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    kind = (id(group), p.device, p.grad.dtype, self._bucket_key(p))
+                    bucket = buckets.setdefault(kind, Bucket(group, 0.0, 0.0))
+                    bucket.params.append(p)
+                    bucket.task.append(p.grad)
+        for bucket in buckets.values():
+            bucket.general = bucket.task
+            units, dtype = all_units(bucket.task, self.scope), accumulation_dtype(bucket.task[0])
+            coefficients = bucket.task[0].new_zeros(units, 2, dtype=dtype)
+            coefficients[:, 0] = 1
+            self._fused_update(bucket, coefficients.new_empty(units, 3), coefficients, None)
+
     def _check_states(
         self, members: Sequence[Any], names: Sequence[str] = ("task gradient", "general gradient")
     ) -> None:
@@ -547,12 +576,13 @@ class TwoGradients(Optimizer):
         As in torch.optim, states are not compared with their parameters here, but at the next step, before anything
         moves. A group without `lambda_` keeps the one that it had.
         """
-        super().load_state_dict(state_dict)
+        with self._precision.loading(self):
+            super().load_state_dict(state_dict)
         self._projector.memory.forget_waiting()
 
     def __getstate__(self) -> dict[str, Any]:
         # sums stay behind, as .grad does when a parameter is copied or pickled; so does the process group
-        own = ("_projector", "_scaling", "_said")
+        own = ("_projector", "_scaling", "_said", "_precision")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -561,6 +591,7 @@ class TwoGradients(Optimizer):
         self.__dict__.setdefault("_sums", Sums())
         self.__dict__.setdefault("_agreement", Agreement())
         self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_precision", _AS_TORCH)
         keep_lambdas(before, self.param_groups, self._projector.rule)
 
 

@@ -237,16 +237,6 @@ def test_no_second_derivative():
         gradient.sum().backward()
 
 
-def test_a_batch_of_prompts_is_no_vmap():
-    net = prompted(tiny_clip())
-
-    def gradient(ctx):
-        return torch.func.grad(lambda c: net.class_features(c).sum())(ctx)
-
-    with pytest.raises(RuntimeError):
-        torch.func.vmap(gradient)(torch.stack([net.prompt.ctx.detach()] * 2))
-
-
 def test_what_the_backward_keeps():
     """No more than 9·d numbers for each row and block, and statistics."""
     net = prompted(tiny_clip(layers=4, dtype=torch.float32))

@@ -35,7 +35,8 @@ def test_opcheck(backend: str, name: str) -> None:
 
 def test_all_operators_are_checked() -> None:
     defined = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "prograd" in name}
-    assert defined == {*NAMES}
+    of_an_encoder = {"encode_prompts", "encode_prompts_backward"}  # tests/clip/test_compiled.py
+    assert defined - of_an_encoder == {*NAMES}
 
 
 # inductor generates code of its own around the operators: one case is enough, it takes seconds

@@ -62,6 +62,18 @@ def test_derivatives_are_the_formulas(backend: str, name: str, transform: str) -
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_compile(name: str) -> None:
+    """In one graph, with the numbers of eager mode."""
+    torch.compiler.reset()
+    loss, x = losses(functional)[name]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    x = x.detach().requires_grad_()
+    (got, a), (want, b) = ((y, torch.autograd.grad(y.sum(), x)[0]) for y in map(flat, (compiled(x), loss(x))))
+    assert_close(got, want, "formula", F64)
+    assert_close(a, b, "formula", F64)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_export(name: str) -> None:
     """The operator stays one node of the exported program."""
     loss, x = losses(functional)[name]

@@ -69,20 +69,70 @@ def test_what_comes_after_autograd_compiles_in_one_graph_and_once(make, way):
     assert opt.conflict.conflicts.tolist() == eager.conflict.conflicts.tolist()
 
 
-@pytest.mark.parametrize("make", MAKES)
+STEPS = MAKES | {
+    "adamw, moments in float32": lambda p, lr: pf.ProGradAdamW(p, lr=lr, state_dtype=torch.float32),
+    "sgd, rounded": lambda p, lr: pf.ProGradSGD(p, lr=lr, momentum=0.9, stochastic_rounding=0),
+}
+
+
+@pytest.mark.parametrize(
+    "make", [*list(STEPS)[:2], *(pytest.param(m, marks=pytest.mark.slow) for m in list(STEPS)[2:])]
+)
 def test_a_compiled_step_is_the_step(make):
-    """As torch.optim's, which breaks the graph where it turns gradients off."""
+    """In one graph, which torch.optim's own step is not; a rate that is a number costs one more, once."""
     p, q = parameters(), parameters()
-    opt, eager = MAKES[make](p, 0.01), MAKES[make](q, 0.01)
-    step = torch.compile(opt.step, backend="eager")
-    for i in range(3):
+    opt, eager = STEPS[make](p, 0.01), STEPS[make](q, 0.01)
+    counter = CompileCounter()
+    step = torch.compile(opt.step, fullgraph=True, backend=counter)
+    counts = []
+    for i in range(5):
         for one, params in ((opt, p), (eager, q)):
-            one.zero_grad()
+            one.zero_grad(set_to_none=False)  # new memory for a gradient invalidates any compiled step
             one.backward(sum((x * (i + 1.0)).sum() for x in params), sum((x**2).sum() for x in params))
+            lr = one.param_groups[0]["lr"]
+            one.param_groups[0]["lr"] = lr.mul_(0.9) if isinstance(lr, torch.Tensor) else lr * 0.9
         step()
         eager.step()
+        counts.append(counter.frame_count)
+    assert counts[2:] == [counts[2]] * 3
     for x, y in zip(p, q, strict=True):
-        assert_close(x, y, "trajectory", torch.float32)  # torch.optim has other formulas where it is compiled
+        assert_close(x, y, "trajectory", torch.float32)  # eager steps are torch.optim's
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="dynamo has no torch.autograd.grad in this torch"
+)
+@pytest.mark.parametrize(
+    "make",
+    ["sgd, global", *(pytest.param(m, marks=pytest.mark.slow) for m in ("adamw", "adamw with a rule"))],
+)
+def test_a_whole_step_in_one_graph(make):
+    """Losses, both gradients, projection and update: one graph for all steps but the first, which makes the state."""
+    p, q = parameters(), parameters()
+    rates = [torch.tensor(0.01), torch.tensor(0.01)]
+    opt, eager = (STEPS[make](x, lr) for x, lr in zip((p, q), rates, strict=True))
+    criterion, x, labels = pf.DualLoss(), torch.randn(6, 4), torch.arange(6)
+
+    def step(one, params):
+        logits = x @ params[0]
+        task, general = criterion(logits, x @ torch.ones(4, 6), labels)
+        one.backward_and_update(task + params[1].square().sum(), general)
+        return task.detach()
+
+    counter = CompileCounter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    counts = []
+    for _ in range(4):
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            loss = compiled(opt, p)
+        assert_close(loss, step(eager, q), "trajectory", torch.float32)
+        for one in (opt, eager):
+            one.param_groups[0]["lr"].mul_(0.7)
+        counts.append(counter.frame_count)
+    assert counts == [1, 2, 2, 2]
+    for a, b in zip(p, q, strict=True):
+        assert_close(a, b, "trajectory", torch.float32)
+    assert opt.conflict.steps.tolist() == eager.conflict.steps.tolist()
 
 
 def test_loss_compiles_in_one_graph():

@@ -40,7 +40,7 @@ def backward(
     n, groups, n_ends, _ = cotangents.shape
     # the gradients of the residual stream: of the ends of text, and of all rows, where they have none behind their
     # keys and values of the last block
-    shapes = (n, groups * n_ends, d), (n, *kept.attentions[-1].key_value.shape[:2], d)
+    shapes = (n, groups * n_ends, d), (n, *kept.attentions[-1].qkv[-1].shape[:2], d)
     zeros = cotangents.new_zeros(sum(map(prod, shapes)))
     d_total, d_all = (x.view(shape) for x, shape in zip(zeros.split([*map(prod, shapes)]), shapes, strict=True))
     d_features, projection = cotangents.flatten(1, 2), weights.projection
@@ -57,7 +57,7 @@ def backward(
         rows = slice(None) if i or of_suffixes else slice(part.n_prefix)
         if last:
             d_query = torch.empty_like(d_attended)
-            d_key_value = d_attended.new_empty(n, *attention.key_value.shape)
+            d_key_value = d_attended.new_empty(n, *attention.qkv[-1].shape)
             _attention_backward(part, i, d_attended, attention, d_query, d_key_value, d_prefix_key_values)
             d_normed = weights.key_value.backward(d_key_value)
             d_normed.index_add_(2, part.ends, weights.query.backward(d_query))
@@ -78,7 +78,7 @@ def backward(
             d_deep[:, i - 1] = d_context.sum(1)
             d_context.zero_()
         if parting is not None and i == parting.block:
-            n_rows = kept.attentions[-1].key_value.shape[1]
+            n_rows = kept.attentions[-1].qkv[-1].shape[1]
             d_rows, d_deep = parting.join_gradients(d_total.unflatten(1, (groups, -1)), n_rows)
             part, d_total, d_qkv = before, d_rows.flatten(1, 2), None
     return d_total.unflatten(1, (groups, -1)), d_deep
@@ -111,8 +111,7 @@ def _attention_backward(
     d_prefix = None if given is None else given.new_empty(len(d_attended), *given.shape)
     torch.ops.prograd_fast.shared_prefix_attention_backward_out(
         d_attended,
-        kept.query,
-        kept.key_value,
+        *kept.query_key_value(),
         given,
         n_prefix,
         part.offsets,

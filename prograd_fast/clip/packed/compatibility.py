@@ -6,7 +6,6 @@ from operator import attrgetter, is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 _NORMS = (
@@ -92,16 +91,19 @@ class Inventory:
             and _same(tuple(chain.from_iterable(map(dict.values, self._contents))), self._held)
         )
 
-    def is_touched(self) -> bool:
+    def is_touched(self, trainable: bool) -> bool:
         """Whether the tower's own code has to run.
 
         So it is where its modules have hooks or a `forward` of their own, as accelerate gives them, or were replaced by
         others, such as PEFT's; and while its weights are trained.
+
+        Args:
+            trainable: whether weights that require grad are trained.
         """
         hooks = chain.from_iterable(map(_HOOKS, self._modules))
         if self._unlike or any(hooks) or any("forward" in module for module in self._modules):
             return True
-        return torch.is_grad_enabled() and any(map(_TRAINED, self._weights))
+        return trainable and any(map(_TRAINED, self._weights))
 
     def version(self) -> Version:
         """Of the modules and weights of blocks, final norm and projection."""

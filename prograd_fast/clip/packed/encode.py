@@ -1,6 +1,6 @@
 """Class features of packed prompts, and their gradients, for autograd."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,11 @@ from prograd_fast.clip.packed.chunks import Chunk
 from prograd_fast.clip.packed.forward import Kept, Part, Parting, first_block, forward
 from prograd_fast.clip.packed.packing import Placing
 from prograd_fast.ops.cotangent_batches import TakesCotangentBatches
+
+NO_SECOND_DERIVATIVE = (
+    "class_features: expected to be differentiated once, got a second derivative, which the packed text tower does not "
+    "have. torch.func.hessian(net.class_features) goes through the tower's own code."
+)
 
 _LEAST_NORM = 1e-12  # of features that are made unit rows, as in torch.nn.functional.normalize
 
@@ -78,7 +83,7 @@ class EncodePlan:
     def parts(self, context: Tensor, of_prefix: Kept) -> Iterator[tuple[Chunk, Part, Tensor, Tensor]]:
         """Each chunk with its part, rows and positions, where the pass over the prefix has kept `of_prefix`."""
         prompts, n_prefix = self.prompts, self.prompts.part.n_prefix
-        key_values = [attention.key_value for attention in of_prefix.attentions]
+        key_values = [attention.query_key_value()[1] for attention in of_prefix.attentions]
         rows, positions = prompts.suffix_context.into(prompts.words[n_prefix:], context), prompts.positions[n_prefix:]
         for chunk in self.chunks:
             part = Part(prompts.part.weights, 0, chunk.offsets, key_values)
@@ -119,6 +124,20 @@ def encode(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> Tensor:
     return features
 
 
+def results_of(context: Tensor, deep: Tensor | None, plan: EncodePlan) -> list[Tensor]:
+    """The features as `encode` gives them, and what `gradients_of` needs; without a graph."""
+    with torch.autocast(context.device.type, enabled=False):
+        return list(_Encode.forward(context, deep, plan))
+
+
+def gradients_of(
+    cotangent: Tensor, results: Sequence[Tensor], context: Tensor, deep: Tensor | None, plan: EncodePlan
+) -> list[Tensor]:
+    """The gradients of the context and, if there are any, of the deep prompts."""
+    saved = _saved(results, plan)
+    return [gradient[0] for gradient in _EncodeBackward.forward(cotangent[None], plan, context, deep, *saved)]
+
+
 class _Encode(TakesCotangentBatches):
     """The features' norms are part of it, so that the cotangents of a step go through them together, too."""
 
@@ -147,13 +166,9 @@ class _Encode(TakesCotangentBatches):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.plan = inputs
-        features, *kept = output
-        ctx.mark_non_differentiable(*kept)
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        plan: EncodePlan = ctx.plan
-        if plan.differentiable and plan.unit and plan.share is not None:
-            features, *kept = kept  # those that this rank has encoded
-        ctx.save_for_backward(*tensors, features if plan.unit else None, *kept)
+        ctx.save_for_backward(*tensors, *_saved(output, ctx.plan))
 
     @staticmethod
     def vjps(ctx: Any, cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,11 +177,19 @@ class _Encode(TakesCotangentBatches):
         return d_context if of_context else None, d_deep[0] if of_deep else None, None
 
 
+def _saved(output: Sequence[Tensor], plan: EncodePlan) -> list[Tensor | None]:
+    """The results of a forward that its backward needs."""
+    features, *kept = output
+    if plan.differentiable and plan.unit and plan.share is not None:
+        features, *kept = kept  # those that this rank has encoded
+    return [features if plan.unit else None, *kept]
+
+
 class _EncodeBackward(torch.autograd.Function):
     """The gradients of `_Encode` for K cotangents (K, G, C, D); a batch of them under vmap only makes K larger."""
 
     @staticmethod
-    def forward(cotangents: Tensor, plan: EncodePlan, *saved: Tensor) -> tuple[Tensor, ...]:
+    def forward(cotangents: Tensor, plan: EncodePlan, *saved: Any) -> tuple[Tensor, ...]:
         context, deep, features, *tensors = saved
         prompts, parting = plan.prompts, plan.prompts.parting
         n_deep = None if deep is None or parting is not None else (deep.shape[0], deep.shape[1])
@@ -208,10 +231,7 @@ class _EncodeBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(
-            "class_features: expected to be differentiated once, got a second derivative, which the packed text "
-            "tower does not have."
-        )
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 def _rows_of(context: Tensor, plan: EncodePlan) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -97,14 +98,21 @@ class KeptNorm(NamedTuple):
 
 
 class KeptAttention(NamedTuple):
-    """The norm before an attention, its queries (G, Q, d), its keys and values (G, R, 2·d).
+    """The norm before an attention, and what the attention reads.
 
-    In the last block the Q queries are those of the ends of text, elsewhere those of all R rows.
+    That is one tensor of queries, keys and values (G, R, 3·d); in the last block, where only the N ends of text have
+    queries, these (G, N, d), and the keys and values (G, R, 2·d).
     """
 
     norm: KeptNorm
-    query: Tensor
-    key_value: Tensor
+    qkv: tuple[Tensor, ...]
+
+    def query_key_value(self) -> tuple[Tensor, Tensor]:
+        """Queries, and keys and values."""
+        if len(self.qkv) == 2:
+            return self.qkv[0], self.qkv[1]
+        width = self.qkv[0].shape[-1] // 3
+        return self.qkv[0][..., :width], self.qkv[0][..., width:]
 
 
 class KeptMLP(NamedTuple):
@@ -126,7 +134,7 @@ class Kept:
         """The tensors in one list, for autograd."""
         found: list[Tensor] = []
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            found += [*attention.norm, attention.query, attention.key_value, *mlp.norm, *mlp.hidden]
+            found += [*attention.norm, *attention.qkv, *mlp.norm, *mlp.hidden]
         return [*found, *(self.norm or ())]
 
     @classmethod
@@ -134,8 +142,9 @@ class Kept:
         """Give the tensors of such a list their names again."""
         rest = iter(tensors)
         kept = cls()
-        for _ in range(n_blocks):
-            kept.attentions.append(KeptAttention(KeptNorm(next(rest), next(rest)), next(rest), next(rest)))
+        for i in range(n_blocks):
+            norm = KeptNorm(next(rest), next(rest))
+            kept.attentions.append(KeptAttention(norm, tuple(islice(rest, 2 if i == n_blocks - 1 else 1))))
             norm = KeptNorm(next(rest), next(rest))
             n_pieces = max(1, -(-len(norm.total) // mlp_rows(norm.total)))
             kept.mlps.append(KeptMLP(norm, [next(rest) for _ in range(n_pieces)]))
@@ -214,13 +223,14 @@ def _attention(
     if last:
         key_value = weights.key_value(normed).unflatten(0, (groups, -1))
         query = weights.query(normed.unflatten(0, (groups, -1))[:, part.ends])
+        attention = KeptAttention(norm, (query, key_value))
         total = total.unflatten(0, (groups, -1))[:, part.ends].flatten(0, 1)
     else:
         qkv = _qkv(part, normed.unflatten(0, (groups, -1)), block.qkv, first if i == 0 else None)
-        query, key_value = qkv[..., : weights.width], qkv[..., weights.width :]
+        attention = KeptAttention(norm, (qkv,))
     if kept is not None:
-        kept.attentions.append(KeptAttention(norm, query, key_value))
-    return total, block.out(_attend(part, query, key_value, i, last).flatten(0, 1))
+        kept.attentions.append(attention)
+    return total, block.out(_attend(part, *attention.query_key_value(), i, last).flatten(0, 1))
 
 
 def _mlp(total: Tensor, branch: Tensor, block: Block, approximate: int, kept: Kept | None) -> tuple[Tensor, Tensor]:
