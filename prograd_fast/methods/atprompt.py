@@ -60,7 +60,7 @@ class ATPrompt(PromptTuning):
     with soft tokens a_i from N(0, 0.01²) before each attribute; the loss is the cross-entropy. `context.ctx` has all
     rows between SOS and name, those of the words too, which are not trained. Words may have several tokens: the
     authors' layout has room for one, and cuts "playfulness" of their own prompt for pets to "play", without "energy"
-    behind it.
+    behind it. A text tower that has read few words, such as emoji-lite's, loses by attributes that it does not know.
 
     Attributes:
         attributes: The words. The authors let a language model propose some for each data set, and search among them.

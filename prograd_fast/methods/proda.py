@@ -168,8 +168,10 @@ class ProDALearner(PromptTuningLearner):
 
 def variances(features: Tensor, image_features: Tensor, labels: Tensor) -> Tensor:
     """σ of `ProDA`, (B, C), from (K, C, D) features, (B, D) pictures and (B,) labels; as products, without B·C·D."""
-    deviations = features - features.mean(0)
-    squares, x = deviations.square().sum(0), image_features.square()
-    own = deviations[:, labels]  # (K, B, D)
-    both = torch.einsum("kbd,kcd->bc", x * own, deviations)
-    return ((x * squares[labels]).sum(1, keepdim=True) + x @ squares.mT - 2 * both) / (len(features) + 1)
+    x = image_features.square()
+    with torch.autocast(x.device.type, enabled=False):  # differences of products
+        deviations = features.to(x.dtype) - features.to(x.dtype).mean(0)
+        squares, own = deviations.square().sum(0), deviations[:, labels]  # (C, D), (K, B, D)
+        both = torch.einsum("kbd,kcd->bc", x * own, deviations)
+        sums = (x * squares[labels]).sum(1, keepdim=True) + x @ squares.mT - 2 * both
+    return sums / (len(features) + 1)

@@ -25,6 +25,7 @@ from prograd_fast.methods import (
     prompt_tuning,
 )
 from prograd_fast.methods.proda import variances
+from prograd_fast.training import TrainOptions
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, WHOLE, tiny_clip
@@ -389,3 +390,15 @@ def test_prompts_go_through_towers_that_need_every_position(task, method):
         update(learner, (task.image_features, task.labels))
     assert before.isfinite()
     assert learner.scores(["kite", *CLASS_NAMES])(task.image_features).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [TCP, DePT, ATPrompt, AnchorOPT, ProDA])
+def test_text_side_methods_train_under_autocast(method):
+    settings = {"epochs": 2, "lambda_": 1.0} | ({"anchor_epochs": 2} if method is AnchorOPT else {})
+    histories = []
+    for precision in ("fp32", "bf16"):
+        learner = method(**settings).start(make_task(dtype=torch.float32))
+        histories.append(tune(learner, options=TrainOptions(precision)))
+    wide, narrow = histories
+    for whole, rounded in ((wide.task_loss, narrow.task_loss), (wide.general_loss, narrow.general_loss)):
+        assert_close(torch.tensor(rounded), torch.tensor(whole), "autocast training", torch.bfloat16)
