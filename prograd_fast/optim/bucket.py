@@ -35,7 +35,7 @@ class Bucket:
 
     @property
     def parts(self) -> list[Tensor]:
-        """What this rank has of the parameters: all, unless they are sharded."""
+        """The parts of the parameters that this rank has: all, unless they are sharded."""
         return parts_of(self.params)
 
     @property

@@ -48,7 +48,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def first_difference(facts: Mapping[str, Any], process_group: "dist.ProcessGroup | None" = None) -> str | None:
-    """What processes are about to do, where it is not the same in all of them; the same answer on each.
+    """Tell where processes are not about to do the same; the same answer on each.
 
     Digests are compared first: where all agree, 64 characters are sent.
 

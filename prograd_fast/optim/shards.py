@@ -34,7 +34,7 @@ def any_sharded(tensors: Iterable[Any]) -> bool:
 
 
 def part_of(tensor: Any) -> Any:
-    """What this rank has of a tensor, which may be nothing; anything but a DTensor as it is."""
+    """The part of a tensor that this rank has, which may be empty; anything but a DTensor as it is."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
@@ -43,7 +43,7 @@ def part_of(tensor: Any) -> Any:
 
 
 def parts_of(tensors: list[Tensor]) -> list[Tensor]:
-    """What this rank has of each."""
+    """The part that this rank has of each."""
     return [part_of(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
 
 

@@ -482,7 +482,7 @@ class TwoGradients(Optimizer):
         return groups
 
     def _settings(self) -> dict[str, Any]:
-        """What the ranks have to agree on besides the parameter groups."""
+        """All that the ranks have to agree on besides the parameter groups."""
         kind = type(getattr(self, "optimizer", self)).__name__
         return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": self.noise_floor}
 
