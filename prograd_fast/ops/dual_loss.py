@@ -329,7 +329,7 @@ def check_row_tensors(labels: Tensor, rows: int, classes: int, **weights: Tensor
 
 def check_loss_options(temperature: float, general: str, reduction: str) -> None:
     """Raise TypeError or ValueError for options that no dual loss has."""
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}. Use 1.0 as the authors do.")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}. Use 1.0 as the authors do.")

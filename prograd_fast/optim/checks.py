@@ -14,7 +14,7 @@ _BUILT_LATER = ", after fully_shard. Leave set_requires_gradient_sync alone: acc
 
 def check_lambda(lambda_: Any) -> None:
     """Raise TypeError or ValueError unless `lambda_` is a number of at least 0."""
-    if isinstance(lambda_, bool) or not isinstance(lambda_, int | float):
+    if isinstance(lambda_, bool) or not isinstance(lambda_, (int, float)):
         raise TypeError(f"lambda_: expected a number, got {type(lambda_).__name__}. 1.0 removes the whole conflict.")
     if not 0 <= lambda_ < float("inf"):
         raise ValueError(f"lambda_: expected a number of at least 0, got {lambda_}. 1.0 removes the whole conflict.")

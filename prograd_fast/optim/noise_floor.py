@@ -20,7 +20,7 @@ def check_noise_floor(noise_floor: float | None) -> None:
     """Raise TypeError or ValueError unless it is None or a finite number of at least 0."""
     if noise_floor is None:
         return
-    if isinstance(noise_floor, bool) or not isinstance(noise_floor, int | float):
+    if isinstance(noise_floor, bool) or not isinstance(noise_floor, (int, float)):
         raise TypeError(f"noise_floor: expected a number or None, got {type(noise_floor).__name__}. 0 turns it off.")
     if not (0 <= noise_floor < math.inf):
         raise ValueError(f"noise_floor: expected a finite number of at least 0, got {noise_floor}. 0 turns it off.")

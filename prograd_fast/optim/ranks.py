@@ -136,7 +136,7 @@ def check_weight(weight: float | None) -> None:
     """Raise TypeError or ValueError unless it is None or a finite number of at least 0."""
     if weight is None:
         return
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise TypeError(f"weight: expected a number or None, got {type(weight).__name__}. Give the size of the batch.")
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight: expected a finite number of at least 0, got {weight}. Give the size of the batch.")

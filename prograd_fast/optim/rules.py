@@ -367,7 +367,7 @@ def _both_or_task_alone(entries: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _check(name: str, value: float, low: float, high: float, usual: str, below_high: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}; {usual}.")
     infinite = high == float("inf")
     if not low <= value <= high or (value == high and (below_high or infinite)):

@@ -313,7 +313,7 @@ class TwoGradients(Optimizer):
                 "step: expected a backward() outside of accumulate(), which projects the sum, before the update; got a "
                 "sum that is not projected. Call zero_grad() to drop it."
             )
-        if not self._projector.projections and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self._projector.projections:
             self._say_that_nothing_was_projected()
         self._plain_step()
         return result
@@ -536,10 +536,10 @@ class TwoGradients(Optimizer):
     def _update_by_operator(self) -> None:
         """The update on `.grad` by the operator that projects, whose coefficients leave the gradient as it is."""
         buckets: dict[Any, Bucket] = {}
-        for group in self.param_groups:
+        for g, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.grad is not None:
-                    kind = (id(group), p.device, p.grad.dtype, self._bucket_key(p))
+                    kind = (g, p.device, p.grad.dtype, self._bucket_key(p))
                     bucket = buckets.setdefault(kind, Bucket(group, 0.0, 0.0))
                     bucket.params.append(p)
                     bucket.task.append(p.grad)
@@ -598,7 +598,7 @@ class TwoGradients(Optimizer):
 def _moves(group: dict[str, Any]) -> bool:
     """Whether a group's rate is not 0, with which torch.distributed.checkpoint steps to make a state."""
     lr = group.get("lr")
-    return bool(lr != 0) if isinstance(lr, int | float) or (isinstance(lr, Tensor) and lr.is_cpu) else True
+    return bool(lr != 0) if isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.is_cpu) else True
 
 
 def keep_lambdas(before: list[dict[str, Any]], now: list[dict[str, Any]], rule: Rule | None) -> None:

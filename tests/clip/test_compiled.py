@@ -171,11 +171,13 @@ def test_what_a_compiled_graph_refuses() -> None:
 def test_a_tower_with_replaced_embeddings_says_why_it_is_not_in_the_graph() -> None:
     net = prompted(WHOLE["appended CLS"]())
     x = image_features(net)
-    with pytest.raises(Exception, match="cannot trace; compile without fullgraph=True"):
+    # torch 2.6 can only name the function
+    with pytest.raises(Exception, match=r"cannot trace; compile without fullgraph=True|_encode_text"):
         torch.compile(net.logits, fullgraph=True, backend="eager")(x)
     assert_close(torch.compile(net.logits, backend="eager")(x), net.logits(x), "formula", x.dtype)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not tell that it exports")
 def test_export() -> None:
     """The program has the tower's own code, and with it the weights."""
 

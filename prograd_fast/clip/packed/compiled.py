@@ -125,7 +125,8 @@ def _fake(
         results += [new(groups, n_ends, d), new(groups, n_rows, 2 * d)] if last else [new(groups, n_rows, 3 * d)]
         rows = groups * n_ends if last else rows
         results += norm(rows)
-        results += [new(len(piece), up) for piece in results[-2].split(mlp_rows(results[-2]))]
+        step = mlp_rows(results[-2])
+        results += [new(min(step, rows - start), up) for start in range(0, max(rows, 1), step)]
     return results + norm(rows)
 
 
