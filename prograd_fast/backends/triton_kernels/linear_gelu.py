@@ -124,7 +124,7 @@ def linear_gelu_backward_out(
     if d_hidden.numel():
         grid, constants = _tiles(gradient, n_rows, n_columns, n_inner)
         with on_device(gradient):
-            linear_gelu_backward[grid + (cotangents,)](
+            linear_gelu_backward[grid[0], grid[1], cotangents](
                 gradient, weight, hidden, d_hidden, gradient.stride(0), gradient.stride(1), n_rows, n_columns, n_inner,
                 KIND=approximate, **constants,
             )  # fmt: skip
