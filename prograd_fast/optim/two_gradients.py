@@ -33,6 +33,7 @@ from prograd_fast.optim.shards import (
     gradients_of_shards,
     groups_that_agree,
     mean,
+    part_of,
 )
 from prograd_fast.optim.states import all_fit, check_learning_rate, check_parameter
 from prograd_fast.optim.sums import Gradients, Sums
@@ -542,7 +543,7 @@ class TwoGradients(Optimizer):
                     kind = (g, p.device, p.grad.dtype, self._bucket_key(p))
                     bucket = buckets.setdefault(kind, Bucket(group, 0.0, 0.0))
                     bucket.params.append(p)
-                    bucket.task.append(p.grad)
+                    bucket.task.append(part_of(p.grad))
         for bucket in buckets.values():
             bucket.general = bucket.task
             units, dtype = all_units(bucket.task, self.scope), accumulation_dtype(bucket.task[0])

@@ -468,9 +468,28 @@ def copied(rank: int) -> Any:
     return [whole(p).tolist() for group in (*twin.param_groups, *opt.param_groups) for p in group["params"]]
 
 
+PRECISIONS = list(itertools.product(("adamw", "sgd"), ("composable", "one call")))
+
+
+def with_moments_in_float32(layout: Callable[[Any], tuple[Any, Tensor]] | None) -> list[Found]:
+    return [trained(layout, kind, way, state_dtype=torch.float32) for kind, way in PRECISIONS]
+
+
+def rounded(rank: int) -> list[Tensor]:
+    """256 equal elements, half-way between two of bfloat16's, by one step in either way: this rank's part."""
+    found = []
+    for way in ("composable", "one call"):
+        p: Any = nn.Parameter(distribute_tensor(torch.ones(256, dtype=torch.bfloat16), mesh(world()), [Shard(0)]))
+        opt = pf.ProGradSGD([p], lr=2.0**-8, stochastic_rounding=3)
+        WAYS[way](opt, -p.sum(), -p.sum())
+        found.append(p.detach().to_local().float())
+    return found
+
+
 CASES: dict[str, Callable[[int], Any]] = {
     "all": lambda rank: all_trained(mixed_with_whole),
     **{name: lambda rank, layout=layout: few_trained(layout) for name, layout in LAYOUTS.items()},  # type: ignore[misc]
+    "moments": lambda rank: with_moments_in_float32(mixed_with_whole),
     "float32": lambda rank: [in_float32(layout) for layout in (everything_sharded, mixed_with_whole)],
     "accumulated": lambda rank: accumulated(True),
     "weighted": lambda rank: weighted(True),
@@ -479,7 +498,7 @@ CASES: dict[str, Callable[[int], Any]] = {
     "loaded": lambda rank: saved_and_loaded(folder_of_ranks() / "of one", everything_sharded, save=False),
     "saved": lambda rank: saved_and_loaded(folder_of_ranks() / "of ranks", everything_sharded, save=True),
     "reloaded": lambda rank: saved_and_loaded(folder_of_ranks() / "of ranks", replicated_and_sharded, save=False),
-    **{case.__name__: case for case in (communication, left_alone, disagreements, silent, bad, copied)},
+    **{case.__name__: case for case in (communication, left_alone, disagreements, silent, bad, copied, rounded)},
 }
 
 
@@ -530,6 +549,20 @@ def test_wherever_the_parts_are(results: dict[str, Any], layout: str) -> None:
 def test_float32(results: dict[str, Any]) -> None:
     for found in results["float32"]:
         check(found, [in_float32(None)] * 2, "ranks", torch.float32)
+
+
+def test_moments_in_float32(results: dict[str, Any]) -> None:
+    for found in results["moments"]:
+        check(found, with_moments_in_float32(None), "ranks", torch.float32)
+        assert found[0]["first.weight, exp_avg"].dtype == torch.float32
+
+
+def test_parts_are_rounded_by_random_numbers_of_their_own(results: dict[str, Any]) -> None:
+    parts = [ways[0] for ways in results["rounded"]]
+    assert all(torch.equal(*ways) for ways in results["rounded"])
+    assert torch.cat(parts).unique().tolist() == [1, 1 + 2**-7]
+    assert 0.3 < (torch.cat(parts) > 1).float().mean() < 0.7  # of 256: beyond six standard deviations
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(parts, 2))
 
 
 def test_sums_clipping_and_scaled_losses(results: dict[str, Any]) -> None:
