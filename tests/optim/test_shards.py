@@ -527,7 +527,8 @@ def check(
     else:
         assert found.isnan().equal(expected.isnan()), where
         try:
-            assert_close(found.nan_to_num(), expected.nan_to_num(), kind, expected.dtype if kind == "bits" else dtype)
+            rounded = torch.float32 if expected.dtype == torch.float32 else dtype  # as cosines are
+            assert_close(found.nan_to_num(), expected.nan_to_num(), kind, rounded)
         except AssertionError as error:
             raise AssertionError(f"{where}: {error}") from None
 
@@ -536,7 +537,11 @@ def test_the_numbers_are_those_of_one_process(results: dict[str, Any]) -> None:
     """Of each optimizer, scope, way and rule, with the state, the memory and the counters."""
     expected = all_trained(None)
     for found in results["all"]:
-        check(found, expected)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            # sines of units of one element are roots of what rounding leaves of 1 - 1
+            rooted = name.startswith(("GradVac", "CAGrad"))
+            check(found[name], expected[name], "ranks" if rooted else "formula", *[torch.float32] * rooted, where=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
