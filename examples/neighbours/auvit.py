@@ -174,7 +174,7 @@ def draw(path: Path, faces: Faces, results: dict[str, Tensor]) -> None:
         row = (faces.emoji == i).nonzero()[0, 0]
         ax.imshow(faces.pictures[row].numpy(), interpolation="bicubic")
         units = ", ".join(map(str, FACES[list(FACES)[i]])) or "none"
-        ax.set_title(f"{EXPRESSIONS[int(faces.expression[row])]}\naction units: {units}", fontsize=7.5)
+        ax.set_title(f"{EXPRESSIONS[int(faces.expression[row])]}\nAU {units}", fontsize=8)
         ax.axis("off")
     panels = bottom.subplots(1, 2)
     titles = ("expressions that are right, % (new emojis)", "action-unit loss (new emojis)")

@@ -140,8 +140,8 @@ def compare(n_pictures: int, epochs: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Landmarks of half hidden faces with and without a graph.")
-    parser.add_argument("--pictures", type=int, default=800, help="training pictures (default: 800)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs (default: 20)")
+    parser.add_argument("--pictures", type=int, default=1200, help="training pictures (default: 1200)")
+    parser.add_argument("--epochs", type=int, default=25, help="epochs (default: 25)")
     parser.add_argument("--out", type=Path, default=Path("structure_coherence.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.pictures, options.epochs, options.out), sep="\n")
