@@ -1,6 +1,6 @@
 """Find the landmarks of half hidden faces with a graph of landmarks, and with a fully connected head.
 
-`python -m examples.neighbours.structure_coherence` takes about two minutes on two CPU cores and downloads nothing: the
+`python -m examples.neighbours.structure_coherence` takes about two minutes of one CPU core and downloads nothing: the
 faces are rendered, so that every landmark is known, also where an emoji hides it. All heads are trained on the same
 pictures with the same trunk and the Soft Wing loss; the graph is that of the training landmarks' correlations. Graphs,
 and the second fully connected head, are also asked for the offsets of landmarks from their neighbours.
