@@ -237,8 +237,7 @@ def distance_to_outside(masks: Tensor) -> Tensor:
         (B, H, W) float32; 0 outside of the mask.
     """
     padded = F.pad(masks, (1, 1, 1, 1))
-    _, height, width = padded.shape
-    rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (height, width))
+    rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in padded.shape[1:])
     above = (rows[:, None] - padded * 1e6).cummax(1).values  # the last row up to here that is not of the mask
     below = (rows[:, None] + padded * 1e6).flip(1).cummin(1).values.flip(1)
     vertical = torch.minimum(rows[:, None] - above, below - rows[:, None]).square()
