@@ -1,9 +1,9 @@
 """Expressions of emoji faces, helped by action units of other drawings: does the projection do without ρ?
 
-`python -m examples.neighbours.auvit` takes about three minutes on two CPU cores and downloads nothing. The expressions
+`python -m examples.neighbours.auvit` takes less than a minute on two CPU cores and downloads nothing. The expressions
 are the four face classes of the embedded emojis; the action units of each emoji were written down by hand, below. Each
-split learns expressions from half of the emojis, in two styles of drawing, and action units from the same emojis in
-the other styles; it is tested on the emojis of the other half. The trunk's first layers are the embedded model's
+split learns expressions from half of the emojis, in two styles of drawing, and action units from the same emojis in a
+third style; it is tested on the emojis of the other half. The trunk's first layers are the embedded model's
 EfficientNet-Lite0, frozen. Compared are the expression alone, the sum CE + ρ·BCE, and CE projected by BCE.
 """
 
@@ -62,15 +62,16 @@ FACES: dict[str, tuple[int, ...]] = {
     "yawning face": (1, 25, 27, 43),
 }
 LABELLED_STYLES = ("noto", "twemoji")
+STYLES = (*LABELLED_STYLES, "fluent-flat")
 PLAIN, PROJECTED = "expression alone", "projected"
-BATCH = 16  # of each half
+BATCH = 8  # of each half
 
 
 class Faces(NamedTuple):
     """All drawings of the emojis above."""
 
     pictures: Tensor  # (F, 64, 64, 3) uint8
-    features: Tensor  # (2, F, 112, 14, 14) of the frozen layers, mirrored in [1]
+    features: Tensor  # (F, 112, 14, 14) of the frozen layers
     emoji: Tensor  # (F,) index into FACES
     labelled: Tensor  # (F,) bool: of a style that has expressions
     expression: Tensor  # (F,)
@@ -81,23 +82,23 @@ class Faces(NamedTuple):
 def load_faces(limit: int | None = None) -> Faces:
     """The faces; the first `limit` alone for a quick run."""
     titles, rows = list(FACES), []
-    for archive in ("emoji.zip", "emoji-openmoji.zip"):
-        with zipfile.ZipFile(BytesIO((files("prograd_fast") / "data" / "assets" / archive).read_bytes())) as content:
-            about = json.loads(content.read("pictures.json"))
-            for entry in about["pictures"]:
-                expression = about["class_names"][entry["label"]]
-                if expression in EXPRESSIONS and entry["title"] in FACES:
-                    picture = np.asarray(Image.open(BytesIO(content.read(entry["file"]))).convert("RGB"))
-                    rows.append((picture, titles.index(entry["title"]), entry["style"], EXPRESSIONS.index(expression)))
+    archive = (files("prograd_fast") / "data" / "assets" / "emoji.zip").read_bytes()
+    with zipfile.ZipFile(BytesIO(archive)) as content:
+        about = json.loads(content.read("pictures.json"))
+        for entry in about["pictures"]:
+            expression = about["class_names"][entry["label"]]
+            if entry["style"] in STYLES and expression in EXPRESSIONS and entry["title"] in FACES:
+                picture = np.asarray(Image.open(BytesIO(content.read(entry["file"]))).convert("RGB"))
+                rows.append((picture, titles.index(entry["title"]), entry["style"], EXPRESSIONS.index(expression)))
     drawn, emoji, styles, expressions = zip(*rows[:limit], strict=True)
     pictures = torch.from_numpy(np.stack(drawn))
     tower = load_emoji_lite()[0].visual.trunk
     frozen = nn.Sequential(tower.conv_stem, tower.bn1, *tower.blocks[:5])  # stride 16
     enlarged = nn.functional.interpolate(pictures.permute(0, 3, 1, 2) / 127.5 - 1, (224, 224), mode="bilinear")
-    features = [torch.cat([frozen(part) for part in x.split(16)]) for x in (enlarged, enlarged.flip(3))]
+    features = torch.cat([frozen(part) for part in enlarged.split(16)])
     units = torch.tensor([[float(unit in FACES[titles[i]]) for unit in UNITS] for i in emoji])
     labelled = torch.tensor([style in LABELLED_STYLES for style in styles])
-    return Faces(pictures, torch.stack(features), torch.tensor(emoji), labelled, torch.tensor(expressions), units)
+    return Faces(pictures, features, torch.tensor(emoji), labelled, torch.tensor(expressions), units)
 
 
 def split(faces: Faces, seed: int) -> Tensor:
@@ -112,16 +113,15 @@ def split(faces: Faces, seed: int) -> Tensor:
 def tested(faces: Faces, learn: Tensor, rho: float | None, project: bool, steps: int, seed: int) -> tuple[float, float]:
     """Accuracy and action-unit loss on the other emojis after training with one of the losses."""
     torch.manual_seed(seed)
-    model = AUViT(nn.Conv2d(112, 48, 3, padding=1), 48, len(EXPRESSIONS), (1, 1), heads=4, mlp_ratio=2, patches=2)
+    model = AUViT(nn.Conv2d(112, 32, 3, padding=1), 32, len(EXPRESSIONS), (1, 1), heads=4, mlp_ratio=2, patches=2)
     heads = list(model.au_head.parameters())
     shared = [p for name, p in model.named_parameters() if not name.startswith("au_head.")]
-    of_heads = torch.optim.AdamW(heads, lr=2e-3)
-    optimizer = (pf.ProGradAdamW if project else torch.optim.AdamW)(shared, lr=2e-3, weight_decay=0.05)
+    of_heads = torch.optim.AdamW(heads, lr=3e-3)
+    optimizer = (pf.ProGradAdamW if project else torch.optim.AdamW)(shared, lr=3e-3, weight_decay=0.05)
     parts = [(learn & part).nonzero()[:, 0] for part in (faces.labelled, ~faces.labelled)]
     for _ in range(steps):
         first, second = (rows[torch.randint(len(rows), (BATCH,))] for rows in parts)
-        rows, mirrored = torch.cat([first, second]), torch.randint(2, (2 * BATCH,))
-        told = model(faces.features[mirrored, rows])
+        told = model(faces.features[torch.cat([first, second])])
         ce, au = two_head_losses(*told, faces.expression[first], faces.units[second])
         optimizer.zero_grad()
         of_heads.zero_grad()
@@ -135,7 +135,7 @@ def tested(faces: Faces, learn: Tensor, rho: float | None, project: bool, steps:
         optimizer.step()
         of_heads.step()
     with torch.no_grad():
-        expressions, units = model.eval()(faces.features[0, ~learn])
+        expressions, units = model.eval()(faces.features[~learn])
         loss = nn.functional.binary_cross_entropy_with_logits(units, faces.units[~learn])
     return (expressions.argmax(1) == faces.expression[~learn]).double().mean().item(), loss.item()
 
@@ -149,7 +149,9 @@ def sentences(results: dict[str, Tensor], chance: float) -> list[str]:
     error = difference.std().item() / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
     gap = difference.mean().item()
     verdict = (
-        "is not needed for the accuracy: the projection, which has none, is as good within two standard errors"
+        "may be needed or not: no method is better than the commonest class"
+        if max(m[0] for m in mean.values()) <= chance
+        else "is not needed for the accuracy: the projection, which has none, is as good within two standard errors"
         if gap >= -2 * error
         else "is still needed: no projection makes up for a well chosen one"
     )
@@ -174,7 +176,7 @@ def draw(path: Path, faces: Faces, results: dict[str, Tensor]) -> None:
         row = (faces.emoji == i).nonzero()[0, 0]
         ax.imshow(faces.pictures[row].numpy(), interpolation="bicubic")
         units = ", ".join(map(str, FACES[list(FACES)[i]])) or "none"
-        ax.set_title(f"{EXPRESSIONS[int(faces.expression[row])]}\naction units: {units}", fontsize=7.5)
+        ax.set_title(f"{EXPRESSIONS[int(faces.expression[row])]}\nAU {units}", fontsize=8)
         ax.axis("off")
     panels = bottom.subplots(1, 2)
     titles = ("expressions that are right, % (new emojis)", "action-unit loss (new emojis)")
@@ -218,8 +220,8 @@ def compare(steps: int, splits: int, rhos: list[float], path: Path, limit: int |
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Expressions and action units: a weighted sum against a projection.")
-    parser.add_argument("--steps", type=int, default=60, help="training steps (default: 60)")
-    parser.add_argument("--splits", type=int, default=4, help="splits of the emojis (default: 4)")
+    parser.add_argument("--steps", type=int, default=50, help="training steps (default: 50)")
+    parser.add_argument("--splits", type=int, default=3, help="splits of the emojis (default: 3)")
     parser.add_argument("--rho", type=float, nargs="+", default=[0.1, 1.0, 10.0], help="weights (default: 0.1 1 10)")
     parser.add_argument("--out", type=Path, default=Path("auvit.png"), help="the picture to write")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Cut drawings out by clicks: how many does a small SimpleClick need, with the normalised focal loss and without it?
 
-`python -m examples.neighbours.simpleclick` takes about three minutes on two CPU cores and downloads nothing. A scene
+`python -m examples.neighbours.simpleclick` takes some minutes on two CPU cores and downloads nothing. A scene
 shows three emojis or pieces of clip art in front of each other; what is not joined to the white border of a drawing is
 its mask. One of them is to be cut out, and only clicks tell which. The drawings of the test are not those of training.
 """

@@ -1,6 +1,6 @@
 """Find the landmarks of half hidden faces with a graph of landmarks, and with a fully connected head.
 
-`python -m examples.neighbours.structure_coherence` takes about two minutes on two CPU cores and downloads nothing: the
+`python -m examples.neighbours.structure_coherence` takes about two minutes of one CPU core and downloads nothing: the
 faces are rendered, so that every landmark is known, also where an emoji hides it. All heads are trained on the same
 pictures with the same trunk and the Soft Wing loss; the graph is that of the training landmarks' correlations. Graphs,
 and the second fully connected head, are also asked for the offsets of landmarks from their neighbours.
@@ -140,8 +140,8 @@ def compare(n_pictures: int, epochs: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Landmarks of half hidden faces with and without a graph.")
-    parser.add_argument("--pictures", type=int, default=800, help="training pictures (default: 800)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs (default: 20)")
+    parser.add_argument("--pictures", type=int, default=1200, help="training pictures (default: 1200)")
+    parser.add_argument("--epochs", type=int, default=25, help="epochs (default: 25)")
     parser.add_argument("--out", type=Path, default=Path("structure_coherence.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.pictures, options.epochs, options.out), sep="\n")

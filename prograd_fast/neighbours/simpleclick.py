@@ -237,12 +237,12 @@ def distance_to_outside(masks: Tensor) -> Tensor:
         (B, H, W) float32; 0 outside of the mask.
     """
     padded = F.pad(masks, (1, 1, 1, 1))
-    _, height, width = padded.shape
-    rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (height, width))
-    steep = (rows[:, None] - rows).abs()
-    vertical = torch.stack([(steep + m.T[:, None] * 1e6).amin(2).T for m in padded])
+    rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in padded.shape[1:])
+    above = (rows[:, None] - padded * 1e6).cummax(1).values  # the last row up to here that is not of the mask
+    below = (rows[:, None] + padded * 1e6).flip(1).cummin(1).values.flip(1)
+    vertical = torch.minimum(rows[:, None] - above, below - rows[:, None]).square()
     across = (columns[:, None] - columns).square()
-    return torch.stack([(m.square()[:, None] + across).amin(2).sqrt()[1:-1, 1:-1] for m in vertical])
+    return torch.stack([(m[:, None] + across).amin(2).sqrt()[1:-1, 1:-1] for m in vertical])
 
 
 def next_clicks(masks: Tensor, truth: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,11 @@ def run(recipe: ModuleType, options: list[str], folder: Path, monkeypatch: pytes
     return picture
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "recipe",
+    [structure_coherence, subpixel_heatmaps, pytest.param(simpleclick, marks=pytest.mark.slow)],
+    ids=lambda recipe: recipe.__name__.split(".")[-1],
+)
 def test_recipe(
     recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

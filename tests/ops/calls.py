@@ -50,6 +50,11 @@ class Sizes:
 
 
 CALLS: dict[str, Callable[[Sizes], Call]] = {}
+# operators that write and have kernels for CPUs alone
+BY_FORMULA_ON_GPUS = {
+    *("edge_softmax_sum_out", "edge_softmax_sum_backward_out", "normalised_focal_loss_out"),
+    *("local_soft_argmax_out", "local_soft_argmax_backward_out"),
+}
 
 
 def call(function: Callable[[Sizes], Call]) -> Callable[[Sizes], Call]:
