@@ -10,7 +10,6 @@ EfficientNet-Lite0, frozen. Compared are the expression alone, the sum CE + ρ·
 import argparse
 import json
 import zipfile
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 import prograd_fast as pf
 from prograd_fast.clip.emoji_lite import load_emoji_lite
+from prograd_fast.files.demo import demo_file
 from prograd_fast.neighbours.auvit import AUViT, two_head_losses
 
 EXPRESSIONS = ("smiling face", "sad face", "sick face", "neutral face")
@@ -82,8 +82,7 @@ class Faces(NamedTuple):
 def load_faces(limit: int | None = None) -> Faces:
     """The faces; the first `limit` alone for a quick run."""
     titles, rows = list(FACES), []
-    archive = (files("prograd_fast") / "data" / "assets" / "emoji.zip").read_bytes()
-    with zipfile.ZipFile(BytesIO(archive)) as content:
+    with zipfile.ZipFile(demo_file("emoji.zip", "the set of faces")) as content:
         about = json.loads(content.read("pictures.json"))
         for entry in about["pictures"]:
             expression = about["class_names"][entry["label"]]
