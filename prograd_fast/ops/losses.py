@@ -23,7 +23,7 @@ _nodes: set[str] = set()  # names of the operators' nodes in a graph
 
 
 def first_gradient(loss: Tensor) -> Tensor | None:
-    """What the backward of a loss may start with in the place of None: 1, the same tensor each time.
+    """Give the 1 that the backward of a loss may start with in the place of None: the same tensor each time.
 
     A loss operator's backward knows it, and multiplies nothing by it: the kernel that fills it is saved, and so is the
     product. The gradient then is the operator's own memory. So this is for a graph that nobody goes through again.

@@ -39,7 +39,7 @@ SHARED = {
     "csrc/cpu/": ("dispatch", "dual_loss_rows", "large", "tensor_lists"),
     "csrc/cuda/": (
         *("attention_backward", "attention_backward_tiles", "attention_tiles", "mma"),
-        *("dual_loss_rows", "launch", "operand_lists", "platform", "reduce", "storage"),
+        *("dual_loss_rows", "launch", "operand_lists", "passes", "platform", "reduce", "storage"),
         *("tensor_lists", "vector"),
     ),
     "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "sums", "tensor_lists"),

@@ -395,7 +395,7 @@ TILE_FAULTS = {
     ),
     "sum of another maximum": Fault("attention_tiles.cuh", "sum[i] *= shrink[i];", ""),
     "maximum of a part of a row": Fault("attention_tiles.cuh", "offset < 4; offset", "offset < 2; offset"),
-    "tickets left as they are": Fault("passes.cuh", "work.tickets[i] = 0;", ""),
+    "tickets left as they are": Fault("passes.cuh", "work.tickets[i] = 0;", ";"),
     "keys before their queries": Fault("passes.cuh", "cooperative_groups::this_grid().sync();", "__syncthreads();"),
     "next queries before the last are read": Fault("passes.cuh", "__syncthreads();  // other warps", "// other warps"),
     "sum shown without a fence": Fault(
