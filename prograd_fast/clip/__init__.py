@@ -10,7 +10,7 @@ from prograd_fast.clip.layout import ClassTokenPosition
 from prograd_fast.clip.load import LoadedClip, is_known_model, load_model
 from prograd_fast.clip.prompt_file import SavedPrompt, load_learned, load_prompt, save_learned, save_prompt
 from prograd_fast.clip.prompted import PromptedCLIP, PromptLearner
-from prograd_fast.clip.teacher import ZeroShotTeacher
+from prograd_fast.clip.teacher import ZeroShotTeacher, mean_of_units, template_features
 from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.clip.tokens import Tokenizer
 
@@ -28,7 +28,9 @@ __all__ = [
     "load_learned",
     "load_model",
     "load_prompt",
+    "mean_of_units",
     "model_digest",
     "save_learned",
     "save_prompt",
+    "template_features",
 ]

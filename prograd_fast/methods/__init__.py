@@ -7,6 +7,7 @@ from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, 
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.cocoop import CoCoOp
 from prograd_fast.methods.coop import CoOp
+from prograd_fast.methods.gda import GDA
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
@@ -15,6 +16,7 @@ from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
+from prograd_fast.methods.taskres import TaskRes
 from prograd_fast.methods.variational import Variational
 from prograd_fast.methods.xerm import XERMClassifier
 from prograd_fast.methods.zero_shot import ZeroShot
@@ -33,6 +35,8 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     Variational,
     PromptSRC,
     XERMClassifier,
+    TaskRes,
+    GDA,
 )
 
 
@@ -49,6 +53,7 @@ def method_named(name: str, settings: Mapping[str, Any], preset: str | None = No
 
 
 __all__ = [
+    "GDA",
     "LASP",
     "METHODS",
     "NFL",
@@ -70,6 +75,7 @@ __all__ = [
     "SubPT",
     "SubPTNFL",
     "Task",
+    "TaskRes",
     "Variational",
     "XERMClassifier",
     "ZeroShot",

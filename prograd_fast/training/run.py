@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, Learner, Method, Task
@@ -96,6 +97,7 @@ def run_method(
         train.labels(pictures).to(clip.device),
         plan.seed,
         clip.max_memory,
+        _validation_pictures(features, plan),
     )
     learner = method.start(task)
     history = None
@@ -110,7 +112,7 @@ def run_method(
                 on_step,
                 options,
                 features=None if views is None else views.of_epoch,
-                validate=_validation(learner, features, plan),
+                validate=_validation(learner),
                 checkpoints=checkpoints,
                 log=log,
             )
@@ -127,14 +129,22 @@ def run_method(
     return Run(method, plan, learner, history, tests, seconds, options, left_out)
 
 
-def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:
-    """Measures the accuracy on the plan's validation pictures; None if there are none."""
+def _validation_pictures(features: Features, plan: Plan) -> tuple[Tensor, Tensor] | None:
+    """Features and labels of the plan's validation pictures; None if there are none."""
     part = plan.tests.get("validation")
     if part is None:
         return None
-    names, values = part.class_names(features.pictures), features.of(part.rows)
-    labels = part.labels(features.pictures).to(values.device)
-    return lambda: accuracy(learner.scores(names), values, labels)
+    values = features.of(part.rows)
+    return values, part.labels(features.pictures).to(values.device)
+
+
+def _validation(learner: GradientLearner) -> Callable[[], float] | None:
+    """Measures the accuracy on the task's validation pictures; None if there are none."""
+    task = learner.task
+    if task.validation is None:
+        return None
+    pictures = task.validation
+    return lambda: accuracy(learner.scores(task.class_names), *pictures)
 
 
 def tests_of(method: Method, plan: Plan) -> dict[str, Part]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot
+from prograd_fast.methods import GradientMethod, Learner, Method, Task, ZeroShot
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.features import encode_pictures
 from prograd_fast.training.loop import Log, n_steps
@@ -87,7 +87,7 @@ def train_method(
 
 def untouched(method: Method) -> ZeroShot:
     """Zero-shot with the prompts of the method's own teacher."""
-    return ZeroShot(method.teacher_templates) if isinstance(method, PromptTuning) else ZeroShot()
+    return ZeroShot() if method.teacher_templates is None else ZeroShot(method.teacher_templates)
 
 
 def _with_notes(bar: Bar, log: Log | None) -> Log:

@@ -75,7 +75,7 @@ def test_one_class(name):
 def test_a_batch_is_the_mean_of_its_pictures(name, batch):
     """Pictures do not mix: the cross-entropy of several is the mean of theirs, and the scores are the same alone."""
     task = make_task()
-    settings = {"n_ctx": 6} if "xerm" not in name.lower() else {}
+    settings = {"n_ctx": 6} if hasattr(small(name), "n_ctx") else {}
     learner = small(name, **settings).start(task)
     x, y = task.image_features[::3][:batch], task.labels[::3][:batch]
     if hasattr(learner, "context"):
@@ -198,9 +198,9 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 13
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 15
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
-    assert unnamed == ["linear-probe", "xerm"]
+    assert unnamed == ["linear-probe", "xerm", "taskres"]
 
 
 @pytest.mark.parametrize("name", NAMES)
