@@ -4,19 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
+from prograd_fast.methods.clap import CLAP, ZSLP
 from prograd_fast.methods.class_features import Context
+from prograd_fast.methods.clip_adapter import CLIPAdapter
 from prograd_fast.methods.cocoop import CoCoOp
 from prograd_fast.methods.coop import CoOp
+from prograd_fast.methods.cross_modal import CrossModal
 from prograd_fast.methods.gda import GDA
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.lasp import LASP
 from prograd_fast.methods.linear_probe import LinearProbe
+from prograd_fast.methods.lpplusplus import LPPlusPlus
 from prograd_fast.methods.nfl import NFL
 from prograd_fast.methods.prograd import ProGradCoOp
+from prograd_fast.methods.proker import ProKeR
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
 from prograd_fast.methods.taskres import TaskRes
+from prograd_fast.methods.tip_adapter import TipAdapter, TipAdapterF
 from prograd_fast.methods.variational import Variational
 from prograd_fast.methods.xerm import XERMClassifier
 from prograd_fast.methods.zero_shot import ZeroShot
@@ -35,8 +41,16 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     Variational,
     PromptSRC,
     XERMClassifier,
+    TipAdapter,
+    TipAdapterF,
+    CLIPAdapter,
     TaskRes,
+    CrossModal,
+    LPPlusPlus,
+    ZSLP,
+    CLAP,
     GDA,
+    ProKeR,
 )
 
 
@@ -53,21 +67,27 @@ def method_named(name: str, settings: Mapping[str, Any], preset: str | None = No
 
 
 __all__ = [
+    "CLAP",
     "GDA",
     "LASP",
     "METHODS",
     "NFL",
+    "ZSLP",
+    "CLIPAdapter",
     "CoCoOp",
     "CoOp",
     "Context",
+    "CrossModal",
     "GradientLearner",
     "GradientMethod",
     "KgCoOp",
+    "LPPlusPlus",
     "Learner",
     "LinearProbe",
     "Losses",
     "Method",
     "ProGradCoOp",
+    "ProKeR",
     "PromptSRC",
     "PromptTuning",
     "PromptTuningLearner",
@@ -76,6 +96,8 @@ __all__ = [
     "SubPTNFL",
     "Task",
     "TaskRes",
+    "TipAdapter",
+    "TipAdapterF",
     "Variational",
     "XERMClassifier",
     "ZeroShot",

@@ -65,16 +65,17 @@ class Head(nn.Module):
     """Whatever stands between image features and logits; parameters and buffers are all that is learned.
 
     A subclass names in `per_picture` the tensors that have a row for each picture: they take the length that a saved
-    state has.
+    state has. `picture_weight` is the weight of the pictures' cross-entropy in the loss.
     """
 
     per_picture: ClassVar[tuple[str, ...]] = ()
+    picture_weight: ClassVar[float] = 1.0
 
     @abstractmethod
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """(B, C) logits of (B, D) unit rows."""
 
-    def terms(self) -> Mapping[str, Tensor]:
+    def terms(self, texts: Texts) -> Mapping[str, Tensor]:
         """What is added to the cross-entropy, by name."""
         return {}
 
@@ -141,8 +142,12 @@ class HeadMethod(Method):
         """The head at its start; of a method without steps, fitted. The task may have no pictures."""
 
     def start(self, task: Task) -> "HeadLearner":
-        """Encode the prompts, and fit."""
-        return HeadLearner(self, task, Texts.of(task, task.class_names, self.templates))
+        """Encode the prompts, and set the head up."""
+        return self.learner(task, Texts.of(task, task.class_names, self.templates))
+
+    def learner(self, task: Task, texts: Texts) -> "HeadLearner":
+        """The method at work, with these prompts of the task's classes."""
+        return HeadLearner(self, task, texts)
 
 
 class HeadLearner(Learner):
@@ -196,8 +201,12 @@ class TrainedHead(HeadMethod, GradientMethod):
     eps: ClassVar[float] = 1e-8  # of Adam
 
     def start(self, task: Task) -> "TrainedHeadLearner":
-        """Encode the prompts, and build the head."""
-        return TrainedHeadLearner(self, task, Texts.of(task, task.class_names, self.templates))
+        """Encode the prompts, and set the head up."""
+        return self.learner(task, Texts.of(task, task.class_names, self.templates))
+
+    def learner(self, task: Task, texts: Texts) -> "TrainedHeadLearner":
+        """See `HeadMethod`."""
+        return TrainedHeadLearner(self, task, texts)
 
     def new_optimizer(self, learner: "TrainedHeadLearner") -> TwoGradients:
         """The optimizer of everything in the head."""
@@ -238,7 +247,7 @@ class TrainedHeadLearner(HeadLearner, GradientLearner):
         else:
             entropy, general = self.criterion(logits, self.texts.logits(x), labels)
             correct = self.criterion.correct
-        terms = {"cross_entropy": entropy, **self.module.terms()}
+        terms = {"cross_entropy": self.module.picture_weight * entropy, **self.module.terms(self.texts)}
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy
         return Losses(total, general, {name: term.detach() for name, term in terms.items()}, correct)
 

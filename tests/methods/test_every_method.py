@@ -49,6 +49,10 @@ FORMS = {
     "LASP + ProGrad": ("lasp", {"lambda_": 1.0}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
+    "TaskRes + ProGrad": ("taskres", {"lambda_": 1.0}),
+    "adaptive CLAP": ("clap", {"adaptive": True}),
+    "cross-modal adapter": ("cross-modal", {"adapter": True}),
+    "LP++ as released": ("lp++", {"sum_gradients": True}),
 }
 
 
@@ -198,9 +202,20 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
 
 
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 15
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 23
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
-    assert unnamed == ["linear-probe", "xerm", "taskres"]
+    assert unnamed == [
+        "linear-probe",
+        "xerm",
+        "tip-adapter",
+        "tip-adapter-f",
+        "taskres",
+        "cross-modal",
+        "lp++",
+        "zs-lp",
+        "clap",
+        "proker",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
