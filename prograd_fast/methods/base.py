@@ -201,13 +201,17 @@ class Method(Settings, ABC):
 
     `name` is what it is called on the command line and in run records, `title` in tables and plots. A method with
     `names_new_classes = False` knows the classes that it was trained on, and no others. `presets` are published
-    settings by name.
+    settings by name. `year` is when the method was published, None for one that was not; `trains` and `keeps` say in a
+    few words what is learned, and what holds it to the untouched model.
 
     Raises:
         ValueError: a setting is of another type than its field, not finite, or beyond all reason.
     """
 
     title: ClassVar[str]
+    year: ClassVar[int | None] = None
+    trains: ClassVar[str] = "nothing"
+    keeps: ClassVar[str] = "everything"
     names_new_classes: ClassVar[bool] = True
 
     @property

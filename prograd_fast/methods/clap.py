@@ -32,7 +32,7 @@ class ZSLP(TrainedHead):
 
     name: ClassVar[str] = "zs-lp"
     title: ClassVar[str] = "ZS-LP"
-    year: ClassVar[int] = 2024
+    year: ClassVar[int | None] = 2024
     trains: ClassVar[str] = "a prototype of each class"
     keeps: ClassVar[str] = "nothing but the start, zero-shot"
     names_new_classes: ClassVar[bool] = False

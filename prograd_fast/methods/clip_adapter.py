@@ -40,7 +40,7 @@ class CLIPAdapter(TrainedHead):
 
     name: ClassVar[str] = "clip-adapter"
     title: ClassVar[str] = "CLIP-Adapter"
-    year: ClassVar[int] = 2021
+    year: ClassVar[int | None] = 2024
     trains: ClassVar[str] = "a network on the image features"
     keeps: ClassVar[str] = "most of each image feature, and the text features"
 

@@ -49,7 +49,7 @@ class CrossModal(TrainedHead):
 
     name: ClassVar[str] = "cross-modal"
     title: ClassVar[str] = "cross-modal probe"
-    year: ClassVar[int] = 2023
+    year: ClassVar[int | None] = 2023
     trains: ClassVar[str] = "a linear classifier, on pictures and texts"
     keeps: ClassVar[str] = "the texts among what is learned from"
     names_new_classes: ClassVar[bool] = False

@@ -42,7 +42,7 @@ class GDA(HeadMethod):
 
     name: ClassVar[str] = "gda"
     title: ClassVar[str] = "GDA"
-    year: ClassVar[int] = 2024
+    year: ClassVar[int | None] = 2024
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
 

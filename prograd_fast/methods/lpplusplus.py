@@ -41,7 +41,7 @@ class LPPlusPlus(TrainedHead):
 
     name: ClassVar[str] = "lp++"
     title: ClassVar[str] = "LP++"
-    year: ClassVar[int] = 2024
+    year: ClassVar[int | None] = 2024
     trains: ClassVar[str] = "a linear classifier, a weight of each text feature"
     keeps: ClassVar[str] = "text features, to which it is added"
     names_new_classes: ClassVar[bool] = False

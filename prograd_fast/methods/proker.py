@@ -42,7 +42,7 @@ class ProKeR(HeadMethod):
 
     name: ClassVar[str] = "proker"
     title: ClassVar[str] = "ProKeR"
-    year: ClassVar[int] = 2025
+    year: ClassVar[int | None] = 2025
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
     names_new_classes: ClassVar[bool] = False

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -88,6 +88,9 @@ class PromptTuning(GradientMethod):
     templates: tuple[str, ...] = ()
     lambda_: float | None = None
     temperature: float = 1.0
+
+    trains: ClassVar[str] = "context tokens"
+    keeps: ClassVar[str] = "class names in the prompts"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ class TaskRes(TrainedHead):
 
     name: ClassVar[str] = "taskres"
     title: ClassVar[str] = "TaskRes"
-    year: ClassVar[int] = 2023
+    year: ClassVar[int | None] = 2023
     trains: ClassVar[str] = "a residual of each class feature"
     keeps: ClassVar[str] = "text features, to which it is added"
     names_new_classes: ClassVar[bool] = False

@@ -56,7 +56,7 @@ class TipAdapter(HeadMethod):
 
     name: ClassVar[str] = "tip-adapter"
     title: ClassVar[str] = "Tip-Adapter"
-    year: ClassVar[int] = 2022
+    year: ClassVar[int | None] = 2022
     trains: ClassVar[str] = "nothing: the pictures are kept"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
     names_new_classes: ClassVar[bool] = False

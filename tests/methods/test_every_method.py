@@ -201,6 +201,10 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
     assert losses[1] < losses[0]
 
 
+def test_every_method_says_what_it_is():
+    assert all(2021 <= method.year <= 2026 and method.trains and method.keeps for method in METHODS)
+
+
 def test_names_are_their_own():
     assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 23
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
