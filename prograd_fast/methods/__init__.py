@@ -18,6 +18,7 @@ from prograd_fast.methods.lpplusplus import LPPlusPlus
 from prograd_fast.methods.nfl import NFL
 from prograd_fast.methods.prograd import ProGradCoOp
 from prograd_fast.methods.proker import ProKeR
+from prograd_fast.methods.prolip import ProLIP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 from prograd_fast.methods.promptsrc import PromptSRC
 from prograd_fast.methods.subpt import SubPT, SubPTNFL
@@ -51,6 +52,7 @@ METHODS: tuple[type[Method], ...] = (  # in the order of tables and plots
     CLAP,
     GDA,
     ProKeR,
+    ProLIP,
 )
 
 
@@ -88,6 +90,7 @@ __all__ = [
     "Method",
     "ProGradCoOp",
     "ProKeR",
+    "ProLIP",
     "PromptSRC",
     "PromptTuning",
     "PromptTuningLearner",

@@ -59,7 +59,9 @@ class Task:
 
 @torch.no_grad()
 def feature_width(model: Any, tokenizer: Tokenizer) -> int:
-    """D, the width of a model's features: those of texts, as of pictures."""
+    """D, the width of a model's image features: that of texts, but before the visual projection."""
+    if hasattr(model, "image_width"):
+        return int(model.image_width)
     where = next(model.parameters()).device
     return int(model.encode_text(tokenizer(["X"]).to(where)).shape[-1])
 
@@ -202,7 +204,8 @@ class Method(Settings, ABC):
     `name` is what it is called on the command line and in run records, `title` in tables and plots. A method with
     `names_new_classes = False` knows the classes that it was trained on, and no others. `presets` are published
     settings by name. `year` is when the method was published, None for one that was not; `trains` and `keeps` say in a
-    few words what is learned, and what holds it to the untouched model.
+    few words what is learned, and what holds it to the untouched model. One with `before_projection = True` takes image
+    features from before the tower's last projection, `LoadedClip.before_projection`.
 
     Raises:
         ValueError: a setting is of another type than its field, not finite, or beyond all reason.
@@ -212,6 +215,7 @@ class Method(Settings, ABC):
     year: ClassVar[int | None] = None
     trains: ClassVar[str] = "nothing"
     keeps: ClassVar[str] = "everything"
+    before_projection: ClassVar[bool] = False
     names_new_classes: ClassVar[bool] = True
 
     @property

@@ -75,8 +75,12 @@ class Head(nn.Module):
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """(B, C) logits of (B, D) unit rows."""
 
+    def teacher_logits(self, x: Tensor, texts: Texts) -> Tensor:
+        """(B, C) logits of zero-shot, without graph."""
+        return texts.logits(x)
+
     def terms(self, texts: Texts) -> Mapping[str, Tensor]:
-        """What is added to the cross-entropy, by name."""
+        """Summands of the loss beside the cross-entropy, by name."""
         return {}
 
     @torch.no_grad()
@@ -245,7 +249,7 @@ class TrainedHeadLearner(HeadLearner, GradientLearner):
         if self.settings.lambda_ is None:
             entropy, correct = F.cross_entropy(logits, labels), count_correct(logits.detach(), labels)
         else:
-            entropy, general = self.criterion(logits, self.texts.logits(x), labels)
+            entropy, general = self.criterion(logits, self.module.teacher_logits(x, self.texts), labels)
             correct = self.criterion.correct
         terms = {"cross_entropy": self.module.picture_weight * entropy, **self.module.terms(self.texts)}
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy

@@ -108,7 +108,7 @@ def _discriminant(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Gaussians(LinearHead):
-    """What GDA has fitted, and the pictures, for the Gaussians of other classes."""
+    """The fit of `GDA`, and the pictures, for the Gaussians of other classes."""
 
     per_picture = ("pictures",)
     weight: Tensor

@@ -105,10 +105,10 @@ def chosen(task: Task, texts: Texts, betas: list[float], ridges: list[float]) ->
     """
     assert task.validation is not None
     x, (seen, labels) = task.image_features, task.validation
-    residual, zero_shot, found = residuals(x, task.labels, texts).double(), seen @ texts.unit.T, []
+    residual, zero_shot, found = residuals(x, task.labels, texts), seen @ texts.unit.T, []
     for beta in betas:
-        values, vectors = torch.linalg.eigh(kernel(x, x, beta).double())
-        left, right = kernel(seen, x, beta).double() @ vectors, vectors.T @ residual
+        values, vectors = torch.linalg.eigh(kernel(x, x, beta))
+        left, right = kernel(seen, x, beta) @ vectors, vectors.T @ residual
         for ridge in ridges:
             scaled = (ridge / (values.clamp(min=0) + ridge))[:, None] * right
             found.append(accuracy(zero_shot + left @ scaled, labels))

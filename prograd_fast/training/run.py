@@ -15,7 +15,7 @@ from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
 from prograd_fast.training.evaluation import Evaluation
-from prograd_fast.training.features import Features
+from prograd_fast.training.features import Features, seen_by
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
@@ -74,7 +74,7 @@ def run_method(
     Args:
         method: what to train.
         clip: the model.
-        features: image features of at least `plan.rows`, made by `clip`.
+        features: image features of at least `plan.rows`, made by `seen_by(method, clip)`.
         plan: who learns from what.
         on_step: called after each training step.
         on_tested: called after each test picture.
@@ -82,7 +82,7 @@ def run_method(
         cache: folder of image features that runs share, or None.
         checkpoints: where to go on from and where to keep the state of training, or None.
         log: takes what is measured at each step, or None.
-        transfer: tests on other sets, for a method that can name their classes.
+        transfer: tests on other sets, for a method that can name their classes; their features are as `features`.
 
     Raises:
         ValueError, OSError: see `tune`.
@@ -105,7 +105,8 @@ def run_method(
         with ExitStack() as stack:
             views = None
             if options.views is not None:
-                views = AugmentedFeatures(clip, pictures, train.rows, plan.seed, stored=options.views, cache=cache)
+                tower = seen_by(method, clip)
+                views = AugmentedFeatures(tower, pictures, train.rows, plan.seed, stored=options.views, cache=cache)
                 stack.enter_context(views)
             history = tune(
                 learner,

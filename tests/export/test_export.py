@@ -21,13 +21,13 @@ from tests.methods.test_every_method import FORMS, NAMES, small
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 PER_PICTURE = ("cocoop", "CoCoOp + ProGrad", "variational CoCoOp")
-NO_MATRIX = ("tip-adapter", "tip-adapter-f", "clip-adapter", "cross-modal adapter", "proker")
+NO_MATRIX = ("tip-adapter", "tip-adapter-f", "clip-adapter", "cross-modal adapter", "proker", "prolip")
 ALIKE = [name for name in [*NAMES, *FORMS] if name not in (*PER_PICTURE, *NO_MATRIX)]
 
 
 def learner_of(name: str, dtype: torch.dtype = torch.float64) -> Learner:
     """A learner whose parameters are away from where they start."""
-    learner = small(name).start(make_task(dtype=dtype))
+    learner = small(name).start(make_task(dtype=dtype, method=small(name)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in learner.module.parameters():

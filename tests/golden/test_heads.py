@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prograd_fast.methods import (
@@ -16,6 +16,7 @@ from prograd_fast.methods import (
     CrossModal,
     LPPlusPlus,
     ProKeR,
+    ProLIP,
     TaskRes,
     TipAdapter,
     TipAdapterF,
@@ -431,4 +432,55 @@ def test_gda():
     head = GDA().head(task_of(rows, labels, n_classes, validation=(x_val, golden.y_val)), texts)
     golden.close(head(x_test, texts), "test_logits")
     assert len(golden.y_test) == len(x_test)
+    golden.all_used()
+
+
+# -------------------------------------------------------------------------------------------------------------- ProLIP
+
+
+def tower(projection, bias=None):
+    """A model whose image tower ends with this projection, as ViTs or as ResNets have it."""
+    if bias is None:
+        return SimpleNamespace(visual=SimpleNamespace(proj=nn.Parameter(projection)))
+    linear = nn.Linear(*projection.shape, dtype=projection.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(projection.T)
+        linear.bias.copy_(bias)
+    return SimpleNamespace(visual=SimpleNamespace(attnpool=SimpleNamespace(c_proj=linear)))
+
+
+@pytest.mark.parametrize("unit", [False, True])  # the authors' features are not normalised, those of a task are
+def test_prolip(unit):
+    golden = Golden("prolip")
+    recipe = golden.recipe
+    texts = golden.texts(golden.text_weights.T)
+    views, x_test, y = golden.views, golden.x_test, golden.y
+    if unit:
+        views, x_test = F.normalize(views, dim=-1), F.normalize(x_test, dim=-1)
+    task = task_of(views[0], y, len(texts.names), model=tower(golden.P0))
+    learner = ProLIP(lr=recipe["lr"], epochs=recipe["epochs"]).learner(task, texts)
+    head, schedule = learner.module, _schedule(learner)
+    assert head.penalty == recipe["lambda_used"]
+    assert golden.view_index.tolist() == [(e + 1) % len(views) for e in range(recipe["epochs"])]
+    for e, view in enumerate(golden.view_index.tolist()):
+        x = views[view]
+        golden.close(head.weight, "hist_P", e)
+        losses, gradients = probe(learner, x, y)
+        golden.close(losses.terms["cross_entropy"], "loss_ce", e)
+        golden.close(losses.terms["penalty"] / head.penalty, "loss_sq", e)
+        if e == 0:
+            golden.close(head(x, texts), "logits0")
+        if e < 2:
+            golden.close(gradients["weight"], f"grad{e}")
+        _, rate = step(learner, schedule, x, y)
+        golden.close(rate, "lr", e)
+    golden.close(head.weight, "final_P")
+    golden.close(head(x_test, texts), "test_logits")
+    assert len(golden.y_test) == len(x_test)
+
+    # the other form, of ResNets, whose projection has a bias
+    with_bias = ProLIP().head(task_of(views[0], y, len(texts.names), model=tower(golden.P0, golden.bias)), texts)
+    rows = F.normalize(torch.cat([golden.x_test, torch.ones(len(x_test), 1).double()], dim=1), dim=-1)
+    z = F.normalize(golden.x_test @ golden.P0 + golden.bias, dim=-1)
+    assert_close(with_bias(rows, texts), texts.logits(z), "formula", torch.float64)
     golden.all_used()

@@ -13,18 +13,22 @@ from prograd_fast.methods import (
     CrossModal,
     LPPlusPlus,
     ProKeR,
+    ProLIP,
     TaskRes,
     TipAdapter,
     TipAdapterF,
+    ZeroShot,
     method_named,
 )
 from prograd_fast.methods.cached_head import Texts
 from prograd_fast.methods.gda import ALPHAS
 from prograd_fast.methods.proker import FIXED
+from prograd_fast.training import Grid, make_plan, run_grid, train_method
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES
 from tests.tolerances import assert_close
+from tests.training.support import no_bars
 
 NEW = ["kite", "sea animal"]
 
@@ -185,6 +189,33 @@ def test_adapter_before_the_probe(task):
     assert down.shape == (6, 24)
 
 
+def test_prolip_is_held_near_the_projection_as_it_was():
+    method = ProLIP(lambda_=0.5)
+    task = make_task(method=method)
+    learner, x, y = method.start(task), task.image_features, task.labels
+    start, texts = task.model.visual.proj.detach().clone(), learner.texts
+    with torch.no_grad():
+        learner.module.weight += 0.1 * torch.randn(32, 24, generator=torch.Generator().manual_seed(1)).double()
+    moved = learner.module.weight.detach()
+    losses = learner.losses(x, y)
+    logits, teacher = (texts.logits(F.normalize(x @ weight, dim=-1)) for weight in (moved, start))
+    close(losses.terms["penalty"], (moved - start).square().sum() / 4)  # four pictures of each class
+    close(losses.task, F.cross_entropy(logits, y) + losses.terms["penalty"])
+    close(losses.general, F.kl_div(logits.log_softmax(1), teacher.softmax(1), reduction="batchmean"))
+    assert torch.equal(task.model.visual.proj, start)
+    assert float(ProLIP(weight=3.0).start(task).module.penalty) == 3.0
+
+
+def test_a_grid_gives_each_method_its_own_features(clip, shapes, tmp_path):
+    methods = (ZeroShot(), ProLIP(epochs=1))
+    results = run_grid(Grid(methods, [2], seeds=1), clip, shapes, tmp_path, no_bars)
+    zero_shot, prolip = (run["accuracy"] for run in results["runs"])
+    assert zero_shot.keys() == prolip.keys()
+    record, _ = train_method(ProLIP(epochs=1), clip, shapes, make_plan(shapes, 2, 0, None), no_bars)
+    assert record["accuracy"] == prolip
+    assert record["zero_shot_accuracy"] == zero_shot
+
+
 def test_a_class_without_pictures_is_named(task):
     rows = task.labels != 2
     some = replace(task, image_features=task.image_features[rows], labels=task.labels[rows])
@@ -212,6 +243,7 @@ def test_adapter_names_new_classes_and_others_do_not(task):
         ("clip-adapter", {"reduction": 0}, "reduction must be 1 or more"),
         ("cross-modal", {"wise": 2.0}, "wise must be between 0 and 1"),
         ("cross-modal", {"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ("prolip", {"weight": -1.0}, "weight must be 0 or more"),
         ("lp++", {"alpha_every": 0}, "alpha_every must be 1 or more"),
         ("proker", {"betas": [3.0, 1.0]}, "betas must be two numbers above 0"),
         ("proker", {"steps": [3]}, "steps must be two numbers of 1 or more"),
