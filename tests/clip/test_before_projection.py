@@ -50,5 +50,5 @@ def test_embedded_model():
 
 
 def test_a_tower_without_a_projection_is_refused():
-    with pytest.raises(ValueError, match="SimpleNamespace has no visual projection .*another method"):
+    with pytest.raises(ValueError, match=r"SimpleNamespace has no visual projection .*another method"):
         before_projection(SimpleNamespace(visual=SimpleNamespace(proj=None)))
