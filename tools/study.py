@@ -31,6 +31,7 @@ from prograd_fast.files.writing import replacing
 from prograd_fast.methods import METHODS, GradientMethod, LinearProbe, Method
 from prograd_fast.report.statistics import accuracies, paired
 from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
+from prograd_fast.training.features import seen_by
 
 REPOSITORY = Path(__file__).parents[1]
 WORK, DOCS = REPOSITORY / "build" / "study", REPOSITORY / "docs" / "study"
@@ -67,11 +68,14 @@ def select() -> dict[str, list[tuple[Method, float]]]:
         for partition in range(PARTITIONS)
     ]
     plans = [replace(plan, tests={"validation": plan.tests["validation"]}) for plan in plans]
-    features = encode_pictures(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans])))
+    rows = np.unique(np.concatenate([plan.rows for plan in plans]))
     methods = [method for kind in METHODS for method in candidates(kind)]
+    towers = {method.before_projection: seen_by(method, clip) for method in methods}
+    features = {before: encode_pictures(tower, pictures, rows) for before, tower in towers.items()}
     found: dict[str, list[tuple[Method, float]]] = {}
     for method in track(methods, "settings", console=Console(stderr=True)):
-        accuracies = [run_method(method, clip, features, plan).accuracy["validation"] for plan in plans]
+        seen = features[method.before_projection]
+        accuracies = [run_method(method, clip, seen, plan).accuracy["validation"] for plan in plans]
         found.setdefault(method.name, []).append((method, 100 * fmean(accuracies)))
     return found
 
@@ -123,7 +127,8 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
     parts = ("base", "new", "harmonic mean", "openmoji/base", "openmoji/new")
     runs = [run for run in runs if run["shots"] == max(SHOTS)]
     lines = [f"| against zero-shot, {max(SHOTS)} shots | {' | '.join(parts)} |", "|" + " --- |" * (1 + len(parts))]
-    for kind in [kind for kind in METHODS[1:] if kind.name in {run["method"] for run in runs}]:
+    there = {run["method"] for run in runs}
+    for kind in [kind for kind in METHODS[1:] if kind.name in there]:
         cells = []
         for part in parts:
             spread = paired(runs, kind.name, "zero-shot", part) if accuracies(runs, kind.name, part) else None

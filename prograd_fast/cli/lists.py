@@ -11,9 +11,17 @@ _PART = "List the models with this in their names, or the weights of the model o
 
 
 def methods() -> None:
-    """List the methods with their settings and their presets (published settings)."""
+    """List the methods: what they train and keep, whether they name new classes, their settings and presets."""
     from prograd_fast.methods import METHODS
 
+    table = Table("method", "year", "new classes")
+    for column in ("trains", "keeps"):
+        table.add_column(column, max_width=24)
+    for method in METHODS:
+        names = "yes" if method.names_new_classes else "no"
+        table.add_row(method.name, str(method.year or "-"), names, method.trains, method.keeps)
+    console.print(table)
+    say("Settings (--set NAME=VALUE) and presets, published settings (--preset NAME):")
     table = Table("method")
     table.add_column("settings and defaults", max_width=48)
     table.add_column("presets", max_width=32)

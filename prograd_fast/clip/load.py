@@ -4,13 +4,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prograd_fast.clip.before_projection import before_projection
 from prograd_fast.clip.digest import model_digest
 from prograd_fast.clip.emoji_lite import NAMES, load_emoji_lite
 from prograd_fast.clip.pretrained import (
@@ -61,6 +62,10 @@ class LoadedClip:
     def digest(self) -> str:
         """The digest of the weights, see `model_digest`."""
         return model_digest(self.model)
+
+    def before_projection(self) -> "LoadedClip":
+        """The same, with image features from before the visual projection; see `clip.before_projection`."""
+        return replace(self, model=before_projection(self.model))
 
     @property
     def transform(self) -> str:

@@ -60,20 +60,13 @@ class ZeroShotTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.class_names = readable_class_names(class_names)
-        templates = [templates] if isinstance(templates, str) else list(templates)
-        if not templates:
-            raise ValueError("templates: expected at least one, such as 'a photo of a {}.', got none.")
-        for template in templates:
-            if not isinstance(template, str):
-                raise TypeError(f"templates: expected strings, got {template!r} ({type(template).__name__}).")
-            if clean_words(template).count("{}") != 1:
-                raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}.")
+        templates = _templates(templates)
         if class_group is not None:
             check_class_group(class_group, {"class_names": self.class_names, "templates": tuple(templates)})
         clip: Any = model
         tower = TextTower(model)
-        features = torch.stack([_unit_features(tower, tokenizer, self.class_names, t, class_group) for t in templates])
-        self.register_buffer("class_features", F.normalize(features.mean(0), dim=-1), persistent=False)
+        features = torch.stack([_text_features(tower, tokenizer, self.class_names, t, class_group) for t in templates])
+        self.register_buffer("class_features", mean_of_units(features), persistent=False)
         bias = getattr(clip, "logit_bias", None)
         self.register_buffer("logit_scale", clip.logit_scale.detach().exp(), persistent=False)
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone(), persistent=False)
@@ -87,8 +80,46 @@ class ZeroShotTeacher(nn.Module):
         return self.logits(image_features)
 
 
+def template_features(
+    model: nn.Module, tokenizer: Tokenizer, class_names: Sequence[str], templates: str | Sequence[str]
+) -> Tensor:
+    """The text tower's output for each class in each template: (L, C, D), not normalised, without graph.
+
+    `mean_of_units` makes the class features of zero-shot CLIP of them.
+
+    Args:
+        model: as for `ZeroShotTeacher`.
+        tokenizer: its tokenizer.
+        class_names: C names.
+        templates: one, or L of them.
+
+    Raises:
+        TypeError, ValueError: as `ZeroShotTeacher`.
+    """
+    tower, names = TextTower(model), readable_class_names(class_names)
+    return torch.stack([_text_features(tower, tokenizer, names, template, None) for template in _templates(templates)])
+
+
+def mean_of_units(features: Tensor) -> Tensor:
+    """(C, D) unit rows of (L, C, D) features: the mean of the L unit rows of a class, normalised again."""
+    return F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1)
+
+
+def _templates(templates: str | Sequence[str]) -> list[str]:
+    """The templates as a list; TypeError or ValueError if they are none."""
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates:
+        raise ValueError("templates: expected at least one, such as 'a photo of a {}.', got none.")
+    for template in templates:
+        if not isinstance(template, str):
+            raise TypeError(f"templates: expected strings, got {template!r} ({type(template).__name__}).")
+        if clean_words(template).count("{}") != 1:
+            raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}.")
+    return templates
+
+
 @torch.no_grad()
-def _unit_features(
+def _text_features(
     tower: TextTower,
     tokenizer: Tokenizer,
     class_names: Sequence[str],
@@ -100,10 +131,10 @@ def _unit_features(
     warn_of_equal_names(class_names, ids)
     ids = ids[:, : tower.length(ids)]
     if class_group is None:
-        return F.normalize(_features(tower, ids), dim=-1)
+        return _features(tower, ids)
     packed = tower.unpackable_reason is None
     share = ClassShare(class_group, tower.ends(ids) + 1 if packed else torch.ones(len(ids), dtype=torch.int64))
-    return share.gather(F.normalize(_features(tower, ids[share.encoded]), dim=-1)[None])[0]
+    return share.gather(_features(tower, ids[share.encoded])[None])[0]
 
 
 def _features(tower: TextTower, ids: Tensor) -> Tensor:

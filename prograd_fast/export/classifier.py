@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from prograd_fast.clip import ZeroShotTeacher
 from prograd_fast.methods import Learner, PromptTuningLearner
+from prograd_fast.methods.cached_head import HeadLearner, LinearHead
 from prograd_fast.methods.dept import DePTLearner
 from prograd_fast.methods.linear_probe import LinearLearner, check_classes
 from prograd_fast.methods.xerm import CausalNormClassifier, XERMLearner
@@ -56,9 +58,13 @@ _Parts = tuple[Tensor, float, Tensor | None]  # (S, C, D), scale, bias
 
 @singledispatch
 def _parts(learner: Learner, class_names: Sequence[str]) -> _Parts:
+    return _no_matrix(type(learner).__name__)
+
+
+def _no_matrix(name: str) -> NoReturn:
     raise ValueError(
-        f"the classifier of {type(learner).__name__} is no matrix, the same for every picture; use the run itself: "
-        "prograd-fast predict, or prograd_fast.training.open_run"
+        f"the classifier of {name} is no matrix, the same for every picture; use the run itself: prograd-fast predict, "
+        "or prograd_fast.training.open_run"
     )
 
 
@@ -87,6 +93,14 @@ def _(learner: DePTLearner, class_names: Sequence[str]) -> _Parts:
     of_head = (context.of_images(units) - zero).mT
     own = 0.0 if bias is None else (1 - w) * bias
     return (1 - w) * scale * features + w * of_head[columns], 1.0, own + w * zero[0, columns]
+
+
+@_parts.register
+def _(learner: HeadLearner, class_names: Sequence[str]) -> _Parts:
+    if not isinstance(learner.module, LinearHead):
+        return _no_matrix(learner.settings.title)
+    weight, scale, bias = learner.module.linear(learner.texts_of(class_names))
+    return weight[None], scale, bias
 
 
 @_parts.register

@@ -1,10 +1,11 @@
 """The common part of the methods: the task they are given, the learner they make of it, and training by gradients."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
 from prograd_fast.methods.settings import Settings
-from prograd_fast.optim import ProGradSGD
+from prograd_fast.optim import ProGrad, ProGradAdamW, ProGradSGD
+from prograd_fast.optim.two_gradients import TwoGradients
 
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
 
@@ -29,6 +31,8 @@ class Task:
         labels: (N,) int64, indices into `class_names`.
         seed: The seed of everything that is random in a method.
         max_memory: Bytes that the text tower's activations may take, None for no limit (`PromptedCLIP`).
+        validation: (V, D) features and (V,) labels of other pictures, by which a method may choose its settings; None:
+            there are none. Test pictures are never among them.
     """
 
     model: nn.Module
@@ -38,6 +42,7 @@ class Task:
     labels: Tensor
     seed: int = 0
     max_memory: float | None = None
+    validation: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def without_pictures(cls, model: Any, tokenizer: Tokenizer, class_names: Sequence[str]) -> "Task":
@@ -54,7 +59,9 @@ class Task:
 
 @torch.no_grad()
 def feature_width(model: Any, tokenizer: Tokenizer) -> int:
-    """D, the width of a model's features: those of texts, as of pictures."""
+    """D, the width of a model's image features: that of texts, but before the visual projection."""
+    if hasattr(model, "image_width"):
+        return int(model.image_width)
     where = next(model.parameters()).device
     return int(model.encode_text(tokenizer(["X"]).to(where)).shape[-1])
 
@@ -115,7 +122,7 @@ class GradientLearner(Learner):
     shares_classes = False
     settings: "GradientMethod"
     task: Task
-    optimizer: ProGradSGD
+    optimizer: TwoGradients
     generator: torch.Generator
     memory: dict[str, Tensor]
 
@@ -134,16 +141,41 @@ class GradientLearner(Learner):
         On a GPU it is PyTorch's fused form, whose learning rate can be a tensor.
         """
         settings, tuned = self.settings, list(parameters)
-        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return ProGradSGD(
             tuned,
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             fused=True if tuned[0].is_cuda else None,
-            process_group=dist.group.WORLD if together else None,
+            process_group=_all_ranks(),
             **options,
         )
+
+    def new_adam(
+        self, parameters: Iterable[nn.Parameter], *, decoupled: bool, eps: float, lambda_: float
+    ) -> ProGradAdamW | ProGrad:
+        """AdamW (`decoupled`), or Adam with weight decay in the gradient, by the method's settings; see `new_sgd`."""
+        settings, tuned = self.settings, list(parameters)
+        options: dict[str, Any] = {
+            "lr": settings.lr,
+            "eps": eps,
+            "weight_decay": settings.weight_decay,
+            "fused": True,  # its learning rate can be a tensor
+        }
+        if decoupled:
+            return ProGradAdamW(tuned, **options, lambda_=lambda_, process_group=_all_ranks())
+        return ProGrad(torch.optim.Adam(tuned, **options), lambda_, process_group=_all_ranks())
+
+    def rates(self, time: int) -> list[float]:
+        """Learning rates of the optimizer's groups, as multiples of those that it starts with.
+
+        Args:
+            time: Epochs of the stage, or its steps (`GradientMethod.schedule_by`), that are over.
+        """
+        settings, total = self.settings, self.settings.epochs
+        if settings.schedule_by == "step":
+            total *= settings.steps_per_epoch(len(self.task.labels))
+        return [settings.rate(time, total)] * len(self.optimizer.param_groups)
 
     @torch.no_grad()
     def epoch_ended(self, epoch: int) -> None:
@@ -159,20 +191,37 @@ class GradientLearner(Learner):
         self.generator.set_state(state["generator"].cpu())
 
 
+def _all_ranks() -> "dist.ProcessGroup | None":
+    """The group of all ranks, if there are several."""
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if together else None
+
+
 @dataclass(frozen=True)
 class Method(Settings, ABC):
     """A published way to adapt a model: its settings, and how it starts on a task.
 
     `name` is what it is called on the command line and in run records, `title` in tables and plots. A method with
     `names_new_classes = False` knows the classes that it was trained on, and no others. `presets` are published
-    settings by name.
+    settings by name. `year` is when the method was published, None for one that was not; `trains` and `keeps` say in a
+    few words what is learned, and what holds it to the untouched model. One with `before_projection = True` takes image
+    features from before the tower's last projection, `LoadedClip.before_projection`.
 
     Raises:
         ValueError: a setting is of another type than its field, not finite, or beyond all reason.
     """
 
     title: ClassVar[str]
+    year: ClassVar[int | None] = None
+    trains: ClassVar[str] = "nothing"
+    keeps: ClassVar[str] = "everything"
+    before_projection: ClassVar[bool] = False
     names_new_classes: ClassVar[bool] = True
+
+    @property
+    def teacher_templates(self) -> tuple[str, ...] | None:
+        """The prompts of the untouched model that the method is compared with; None: zero-shot's default."""
+        return None
 
     @abstractmethod
     def start(self, task: Task) -> Learner:
@@ -197,13 +246,13 @@ class Method(Settings, ABC):
 
 @dataclass(frozen=True)
 class GradientMethod(Method):
-    """A method that is trained by SGD: learning rate, schedule and batches.
+    """A method that is trained by gradients: learning rate, schedule and batches.
 
     Attributes:
         lr: Learning rate after the warm-up; it falls along a half cosine, epoch by epoch, and would reach 0 after the
             last one.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
+        momentum: Momentum of SGD; Adam has none.
+        weight_decay: Weight decay of the optimizer.
         epochs: Passes over the labelled pictures; with the default `batch_size` as many steps.
         batch_size: Pictures in a step; None: all of them (cached features make that cheap).
         warmup_epochs: First epochs at the constant rate `warmup_lr`; they count among `epochs`.
@@ -222,6 +271,8 @@ class GradientMethod(Method):
     warmup_epochs: int = 0
     warmup_lr: float = 1e-5
     clip_grad_norm: float | None = None
+
+    schedule_by: ClassVar[Literal["epoch", "step"]] = "epoch"  # when the learning rate changes
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,6 +293,19 @@ class GradientMethod(Method):
     def stages(self) -> tuple[int, ...]:
         """Epochs of each stage. At the start of each, the loop takes the learner's optimizer and the schedule anew."""
         return (self.epochs,)
+
+    def steps_per_epoch(self, n_pictures: int) -> int:
+        """How many batches so many pictures make."""
+        return math.ceil(n_pictures / (self.batch_size or n_pictures))
+
+    def rate(self, time: int, total: int) -> float:
+        """The learning rate as a multiple of `lr` when `time` of `total` epochs, or steps, of a stage are over.
+
+        Constant warm-up, then half a cosine.
+        """
+        if time < self.warmup_epochs:
+            return self.warmup_lr / self.lr
+        return (1 + math.cos(math.pi * (time - self.warmup_epochs) / total)) / 2
 
     @abstractmethod
     def start(self, task: Task) -> GradientLearner:

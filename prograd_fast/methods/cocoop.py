@@ -21,6 +21,8 @@ class CoCoOp(PromptTuning):
 
     name: ClassVar[str] = "cocoop"
     title: ClassVar[str] = "CoCoOp"
+    year: ClassVar[int | None] = 2022
+    trains: ClassVar[str] = "context tokens, and a network that moves them for each picture"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # configs/trainers/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml; 16 shots; base-to-new and, from ImageNet, transfer
         "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 1, "epochs": 10},

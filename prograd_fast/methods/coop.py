@@ -20,6 +20,7 @@ class CoOp(PromptTuning):
 
     name: ClassVar[str] = "coop"
     title: ClassVar[str] = "CoOp"
+    year: ClassVar[int | None] = 2022
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **few_shot(),
         # as CoCoOp's authors trained it to compare; vit_b16_ctxv1 and, on ImageNet, vit_b16_ep50_ctxv1

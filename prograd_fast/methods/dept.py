@@ -112,6 +112,11 @@ class DePTLearner(PromptTuningLearner):
         optimizer.add_param_group({"params": head, "lr": self.settings.lr * self.settings.head_rate})
         return optimizer
 
+    def rates(self, time: int) -> list[float]:
+        """See `GradientLearner`; the warm-up's rate is the same for both groups."""
+        context, head = super().rates(time)
+        return [context, head / self.settings.head_rate if time < self.settings.warmup_epochs else head]
+
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Both heads' cross-entropy, and the KL divergence to the teacher, of similarities, unless λ is None."""
         context, w = self.context, self.settings.head_weight

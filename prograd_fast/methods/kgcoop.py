@@ -23,6 +23,8 @@ class KgCoOp(PromptTuning):
 
     name: ClassVar[str] = "kgcoop"
     title: ClassVar[str] = "KgCoOp"
+    year: ClassVar[int | None] = 2023
+    keeps: ClassVar[str] = "class features near those of hand-written prompts"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # scripts/base2new_train.sh, 16 shots
         "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 128, "epochs": 100},

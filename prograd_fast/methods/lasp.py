@@ -50,6 +50,9 @@ class LASP(PromptTuning):
 
     name: ClassVar[str] = "lasp"
     title: ClassVar[str] = "LASP"
+    year: ClassVar[int | None] = 2023
+    trains: ClassVar[str] = "context tokens, a correction of the class features"
+    keeps: ClassVar[str] = "the sentences of each class apart"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # configs/LASP, 16 shots
         "vit-b16-base-to-new": {**RELEASED, "epochs": 25, "warmup_epochs": 3},
         "vit-b16-base-to-new-caltech-dtd-ucf": {**RELEASED, "epochs": 50, "warmup_epochs": 5, "alpha": 10.0},

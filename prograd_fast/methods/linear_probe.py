@@ -28,6 +28,9 @@ class LinearProbe(Method):
 
     name: ClassVar[str] = "linear-probe"
     title: ClassVar[str] = "linear probe"
+    year: ClassVar[int | None] = 2021
+    trains: ClassVar[str] = "a linear classifier"
+    keeps: ClassVar[str] = "nothing"
     names_new_classes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -32,6 +32,8 @@ class NFL(PromptTuning):
 
     name: ClassVar[str] = "nfl"
     title: ClassVar[str] = "NFL"
+    year: ClassVar[int | None] = 2023
+    keeps: ClassVar[str] = "features of classes without pictures, near those of hand-written prompts"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = few_shot(ctx_init="a photo of a")
 
     def extra_names(self) -> Sequence[str]:

@@ -20,6 +20,8 @@ class ProGradCoOp(PromptTuning):
 
     name: ClassVar[str] = "prograd"
     title: ClassVar[str] = "ProGrad"
+    year: ClassVar[int | None] = 2023
+    keeps: ClassVar[str] = "what zero-shot predicts: no step against its gradient"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **few_shot(ctx_init="a photo of a"),
         "rn50-base-to-new": {**COOP, "ctx_init": "a photo of a", "epochs": 100},  # 4 shots

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from prograd_fast.functional import sampled_cross_entropy
 from prograd_fast.losses import DualLoss
 from prograd_fast.methods.base import GradientLearner, GradientMethod, Losses, Scores, Task, count_correct
 from prograd_fast.methods.class_features import Context, mean_logits, sample_logits
+from prograd_fast.methods.templates import check_templates
 from prograd_fast.optim import ProGradSGD
 from prograd_fast.optim.rules import Rule
 
@@ -88,11 +89,12 @@ class PromptTuning(GradientMethod):
     lambda_: float | None = None
     temperature: float = 1.0
 
+    trains: ClassVar[str] = "context tokens"
+    keeps: ClassVar[str] = "class names in the prompts"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}")
+        check_templates(self.templates)
 
     @property
     def teacher_templates(self) -> tuple[str, ...]:

@@ -49,6 +49,9 @@ class PromptSRC(PromptTuning):
 
     name: ClassVar[str] = "promptsrc"
     title: ClassVar[str] = "PromptSRC (text)"
+    year: ClassVar[int | None] = 2023
+    trains: ClassVar[str] = "context tokens in several blocks"
+    keeps: ClassVar[str] = "features and predictions near zero-shot, by two losses"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # configs/trainers/PromptSRC
         "vit-b16-base-to-new": {**RELEASED, "gpa_mean": 15.0, "gpa_std": 1.0},
         "vit-b16-cross-dataset": {**RELEASED, "depth": 3, "gpa_mean": 6.0, "gpa_std": 10.0},

@@ -47,6 +47,8 @@ class SubPT(PromptTuning):
 
     name: ClassVar[str] = "subpt"
     title: ClassVar[str] = "SubPT"
+    year: ClassVar[int | None] = 2023
+    keeps: ClassVar[str] = "the directions of its first epochs"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     def __post_init__(self) -> None:
@@ -93,4 +95,6 @@ class SubPTNFL(SubPT, NFL):
 
     name: ClassVar[str] = "subpt-nfl"
     title: ClassVar[str] = "SubPT + NFL"
+    year: ClassVar[int | None] = 2023
+    keeps: ClassVar[str] = "the directions of its first epochs, and features of classes without pictures"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

@@ -1,5 +1,7 @@
 """Hand-written prompts that the methods' authors use; `{}` stands for the class name."""
 
+from collections.abc import Sequence
+
 # By data set, for the words that a context starts as and for the teacher. Words with a comma are put before the name.
 # BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py
 DATASETS: dict[str, str] = {
@@ -148,3 +150,10 @@ LASP: tuple[str, ...] = (
     "a jpeg corrupted photo of the {}.",
     "a good photo of a {}.",
 )
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """ValueError unless each has one place for the class name."""
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"templates: expected exactly one {{}} for the class name, got {template!r}")

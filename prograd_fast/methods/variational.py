@@ -41,6 +41,8 @@ class Variational(PromptTuning):
 
     name: ClassVar[str] = "variational"
     title: ClassVar[str] = "variational"
+    year: ClassVar[int | None] = 2023
+    trains: ClassVar[str] = "a distribution of context tokens"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         f"vit-b16-base-to-new-{data}": {**RELEASED, "samples": samples, "epochs": epochs}
         for data, (samples, epochs) in _SAMPLES_AND_EPOCHS.items()

@@ -36,6 +36,9 @@ class XERMClassifier(GradientMethod):
 
     name: ClassVar[str] = "xerm"
     title: ClassVar[str] = "xERM"
+    year: ClassVar[int | None] = 2022
+    trains: ClassVar[str] = "a teacher, then a student, both linear"
+    keeps: ClassVar[str] = "a balanced view of rare classes"
     names_new_classes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "cifar100-lt": {"variant": "pc", "gamma": 1.5, "weight_decay": 1e-4},

@@ -25,6 +25,7 @@ class ZeroShot(Method):
 
     name: ClassVar[str] = "zero-shot"
     title: ClassVar[str] = "zero-shot"
+    year: ClassVar[int | None] = 2021
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-80": {"templates": prompts.IMAGENET},
         "imagenet-7": {"templates": prompts.SELECTED},

@@ -13,7 +13,7 @@ from prograd_fast.data import PictureSet
 from prograd_fast.methods import Method, Task
 from prograd_fast.training.evaluate import evaluate_parts
 from prograd_fast.training.evaluation import Evaluation
-from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.features import encode_pictures, seen_by
 from prograd_fast.training.progress import Track
 from prograd_fast.training.protocol import class_groups, test_parts, unlearned
 from prograd_fast.training.record import DIGEST_SIGNS, Record
@@ -127,9 +127,12 @@ def evaluate_run(
     learners = {"zero-shot": untouched(method).start(nothing), method.name: learner}
     with naming_the_run(record):
         learner.scores(pictures.class_names)  # names that do not fit are refused before the pictures are looked at
-    features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
+    projected = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
+    features = dict.fromkeys(learners, projected)
+    if method.before_projection:
+        features[method.name] = encode_pictures(seen_by(method, clip), pictures, rows, cache=cache)
     on_tested = track("testing", len(learners) * len(rows))
-    evaluations = {name: evaluate_parts(one, features, tests, on_tested) for name, one in learners.items()}
+    evaluations = {name: evaluate_parts(one, features[name], tests, on_tested) for name, one in learners.items()}
     for evaluation in evaluations[method.name].values():
         check_finite(record, evaluation.probabilities)
     return RunEvaluation(method.name, evaluations, left_out, pictures.class_names, tuple(new))

@@ -17,7 +17,7 @@ from prograd_fast.clip import LoadedClip
 from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
 from prograd_fast.data.pictures import PictureSet, refuse_unreadable
 from prograd_fast.data.splits import Rows
-from prograd_fast.methods.base import feature_width
+from prograd_fast.methods.base import Method, feature_width
 from prograd_fast.training.views import View
 
 BATCH = 32  # pictures per forward; on a CPU larger ones fall out of its cache
@@ -46,6 +46,15 @@ class Features:
     def of(self, rows: Rows) -> Tensor:
         """(len(rows), D): the features of these pictures, all of which are in `self.rows`."""
         return self.values[torch.from_numpy(np.searchsorted(self.rows, rows))]
+
+
+def seen_by(method: Method, clip: LoadedClip) -> LoadedClip:
+    """The model whose image features a method takes: `clip`, or what its tower gives before the projection.
+
+    Raises:
+        ValueError: the tower has no projection, and the method needs one.
+    """
+    return clip.before_projection() if method.before_projection else clip
 
 
 def encode_pictures(

@@ -16,7 +16,7 @@ from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.methods import Method
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
-from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.features import encode_pictures, seen_by
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Track
@@ -153,11 +153,18 @@ def run_grid(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         rows = np.unique(np.concatenate([cell.plan.rows for cell in missing]))
-        features = encode_pictures(clip, pictures, rows, track("looking at the pictures", len(rows)), cache)
-        tests = [
-            TransferTest.of(clip, other, track(f"looking at {other.label}", len(other.part.rows)), cache)
-            for other in others
-        ]
+        towers = {cell.method.before_projection: seen_by(cell.method, clip) for cell in missing}
+        features = {
+            before: encode_pictures(tower, pictures, rows, track("looking at the pictures", len(rows)), cache)
+            for before, tower in towers.items()
+        }
+        tests = {
+            before: [
+                TransferTest.of(tower, other, track(f"looking at {other.label}", len(other.part.rows)), cache)
+                for other in others
+            ]
+            for before, tower in towers.items()
+        }
         on_run = track("runs", len(cells))
         for _ in range(len(cells) - len(missing)):
             on_run()
@@ -167,12 +174,12 @@ def run_grid(
                 run = run_method(
                     cell.method,
                     clip,
-                    features,
+                    features[cell.method.before_projection],
                     cell.plan,
                     options=grid.options,
                     cache=cache,
                     checkpoints=checkpoints,
-                    transfer=tests,
+                    transfer=tests[cell.method.before_projection],
                 )
             record = {**run_record(run, pictures), "memory": memory.bytes}
             records[cell.name] = record

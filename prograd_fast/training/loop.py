@@ -1,6 +1,5 @@
 """The training loop: mini-batches by epoch, in any precision, from a checkpoint where there is one."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -78,7 +77,7 @@ def tune(
 
 def n_steps(settings: GradientMethod, n_pictures: int) -> int:
     """How many steps `tune` takes on so many pictures, unless it stops early."""
-    return sum(settings.stages()) * math.ceil(n_pictures / (settings.batch_size or n_pictures))
+    return sum(settings.stages()) * settings.steps_per_epoch(n_pictures)
 
 
 def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
@@ -86,17 +85,11 @@ def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
     if settings.lr > torch.finfo(torch.float32).max:
         raise ValueError(f"lr: expected a rate that float32 holds, got {settings.lr:g}; lower lr")
 
-    def factor_of(lr: float) -> Callable[[int], float]:
-        def factor(epoch: int) -> float:
-            """The rate of an epoch, counted from 0, as a multiple of `lr`: constant warm-up, then half a cosine."""
-            if epoch < settings.warmup_epochs:
-                return settings.warmup_lr / lr
-            return (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+    def rate_of(group: int) -> Callable[[int], float]:
+        return lambda time: learner.rates(time)[group]
 
-        return factor
-
-    factors = [factor_of(float(group["lr"])) for group in learner.optimizer.param_groups]  # one warm-up rate for all
-    return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, factors)
+    groups = range(len(learner.optimizer.param_groups))
+    return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, [rate_of(group) for group in groups])
 
 
 def update(
@@ -244,6 +237,8 @@ class _Training:
     def _step(self, batch: tuple[Tensor, Tensor]) -> None:
         self.rates.append(self.learner.optimizer.param_groups[0]["lr"])
         self.measured.add(self.step(*batch))
+        if self.learner.settings.schedule_by == "step":
+            self.schedule.step()
 
     def _train_on(self, features: Tensor, labels: Tensor) -> Tensor:
         """Train on a batch; what was measured, as `Measurements.row` has it. Writes where the last step wrote."""
@@ -281,7 +276,8 @@ class _Training:
         return bool(self.healthy)
 
     def _end_epoch(self) -> None:
-        self.schedule.step()
+        if self.learner.settings.schedule_by == "epoch":
+            self.schedule.step()
         self.epoch, self.batch = self.epoch + 1, 0
         self.learner.epoch_ended(self.epoch)
         if self.epoch in self.stage_ends[:-1]:

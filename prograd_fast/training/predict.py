@@ -14,7 +14,7 @@ from prograd_fast.data.splits import Rows
 from prograd_fast.files.reading import read_text
 from prograd_fast.training.evaluate import Ranking, rank
 from prograd_fast.training.evaluation import FloatArray, IntArray
-from prograd_fast.training.features import Features, encode_pictures
+from prograd_fast.training.features import Features, encode_pictures, seen_by
 from prograd_fast.training.progress import Bar, Track
 from prograd_fast.training.record import Record
 from prograd_fast.training.saved_run import Learned, check_finite, known_classes, naming_the_run, restored
@@ -82,7 +82,7 @@ def predict_files(
         )
     with naming_the_run(record):
         scores = learner.scores(names)
-    features, unreadable = _features(clip, files, track("looking at the pictures", len(files)))
+    features, unreadable = _features(seen_by(method, clip), files, track("looking at the pictures", len(files)))
     if features is None:
         empty = Ranking(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
         return Predictions(names, (), *empty, unreadable)

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, GradientMethod, Learner, Method, Task
@@ -15,7 +16,7 @@ from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
 from prograd_fast.training.evaluation import Evaluation
-from prograd_fast.training.features import Features
+from prograd_fast.training.features import Features, seen_by
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
@@ -74,7 +75,7 @@ def run_method(
     Args:
         method: what to train.
         clip: the model.
-        features: image features of at least `plan.rows`, made by `clip`.
+        features: image features of at least `plan.rows`, made by `seen_by(method, clip)`.
         plan: who learns from what.
         on_step: called after each training step.
         on_tested: called after each test picture.
@@ -82,7 +83,7 @@ def run_method(
         cache: folder of image features that runs share, or None.
         checkpoints: where to go on from and where to keep the state of training, or None.
         log: takes what is measured at each step, or None.
-        transfer: tests on other sets, for a method that can name their classes.
+        transfer: tests on other sets, for a method that can name their classes; their features are as `features`.
 
     Raises:
         ValueError, OSError: see `tune`.
@@ -95,14 +96,15 @@ def run_method(
         with ExitStack() as stack:
             views = None
             if options.views is not None:
-                views = AugmentedFeatures(clip, pictures, train.rows, plan.seed, stored=options.views, cache=cache)
+                tower = seen_by(method, clip)
+                views = AugmentedFeatures(tower, pictures, train.rows, plan.seed, stored=options.views, cache=cache)
                 stack.enter_context(views)
             history = tune(
                 learner,
                 on_step,
                 options,
                 features=None if views is None else views.of_epoch,
-                validate=_validation(learner, features, plan),
+                validate=_validation(learner),
                 checkpoints=checkpoints,
                 log=log,
             )
@@ -158,17 +160,26 @@ def _task(clip: LoadedClip, features: Features, plan: Plan) -> Task:
         train.labels(features.pictures).to(clip.device),
         plan.seed,
         clip.max_memory,
+        _validation_pictures(features, plan),
     )
 
 
-def _validation(learner: Learner, features: Features, plan: Plan) -> Callable[[], float] | None:
-    """Measures the accuracy on the plan's validation pictures; None if there are none."""
+def _validation_pictures(features: Features, plan: Plan) -> tuple[Tensor, Tensor] | None:
+    """Features and labels of the plan's validation pictures; None if there are none."""
     part = plan.tests.get("validation")
     if part is None:
         return None
-    names, values = part.class_names(features.pictures), features.of(part.rows)
-    labels = part.labels(features.pictures).to(values.device)
-    return lambda: accuracy(learner.scores(names), values, labels)
+    values = features.of(part.rows)
+    return values, part.labels(features.pictures).to(values.device)
+
+
+def _validation(learner: GradientLearner) -> Callable[[], float] | None:
+    """Measures the accuracy on the task's validation pictures; None if there are none."""
+    task = learner.task
+    if task.validation is None:
+        return None
+    pictures = task.validation
+    return lambda: accuracy(learner.scores(task.class_names), *pictures)
 
 
 def tests_of(method: Method, plan: Plan) -> dict[str, Part]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import GradientMethod, Learner, Method, PromptTuning, Task, ZeroShot
+from prograd_fast.methods import GradientMethod, Learner, Method, Task, ZeroShot
 from prograd_fast.training.checkpoint import Checkpoints
-from prograd_fast.training.features import encode_pictures
+from prograd_fast.training.features import encode_pictures, seen_by
 from prograd_fast.training.loop import Log, n_steps
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
@@ -51,7 +51,9 @@ def train_method(
     # Encoding the pictures takes longest: settings and class names that do not fit the model are refused before.
     method.start(Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names))
     started = time.perf_counter()
-    features = encode_pictures(clip, pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache)
+    features = encode_pictures(
+        seen_by(method, clip), pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache
+    )
     encoded = time.perf_counter() - started
     steps = n_steps(method, len(plan.train.rows)) if isinstance(method, GradientMethod) else 0
     on_step = track(f"training {method.name}", steps)
@@ -72,7 +74,8 @@ def train_method(
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint, facts, last=True),
         log=_with_notes(on_step, log),
     )
-    zero_shot = run_method(baseline, clip, features, plan, on_tested=on_tested)
+    projected = encode_pictures(clip, pictures, plan.rows, cache=cache) if method.before_projection else features
+    zero_shot = run_method(baseline, clip, projected, plan, on_tested=on_tested)
     record = {
         **setup_record(clip, pictures, plan.rows),
         **run_record(trained, pictures),
@@ -87,7 +90,7 @@ def train_method(
 
 def untouched(method: Method) -> ZeroShot:
     """Zero-shot with the prompts of the method's own teacher."""
-    return ZeroShot(method.teacher_templates) if isinstance(method, PromptTuning) else ZeroShot()
+    return ZeroShot() if method.teacher_templates is None else ZeroShot(method.teacher_templates)
 
 
 def _with_notes(bar: Bar, log: Log | None) -> Log:

@@ -247,6 +247,7 @@ def test_methods_and_their_presets_are_listed(capfd, monkeypatch):
     assert run_here(monkeypatch, "methods") == 0
     text = "".join(capfd.readouterr().out.split())
     assert all(word in text for word in ("zero-shot", "subpt-nfl", "alpha=5.0", "vit-b16-base-to-new-eurosat"))
+    assert all(word in text for word in ("2023", "contexttokens", "closedform", "aresidualofeach"))
 
 
 def test_doctor_and_help(capfd, monkeypatch):

@@ -21,12 +21,13 @@ from tests.methods.test_every_method import FORMS, NAMES, small
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 
 PER_PICTURE = ("cocoop", "CoCoOp + ProGrad", "variational CoCoOp")
-ALIKE = [name for name in [*NAMES, *FORMS] if name not in PER_PICTURE]
+NO_MATRIX = ("tip-adapter", "tip-adapter-f", "clip-adapter", "cross-modal adapter", "proker", "prolip")
+ALIKE = [name for name in [*NAMES, *FORMS] if name not in (*PER_PICTURE, *NO_MATRIX)]
 
 
 def learner_of(name: str, dtype: torch.dtype = torch.float64) -> Learner:
     """A learner whose parameters are away from where they start."""
-    learner = small(name).start(make_task(dtype=dtype))
+    learner = small(name).start(make_task(dtype=dtype, method=small(name)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in learner.module.parameters():
@@ -65,6 +66,13 @@ def test_classifier_gives_the_learners_probabilities(name):
 def test_class_features_of_each_picture_are_refused(name):
     with pytest.raises(ValueError, match="other class features for every picture"):
         classifier_of(learner_of(name), CLASS_NAMES)
+
+
+@pytest.mark.parametrize("name", NO_MATRIX)
+def test_heads_that_are_not_linear_are_refused(name):
+    learner = learner_of(name)
+    with pytest.raises(ValueError, match=f"{learner.settings.title} is no matrix, .*prograd-fast predict"):
+        classifier_of(learner, CLASS_NAMES)
 
 
 def test_an_unknown_learner_is_refused_with_its_name():

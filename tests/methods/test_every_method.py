@@ -21,6 +21,7 @@ from prograd_fast.training import (
     train_method,
 )
 from prograd_fast.training.evaluate import accuracies
+from prograd_fast.training.features import seen_by
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.slow import slow_but_for
@@ -66,6 +67,10 @@ FORMS = {
     "AnchorOPT + ProGrad": ("anchoropt", {"lambda_": 1.0, "n_anchor": 2}),
     "variational CoCoOp": ("variational", {"conditional": True, "batch_size": 4}),
     "xERM PC": ("xerm", {"variant": "pc"}),
+    "TaskRes + ProGrad": ("taskres", {"lambda_": 1.0}),
+    "adaptive CLAP": ("clap", {"adaptive": True}),
+    "cross-modal adapter": ("cross-modal", {"adapter": True}),
+    "LP++ as released": ("lp++", {"sum_gradients": True}),
 }
 
 
@@ -79,7 +84,7 @@ def small(name, **changes):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_class(name):
     """Nothing to tell apart: all is finite."""
-    task = make_task(n_classes=1)
+    task = make_task(n_classes=1, method=small(name))
     learner = small(name).start(task)
     if isinstance(learner, GradientLearner):
         assert tune(learner).completed
@@ -91,8 +96,8 @@ def test_one_class(name):
 @pytest.mark.parametrize("batch", [len(CLASS_NAMES), 6])  # as many as classes; 6, the context's length
 def test_a_batch_is_the_mean_of_its_pictures(name, batch):
     """Pictures do not mix: the cross-entropy of several is the mean of theirs, and the scores are the same alone."""
-    task = make_task()
-    settings = {"n_ctx": 6} if "xerm" not in name.lower() else {}
+    task = make_task(method=small(name))
+    settings = {"n_ctx": 6} if hasattr(small(name), "n_ctx") else {}
     learner = small(name, **settings).start(task)
     x, y = task.image_features[::3][:batch], task.labels[::3][:batch]
     if hasattr(learner, "context"):
@@ -110,7 +115,7 @@ def test_a_batch_is_the_mean_of_its_pictures(name, batch):
 @pytest.mark.parametrize("name", [*TRAINED, *FORMS])
 def test_training_goes_on_where_it_was(name):
     """A learner made anew from the states of another takes the same steps, in whichever stage."""
-    task = make_task()
+    task = make_task(method=small(name))
     method = small(name, batch_size=7)
     batches = [(task.image_features[i::3], task.labels[i::3]) for i in range(3)]
     epochs = sum(method.stages())
@@ -139,7 +144,7 @@ def test_training_goes_on_where_it_was(name):
 @pytest.mark.parametrize("name", [name for name in [*TRAINED, *FORMS] if "variational" not in name])
 def test_correct_pictures_are_counted(name):
     """As the scores have them; what is random would differ, and the variational samples are."""
-    task = make_task()
+    task = make_task(method=small(name))
     learner = small(name).start(task)
     if "xerm" in name.lower():
         learner.learning = "student"
@@ -163,13 +168,14 @@ def test_saved_run_scores_as_the_trained_one(name, clip, shapes, tmp_path):
     files = list(shapes.source[:3])
     found = predict_files(*loaded, clip, files, no_bars)
     images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(3)])
-    expected = learner.scores(found.class_names)(F.normalize(clip.model.encode_image(images), dim=-1)).softmax(1)
+    tower = seen_by(small(name), clip).model
+    expected = learner.scores(found.class_names)(F.normalize(tower.encode_image(images), dim=-1)).softmax(1)
     torch.testing.assert_close(probability_matrix(found), expected, check_dtype=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_result_another_seed_another(name):
-    task = make_task()
+    task = make_task(method=small(name))
     learned = []
     for seed in (0, 0, 1):
         learner = small(name).start(replace(task, seed=seed))
@@ -183,25 +189,26 @@ def test_same_seed_same_result_another_seed_another(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_conflicts_are_told_where_there_is_a_general_loss(name):
-    history = tune(small(name).start(make_task()))
+    history = tune(small(name).start(make_task(method=small(name))))
     assert math.isnan(history.conflict_rate) == (name not in ("coop", "prograd"))
 
 
 @pytest.fixture(scope="module")
-def emoji_task():
-    """Eight pictures of each of six emoji."""
+def emoji_tasks():
+    """Eight pictures of each of six emoji: features from behind and from before the visual projection."""
     pictures, clip = load("emoji"), load_model("emoji-lite", device="cpu")
     plan = make_plan(pictures, shots=8, seed=0, partition=0)
     train = replace(plan.train, classes=plan.train.classes[:6])
     train = replace(train, rows=train.rows[[label in train.classes for label in pictures.labels[train.rows]]])
-    features = encode_pictures(clip, pictures, train.rows)
     names, labels = train.class_names(pictures), train.labels(pictures)
-    return Task(clip.model, clip.tokenizer, names, features.values, labels)
+    features = [encode_pictures(tower, pictures, train.rows).values for tower in (clip, clip.before_projection())]
+    return [Task(clip.model, clip.tokenizer, names, values, labels) for values in features]
 
 
 @pytest.mark.parametrize("name", slow_but_for(["prograd", "lasp"], TRAINED))
-def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task):
+def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_tasks):
     method = small(name, **({"epochs": 12, "early_epochs": 4} if "subpt" in name else {"epochs": 12}))
+    emoji_task = emoji_tasks[method.before_projection]
     learner = method.start(emoji_task)
     before = small(name).start(emoji_task)
     assert tune(learner).completed
@@ -220,10 +227,25 @@ def test_training_on_emoji_improves_the_method_s_own_objective(name, emoji_task)
     assert losses[1] < losses[0]
 
 
+def test_every_method_says_what_it_is():
+    assert all(2021 <= method.year <= 2026 and method.trains and method.keeps for method in METHODS)
+
+
 def test_names_are_their_own():
-    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 18
+    assert len(set(NAMES)) == len({method.title for method in METHODS}) == len(METHODS) == 29
     unnamed = [method.name for method in METHODS if not method.names_new_classes]
-    assert unnamed == ["linear-probe", "xerm"]
+    assert unnamed == [
+        "linear-probe",
+        "xerm",
+        "tip-adapter",
+        "tip-adapter-f",
+        "taskres",
+        "cross-modal",
+        "lp++",
+        "zs-lp",
+        "clap",
+        "proker",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,6 +41,10 @@ CASES = {
     "anchoropt": ("anchoropt", {}, TrainOptions()),
     "xerm": ("xerm", {}, TrainOptions()),
     "nfl": ("nfl", {}, TrainOptions()),
+    "clap": ("clap", {"batch_size": 13, "adaptive": True}, TrainOptions()),
+    "lp++": ("lp++", {}, TrainOptions()),
+    "prolip": ("prolip", {"batch_size": 13, "lambda_": 1.0, "lr": 1e-3}, TrainOptions()),
+    "tip-adapter-f": ("tip-adapter-f", {"batch_size": 13}, TrainOptions()),
 }
 # Ranks share the class names of these once `WORTH_SHARING` is 0, and each sees all pictures then.
 SHARED = (
@@ -62,7 +66,8 @@ SHARED = (
 def trained(case: str, shared: bool | None = None) -> dict[str, list[float]]:
     """The figures of each step, and what was learned; `shared` tells whether the ranks are to share the classes."""
     name, settings, options = CASES[case]
-    learner = small(name, **settings).start(make_task(dtype=torch.float32))
+    method = small(name, **settings)
+    learner = method.start(make_task(dtype=torch.float32, method=method))
     assert isinstance(learner, GradientLearner)
     assert shared is None or learner.shares_classes == shared
     history = tune(learner, options=options)

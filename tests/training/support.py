@@ -50,7 +50,8 @@ def no_bars(label: str, total: int) -> NoBar:
 def make_learner(method=None, dtype=torch.float32, seed=0) -> PromptTuningLearner:
     """Six pictures of each of five classes, noisy copies of one random direction per class."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(len(CLASS_NAMES), 24, generator=generator, dtype=dtype)
+    width = 32 if method is not None and method.before_projection else 24
+    centres = torch.randn(len(CLASS_NAMES), width, generator=generator, dtype=dtype)
     features = centres.repeat_interleave(6, 0) + 0.3 * torch.randn(30, 24, generator=generator, dtype=dtype)
     labels = torch.arange(len(CLASS_NAMES)).repeat_interleave(6)
     task = Task(tiny_clip(dtype=dtype), TOKENIZER, CLASS_NAMES, F.normalize(features, dim=-1), labels, seed)

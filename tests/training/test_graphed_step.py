@@ -48,7 +48,7 @@ def _fused_sgd(learner, parameters, **options):
 
 
 def trained(method, options=AS_PUBLISHED):
-    learner = method.start(make_task())
+    learner = method.start(make_task(method=method))
     return tune(learner, options=options), learner
 
 
