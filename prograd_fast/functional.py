@@ -3,6 +3,7 @@
 Names, arguments and results are those of `prograd_fast.reference`, which has the formulas.
 """
 
+from prograd_fast.ops.affine_shift import affine_shift
 from prograd_fast.ops.differences import soft_wing, squared_error
 from prograd_fast.ops.dual_loss import dual_loss
 from prograd_fast.ops.head_dual_loss import head_dual_loss
@@ -12,6 +13,7 @@ from prograd_fast.ops.samples import sampled_cross_entropy, sampled_log_probs
 from prograd_fast.ops.updates import project_adamw_, project_sgd_
 
 __all__ = [
+    "affine_shift",
     "dual_loss",
     "gram",
     "head_dual_loss",

@@ -236,3 +236,29 @@ def gelu_out(s: Sizes) -> Call:
 @call
 def gelu_backward_(s: Sizes) -> Call:
     return [s.draw(2, s.rows, s.width, seed=1), s.draw(s.rows, s.width, seed=2), s.reduction], {}
+
+
+# ---- affine shift: channels are `classes`, positions rows by width
+
+
+def _shift(s: Sizes) -> tuple[list[int], list[int]]:
+    first = s.classes // 2
+    return [first, s.classes - first], [1, -2]
+
+
+@call
+def affine_shift_out(s: Sizes) -> Call:
+    x, bias = (s.draw(s.samples, s.classes, s.rows, s.width, seed=seed) for seed in (1, 2))
+    return [x, normal(s.samples, s.classes, dtype=s.wide), bias, *_shift(s)], {"out": torch.zeros_like(x)}
+
+
+@call
+def affine_shift_backward_out(s: Sizes) -> Call:
+    (x, scale, gradient, *shift), _ = affine_shift_out(s)
+    return [gradient, x, scale, *shift], {"d_x": torch.zeros_like(x), "d_scale": torch.zeros_like(scale)}
+
+
+@call
+def affine_shift(s: Sizes) -> Call:
+    (x, scale, bias, *shift), _ = affine_shift_out(s)
+    return [x.requires_grad_(), scale.requires_grad_(), bias.requires_grad_(), *shift], {}
