@@ -64,6 +64,9 @@ FAMILIES: dict[str, Family] = {
         ("add_layer_norm_out", "layer_norm_backward_"), _BOTH, "no more bytes; Triton's Python takes 18 µs"
     ),
     "gelu": Family(("gelu_out", "gelu_backward_"), _BOTH, "no more bytes, and no Python before a launch"),
+    "affine_shift": Family(
+        ("affine_shift_out", "affine_shift_backward_out"), {"triton": INTERPRETER}, "the only one that has it"
+    ),
 }
 
 

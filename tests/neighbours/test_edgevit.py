@@ -1,9 +1,12 @@
 """Guards EdgeViT: the authors' block and a whole small net in float64, and the published sizes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.neighbours import edgevit as example
 from prograd_fast.neighbours.edgevit import EdgeViT, LGLBlock, edgevit
 from tests.neighbours.by_name import DTYPES, Golden
 from tests.ops.support import normal
@@ -69,3 +72,11 @@ def test_wrong_sizes_are_refused() -> None:
         edgevit("XXS")(normal(1, 3, 30, 32).float())
     with pytest.raises(ValueError, match="XXS, XS, S, got 'M'"):
         edgevit("M")
+
+
+@pytest.mark.slow
+def test_example(tmp_path: Path) -> None:
+    sentences = example.compare(1, [1.0], tmp_path / "edgevit.png", stride=20)
+    assert len(sentences) == 3
+    assert "with ρ = 1" in sentences[1]
+    assert (tmp_path / "edgevit.png").stat().st_size > 10_000

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from examples.neighbours import tensorization as example
 from prograd_fast.neighbours.tensorization import (
     CP,
     TT,
@@ -143,3 +145,20 @@ def test_wrong_values_are_refused() -> None:
         FactorizedConv2d(CP((3, 4), 2))
     with pytest.raises(ValueError, match=r"both at least the rank 3, got \(2, 8\)"):
         LowRankContext(3).right_inverse(normal(2, 8))
+
+
+def test_attack_stays_near_the_pictures_and_raises_the_loss() -> None:
+    net = example.network(None).eval()
+    pictures, labels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+    worst = example.attacked(net, pictures, labels, 4 / 255, draws=1, steps=3)
+    assert (worst - pictures).abs().max() <= 4 / 255 + 1e-6
+    assert 0 <= worst.min() <= worst.max() <= 1
+    losses = [nn.functional.cross_entropy(net(x * 4 - 2), labels).item() for x in (pictures, worst)]
+    assert losses[1] > losses[0] + 0.01
+
+
+def test_example(tmp_path: Path) -> None:
+    sentences = example.compare(1, 1, [8], 0.2, tmp_path / "pgd.png", stride=20)
+    assert len(sentences) == 3
+    assert "±8/255" in sentences[1]
+    assert (tmp_path / "pgd.png").stat().st_size > 10_000

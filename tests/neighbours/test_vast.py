@@ -1,10 +1,13 @@
 """Guards the affine-shift networks: the block against its formula, what frames and pixels reach, and refusals."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.neighbours import moving_drawings, vast
 from prograd_fast.neighbours.vast import AffineShift, AffineShiftBlock, AffineShiftNet, ChannelNorm
 from tests.ops.support import normal
 from tests.tolerances import assert_close
@@ -87,3 +90,19 @@ def test_wrong_sizes_are_refused() -> None:
         AffineShift(8, 3, div=4)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), H and W multiples of 16, got \(1, 3, 20, 16\)"):
         AffineShiftNet(2, width=8, depth=1)(normal(1, 3, 20, 16).float())
+
+
+def test_frames_of_a_clip_are_moved_by_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving_drawings, "NOISE", 0.0)
+    clips, labels = moving_drawings.clips(moving_drawings.drawings("test"), 16, torch.Generator().manual_seed(0))
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    for clip, step in zip(clips, moving_drawings.STEPS[labels].tolist(), strict=True):
+        fast = [[clip[0].roll([pixels * side for side in step], (1, 2)), clip[1]] for pixels in (2, 3)]
+        assert any(torch.equal(*pair) for pair in fast)
+
+
+def test_example(tmp_path: Path) -> None:
+    sentences = vast.compare(2, 8, tmp_path / "vast.png", width=8, depth=1)
+    assert len(sentences) == 3
+    assert "of 8 clips" in sentences[0]
+    assert (tmp_path / "vast.png").stat().st_size > 10_000

@@ -1,9 +1,12 @@
 """Guards XViT: the authors' shift, block, head and trunk in float64; the defect of their factory, on request."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.neighbours import gsf_xvit
 from prograd_fast.neighbours.xvit import Attention, Block, TemporalHead, Trunk, XViT, ensemble, shift_heads
 from tests.neighbours.by_name import DTYPES, Golden
 from tests.ops.support import normal
@@ -101,3 +104,10 @@ def test_wrong_sizes_are_refused() -> None:
         Attention(8, 4, 2, div=1)
     with pytest.raises(ValueError, match="weights: expected 1 that are not negative"):
         ensemble([normal(1, 2)], [-1.0])
+
+
+def test_example_with_gsf(tmp_path: Path) -> None:
+    sentences = gsf_xvit.compare(1, 4, tmp_path / "clips.png")
+    assert len(sentences) == 3
+    assert "of 4 clips" in sentences[0]
+    assert (tmp_path / "clips.png").stat().st_size > 10_000

@@ -147,6 +147,13 @@ def _gelu(kind: int, dtype: torch.dtype) -> None:
     ops.gelu_backward_(torch.zeros(2, 4, 2048, dtype=dtype), x, kind)
 
 
+def _shift(dtype: torch.dtype) -> None:
+    x, scale = torch.zeros(2, 8, 4, 16, 16, dtype=dtype), torch.ones(2, 8)
+    shift = [8], [1]
+    ops.affine_shift_out(x, scale, x, *shift, out=x)
+    ops.affine_shift_backward_out(x, x, scale, *shift, d_x=x, d_scale=scale)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -200,6 +207,8 @@ CASES = {
     "2048 wide, erf, fp32": Case(lambda: _gelu(0, F32), 4),
     "2048 wide, erf, bf16": Case(lambda: _gelu(0, BF16), 2),
     "2048 wide, sigmoid, bf16": Case(lambda: _gelu(2, BF16), 2),
+    "frames of 16 x 16, fp32": Case(lambda: _shift(F32), 4),
+    "frames of 16 x 16, bf16": Case(lambda: _shift(BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
@@ -228,6 +237,8 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "layer_norm_backward": lambda c: (7 * c.storage,) * 2,
     "gelu": lambda c: (2 * c.storage,) * 2,
     "gelu_backward": lambda c: (5 * c.storage,) * 2,
+    "affine_shift": lambda c: (3 * c.storage,) * 2,
+    "affine_shift_backward": lambda c: (3 * c.storage,) * 2,
 }
 
 
