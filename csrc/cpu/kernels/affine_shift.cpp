@@ -13,19 +13,14 @@ namespace {
 constexpr std::int64_t block = 2048;  // elements that are moved in the first-level cache before they are used
 
 // to[i] = moved(x)[begin + i] for the positions from begin to end: a copy from `offset` before, and zeros where that
-// is in another run.
+// is in another run, the first positions of each run or its last ones.
 template <typename S, typename T = Accumulation<S>>
 void moved(const S* x, const Move& move, std::int64_t begin, std::int64_t end, T* to) {
-  const std::int64_t d = move.offset;
-  const std::int64_t first = std::clamp(d, begin, end),
-                     last = std::clamp(move.n + std::min<std::int64_t>(d, 0), first, end);
-  for (std::int64_t i = begin; i < first; ++i) to[i - begin] = T(0);
+  const std::int64_t d = move.offset, width = d > 0 ? d : -d, place = d > 0 ? 0 : move.period - width;
+  const std::int64_t last = d > 0 ? end : std::min(end, move.n + d);
 #pragma omp simd
-  for (std::int64_t i = first; i < last; ++i) to[i - begin] = load(x[i - d]);
-  for (std::int64_t i = last; i < end; ++i) to[i - begin] = T(0);
+  for (std::int64_t i = std::max(d, begin); i < last; ++i) to[i - begin] = load(x[i - d]);
   if (d == 0) return;
-  // the first d positions of each run, or its last -d
-  const std::int64_t width = d > 0 ? d : -d, place = d > 0 ? 0 : move.period - width;
   for (std::int64_t run = begin / move.period * move.period + place; run < end; run += move.period) {
     for (std::int64_t i = std::max(run, begin); i < std::min(run + width, end); ++i) to[i - begin] = T(0);
   }
