@@ -90,8 +90,8 @@ def gate_shift_fuse(v: Tensor, gate: Tensor, weights: Callable[[Tensor, Tensor],
     passed = (v.unflatten(1, (2, half)) * gate.unsqueeze(2)).flatten(1, 2)
     rest = v - passed
     moved = affine_shift(passed, None, None, (half, half), (-1, 1))
-    φ = weights(moved.mean((3, 4)), rest.mean((3, 4)))[..., None, None]
-    fused = φ * moved + (1 - φ) * rest
+    phi = weights(moved.mean((3, 4)), rest.mean((3, 4)))[..., None, None]
+    fused = phi * moved + (1 - phi) * rest
     return fused.unflatten(1, (2, 2, half // 2)).transpose(2, 3).flatten(1, 3)
 
 

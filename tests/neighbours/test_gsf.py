@@ -5,7 +5,7 @@ import timm
 import torch
 import torchvision
 
-from prograd_fast.neighbours.gsf import GSF, Clips, insert_gsf
+from prograd_fast.neighbours.gsf import GSF, Clips, gate_shift_fuse, insert_gsf
 from tests.neighbours.by_name import DTYPES, Golden
 from tests.ops.support import normal
 
@@ -58,6 +58,20 @@ def test_frames_of_a_resnet_see_each_other_and_no_other_clip(resnet) -> None:
 def test_every_residual_block_has_one() -> None:
     network = insert_gsf(timm.create_model("resnet26", num_classes=2), frames=2)
     assert sum(isinstance(module, GSF) for module in network.modules()) == 8
+    blocks = [module for module in network.modules() if hasattr(module, "conv3")]
+    assert all(isinstance(block.conv3[1], GSF) and isinstance(block.conv1, torch.nn.Conv2d) for block in blocks)
+
+
+def test_channels_of_each_half_are_interleaved() -> None:
+    """The goldens' halves of 4 and 2 channels cannot tell (2, f/4) → (f/4, 2) from its inverse."""
+    v = normal(1, 12, 1, 1, 1)
+    closed, nothing_moved = torch.zeros(1, 2, 1, 1, 1).double(), lambda moved, rest: torch.zeros_like(moved)
+    out = gate_shift_fuse(v, closed, nothing_moved)
+    assert torch.equal(out[0], v[0, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]])
+
+
+def test_used_channels_are_rounded_down_then_up_to_even() -> None:
+    assert GSF(21, 2, 37).used == 8  # of 7.77
 
 
 def test_clips_average_the_frames() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+import prograd_fast as pf
 from examples.neighbours import tensorization as example
 from prograd_fast.neighbours.tensorization import (
     CP,
@@ -21,6 +22,7 @@ from prograd_fast.neighbours.tensorization import (
 )
 from tests.neighbours.by_name import DTYPES, Golden
 from tests.ops.support import normal
+from tests.tiny_clip import TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 
 KINDS = {
@@ -128,6 +130,19 @@ def test_low_rank_context() -> None:
     expected = context * (0.5 + 0.125 / 3) / 0.5  # 1 - p of a component and p³/3 of the one that stays, over 1 - p
     assert ((mean - expected).abs().max() / expected.abs().max()).item() < 0.1  # of 4000 draws
     assert torch.linalg.matrix_rank(prompt.ctx.detach()) < 4
+
+
+def test_low_rank_context_of_a_prompt() -> None:
+    torch.manual_seed(0)
+    net = pf.clip.PromptedCLIP(tiny_clip(), TOKENIZER, ["cat", "dog"], n_ctx=4).eval()
+    pictures = normal(2, 3, 16, 16)
+    before = net(pictures)
+    parametrize.register_parametrization(net.prompt, "ctx", LowRankContext(4, 0.5))
+    assert_close(net(pictures), before, "formula", torch.float64)
+    net.train()(pictures)[:, 0].sum().backward()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert [tuple(p.shape) for p in trained] == [(4, 4), (4, 32)]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
 
 
 def test_wrong_values_are_refused() -> None:
