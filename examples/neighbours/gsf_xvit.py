@@ -54,7 +54,7 @@ def resnet() -> nn.Module:
     return nn.Sequential(stem, blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, CLASSES))
 
 
-def xvit(width: int = 32, depth: int = 3) -> nn.Module:
+def xvit(width: int = 32, depth: int = 2) -> nn.Module:
     """For clips of such frames, in patches of 4 x 4 pixels."""
     torch.manual_seed(0)
     trunk = Trunk((SIDE // 4) ** 2, width, depth, heads=4, frames=FRAMES, div=4, patch=4, mlp_ratio=2)

@@ -41,7 +41,7 @@ class OnClips(nn.Module):
         return logits
 
 
-def compare(steps: int, test_clips: int, out: Path, width: int = 32, depth: int = 3) -> list[str]:
+def compare(steps: int, test_clips: int, out: Path, width: int = 32, depth: int = 2) -> list[str]:
     """Train both, draw the picture, and tell what came out in three sentences."""
     models, curves, right = {}, {}, {}
     for name, axes in ((WITH, (1, 2, 3)), (WITHOUT, (2, 3))):
@@ -68,7 +68,7 @@ def compare(steps: int, test_clips: int, out: Path, width: int = 32, depth: int 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="The direction of moving emoji, with and without a shift in time.")
-    parser.add_argument("--steps", type=int, default=250, help="of training, 32 clips each (default: 250)")
+    parser.add_argument("--steps", type=int, default=200, help="of training, 32 clips each (default: 200)")
     parser.add_argument("--clips", type=int, default=1000, help="to test on (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("vast.png"), help="the picture to write")
     options = parser.parse_args()
