@@ -44,11 +44,11 @@ def clips(of: Tensor, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return 2 - 2 * pixels + NOISE * torch.randn(pixels.shape, generator=g), labels
 
 
-def trained(model: nn.Module, steps: int, batch: int = 32, seed: int = 0) -> tuple[nn.Module, list[float]]:
+def trained(model: nn.Module, steps: int, rate: float = 4e-3, batch: int = 32) -> tuple[nn.Module, list[float]]:
     """The model after so many steps of AdamW on fresh clips, and its share of right answers on each batch."""
-    of, g = drawings("pool"), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1, pct_start=0.2)
+    of, g = drawings("pool"), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.2)
     right = []
     for _ in range(steps):
         x, labels = clips(of, batch, g)
