@@ -3,6 +3,7 @@
 Names, arguments and results are those of `prograd_fast.reference`, which has the formulas.
 """
 
+from prograd_fast.ops.affine_shift import affine_shift
 from prograd_fast.ops.differences import soft_wing, squared_error
 from prograd_fast.ops.dual_loss import dual_loss
 from prograd_fast.ops.edges import edge_softmax_sum
@@ -15,6 +16,7 @@ from prograd_fast.ops.soft_argmax import local_soft_argmax
 from prograd_fast.ops.updates import project_adamw_, project_sgd_
 
 __all__ = [
+    "affine_shift",
     "dual_loss",
     "edge_softmax_sum",
     "gram",

@@ -1,5 +1,6 @@
 """The formulas in plain PyTorch: any float dtype, no speed. The kernels are tested against these."""
 
+from prograd_fast.ops.affine_shift import affine_shift_formula as affine_shift
 from prograd_fast.ops.differences import soft_wing_formula as soft_wing
 from prograd_fast.ops.differences import squared_error_formula as squared_error
 from prograd_fast.ops.dual_loss import dual_loss_formula as dual_loss
@@ -21,6 +22,7 @@ from prograd_fast.ops.updates import project_sgd_formula as project_sgd_
 from prograd_fast.ops.xerm import xerm_weights
 
 __all__ = [
+    "affine_shift",
     "assemble_prompts",
     "combine",
     "conflict_coefficients",

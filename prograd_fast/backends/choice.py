@@ -70,6 +70,9 @@ FAMILIES: dict[str, Family] = {
         "the GELU as the product's epilogue: a launch and a pass through memory less than cuBLAS and `gelu`, which are "
         "taken without Triton",
     ),
+    "affine_shift": Family(
+        ("affine_shift_out", "affine_shift_backward_out"), {"triton": INTERPRETER}, "the only one that has it"
+    ),
 }
 
 

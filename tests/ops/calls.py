@@ -322,3 +322,29 @@ def linear_gelu_backward_out(s: Sizes) -> Call:
     gradient, weight = s.draw(2, s.rows, s.width), s.draw(s.width, s.classes, seed=1)
     hidden = s.draw(s.rows, s.classes, seed=2)
     return [gradient, weight, hidden, s.reduction], {"d_hidden": s.draw(2, s.rows, s.classes)}
+
+
+# ---- affine shift: channels are `classes`, positions rows by width
+
+
+def _shift(s: Sizes) -> tuple[list[int], list[int]]:
+    first = s.classes // 2
+    return [first, s.classes - first], [1, -2]
+
+
+@call
+def affine_shift_out(s: Sizes) -> Call:
+    x, bias = (s.draw(s.samples, s.classes, s.rows, s.width, seed=seed) for seed in (1, 2))
+    return [x, normal(s.samples, s.classes, dtype=s.wide), bias, *_shift(s)], {"out": torch.zeros_like(x)}
+
+
+@call
+def affine_shift_backward_out(s: Sizes) -> Call:
+    (x, scale, gradient, *shift), _ = affine_shift_out(s)
+    return [gradient, x, scale, *shift], {"d_x": torch.zeros_like(x), "d_scale": torch.zeros_like(scale)}
+
+
+@call
+def affine_shift(s: Sizes) -> Call:
+    (x, scale, bias, *shift), _ = affine_shift_out(s)
+    return [x.requires_grad_(), scale.requires_grad_(), bias.requires_grad_(), *shift], {}

@@ -41,7 +41,8 @@ def by_name(operator: str, call: Call) -> Arguments:
 def tensors(call: Arguments) -> list[Place]:
     """Where its tensors are."""
     places = [Place(name) for name, value in call.items() if isinstance(value, Tensor)]
-    return places + [Place(n, i) for n, v in call.items() if isinstance(v, list) for i in range(len(v))]
+    lists = {n: v for n, v in call.items() if isinstance(v, list) and not any(isinstance(x, int) for x in v)}
+    return places + [Place(n, i) for n, v in lists.items() for i in range(len(v))]
 
 
 def written(operator: str, call: Arguments) -> dict[Place, Tensor]:
@@ -77,6 +78,8 @@ NUMBERS = {
     "scope": (7, -1, 3, 2**40),
     "reduction": (9, -1, 3, 2**40),
     "approximate": (9, -1, 3),
+    "groups": ([], [-1, 6], [2**62, 2**62]),
+    "axes": ([3, 0], [0, -3], [2**62, 0]),
     "heads": (0, -2, 10**6),
     "leading": (-1, 3, 2**40),
     "window": (0, -1, 2, 2**40),

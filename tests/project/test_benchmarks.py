@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks import compare, prompt_step, prompts, ranks, scaling_model
+from benchmarks.affine_shift import FORWARD, WITH_GRADIENT
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
@@ -60,6 +61,13 @@ def test_sides_of_a_loss_agree(sides, size):
     first, *others = (tuple(one.detach() for one in make(*size)()) for make in sides.values())
     for other in others:
         assert_close(other, first, rtol=1e-4, atol=1e-6)  # cotangents are differences of probabilities
+
+
+@pytest.mark.parametrize("sides", [FORWARD, WITH_GRADIENT], ids=["forward", "with gradient"])
+def test_sides_of_the_affine_shift_agree(sides):
+    first, *others = (make((2, 17, 3, 4, 5))() for make in sides.values())
+    for other in others:
+        assert_close(other, first, rtol=1e-4, atol=1e-5)
 
 
 def test_the_table_comes_out(tmp_path, monkeypatch):

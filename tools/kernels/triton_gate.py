@@ -155,6 +155,13 @@ def _linear_gelu(n_rows: int, kind: int, dtype: torch.dtype) -> None:
     ops.linear_gelu_backward_out(torch.zeros(2, n_rows, 512, dtype=dtype), down, hidden, kind, d_hidden=d_hidden)
 
 
+def _shift(dtype: torch.dtype) -> None:
+    x, scale = torch.zeros(2, 8, 4, 16, 16, dtype=dtype), torch.ones(2, 8)
+    shift = [8], [1]
+    ops.affine_shift_out(x, scale, x, *shift, out=x)
+    ops.affine_shift_backward_out(x, x, scale, *shift, d_x=x, d_scale=scale)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -212,6 +219,8 @@ CASES = {
     "64 rows of 512 to 2048, sigmoid, bf16": Case(lambda: _linear_gelu(64, 2, BF16), 2),
     "2048 rows of 512 to 2048, sigmoid, fp32": Case(lambda: _linear_gelu(2048, 2, F32), 4),
     "2048 rows of 512 to 2048, erf, bf16": Case(lambda: _linear_gelu(2048, 0, BF16), 2),
+    "frames of 16 x 16, fp32": Case(lambda: _shift(F32), 4),
+    "frames of 16 x 16, bf16": Case(lambda: _shift(BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
@@ -240,6 +249,8 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "layer_norm_backward": lambda c: (7 * c.storage,) * 2,
     "gelu": lambda c: (2 * c.storage,) * 2,
     "gelu_backward": lambda c: (5 * c.storage,) * 2,
+    "affine_shift": lambda c: (3 * c.storage,) * 2,
+    "affine_shift_backward": lambda c: (3 * c.storage,) * 2,
 }
 
 

@@ -1,0 +1,81 @@
+// affine_shift_out and affine_shift_backward_out on CPU tensors.
+#include "affine_shift.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <vector>
+
+#include "../common/library.h"
+#include "../common/operand.h"
+#include "../operators/affine_shift.h"
+#include "large.h"
+
+namespace prograd::cpu {
+namespace {
+
+constexpr int64_t grain_size = 16384;  // elements for which a second thread pays
+
+// How each channel moves, backwards for a gradient.
+std::vector<Move> moves_of(const at::Tensor& x, at::IntArrayRef groups, at::IntArrayRef axes, bool back) {
+  std::vector<Move> moves;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const int64_t axis = axes[g] < 0 ? -axes[g] : axes[g], step = axis == 0 ? 0 : x.stride(1 + axis);
+    const int64_t offset = (axes[g] < 0) != back ? -step : step;
+    const int64_t positions = x.numel() / (x.size(0) * x.size(1));
+    moves.insert(moves.end(), groups[g], Move{positions, offset, axis == 0 ? positions : step * x.size(1 + axis)});
+  }
+  return moves;
+}
+
+// Calls body(channel of all pictures, how it moves).
+template <typename Body>
+void each_channel(const std::vector<Move>& moves, int64_t pictures, Body body) {
+  const int64_t channels = int64_t(moves.size());
+  const int64_t grain = std::max<int64_t>(1, grain_size / moves[0].n);
+  at::parallel_for(0, pictures * channels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i, moves[i % channels]);
+  });
+}
+
+void affine_shift_out(const at::Tensor& x, MaybeTensor scale, MaybeTensor bias, at::IntArrayRef groups,
+                      at::IntArrayRef axes, at::Tensor& out) {
+  check_affine_shift(at::kCPU, x, scale, bias, groups, axes, out);
+  if (x.numel() == 0) return;
+  const auto& kernels = kernels_for<AffineShiftKernels>(storage_of(x.scalar_type()));
+  const char *from = static_cast<const char*>(data_of(x)),
+             *added = bias ? static_cast<const char*>(data_of(*bias)) : nullptr;
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const bool past_caches = int64_t(out.nbytes()) >= stream_bytes;
+  prefer_huge_pages(to, out.nbytes());
+  each_channel(moves_of(x, groups, axes, false), x.size(0), [&](int64_t i, const Move& move) {
+    const int64_t at = i * move.n * int64_t(x.itemsize());
+    kernels.forward(from + at, added ? added + at : nullptr, to + at, scale ? get(*scale, i) : 1, move, past_caches);
+  });
+}
+
+void affine_shift_backward_out(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& scale,
+                               at::IntArrayRef groups, at::IntArrayRef axes, at::Tensor& d_x, at::Tensor& d_scale) {
+  check_affine_shift_backward(at::kCPU, gradient, x, scale, groups, axes, d_x, d_scale);
+  if (x.numel() == 0) {
+    d_scale.zero_();
+    return;
+  }
+  const auto& kernels = kernels_for<AffineShiftKernels>(storage_of(x.scalar_type()));
+  const char *from = static_cast<const char*>(data_of(gradient)), *with = static_cast<const char*>(data_of(x));
+  char* to = static_cast<char*>(d_x.mutable_data_ptr());
+  const bool past_caches = int64_t(d_x.nbytes()) >= stream_bytes;
+  prefer_huge_pages(to, d_x.nbytes());
+  each_channel(moves_of(x, groups, axes, true), x.size(0), [&](int64_t i, const Move& move) {
+    const int64_t at = i * move.n * int64_t(x.itemsize());
+    set(d_scale, i, kernels.backward(from + at, with + at, to + at, get(scale, i), move, past_caches));
+  });
+}
+
+const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("affine_shift_out", TORCH_FN(affine_shift_out));
+  library.impl("affine_shift_backward_out", TORCH_FN(affine_shift_backward_out));
+});
+
+}  // namespace
+}  // namespace prograd::cpu

@@ -1,0 +1,90 @@
+"""Guards GSF: the authors' module in float64, and the plug-in for ResNets of torchvision and timm."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from prograd_fast.neighbours.gsf import GSF, Clips, gate_shift_fuse, insert_gsf
+from tests.neighbours.by_name import DTYPES, Golden
+from tests.ops.support import normal
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_authors_module(dtype: torch.dtype) -> None:
+    golden = Golden("gsf", dtype)
+    for case in golden.recipe["cases"]:
+        prefix = case["prefix"]
+        for mode in ("eval", "train"):
+            module = golden.load(GSF(case["planes"], case["num_segments"], case["gsf_ch_ratio"]), prefix)
+            assert module.used == case["used_planes"]
+            module.train(mode == "train")
+            x = golden.leaf(f"{prefix}input")
+            out = module(x)
+            golden.close(out, f"{prefix}{mode}_output")
+            (out * golden[f"{prefix}cotangent"]).sum().backward()
+            golden.close(x.grad, f"{prefix}{mode}_grad_input")
+            golden.gradients(module, f"{prefix}{mode}_grad_")
+        for name in ("running_mean", "running_var"):
+            golden.close(getattr(module.bn, name), f"{prefix}after_bn.{name}")
+    golden.all_compared()
+
+
+def test_size_of_the_authors_module() -> None:
+    assert sum(p.numel() for p in GSF(256, 8).parameters()) == 7464
+
+
+@pytest.mark.parametrize(
+    "resnet",
+    [
+        lambda: torchvision.models.resnet50(num_classes=5, width_per_group=8),
+        lambda: torchvision.models.resnet18(num_classes=5),
+        lambda: timm.create_model("resnet26", num_classes=5, zero_init_last=False),
+    ],
+    ids=["torchvision, three convolutions", "torchvision, two", "timm"],
+)
+def test_frames_of_a_resnet_see_each_other_and_no_other_clip(resnet) -> None:
+    torch.manual_seed(0)
+    network = insert_gsf(resnet(), frames=3).eval()
+    clips = normal(2, 3, 3, 32, 32).float()
+    with torch.no_grad():
+        before = network(clips)
+        assert before.shape == (2, 5)
+        assert not torch.allclose(before, network(clips.flip(1)), atol=1e-5)  # the order of the frames counts
+        clips[1] = 0
+        torch.testing.assert_close(network(clips)[0], before[0])
+
+
+def test_every_residual_block_has_one() -> None:
+    network = insert_gsf(timm.create_model("resnet26", num_classes=2), frames=2)
+    assert sum(isinstance(module, GSF) for module in network.modules()) == 8
+    blocks = [module for module in network.modules() if hasattr(module, "conv3")]
+    assert all(isinstance(block.conv3[1], GSF) and isinstance(block.conv1, torch.nn.Conv2d) for block in blocks)
+
+
+def test_channels_of_each_half_are_interleaved() -> None:
+    """The goldens' halves of 4 and 2 channels cannot tell (2, f/4) → (f/4, 2) from its inverse."""
+    v = normal(1, 12, 1, 1, 1)
+    closed, nothing_moved = torch.zeros(1, 2, 1, 1, 1).double(), lambda moved, rest: torch.zeros_like(moved)
+    out = gate_shift_fuse(v, closed, nothing_moved)
+    assert torch.equal(out[0], v[0, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]])
+
+
+def test_used_channels_are_rounded_down_then_up_to_even() -> None:
+    assert GSF(21, 2, 37).used == 8  # of 7.77
+
+
+def test_clips_average_the_frames() -> None:
+    logits = normal(6, 4)
+    assert torch.equal(Clips(torch.nn.Identity())(logits.unflatten(0, (2, 3))), logits.unflatten(0, (2, 3)).mean(1))
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="that 4 divides, got 6 of 12 at 50"):
+        GSF(12, 4, 50)
+    with pytest.raises(ValueError, match=r"ratio of 1 \.\.\. 100, got 4, 0"):
+        GSF(12, 4, 0)
+    with pytest.raises(ValueError, match=r"clips·4 frames, 8 channels, H, W\), got \(6, 8, 2, 2\)"):
+        GSF(8, 4)(normal(6, 8, 2, 2))
+    with pytest.raises(ValueError, match="expected blocks with conv2"):
+        insert_gsf(torch.nn.Linear(2, 2), 4)
