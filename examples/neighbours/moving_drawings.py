@@ -106,9 +106,9 @@ def show_curves(axes: Axes, curves: dict[str, list[float]], colours: dict[str, s
         window = max(1, len(right) // 12)
         axes.plot(np.arange(window, len(right) + 1), smoothed(right, window), color=colours[name], label=name)
     axes.axhline(100 / CLASSES, color="dimgray", linestyle=":", linewidth=1)
-    axes.text(len(next(iter(curves.values()))), 100 / CLASSES - 2, "guessing", ha="right", va="top", fontsize=8)
+    axes.text(max(map(len, curves.values())), 100 / CLASSES - 2, "guessing", ha="right", va="top", fontsize=8)
     axes.set(xlabel="steps", ylabel="right directions in training, %", ylim=(0, 103))
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="center right")
 
 
 def show_bars(axes: Axes, accuracies: dict[str, float], colours: dict[str, str]) -> None:
@@ -120,4 +120,4 @@ def show_bars(axes: Axes, accuracies: dict[str, float], colours: dict[str, str])
     axes.axvline(100 / CLASSES, color="dimgray", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="right directions on test clips, %", xlim=(0, 112))
+    axes.set(xlabel="right directions on test clips, %", xlim=(0, 119))
