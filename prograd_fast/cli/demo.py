@@ -21,14 +21,14 @@ def demo(
     cache: Cache = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Compare zero-shot, CoOp, ProGrad and KgCoOp on emoji: base classes, new classes, and the path through training.
+    """Compare zero-shot, CoOp, ProGrad, KgCoOp and GDA on emoji: base classes, new ones, and the path through training.
 
     Example: [bold]prograd-fast demo --out demo[/bold]
     """
     import numpy as np
 
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import CoOp, KgCoOp, ProGradCoOp, ZeroShot
+    from prograd_fast.methods import GDA, CoOp, KgCoOp, ProGradCoOp, ZeroShot
     from prograd_fast.report import report_demo
     from prograd_fast.training import Grid, accuracy_path, encode_pictures, run_grid
 
@@ -36,8 +36,8 @@ def demo(
     feature_cache = cache_folder(cache, no_cache)
     pictures = picture_sets.load("emoji")
     clip = open_model("emoji-lite", None, device)
-    # each at its own learning rate, from the same ones, by validation pictures: docs/settings.md
-    methods = [ZeroShot(), CoOp(lr=0.03), ProGradCoOp(lr=0.1), KgCoOp(lr=0.03)]
+    # each at its own learning rate, from the same ones, by validation pictures: docs/settings.md; GDA has none
+    methods = [ZeroShot(), CoOp(lr=0.03), ProGradCoOp(lr=0.1), KgCoOp(lr=0.03), GDA()]
     grid = Grid(methods, shots=[16], seeds=3, partitions=3)
     followed = [method for method in grid.methods if isinstance(method, CoOp | ProGradCoOp)]
     with progress() as track, TemporaryDirectory() as runs:  # a demo begins anew each time

@@ -145,7 +145,7 @@ def path_figure(runs: Sequence[Record], paths: Sequence[Record], path: Path, tit
             marker="o",
             markersize=4,
             linewidth=1.6,
-            label=f"{TITLES[method]}, after so many steps",
+            label=f"{TITLES[method]} by steps",
         )
         for step, point in points.items():
             if step:
