@@ -14,6 +14,7 @@ import prograd_fast as pf
 from prograd_fast.methods import Task, Teacher, fingerprint, method_named
 from prograd_fast.training import TrainOptions, make_plan, plan_facts, run_facts, teacher_of, train_method, tune
 from prograd_fast.training.checkpoint import differing
+from tests.cli.support import run_here
 from tests.methods.support import make_task, with_teacher
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
@@ -131,6 +132,25 @@ def test_a_model_teaches_through_the_whole_run(clip, shapes):
     task = Task(clip.model, clip.tokenizer, shapes.class_names, other.image_features, torch.zeros(len(plan.train.rows)))
     with pytest.raises(ValueError, match="in the task's order"):
         replace(task, teacher=other, pictures=teacher_of(clip, shapes, plan.train.rows).pictures)
+
+
+def test_the_command(shapes_dir, clip_dir, tmp_path, monkeypatch, capfd):
+    model = f"local-dir:{clip_dir}"
+    train = ["train", "--data", shapes_dir, "--model", model, "--epochs", 3, "--shots", 2, "--out", tmp_path / "run"]
+    taught = [*train, "--teacher-model", model]
+    assert run_here(monkeypatch, *taught) == 0
+    facts = json.loads((tmp_path / "run" / "record.json").read_text())["facts"]
+    assert facts["teacher"][0] == model
+    assert run_here(monkeypatch, *taught, "--resume") == 0
+    assert "nothing is left to do" in capfd.readouterr().out
+    for options, message in (
+        ([*train, "--resume"], "its teacher is ["),
+        ([*taught, "--force", "--method", "kgcoop"], "teacher: kgcoop has no loss to a zero-shot teacher"),
+        ([*taught, "--force", "--views", 2], "--teacher-model and --views exclude each other"),
+        ([*train, "--force", "--teacher-pretrained", "openai"], "expected --teacher-model NAME beside it"),
+    ):
+        assert run_here(monkeypatch, *options) != 0
+        assert message in capfd.readouterr().err
 
 
 def eva(name):
