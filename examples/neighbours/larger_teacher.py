@@ -1,7 +1,7 @@
 """Another model as ProGrad's teacher: emoji-lite-named teaches emoji-lite. After EVA, a backbone that teaches others.
 
 `python -m examples.neighbours.larger_teacher` takes less than a minute on a CPU core and downloads nothing. The student
-learns half of the classes of emoji (base) from a few pictures each and is tested on both halves: without a projection,
+learns half of the classes of emoji (base) from 16 pictures each and is tested on both halves: without a projection,
 projected on its own zero-shot logits, and on those of the teacher. With photos the same is
 `prograd-fast train --model ViT-B-16 ... --teacher-model EVA02-L-14 --teacher-pretrained merged2b_s4b_b131k`.
 """
@@ -85,7 +85,7 @@ def sentences(right: dict[str, dict[str, float]], shots: int, seeds: int) -> lis
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A prompt of emoji-lite that keeps to what emoji-lite-named says.")
-    parser.add_argument("--shots", type=int, default=4, help="pictures of each class (default: 4)")
+    parser.add_argument("--shots", type=int, default=16, help="pictures of each class (default: 16)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of shots and classes (default: 3)")
     parser.add_argument("--epochs", type=int, default=100, help="steps of each training (default: 100)")
     parser.add_argument("--out", type=Path, default=Path("larger_teacher.png"), help="the picture to write")
