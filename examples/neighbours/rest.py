@@ -145,7 +145,7 @@ def draw(right: dict[str, dict[str, float]], out: Path) -> None:
         for place, value in zip(places, values, strict=True):
             axes.text(place, value + 1, f"{value:.1f}", ha="center", fontsize=8)
     axes.set_xticks(range(len(right)), list(right))
-    axes.set(ylabel="right, %", ylim=(0, 125))
+    axes.set(ylabel="right, %", ylim=(0, 1.25 * max(max(of.values()) for of in right.values())))
     axes.set_title('"NAME moves DIRECTION", of emoji without labels', fontsize=10, loc="left")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)

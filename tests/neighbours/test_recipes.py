@@ -90,9 +90,9 @@ def test_masks_of_drawings() -> None:
 def test_recipe_of_the_larger_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said follows the numbers; the training is that of `tests/methods/test_teacher.py`."""
     monkeypatch.setattr(larger_teacher, "measure", lambda *counts: right)
-    parts = dict.fromkeys(larger_teacher.PARTS, 30.0)
+    parts = dict.fromkeys([*larger_teacher.PARTS, larger_teacher.CONFLICTS], 30.0)
     right = dict.fromkeys([*larger_teacher.UNTOUCHED.values(), larger_teacher.PLAIN, larger_teacher.OWN], parts)
-    right |= {larger_teacher.TAUGHT: dict(parts, new=36.0, **{"harmonic mean": 32.7})}
+    right |= {larger_teacher.TAUGHT: dict(parts, new=36.0, conflicts=4.4, **{"harmonic mean": 32.7})}
     picture = run(larger_teacher, [], tmp_path, monkeypatch)
     with Image.open(picture) as image:
         assert image.width > 1000
@@ -101,7 +101,8 @@ def test_recipe_of_the_larger_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
         "Untouched, emoji-lite is right for 30.0 and 30.0 % of base and new classes, emoji-lite-named"
     )
     assert "for 30.0 and 30.0 %, projected on its own" in second
-    assert third.endswith("30.0 and 36.0 %: in the harmonic mean 2.7 points more than with its own zero-shot logits.")
+    assert "30.0 and 36.0 %: in the harmonic mean 2.7 points more than with its own zero-shot logits;" in third
+    assert third.endswith("conflict with the labels in 4 % of the steps, its own in 30 %.")
 
 
 @pytest.mark.slow
