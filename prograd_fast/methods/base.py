@@ -180,6 +180,8 @@ class GradientLearner(Learner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """The losses of one batch: (B, D) unit rows and (B,) int64.
 
+        With `Task.teacher` the rows are those of `rows`; `seen` gives both models' part of them.
+
         Reads nothing back from the device. On a GPU a step may be recorded and replayed: then Python does not run, and
         what changes between two steps, but for the batch and the learning rate, has to be a tensor that is written in
         place; or it comes with a new `optimizer`, which is recorded anew.
