@@ -5,7 +5,7 @@ import pytest
 from tests.cli.support import run_here
 
 PAGES = {
-    "train": (88, ("--data", "--out", "--method", "--shots", "--model", "--pretrained", "--resume", "--help")),
+    "train": (95, ("--data", "--out", "--method", "--shots", "--model", "--pretrained", "--resume", "--help")),
     "compare": (66, ("--data", "--out", "--methods", "--shots", "--seeds", "--model", "--pretrained", "--help")),
     "evaluate": (40, ("--data", "--csv", "--json", "--model")),
     "predict": (40, ("--top", "--classes", "--csv", "--json", "--html")),
