@@ -148,6 +148,9 @@ class AnchorOPT(PromptTuning):
 
     name: ClassVar[str] = "anchoropt"
     title: ClassVar[str] = "AnchorOPT"
+    year: ClassVar[int | None] = 2025
+    trains: ClassVar[str] = "an anchor token, then context tokens and the places of all"
+    keeps: ClassVar[str] = "the anchor, and predictions near the anchor's"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         f"vit-b16-base-to-new-{data}": {**COOP, **dict(zip(_COLUMNS, row, strict=True))} for data, row in _TABLE.items()
     }

@@ -104,6 +104,9 @@ class ProDA(PromptTuning):
 
     name: ClassVar[str] = "proda"
     title: ClassVar[str] = "ProDA"
+    year: ClassVar[int | None] = 2022
+    trains: ClassVar[str] = "many contexts, with the name in three places"
+    keeps: ClassVar[str] = "contexts apart from each other"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vit-b16-port": {**COOP, "lr": 0.001, "batch_size": 4, "epochs": 100},  # the port's
     }

@@ -82,6 +82,9 @@ class TCP(KgCoOp):
 
     name: ClassVar[str] = "tcp"
     title: ClassVar[str] = "TCP"
+    year: ClassVar[int | None] = 2024
+    trains: ClassVar[str] = "context tokens, and a network that makes tokens of each class from its text feature"
+    keeps: ClassVar[str] = "class features near those of hand-written prompts"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # configs/trainers/TCP and scripts; their rate is Adam's
         "vit-b16-base-to-new": RELEASED,
         "vit-b16-base-to-new-imagenet-sun": {**RELEASED, "epochs": 25},
