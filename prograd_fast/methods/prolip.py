@@ -84,8 +84,8 @@ class Projection(Head):
         rows = weight if self.bias is None else torch.cat([weight, self.bias[None]])
         if x.shape[-1] != len(rows):
             raise ValueError(
-                f"image_features: expected those before the projection, {len(rows)} wide, got {x.shape[-1]}. Encode the "
-                "pictures by LoadedClip.before_projection()."
+                f"image_features: expected those before the projection, {len(rows)} wide, got {x.shape[-1]}. Encode "
+                "the pictures by LoadedClip.before_projection()."
             )
         return F.normalize(x @ rows, dim=-1)
 

@@ -52,9 +52,7 @@ def test_features_behind_the_projection_are_none_for_prolip(clip, shapes, tmp_pa
     plan = make_plan(shapes, shots=2, seed=0, partition=0)
     save_run(tmp_path, *train_method(small("prolip"), clip, shapes, plan, no_bars))
     scores = open_run(tmp_path, clip)[2].scores(shapes.class_names)
-    with pytest.raises(
-        ValueError, match=r"expected those before the projection, 32 wide, got 24\. Encode the pictures by"
-    ):
+    with pytest.raises(ValueError, match=r"expected those before the projection, 32 wide, got 24\. Encode the"):
         scores(encode_pictures(clip, shapes, np.arange(3)).values)
 
 
