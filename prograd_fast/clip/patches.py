@@ -34,8 +34,8 @@ def patch_features(model: nn.Module, images: Tensor) -> Tensor:
     tower: Any = model.visual
     if tower.training:
         raise ValueError(
-            "model: expected an image tower in evaluation mode, got one in training mode, where batch norm mixes pictures "
-            "and patches are dropped. Call model.eval()."
+            "model: expected an image tower in evaluation mode, got one in training mode, where batch norm mixes "
+            "pictures and patches are dropped. Call model.eval()."
         )
     if hasattr(tower, "attnpool"):
         features = _of_resnet(tower, images)
