@@ -3,7 +3,7 @@
 import json
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -33,6 +33,10 @@ from prograd_fast.cli.ranks import device_of_rank, joined
 from prograd_fast.cli.run_folder import check_what_is_there
 from prograd_fast.terminal.output import console, say
 
+if TYPE_CHECKING:
+    from prograd_fast.methods import Method
+    from prograd_fast.training import TrainOptions
+
 _OUT = "Write the run to this folder: record, what was learned, learning curves."
 _METHOD = "Adapt the model by this method. `prograd-fast methods` lists them. Default: prograd."
 _PRESET = "Take these published settings. `prograd-fast methods` lists them."
@@ -45,8 +49,8 @@ _TEST_SHARE = "Test on this share of a folder's pictures. Default: 0.4."
 _FOLDS = "Train K times, test on another part each time, and report mean and spread."
 _CTX_INIT = 'Start from these words before the class name. Default: "a picture of a".'
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
-_LR = "Start SGD at this learning rate. Default: 0.03, chosen for emoji-lite."
-_EPOCHS = "Pass over the pictures so often, by default in one step each. Default: 100."
+_LR = "Start at this learning rate. Default: the method's own."
+_EPOCHS = "Pass over the pictures so often. Default: the method's own number."
 _SET = "Change any other setting of the method. Can be repeated."
 _ACCUMULATE = "Send each batch through the text tower in N parts, which divides its memory."
 _PATIENCE = "Stop after N epochs without a better validation accuracy; keep the best."
@@ -118,6 +122,7 @@ def train(
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
+    _tell_idle(tuning, options)
     n_shots = _parse_shots(shots)
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
     device = device_of_rank(device)
@@ -134,6 +139,17 @@ def train(
             _report(folder, one.train(pictures, folder, log))
         else:
             train_folds(one, pictures, folds, folder, log)
+
+
+def _tell_idle(method: "Method", options: "TrainOptions") -> None:
+    """Tell which options change nothing, because a method takes no training steps."""
+    from prograd_fast.methods import GradientMethod
+    from prograd_fast.training import TrainOptions
+
+    names = ("precision", "accumulate", "patience", "views")
+    idle = [f"--{name}" for name in names if getattr(options, name) != getattr(TrainOptions(), name)]
+    if idle and not isinstance(method, GradientMethod):
+        say(f"{method.title} takes no training steps: {', '.join(idle)} {'change' if idle[1:] else 'changes'} nothing.")
 
 
 def _refuse_both(one: tuple[str, bool], other: tuple[str, bool]) -> None:

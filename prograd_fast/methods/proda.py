@@ -117,6 +117,8 @@ class ProDA(PromptTuning):
             value = getattr(self, name)
             if not 4 <= value <= most or value % 4:
                 raise ValueError(f"{name} must be a multiple of 4, from 4 to {most}, got {value}")
+        if self.alpha < 0:
+            raise ValueError(f"alpha must be 0 or more, got {self.alpha}")
 
     def start(self, task: Task) -> "ProDALearner":
         """Build network, contexts and optimizer."""

@@ -100,8 +100,8 @@ class TCP(KgCoOp):
         tower = learner.net.tower
         if tower.full_length_reason is not None:
             raise ValueError(
-                f"tcp: expected a causal text tower that pools at end of text, but {tower.full_length_reason}. Take a "
-                "method without class tokens, such as kgcoop, or another model, such as ViT-B-32."
+                f"block: expected a causal text tower that pools at end of text, but {tower.full_length_reason}. Take "
+                "a method without class tokens, such as kgcoop, or another model, such as ViT-B-32."
             )
         n_blocks = tower.n_layers
         block = 2 * n_blocks // 3 if self.block is None else self.block
