@@ -96,7 +96,6 @@ def check_start(method: Method, clip: LoadedClip, class_names: Sequence[str]) ->
         ValueError: the model has not what the method trains, or settings and class names, in the prompts of the
             untouched model too, do not fit into its text tower.
     """
-    seen_by(method, clip)
     method.start(Task.without_pictures(clip.model, clip.tokenizer, class_names))
     tower, names = TextTower(clip.model), readable_class_names(class_names)
     for template in untouched(method).templates:
