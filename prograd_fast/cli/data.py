@@ -24,7 +24,7 @@ _NAME = "Prepare this set of `prograd-fast data list`."
 
 @data_app.command(name="list")
 def list_sets(root: Root = None) -> None:
-    """List the sets of the field's benchmark: classes, folder, template, and who can download the pictures.
+    """List the sets of the benchmark: classes, folder, ProGrad's template, and the torchvision class that downloads it.
 
     Example: [bold]prograd-fast data list --root DATA[/bold]
 

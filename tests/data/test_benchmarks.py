@@ -297,3 +297,9 @@ def test_names_need_a_root_and_a_folder_of_that_name_does_not(root, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert not load("dtd").published
     assert load("dtd", root=root).published
+
+
+def test_coop_s_folder_comes_before_torchvision_s(root, tmp_path):
+    shutil.copytree(root / "oxford_pets", tmp_path / "oxford_pets")
+    (tmp_path / "oxford-iiit-pet/images").mkdir(parents=True)
+    assert missing_pictures(load("oxford_pets", root=tmp_path)) == []
