@@ -22,6 +22,7 @@ from prograd_fast.cli.options import (
     NoCache,
     Precision,
     Pretrained,
+    Root,
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures, tell_contradictions
@@ -51,6 +52,7 @@ def compare(
     seeds: Annotated[int, Option(min=1, metavar="N", help=_SEEDS, show_default=False)] = 3,
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
+    root: Root = None,
     partitions: Annotated[
         int, Option(min=0, metavar="N", help=_PARTITIONS, show_default=False, rich_help_panel=TESTS)
     ] = 0,
@@ -81,8 +83,8 @@ def compare(
     options = TrainOptions(precision, views=views, graph=graph)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
-    pictures = open_pictures(data)
-    others = [_whole(name, pictures) for name in also or []]
+    pictures = open_pictures(data, root=root)
+    others = [_whole(name, root, pictures) for name in also or []]
     named = given if methods == "all" else {method.name for method in chosen}
     grid = replace(grid, methods=_runnable(chosen, named, clip, [pictures, *others]))
     check_match(clip, [pictures, *others], grid.methods)
@@ -94,12 +96,14 @@ def compare(
     report_comparison(results, out, console)
 
 
-def _whole(name: str, learned: "PictureSet") -> "PictureSet":
+def _whole(name: str, root: Path | None, learned: "PictureSet") -> "PictureSet":
     """A set to test on with all its pictures, or with its own split if it shares pictures with the set to learn from.
 
     Of a folder of one class too, which is no test by itself: nothing can be mistaken there.
     """
-    whole = open_pictures(name, whole=True)
+    whole = open_pictures(name, root=root, whole=True)
+    if whole.published:
+        return whole
     known = set(learned.read_digests(unreadable=[])) - {None}
     with progress(passing=True) as track:
         shared = not known.isdisjoint(whole.read_digests(track("reading the pictures", len(whole)), []))

@@ -24,9 +24,10 @@ def check_match(clip: "LoadedClip", sets: Sequence["PictureSet"], methods: Seque
     from prograd_fast.clip.tokens import refuse_equal_names
 
     check_text_tower(clip, methods)
-    folders = [(pictures.folder, pictures.class_names) for pictures in sets if pictures.folder is not None]
-    for folder, class_names in folders:
-        refuse_equal_names(clip.tokenizer, class_names, folder)
+    folders = [pictures for pictures in sets if pictures.folder is not None]
+    for pictures in folders:
+        if not pictures.published:
+            refuse_equal_names(clip.tokenizer, pictures.class_names, str(pictures.folder))
     if folders and clip.name in NAMES:
         say(
             f"{clip.name} has learned from drawn emoji and never saw a photo. For photos add --model ViT-B-16 "

@@ -26,6 +26,7 @@ from prograd_fast.cli.options import (
     NoCache,
     Precision,
     Pretrained,
+    Root,
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures
@@ -64,6 +65,7 @@ def train(
     shots: Annotated[str, Option(metavar="N|all", help=_SHOTS, show_default=False)] = "16",
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
+    root: Root = None,
     resume: Annotated[bool, Option("--resume", help="Continue the stopped run in RUN.")] = False,
     force: Annotated[bool, Option("--force", help="Replace an earlier run in RUN.")] = False,
     seed: Annotated[
@@ -127,7 +129,7 @@ def train(
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
     device = device_of_rank(device)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
-    pictures = open_pictures(data, **(split if folds is None else {"fold": (0, folds)}))
+    pictures = open_pictures(data, root=root, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     check_match(clip, [pictures], [tuning])
