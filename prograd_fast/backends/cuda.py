@@ -31,9 +31,10 @@ def device() -> str:
     return "cuda"
 
 
-def register(
-    families: Collection[str] = tuple(name for name, family in FAMILIES.items() if "cuda" in family.backends),
-) -> Callable[[], None]:
+_OWN = tuple(name for name, family in FAMILIES.items() if "cuda" in family.backends)
+
+
+def register(families: Collection[str] = _OWN) -> Callable[[], None]:
     """Register them with the dispatcher; the result takes them out again.
 
     Args:

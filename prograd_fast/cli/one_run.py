@@ -32,6 +32,7 @@ class OneRun:
         cache: folder of image features, or None.
         resume: whether it goes on from what is in the folder.
         force: whether it replaces what is in the folder.
+        teacher: the model that the method keeps to, if that is another one.
         hint: how to go on after an interrupt, where there is no checkpoint yet.
     """
 
@@ -44,6 +45,7 @@ class OneRun:
     cache: Path | None
     resume: bool
     force: bool
+    teacher: "LoadedClip | None" = None
     hint: str = ""
 
     def train(self, pictures: "PictureSet", out: Path, log: Path | None) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class OneRun:
         shots = self.shots or all_shots(pictures, self.partition)
         plan = make_plan(pictures, shots, self.seed, self.partition)
         if self.resume and is_finished(
-            out, run_facts(self.method, self.clip, plan_facts(pictures, plan), self.options)
+            out, run_facts(self.method, self.clip, plan_facts(pictures, plan), self.options, self.teacher)
         ):
             say(f"{out} is finished: nothing is left to do.")
             return load_run(out)[0]
@@ -84,7 +86,16 @@ class OneRun:
         )
         with progress() as track, nullcontext() if log is None else tensorboard(log) as write:
             record, learner = train_method(
-                self.method, self.clip, pictures, plan, track, self.cache, self.options, checkpoint, write
+                self.method,
+                self.clip,
+                pictures,
+                plan,
+                track,
+                self.cache,
+                self.options,
+                checkpoint,
+                write,
+                self.teacher,
             )
         self._tell_about_graph(record)
         write_run(out, record, learner)

@@ -52,6 +52,8 @@ _CTX_INIT = 'Start from these words before the class name. Default: "a picture o
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
 _LR = "Start at this learning rate. Default: the method's own."
 _EPOCHS = "Pass over the pictures so often. Default: the method's own number."
+_TEACHER = "Keep to this model, on the same pictures, instead of the untouched --model. For methods with lambda_."
+_TEACHER_WEIGHTS = "Weights of the teacher, as for --pretrained."
 _SET = "Change any other setting of the method. Can be repeated."
 _ACCUMULATE = "Send each batch through the text tower in N parts, which divides its memory."
 _PATIENCE = "Stop after N epochs without a better validation accuracy; keep the best."
@@ -85,6 +87,10 @@ def train(
     settings: Annotated[
         list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SET, rich_help_panel=TRAINING)
     ] = None,
+    teacher_model: Annotated[str | None, Option(metavar="NAME", help=_TEACHER, rich_help_panel=TRAINING)] = None,
+    teacher_pretrained: Annotated[
+        str | None, Option(metavar="FILE|TAG", help=_TEACHER_WEIGHTS, rich_help_panel=TRAINING)
+    ] = None,
     patience: Annotated[int | None, Option(min=1, metavar="N", help=_PATIENCE, rich_help_panel=TRAINING)] = None,
     views: Views = None,
     log: Annotated[Path | None, Option(metavar="DIR", help=_LOG, rich_help_panel=TRAINING)] = None,
@@ -106,13 +112,15 @@ def train(
     can name the classes: it has a line "FOLDER readable name" for each folder.
     """
     from prograd_fast import data as picture_sets
-    from prograd_fast.methods import method_named
+    from prograd_fast.methods import check_takes_teacher, method_named
     from prograd_fast.training import TrainOptions
 
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)
     _refuse_both(("--resume", resume), ("--force", force))
     _refuse_both(("--test-share", test_share is not None), ("--folds", folds is not None))
+    if teacher_model is None and teacher_pretrained is not None:
+        raise ValueError("--teacher-pretrained: expected --teacher-model NAME beside it")
     _refuse_both(("--partition", partition is not None), ("--all-classes", all_classes))
     if folds is None:
         check_what_is_there(out, resume, force)
@@ -125,15 +133,19 @@ def train(
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
     _tell_idle(tuning, options)
+    if teacher_model is not None:
+        check_takes_teacher(tuning)
+        _refuse_both(("--teacher-model", True), ("--views", views is not None))
     n_shots = _parse_shots(shots)
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
     device = device_of_rank(device)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
+    teacher = None if teacher_model is None else open_model(teacher_model, teacher_pretrained, device)
     pictures = open_pictures(data, root=root, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     check_match(clip, [pictures], [tuning])
-    one = OneRun(tuning, clip, n_shots, seed, partition, options, feature_cache, resume, force)
+    one = OneRun(tuning, clip, n_shots, seed, partition, options, feature_cache, resume, force, teacher)
     with joined(out, clip.device) as folder:
         if folder != out:
             log = None

@@ -5,7 +5,18 @@ from typing import Any
 
 from prograd_fast.methods.anchoropt import AnchorOPT
 from prograd_fast.methods.atprompt import ATPrompt
-from prograd_fast.methods.base import GradientLearner, GradientMethod, Learner, Losses, Method, Scores, Task
+from prograd_fast.methods.base import (
+    GradientLearner,
+    GradientMethod,
+    Learner,
+    Losses,
+    Method,
+    Scores,
+    Task,
+    Teacher,
+    check_takes_teacher,
+    fingerprint,
+)
 from prograd_fast.methods.clap import CLAP, ZSLP
 from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.clip_adapter import CLIPAdapter
@@ -114,10 +125,13 @@ __all__ = [
     "SubPTNFL",
     "Task",
     "TaskRes",
+    "Teacher",
     "TipAdapter",
     "TipAdapterF",
     "Variational",
     "XERMClassifier",
     "ZeroShot",
+    "check_takes_teacher",
+    "fingerprint",
     "method_named",
 ]

@@ -228,15 +228,15 @@ class AnchorOPTLearner(PromptTuningLearner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """The loss of the stage; and the KL divergence from the teacher to its logits, unless λ is None."""
         settings, context = self.settings, self.context
-        x = image_features.to(context.ctx.dtype)
+        x, seen = self.seen(image_features, context.ctx.dtype)
         assert self._fixed is not None
         if not self.anchored:
             features = context.anchor_features(self.net)
-            step = Step(self.net, len(self.class_names), x, labels, features)
+            step = Step(self.net, len(self.class_names), x, labels, features, seen)
             distance = (features[:, None] - self._fixed).square().mean()
             return self._losses(step, {"anchor": settings.anchor_weight * distance})
         features = context.class_features(self.net, x, context.noise(len(x), self.generator))
-        step = Step(self.net, len(self.class_names), x, labels, features)
+        step = Step(self.net, len(self.class_names), x, labels, features, seen)
         both = (step.logits.detach() + self.net.logits(x.detach(), self._fixed)) / 2
         target = (both / settings.kd_temperature).log_softmax(1)
         student = (step.logits / settings.kd_temperature).log_softmax(1)
@@ -247,7 +247,7 @@ class AnchorOPTLearner(PromptTuningLearner):
     def _losses(self, step: Step, terms: Mapping[str, Tensor]) -> Losses:
         general = None
         if self.settings.lambda_ is not None:
-            general = self.criterion(step.logits, self.teacher.logits(step.image_features), step.labels)[1]
+            general = self.criterion(step.logits, self.general_teacher.logits(step.seen_by_teacher), step.labels)[1]
         correct = count_correct(step.logits.detach(), step.labels)
         total = torch.stack([*terms.values()]).sum()
         return Losses(total, general, {name: term.detach() for name, term in terms.items()}, correct)

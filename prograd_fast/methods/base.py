@@ -1,5 +1,6 @@
 """The common part of the methods: the task they are given, the learner they make of it, and training by gradients."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,32 @@ from prograd_fast.optim.two_gradients import TwoGradients
 Scores = Callable[[Tensor], Tensor]  # (B, D) unit image features -> (B, C) scores, the highest one wins
 
 
+def fingerprint(keys: Iterable[str]) -> str:
+    """SHA-256 of the keys of pictures in their order, 64 hexadecimal signs; a key is a picture's digest or its path."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Another model, larger as a rule, whose zero-shot logits a method with `lambda_` keeps to.
+
+    It sees the task's pictures through its own image tower and the classes through its own text tower, with the
+    method's `teacher_templates`. Only its logits meet the student's, so that the widths may differ. Terms of a method
+    that compare features, as KgCoOp's, stay with the student's own untouched model.
+
+    Attributes:
+        model: A frozen open_clip model, with its own logit scale.
+        tokenizer: Its tokenizer.
+        image_features: (N, D') unit rows, float32, on the task's device: the task's pictures, in the task's order.
+        pictures: The `fingerprint` of the pictures that these features were made from.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    image_features: Tensor
+    pictures: str
+
+
 @dataclass(frozen=True)
 class Task:
     """A few labelled pictures, and the model to adapt to them.
@@ -33,6 +60,11 @@ class Task:
         max_memory: Bytes that the text tower's activations may take, None for no limit (`PromptedCLIP`).
         validation: (V, D) features and (V,) labels of other pictures, by which a method may choose its settings; None:
             there are none. Test pictures are never among them.
+        teacher: Another model in the place of `model` as the zero-shot teacher; None (default): `model`.
+        pictures: The `fingerprint` of the N pictures, which has to be the teacher's; needed beside `teacher` alone.
+
+    Raises:
+        ValueError: the teacher's features are of other pictures, of pictures in another order, or on another device.
     """
 
     model: nn.Module
@@ -43,6 +75,24 @@ class Task:
     seed: int = 0
     max_memory: float | None = None
     validation: tuple[Tensor, Tensor] | None = None
+    teacher: Teacher | None = None
+    pictures: str = ""
+
+    def __post_init__(self) -> None:
+        if self.teacher is None:
+            return
+        found, expected = self.teacher.image_features, self.image_features
+        if found.ndim != 2 or len(found) != len(expected) or found.device != expected.device:
+            raise ValueError(
+                f"teacher: expected image features of shape ({len(expected)}, D') on {expected.device}, got "
+                f"{tuple(found.shape)} on {found.device}; encode the task's pictures with the teacher's image tower."
+            )
+        if not self.pictures or self.pictures != self.teacher.pictures:
+            raise ValueError(
+                "teacher: expected features of the task's pictures in the task's order (fingerprint "
+                f"{self.pictures[:8] or 'not given'}), got those of others ({self.teacher.pictures[:8] or 'not given'})"
+                "; encode the same pictures in the same order, and give both the fingerprint of their keys."
+            )
 
     @classmethod
     def without_pictures(cls, model: Any, tokenizer: Tokenizer, class_names: Sequence[str]) -> "Task":
@@ -135,6 +185,40 @@ class GradientLearner(Learner):
         place; or it comes with a new `optimizer`, which is recorded anew.
         """
 
+    def rows(self, image_features: Tensor) -> Tensor:
+        """The rows of which batches for `losses` are made: features, and behind them the columns of `Task.teacher`.
+
+        Args:
+            image_features: (N, D), those of the task's pictures.
+
+        Returns:
+            (N, D), or (N, D + D') with a teacher of its own features.
+
+        Raises:
+            ValueError: there is such a teacher, and the method looks at none.
+        """
+        if self.task.teacher is None:
+            return image_features
+        check_takes_teacher(self.settings)
+        return torch.cat([image_features, self.task.teacher.image_features.to(image_features.dtype)], 1)
+
+    def seen(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The features (B, D) that the student sees and those that the teacher sees of (B, ...) rows of `rows`.
+
+        Without `Task.teacher` they are the same tensor.
+        """
+        if self.task.teacher is None:
+            x = rows.to(dtype)
+            return x, x
+        widths = [self.task.image_features.shape[1], self.task.teacher.image_features.shape[1]]
+        if rows.shape[1] != sum(widths):
+            raise ValueError(
+                f"image_features: expected {widths[0]} columns and the teacher's {widths[1]} behind them, got "
+                f"{rows.shape[1]}; make the batches of `learner.rows(task.image_features)`."
+            )
+        x, other = (part.to(dtype).contiguous() for part in rows.split(widths, 1))
+        return x, other
+
     def new_sgd(self, parameters: Iterable[nn.Parameter], **options: Any) -> ProGradSGD:
         """SGD by the method's settings, on the mean of the gradients over the ranks, if there are several.
 
@@ -193,6 +277,15 @@ class GradientLearner(Learner):
         """Take up what `state_dict` gave; to be done before the state of `optimizer`, which may be another after it."""
         self.memory = {name: value.to(self.task.device) for name, value in state.items() if name != "generator"}
         self.generator.set_state(state["generator"].cpu())
+
+
+def check_takes_teacher(method: "Method") -> None:
+    """ValueError where a method has no loss to a zero-shot teacher, so that another teacher changed nothing."""
+    if getattr(method, "lambda_", None) is None:
+        raise ValueError(
+            f"teacher: {method.name} has no loss to a zero-shot teacher here; expected a method with lambda_, such as "
+            "prograd, and lambda_ to be a number"
+        )
 
 
 def _all_ranks() -> "dist.ProcessGroup | None":

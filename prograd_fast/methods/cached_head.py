@@ -20,6 +20,7 @@ from prograd_fast.methods.base import (
     Method,
     Scores,
     Task,
+    Teacher,
     count_correct,
 )
 from prograd_fast.methods.linear_probe import check_classes
@@ -40,7 +41,7 @@ class Texts:
         self.names, self.embeddings, self.scale = tuple(names), embeddings, scale
 
     @classmethod
-    def of(cls, task: Task, class_names: Sequence[str], templates: Sequence[str]) -> "Texts":
+    def of(cls, task: Task | Teacher, class_names: Sequence[str], templates: Sequence[str]) -> "Texts":
         """Encode the prompts of these classes, in the dtype of the task's features."""
         embeddings = template_features(task.model, task.tokenizer, class_names, templates)
         model: Any = task.model
@@ -240,6 +241,12 @@ class TrainedHeadLearner(HeadLearner, GradientLearner):
         self.criterion = DualLoss(settings.temperature)
         self.optimizer = settings.new_optimizer(self)
 
+    @cached_property
+    def general_texts(self) -> Texts | None:
+        """The prompts as `Task.teacher` sees them; None: the teacher is zero-shot with the task's own model."""
+        other = self.task.teacher
+        return None if other is None else Texts.of(other, self.class_names, self.settings.templates)
+
     @property
     def lambda_(self) -> float:
         """The λ of the optimizer, which is of no account where there is one loss alone."""
@@ -247,14 +254,16 @@ class TrainedHeadLearner(HeadLearner, GradientLearner):
 
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Cross-entropy and the head's terms; and the KL divergence to the teacher, unless λ is None."""
-        x = image_features.to(self.texts.embeddings)
+        x, seen = self.seen(image_features, self.texts.embeddings.dtype)
         logits = self.module(x, self.texts)
         general: Tensor | None = None
         correct: Tensor | None
         if self.settings.lambda_ is None:
             entropy, correct = F.cross_entropy(logits, labels), count_correct(logits.detach(), labels)
         else:
-            entropy, general = self.criterion(logits, self.module.teacher_logits(x, self.texts), labels)
+            other = self.general_texts
+            teacher = self.module.teacher_logits(x, self.texts) if other is None else other.logits(seen)
+            entropy, general = self.criterion(logits, teacher, labels)
             correct = self.criterion.correct
         terms = {"cross_entropy": self.module.picture_weight * entropy, **self.module.terms(self.texts)}
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy

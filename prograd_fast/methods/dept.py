@@ -123,9 +123,11 @@ class DePTLearner(PromptTuningLearner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Both heads' cross-entropy, and the KL divergence to the teacher, of similarities, unless λ is None."""
         context, w = self.context, self.settings.head_weight
-        x = image_features.to(context.ctx.dtype)
+        x, seen = self.seen(image_features, context.ctx.dtype)
         texts = self.net.class_features(unit=False)
-        step = Step(self.net, len(self.class_names), F.normalize(x, dim=-1), labels, F.normalize(texts, dim=-1))
+        unit, features = F.normalize(x, dim=-1), F.normalize(texts, dim=-1)
+        shown = unit if seen is x else F.normalize(seen, dim=-1)
+        step = Step(self.net, len(self.class_names), unit, labels, features, shown)
         entropy, general = self._picture_losses(step)
         of_images = context.of_images(x)
         rows = torch.cat([context.of_texts(texts[labels]), of_images])

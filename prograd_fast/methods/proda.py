@@ -150,15 +150,15 @@ class ProDALearner(PromptTuningLearner):
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Cross-entropy with the variances, and α times the overlap; the KL divergence is that of s·x·μ."""
         context = self.context
-        x = image_features.to(context.ctx.dtype)
+        x, seen = self.seen(image_features, context.ctx.dtype)
         features = context.features(self.net, context.noise(len(x), self.generator))
-        step = Step(self.net, len(self.class_names), x, labels, features.mean(0))
+        step = Step(self.net, len(self.class_names), x, labels, features.mean(0), seen)
         spread = variances(features, x, labels)
         entropy = F.cross_entropy(step.logits + 0.5 * self.scale**2 * spread, labels)
         terms = {"cross_entropy": entropy, "overlap": self.settings.alpha * self.overlap()}
         general = None
         if self.settings.lambda_ is not None:
-            general = self.criterion(step.logits, self.teacher.logits(x), labels)[1]
+            general = self.criterion(step.logits, self.general_teacher.logits(seen), labels)[1]
         correct = count_correct(step.logits.detach(), labels)
         return Losses(
             torch.stack([*terms.values()]).sum(), general, {name: t.detach() for name, t in terms.items()}, correct

@@ -38,6 +38,7 @@ class Step:
         labels: (B,) int64.
         class_features: (..., K, D) unit rows: for each picture and sample, if they differ, those of the C classes, then
             those of the extra names, as `PromptTuningLearner.rows_of` tells.
+        seen_by_teacher: (B, D') unit rows; the image features themselves without `Task.teacher`.
     """
 
     net: PromptedCLIP
@@ -45,6 +46,7 @@ class Step:
     image_features: Tensor
     labels: Tensor
     class_features: Tensor
+    seen_by_teacher: Tensor
 
     @cached_property
     def sample_logits(self) -> Tensor:
@@ -196,8 +198,16 @@ class PromptTuningLearner(GradientLearner):
 
     @cached_property
     def teacher(self) -> ZeroShotTeacher:
-        """Zero-shot CLIP over the task's classes."""
+        """Zero-shot CLIP over the task's classes: the student's own untouched model."""
         return ZeroShotTeacher(self.task.model, self.task.tokenizer, self.class_names, self.settings.teacher_templates)
+
+    @cached_property
+    def general_teacher(self) -> ZeroShotTeacher:
+        """The one that the general loss compares with: that of `Task.teacher`, or `teacher`."""
+        other = self.task.teacher
+        if other is None:
+            return self.teacher
+        return ZeroShotTeacher(other.model, other.tokenizer, self.class_names, self.settings.teacher_templates)
 
     def rows_of(self, names: Sequence[str]) -> Tensor:
         """(len(names),) int64: which class features of a step are those of these classes and extra names."""
@@ -217,9 +227,9 @@ class PromptTuningLearner(GradientLearner):
 
     def losses(self, image_features: Tensor, labels: Tensor) -> Losses:
         """Cross-entropy and the method's terms; and the KL divergence to the teacher, unless λ is None."""
-        x = image_features.to(self.context.ctx.dtype)
+        x, seen = self.seen(image_features, self.context.ctx.dtype)
         features = self.context.class_features(self.net, x, self.context.noise(len(x), self.generator))
-        step = Step(self.net, len(self.class_names), x, labels, features)
+        step = Step(self.net, len(self.class_names), x, labels, features, seen)
         entropy, general = self._picture_losses(step)
         terms = {"cross_entropy": entropy, **{name: term(step) for name, term in self.terms.items()}}
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else entropy
@@ -239,10 +249,11 @@ class PromptTuningLearner(GradientLearner):
             samples = step.sample_logits.ndim == 3
             return (sampled_cross_entropy if samples else F.cross_entropy)(step.sample_logits, labels), None
         saved = (4 * len(x) - 2 * self.n_features) * step.n_classes
-        if saved > WORTH_SAVING and features.ndim == 2 and not x.requires_grad:
+        alike = step.seen_by_teacher is x
+        if saved > WORTH_SAVING and features.ndim == 2 and alike and not x.requires_grad:
             classes = features[: step.n_classes]
             return self.criterion.from_features(x, classes, self.teacher.class_features, labels, self.scale)
-        return self.criterion(step.logits, self.teacher.logits(x), labels)
+        return self.criterion(step.logits, self.general_teacher.logits(step.seen_by_teacher), labels)
 
     @torch.no_grad()
     def _correct(self, step: Step) -> Tensor | None:

@@ -4,7 +4,7 @@ from prograd_fast.clip import is_known_model, load_model
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.evaluate_run import RunEvaluation, evaluate_run, has_learned_from, held_out, lost_of_learned
 from prograd_fast.training.evaluation import Evaluation
-from prograd_fast.training.features import Features, encode_pictures
+from prograd_fast.training.features import Features, encode_pictures, fingerprint_of, teacher_of
 from prograd_fast.training.grid import Grid, run_grid
 from prograd_fast.training.history import History
 from prograd_fast.training.log import tensorboard
@@ -51,6 +51,7 @@ __all__ = [
     "difference_to",
     "encode_pictures",
     "evaluate_run",
+    "fingerprint_of",
     "has_learned_from",
     "held_out",
     "is_known_model",
@@ -70,6 +71,7 @@ __all__ = [
     "run_record",
     "save_run",
     "setup_record",
+    "teacher_of",
     "tensorboard",
     "train_method",
     "tune",

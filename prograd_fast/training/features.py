@@ -17,7 +17,7 @@ from prograd_fast.clip import LoadedClip
 from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
 from prograd_fast.data.pictures import PictureSet, refuse_unreadable
 from prograd_fast.data.splits import Rows
-from prograd_fast.methods.base import Method, feature_width
+from prograd_fast.methods.base import Method, Teacher, feature_width, fingerprint
 from prograd_fast.training.views import View
 
 BATCH = 32  # pictures per forward; on a CPU larger ones fall out of its cache
@@ -55,6 +55,34 @@ def seen_by(method: Method, clip: LoadedClip) -> LoadedClip:
         ValueError: the tower has no projection, and the method needs one.
     """
     return clip.before_projection() if method.before_projection else clip
+
+
+def fingerprint_of(pictures: PictureSet, rows: Rows) -> str:
+    """The `fingerprint` of these pictures' contents, in their order; ValueError if one cannot be read."""
+    return fingerprint(pictures.digest(row) for row in rows.tolist())
+
+
+def teacher_of(
+    clip: LoadedClip,
+    pictures: PictureSet,
+    rows: Rows,
+    on_picture: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
+) -> Teacher:
+    """A model as the teacher of another one on these pictures, in this order, for `Task.teacher`.
+
+    Args:
+        clip: The teaching model.
+        pictures: The set.
+        rows: Indices of the pictures that the student learns from.
+        on_picture: As for `encode_pictures`.
+        cache: As for `encode_pictures`: each model has its own features there.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    features = encode_pictures(clip, pictures, rows, on_picture, cache)
+    return Teacher(clip.model, clip.tokenizer, features.of(rows), fingerprint_of(pictures, rows))
 
 
 def encode_pictures(

@@ -68,8 +68,10 @@ def tune(
     Raises:
         OSError: a checkpoint cannot be written; the one before it is still there.
         ValueError: the checkpoint is damaged or another run's, or other processes have gone further; `options.patience`
-            without `validate`.
+            without `validate`; `features` beside `task.teacher`, or a method that looks at no teacher.
     """
+    if features is not None and learner.task.teacher is not None:
+        raise ValueError("teacher: expected no views beside it: its features are of the pictures as they are")
     if options.patience is not None and validate is None:
         raise ValueError("patience: expected validation pictures to stop by, got none")
     training = _Training(learner, options, features, validate, log or (lambda step, values: None))
@@ -229,7 +231,7 @@ class _Training:
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
         """This epoch's: all pictures at once, or each once in random order; the last batch may be smaller."""
-        features, labels = self.features(self.epoch), self.learner.task.labels
+        features, labels = self.learner.rows(self.features(self.epoch)), self.learner.task.labels
         size = self.learner.settings.batch_size
         if size is None or size >= len(labels):
             return [(features, labels)]

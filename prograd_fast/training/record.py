@@ -99,7 +99,9 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     return record
 
 
-def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOptions) -> Record:
+def run_facts(
+    method: Method, clip: LoadedClip, plan: Record, options: TrainOptions, teacher: LoadedClip | None = None
+) -> Record:
     """The facts that decide the numbers of a run, but for versions and machine: a checkpoint needs all to agree.
 
     Args:
@@ -107,6 +109,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
         clip: the model, known by its weights too.
         plan: the `plan_facts` of the run.
         options: how it is trained.
+        teacher: the model that it keeps to, if that is another one.
     """
     return {
         "method": method.name,
@@ -115,6 +118,7 @@ def run_facts(method: Method, clip: LoadedClip, plan: Record, options: TrainOpti
         "model": [clip.name, clip.pretrained],
         "weights": clip.digest,
         "transform": clip.transform,
+        "teacher": None if teacher is None else [teacher.name, teacher.pretrained, teacher.digest, teacher.transform],
         **plan,
     }
 

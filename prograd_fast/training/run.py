@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.methods import GradientLearner, GradientMethod, Learner, Method, Task
+from prograd_fast.methods import GradientLearner, GradientMethod, Learner, Method, Task, Teacher
 from prograd_fast.training.augmented import AugmentedFeatures
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
 from prograd_fast.training.evaluation import Evaluation
-from prograd_fast.training.features import Features, seen_by
+from prograd_fast.training.features import Features, fingerprint_of, seen_by
 from prograd_fast.training.history import History
 from prograd_fast.training.loop import Log, tune
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
@@ -67,6 +67,7 @@ def run_method(
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
     transfer: Sequence[TransferTest] = (),
+    teacher: Teacher | None = None,
 ) -> Run:
     """Train and evaluate.
 
@@ -84,13 +85,14 @@ def run_method(
         checkpoints: where to go on from and where to keep the state of training, or None.
         log: takes what is measured at each step, or None.
         transfer: tests on other sets, for a method that can name their classes; their features are as `features`.
+        teacher: another model's view of the pictures of `plan.train`, for a method with `lambda_`; or None.
 
     Raises:
-        ValueError, OSError: see `tune`.
+        ValueError, OSError: see `tune` and `Task`.
     """
     started = time.perf_counter()
     pictures, train = features.pictures, plan.train
-    learner = method.start(_task(clip, features, plan))
+    learner = method.start(_task(clip, features, plan, teacher))
     history = None
     if isinstance(learner, GradientLearner):
         with ExitStack() as stack:
@@ -150,7 +152,7 @@ def accuracy_path(
     return path
 
 
-def _task(clip: LoadedClip, features: Features, plan: Plan) -> Task:
+def _task(clip: LoadedClip, features: Features, plan: Plan, teacher: Teacher | None = None) -> Task:
     train = plan.train
     return Task(
         clip.model,
@@ -161,6 +163,8 @@ def _task(clip: LoadedClip, features: Features, plan: Plan) -> Task:
         plan.seed,
         clip.max_memory,
         _validation_pictures(features, plan),
+        teacher,
+        "" if teacher is None else fingerprint_of(features.pictures, train.rows),
     )
 
 

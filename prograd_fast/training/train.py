@@ -7,9 +7,9 @@ from pathlib import Path
 from prograd_fast.clip import LoadedClip, TextTower
 from prograd_fast.clip.tokens import TokenizedTexts, readable_class_names
 from prograd_fast.data import PictureSet
-from prograd_fast.methods import GradientMethod, Learner, Method, Task, ZeroShot
+from prograd_fast.methods import GradientMethod, Learner, Method, Task, ZeroShot, check_takes_teacher
 from prograd_fast.training.checkpoint import Checkpoints
-from prograd_fast.training.features import encode_pictures, seen_by
+from prograd_fast.training.features import encode_pictures, seen_by, teacher_of
 from prograd_fast.training.loop import Log, n_steps
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Bar, Track
@@ -29,6 +29,7 @@ def train_method(
     options: TrainOptions = AS_PUBLISHED,
     checkpoint: Path | None = None,
     log: Log | None = None,
+    teacher: LoadedClip | None = None,
 ) -> tuple[Record, Learner]:
     """Train a method and test it, beside the untouched model.
 
@@ -42,26 +43,36 @@ def train_method(
         options: how to train.
         checkpoint: file to go on from, if it is there, and to keep the state of training in; or None.
         log: takes what is measured at each step, or None.
+        teacher: another model that a method with `lambda_` keeps to, on the same device; None: the untouched `clip`.
 
     Returns:
         The run record (`setup_record`, `run_record`, "zero_shot_accuracy", `learned_from`, under "details" the
         `Evaluation` of each test as JSON, and under "facts" `run_facts`), and the trained method.
 
     Raises:
-        ValueError: a picture cannot be read, or class names and context do not fit into the text tower.
+        ValueError: a picture cannot be read, or class names and context do not fit into the text tower; a teacher for a
+            method without `lambda_`, or beside augmented views.
     """
+    if teacher is not None:
+        check_takes_teacher(method)
+        if options.views is not None:
+            raise ValueError("teacher: expected no augmented views beside it: it sees the pictures as they are")
     check_start(method, clip, pictures.class_names)
     started = time.perf_counter()
     features = encode_pictures(
         seen_by(method, clip), pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache
     )
+    teaching = None
+    if teacher is not None:
+        rows = plan.train.rows
+        teaching = teacher_of(teacher, pictures, rows, track("looking through the teacher", len(rows)), cache)
     encoded = time.perf_counter() - started
     steps = n_steps(method, len(plan.train.rows)) if isinstance(method, GradientMethod) else 0
     on_step = track(f"training {method.name}", steps)
     baseline = untouched(method)
     n_tested = sum(len(part.rows) for one in (method, baseline) for part in tests_of(one, plan).values())
     on_tested = track("testing", n_tested)
-    facts = run_facts(method, clip, plan_facts(pictures, plan), options)
+    facts = run_facts(method, clip, plan_facts(pictures, plan), options, teacher)
     Ranks.now().check_same(facts)
     trained = run_method(
         method,
@@ -74,6 +85,7 @@ def train_method(
         cache=cache,
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint, facts, last=True),
         log=_with_notes(on_step, log),
+        teacher=teaching,
     )
     projected = encode_pictures(clip, pictures, plan.rows, cache=cache) if method.before_projection else features
     zero_shot = run_method(baseline, clip, projected, plan, on_tested=on_tested)

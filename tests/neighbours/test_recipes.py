@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.neighbours import auvit, simpleclick, structure_coherence, subpixel_heatmaps
+from examples.neighbours import auvit, larger_teacher, simpleclick, structure_coherence, subpixel_heatmaps
 
 # the settings of the command
 RECIPES: dict[ModuleType, list[str]] = {
@@ -85,3 +85,27 @@ def test_masks_of_drawings() -> None:
     assert alpha.getpixel((10, 10)) == 255
     picture = Image.new("RGB", (20, 20), (0, 255, 0))  # no white at all
     assert simpleclick.cut_out(picture).getchannel("A").getextrema() == (255, 255)
+
+
+def test_recipe_of_the_larger_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said follows the numbers; the training is that of `tests/methods/test_teacher.py`."""
+    monkeypatch.setattr(larger_teacher, "measure", lambda *counts: right)
+    parts = dict.fromkeys([*larger_teacher.PARTS, larger_teacher.CONFLICTS], 30.0)
+    right = dict.fromkeys([*larger_teacher.UNTOUCHED.values(), larger_teacher.PLAIN, larger_teacher.OWN], parts)
+    right |= {larger_teacher.TAUGHT: dict(parts, new=36.0, conflicts=4.4, **{"harmonic mean": 32.7})}
+    picture = run(larger_teacher, [], tmp_path, monkeypatch)
+    with Image.open(picture) as image:
+        assert image.width > 1000
+    first, second, third = larger_teacher.sentences(right, 4, 3)
+    assert first.startswith(
+        "Untouched, emoji-lite is right for 30.0 and 30.0 % of base and new classes, emoji-lite-named"
+    )
+    assert "for 30.0 and 30.0 %, projected on its own" in second
+    assert "30.0 and 36.0 %: in the harmonic mean 2.7 points more than with its own zero-shot logits;" in third
+    assert third.endswith("conflict with the labels in 4 % of the steps, its own in 30 %.")
+
+
+@pytest.mark.slow
+def test_the_larger_teacher_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads both embedded models."""
+    run(larger_teacher, ["--seeds", "1", "--shots", "1", "--epochs", "1"], tmp_path, monkeypatch)

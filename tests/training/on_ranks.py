@@ -18,7 +18,7 @@ from prograd_fast.methods import GradientLearner, prompt_tuning
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.ranks import Ranks
-from tests.methods.support import make_task
+from tests.methods.support import make_task, with_teacher
 from tests.methods.test_every_method import small
 
 # Of 20 pictures, batches of 13 leave a last one of 7: shares of 4 and 3, or 2 and 1. One of 19 leaves a single picture,
@@ -27,6 +27,7 @@ CASES = {
     "coop": ("coop", {"batch_size": 13}, TrainOptions()),
     "prograd": ("prograd", {"batch_size": 13, "n_ctx": 6}, TrainOptions()),
     "a single picture in the last batch": ("prograd", {"batch_size": 19, "n_ctx": 6}, TrainOptions()),
+    "another teacher": ("prograd", {"batch_size": 13, "n_ctx": 6}, TrainOptions()),
     "clipped": ("prograd", {"clip_grad_norm": 0.1, "n_ctx": 6}, TrainOptions()),
     "accumulated": ("prograd", {"n_ctx": 6}, TrainOptions(accumulate=2)),
     "cocoop": ("cocoop", {"batch_size": 13, "lambda_": 1.0}, TrainOptions()),
@@ -50,6 +51,7 @@ CASES = {
 SHARED = (
     "coop",
     "prograd",
+    "another teacher",
     "clipped",
     "accumulated",
     "lasp",
@@ -67,7 +69,8 @@ def trained(case: str, shared: bool | None = None) -> dict[str, list[float]]:
     """The figures of each step, and what was learned; `shared` tells whether the ranks are to share the classes."""
     name, settings, options = CASES[case]
     method = small(name, **settings)
-    learner = method.start(make_task(dtype=torch.float32, method=method))
+    task = make_task(dtype=torch.float32, method=method)
+    learner = method.start(with_teacher(task) if case == "another teacher" else task)
     assert isinstance(learner, GradientLearner)
     assert shared is None or learner.shares_classes == shared
     history = tune(learner, options=options)
