@@ -1,6 +1,6 @@
 """Open-vocabulary segmentation: prompts learn from patches of scenes, and name what other scenes are made of.
 
-`python -m examples.neighbours.segmentation` takes about three minutes on two CPU cores and downloads nothing. Scenes
+`python -m examples.neighbours.segmentation` takes about a minute on two CPU cores and downloads nothing. Scenes
 are composed of emoji drawings, whose outlines give the true mask. Prompts are trained on the patches of scenes with 22
 base classes. They are tested on other scenes with these, and on scenes with 22 new classes: each pixel gets the
 likeliest name of the half. The image tower saw whole drawings alone: `patch_features` takes its pooling away. Pixels of

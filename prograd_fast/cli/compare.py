@@ -1,5 +1,7 @@
 """The command `compare`."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +9,7 @@ from typer import Option
 
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.matching import check_match
-from prograd_fast.cli.models import open_model
+from prograd_fast.cli.models import check_text_tower, open_model
 from prograd_fast.cli.options import (
     TESTS,
     TRAINING,
@@ -20,14 +22,16 @@ from prograd_fast.cli.options import (
     NoCache,
     Precision,
     Pretrained,
+    Root,
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.reading import read_json
 from prograd_fast.terminal import interrupts
-from prograd_fast.terminal.output import console, progress
+from prograd_fast.terminal.output import console, progress, say
 
 if TYPE_CHECKING:
+    from prograd_fast.clip import LoadedClip
     from prograd_fast.data import PictureSet
     from prograd_fast.methods import Method
 
@@ -48,6 +52,7 @@ def compare(
     seeds: Annotated[int, Option(min=1, metavar="N", help=_SEEDS, show_default=False)] = 3,
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
+    root: Root = None,
     partitions: Annotated[
         int, Option(min=0, metavar="N", help=_PARTITIONS, show_default=False, rich_help_panel=TESTS)
     ] = 0,
@@ -73,12 +78,15 @@ def compare(
 
     check_writable(out)
     feature_cache = cache_folder(cache, no_cache)
-    chosen = _methods(methods, {} if settings is None else _read_settings(settings))
+    given = {} if settings is None else _read_settings(settings)
+    chosen = _methods(methods, given)
     options = TrainOptions(precision, views=views, graph=graph)
     grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
-    pictures = open_pictures(data)
-    others = [_whole(name, pictures) for name in also or []]
+    pictures = open_pictures(data, root=root)
+    others = [_whole(name, root, pictures) for name in also or []]
+    named = given if methods == "all" else {method.name for method in chosen}
+    grid = replace(grid, methods=_runnable(chosen, named, clip, [pictures, *others]))
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
@@ -88,12 +96,14 @@ def compare(
     report_comparison(results, out, console)
 
 
-def _whole(name: str, learned: "PictureSet") -> "PictureSet":
+def _whole(name: str, root: Path | None, learned: "PictureSet") -> "PictureSet":
     """A set to test on with all its pictures, or with its own split if it shares pictures with the set to learn from.
 
     Of a folder of one class too, which is no test by itself: nothing can be mistaken there.
     """
-    whole = open_pictures(name, whole=True)
+    whole = open_pictures(name, root=root, whole=True)
+    if whole.published:
+        return whole
     known = set(learned.read_digests(unreadable=[])) - {None}
     with progress(passing=True) as track:
         shared = not known.isdisjoint(whole.read_digests(track("reading the pictures", len(whole)), []))
@@ -112,6 +122,36 @@ def _methods(names: str, settings: dict[str, Any]) -> list["Method"]:
         method_named(name, {key: value for key, value in own.items() if key != "preset"}, own.get("preset"))
         for name, own in ((name, settings.get(name, {})) for name in chosen)
     ]
+
+
+def _runnable(
+    methods: Sequence["Method"], named: Collection[str], clip: "LoadedClip", sets: Sequence["PictureSet"]
+) -> list["Method"]:
+    """The methods that can start on this model, with the classes to learn and those of the other sets.
+
+    Tells which others are left out, and why.
+
+    Raises:
+        ValueError: one of those that the user named cannot start, or none of all can.
+    """
+    from prograd_fast.training import check_start
+
+    runnable, left_out = list["Method"](), dict[str, list[str]]()
+    for method in methods:
+        try:
+            check_text_tower(clip, [method])
+            for pictures in sets if method.names_new_classes else sets[:1]:
+                check_start(method, clip, pictures.class_names)
+            runnable.append(method)
+        except ValueError as error:
+            if method.name in named:
+                raise ValueError(f"{method.name}: {error}") from error
+            left_out.setdefault(str(error), []).append(method.name)
+    if not runnable:
+        raise ValueError(next(iter(left_out)))
+    for reason, names in left_out.items():
+        say(f"Left out {', '.join(names)}: {reason}")
+    return runnable
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

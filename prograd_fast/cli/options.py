@@ -10,7 +10,8 @@ TESTS = "What it learns from, and what it is tested on"
 TRAINING = "How it learns"
 MEMORY_AND_SPEED = "Memory and speed"
 
-_DATA = "Use this folder, with one folder of pictures per class; or emoji or clipart, which are embedded."
+_DATA = "Use this folder, with a folder per class; or emoji or clipart, which are embedded."
+_ROOT = "Find a set of `data list` in this folder."
 _DEVICE = "Compute on this torch device: cpu, cuda:1. Default: the GPU if there is one."
 _CACHE = "Keep image features here. Default: prograd-fast in your folder for caches."
 _NO_CACHE = "Encode every picture again, and keep no features."
@@ -24,6 +25,7 @@ _PRECISION = "Compute the training step in fp32, bf16 or fp16. Default: fp32."
 
 Run = Annotated[Path, Argument(metavar="RUN", help="Use this folder, which `train` wrote.")]
 Data = Annotated[str, Option(metavar="DIR", help=_DATA)]
+Root = Annotated[Path | None, Option(metavar="DIR", help=_ROOT)]
 Device = Annotated[str | None, Option(metavar="NAME", help=_DEVICE, rich_help_panel=MEMORY_AND_SPEED)]
 Cache = Annotated[Path | None, Option(metavar="DIR", help=_CACHE, rich_help_panel=MEMORY_AND_SPEED)]
 NoCache = Annotated[bool, Option("--no-cache", help=_NO_CACHE, rich_help_panel=MEMORY_AND_SPEED)]

@@ -29,8 +29,10 @@ def open_pictures(data: str, **options: Any) -> "PictureSet":
 def tell_contradictions(pictures: "PictureSet") -> None:
     """One line on stderr where pictures of a folder are in two classes: in one of them, any prediction is wrong.
 
-    Pictures whose content was not looked at yet do not count.
+    Pictures whose content was not looked at yet do not count. Those of the benchmark stay as they are.
     """
+    if pictures.published:
+        return
     first: dict[str, int] = {}
     pairs: list[tuple[Path, Path]] = []
     for row, source in enumerate(pictures.source):

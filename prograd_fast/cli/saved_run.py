@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from prograd_fast.cli.folders import cache_folder, check_files
 from prograd_fast.cli.models import open_model_of
-from prograd_fast.cli.options import Cache, Data, Device, NoCache, OtherModel, OtherWeights, Run, Trust
+from prograd_fast.cli.options import Cache, Data, Device, NoCache, OtherModel, OtherWeights, Root, Run, Trust
 from prograd_fast.cli.picture_files import find_pictures
 from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.writing import write_csv
@@ -29,6 +29,7 @@ _CLASSES = "Choose among the classes in this text file, trained or not: one name
 def evaluate(
     run: Run,
     data: Data,
+    root: Root = None,
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write a row for each picture to this file.")] = None,
     json: Annotated[Path | None, Option(metavar="FILE", help="Write all results to this file.")] = None,
     model: OtherModel = None,
@@ -44,7 +45,7 @@ def evaluate(
 
     In a folder that the run has not learned from, all pictures are test
     pictures. The classes to choose from are those of the run, or those of the
-    set if it has others.
+    set if it has others, or if it is a set of the benchmark.
     """
     from prograd_fast.clip.tokens import refuse_equal_names
     from prograd_fast.data import load
@@ -54,15 +55,16 @@ def evaluate(
     feature_cache = cache_folder(cache, no_cache)
     files = check_files({"--csv": csv, "--json": json})
     record, learned = load_run(run)
-    whole = open_pictures(data, whole=True)
-    if whole.folder is not None and whole.name == record["data"]["name"] and (lost := lost_of_learned(record, whole)):
+    whole = open_pictures(data, root=root, whole=True)
+    own = whole.folder is not None and not whole.published
+    if own and whole.name == record["data"]["name"] and (lost := lost_of_learned(record, whole)):
         say(
             f"{lost} of the {len(record['learned_from'])} pictures that the run learned from are not in {data} now. "
             "Any that were changed or saved again count as new ones, which flatters the run."
         )
-    pictures = held_out(record, whole, partial(load, data))
+    pictures = held_out(record, whole, partial(load, data, root=root))
     clip = open_model_of(run, record, model, pretrained, trust, device)
-    if pictures.folder is not None:
+    if own and pictures.folder is not None:
         refuse_equal_names(clip.tokenizer, pictures.class_names, pictures.folder)
     with progress() as track:
         found = evaluate_run(record, learned, clip, pictures, track, feature_cache)

@@ -3,7 +3,7 @@
 import json
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -26,12 +26,17 @@ from prograd_fast.cli.options import (
     NoCache,
     Precision,
     Pretrained,
+    Root,
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures
 from prograd_fast.cli.ranks import device_of_rank, joined
 from prograd_fast.cli.run_folder import check_what_is_there
 from prograd_fast.terminal.output import console, say
+
+if TYPE_CHECKING:
+    from prograd_fast.methods import Method
+    from prograd_fast.training import TrainOptions
 
 _OUT = "Write the run to this folder: record, what was learned, learning curves."
 _METHOD = "Adapt the model by this method. `prograd-fast methods` lists them. Default: prograd."
@@ -45,8 +50,8 @@ _TEST_SHARE = "Test on this share of a folder's pictures. Default: 0.4."
 _FOLDS = "Train K times, test on another part each time, and report mean and spread."
 _CTX_INIT = 'Start from these words before the class name. Default: "a picture of a".'
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
-_LR = "Start SGD at this learning rate. Default: 0.03, chosen for emoji-lite."
-_EPOCHS = "Pass over the pictures so often, by default in one step each. Default: 100."
+_LR = "Start at this learning rate. Default: the method's own."
+_EPOCHS = "Pass over the pictures so often. Default: the method's own number."
 _TEACHER = "Keep to this model, not to the untouched --model."
 _TEACHER_WEIGHTS = "Load these weights of the teacher."
 _SET = "Change any other setting of the method. Can be repeated."
@@ -62,6 +67,7 @@ def train(
     shots: Annotated[str, Option(metavar="N|all", help=_SHOTS, show_default=False)] = "16",
     model: Model = "emoji-lite",
     pretrained: Pretrained = None,
+    root: Root = None,
     resume: Annotated[bool, Option("--resume", help="Continue the stopped run in RUN.")] = False,
     force: Annotated[bool, Option("--force", help="Replace an earlier run in RUN.")] = False,
     seed: Annotated[
@@ -126,6 +132,7 @@ def train(
     named = {"ctx_init": ctx_init, "n_ctx": n_ctx, "lr": lr, "epochs": epochs}
     given = {name: value for name, value in named.items() if value is not None}
     tuning = method_named(method, given | _parse_settings(settings or []), preset)
+    _tell_idle(tuning, options)
     if teacher_model is not None:
         check_takes_teacher(tuning)
         _refuse_both(("--teacher-model", True), ("--views", views is not None))
@@ -134,7 +141,7 @@ def train(
     device = device_of_rank(device)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     teacher = None if teacher_model is None else open_model(teacher_model, teacher_pretrained, device)
-    pictures = open_pictures(data, **(split if folds is None else {"fold": (0, folds)}))
+    pictures = open_pictures(data, root=root, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0
     check_match(clip, [pictures], [tuning])
@@ -146,6 +153,17 @@ def train(
             _report(folder, one.train(pictures, folder, log))
         else:
             train_folds(one, pictures, folds, folder, log)
+
+
+def _tell_idle(method: "Method", options: "TrainOptions") -> None:
+    """Tell which options change nothing, because a method takes no training steps."""
+    from prograd_fast.methods import GradientMethod
+    from prograd_fast.training import TrainOptions
+
+    names = ("precision", "accumulate", "patience", "views")
+    idle = [f"--{name}" for name in names if getattr(options, name) != getattr(TrainOptions(), name)]
+    if idle and not isinstance(method, GradientMethod):
+        say(f"{method.title} takes no training steps: {', '.join(idle)} {'change' if idle[1:] else 'changes'} nothing.")
 
 
 def _refuse_both(one: tuple[str, bool], other: tuple[str, bool]) -> None:

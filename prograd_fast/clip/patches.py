@@ -29,9 +29,14 @@ def patch_features(model: nn.Module, images: Tensor) -> Tensor:
         (B, h, w, D) unit rows in the space of the class features, without graph, in the tower's dtype.
 
     Raises:
-        ValueError: the tower pools in a way that is not among the three above.
+        ValueError: the tower pools in a way that is not among the three above, or is in training mode.
     """
     tower: Any = model.visual
+    if tower.training:
+        raise ValueError(
+            "model: expected an image tower in evaluation mode, got one in training mode, where batch norm mixes "
+            "pictures and patches are dropped. Call model.eval()."
+        )
     if hasattr(tower, "attnpool"):
         features = _of_resnet(tower, images)
     elif hasattr(tower, "trunk") and _averages(tower.trunk):
@@ -49,7 +54,10 @@ def patch_features(model: nn.Module, images: Tensor) -> Tensor:
 def _averages(trunk: Any) -> bool:
     """Whether a timm trunk ends in a map of features, its mean, and nothing between the mean and the head."""
     pool = getattr(trunk, "global_pool", None)
-    return getattr(pool, "pool_type", None) == "avg" and isinstance(trunk.get_classifier(), nn.Identity)
+    if getattr(pool, "pool_type", None) != "avg" or not isinstance(trunk.get_classifier(), nn.Identity):
+        return False
+    width: int = trunk.num_features
+    return getattr(trunk, "head_hidden_size", width) == width  # MobileNet v3 has a layer behind the mean
 
 
 def _has_class_token(tower: Any) -> bool:

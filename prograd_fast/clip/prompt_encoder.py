@@ -106,7 +106,7 @@ class PromptEncoder(nn.Module):
         if torch.compiler.is_compiling():
             # a program that is exported knows no encoder; tokens of each class take the tower's own code
             if self._packing is not None and before is None and not _is_exporting():
-                features = encode_compiled(context, deep, self._number, unit)
+                features = encode_compiled(context, deep, self._number, self.tower.compute_dtype, unit)
         elif only_reverse_mode():
             features = self._encode_packed(context, deep, before, unit)
         else:

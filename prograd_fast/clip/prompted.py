@@ -213,10 +213,16 @@ class PromptedCLIP(nn.Module):
 
     def _check(self, context: Tensor | None, deep: Tensor | None, before: int | None) -> None:
         shape = tuple(self.prompt.ctx.shape)
-        if context is not None and (context.shape[-len(shape) :] != shape or context.ndim > len(shape) + 1):
+        fits = context is None or (context.shape[-len(shape) :] == shape and context.ndim <= len(shape) + 1)
+        if context is not None and not (fits and len(context)):
             own = ", ".join(map(str, shape))
             raise ValueError(f"context: expected shape ({own}) or (G, {own}), got {tuple(context.shape)}.")
         if deep is None:
+            if before is not None:
+                raise ValueError(
+                    f"deep: expected class tokens of shape {(len(self.class_names), *shape)} for before={before}, got "
+                    "None. Without class tokens leave before out."
+                )
             return
         if self.tower.full_length_reason is not None:
             raise ValueError(

@@ -32,9 +32,10 @@ class PictureSet:
         split: (N,) str, "pool" (few-shot training pictures are drawn from it), "validation" or "test".
         style: (N,) str, the drawing style; "" where a set has none.
         source: N encoded pictures, or the N files that hold them.
-        folder: the absolute path of a user's own pictures; None for other sets.
+        folder: the absolute path of a user's own pictures, or the root of the benchmark; None for embedded sets.
         ignored: how many files of the folder were left out, by suffix, system folder, or another reason.
         split_by: the options of `load_folder` that gave the split, where they are not the usual ones.
+        published: whether it is a set of the benchmark, whose names and test stay as they were published.
 
     Raises:
         ValueError: the lengths differ, or a label is not an index into `class_names`.
@@ -49,6 +50,7 @@ class PictureSet:
     folder: Path | None = None
     ignored: Mapping[str, int] = field(default_factory=dict)
     split_by: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False
     # by source, so that a copy with fewer pictures or another split may share them
     known_digests: dict[bytes | Path, str] = field(default_factory=dict, repr=False, compare=False)
 

@@ -122,7 +122,7 @@ class AnchorOPT(PromptTuning):
     Attributes:
         n_anchor: A, anchor tokens.
         descriptions: The sentences of the first stage, `{}` stands for the class name.
-        anchor_epochs: Epochs of the first stage; its rates are those of the first epochs of a run of `epochs`.
+        anchor_epochs: Epochs of the first stage, which has the schedule of a run of its own.
         anchor_weight: See above.
         entropy_weight: See above; 100 in most of the published settings.
         kd_weight: See above.
@@ -148,6 +148,9 @@ class AnchorOPT(PromptTuning):
 
     name: ClassVar[str] = "anchoropt"
     title: ClassVar[str] = "AnchorOPT"
+    year: ClassVar[int | None] = 2025
+    trains: ClassVar[str] = "an anchor token, then context tokens and the places of all"
+    keeps: ClassVar[str] = "the anchor, and predictions near the anchor's"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         f"vit-b16-base-to-new-{data}": {**COOP, **dict(zip(_COLUMNS, row, strict=True))} for data, row in _TABLE.items()
     }
@@ -158,6 +161,9 @@ class AnchorOPT(PromptTuning):
             raise ValueError(f"n_anchor must be 1 or more, and {MOST_ANCHORS} at most, got {self.n_anchor}")
         if self.anchor_epochs < 1:
             raise ValueError(f"anchor_epochs must be 1 or more, got {self.anchor_epochs}")
+        for name in ("anchor_weight", "entropy_weight", "kd_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("kd_temperature", "gumbel_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -206,6 +212,11 @@ class AnchorOPTLearner(PromptTuningLearner):
         tuned = [context.ctx, context.place_logits] if self.anchored else [context.anchor]
         lambda_ = 1.0 if self.settings.lambda_ is None else self.settings.lambda_
         return self.new_sgd(tuned, lambda_=lambda_, rule=self.settings.rule(self))
+
+    def rates(self, time: int) -> list[float]:
+        """See `GradientLearner`; each stage has a cosine of its own length."""
+        total = self.settings.epochs if self.anchored else self.settings.anchor_epochs
+        return [self.settings.rate(time, total)] * len(self.optimizer.param_groups)
 
     @torch.no_grad()
     def begin_second_stage(self) -> None:

@@ -75,6 +75,9 @@ class ATPrompt(PromptTuning):
 
     name: ClassVar[str] = "atprompt"
     title: ClassVar[str] = "ATPrompt"
+    year: ClassVar[int | None] = 2025
+    trains: ClassVar[str] = "context tokens before and between attribute words"
+    keeps: ClassVar[str] = "the attribute words"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # scripts/coop_atp and the table of the README
         f"vit-b16-base-to-new-{data}": {**_RELEASED, "attributes": words, **_OTHERS.get(data, {})}
         for data, words in _WORDS.items()

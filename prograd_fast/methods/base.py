@@ -267,6 +267,10 @@ class GradientLearner(Learner):
     def epoch_ended(self, epoch: int) -> None:
         """Called after the last update of each epoch, which are counted from 1 through all stages."""
 
+    @torch.no_grad()
+    def training_ended(self) -> None:
+        """Called once all steps are taken, with the state that is kept: the last one, or the best on validation."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The state beside those of `module` and `optimizer` from which training goes on."""
         return {**self.memory, "generator": self.generator.get_state()}
@@ -299,8 +303,9 @@ class Method(Settings, ABC):
     `name` is what it is called on the command line and in run records, `title` in tables and plots. A method with
     `names_new_classes = False` knows the classes that it was trained on, and no others. `presets` are published
     settings by name. `year` is when the method was published, None for one that was not; `trains` and `keeps` say in a
-    few words what is learned, and what holds it to the untouched model. One with `before_projection = True` takes image
-    features from before the tower's last projection, `LoadedClip.before_projection`.
+    few words what is learned, and what holds it to the untouched model. `chooses` names what is chosen on validation
+    pictures, empty for nothing; without such pictures it is a setting, or fixed. One with `before_projection = True`
+    takes image features from before the tower's last projection, `LoadedClip.before_projection`.
 
     Raises:
         ValueError: a setting is of another type than its field, not finite, or beyond all reason.
@@ -310,6 +315,7 @@ class Method(Settings, ABC):
     year: ClassVar[int | None] = None
     trains: ClassVar[str] = "nothing"
     keeps: ClassVar[str] = "everything"
+    chooses: ClassVar[str] = ""
     before_projection: ClassVar[bool] = False
     names_new_classes: ClassVar[bool] = True
 

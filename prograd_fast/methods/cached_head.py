@@ -92,7 +92,9 @@ class Head(nn.Module):
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name in self.per_picture:
             own, found = getattr(self, name), state.get(prefix + name)
-            if isinstance(found, Tensor) and found.ndim == own.ndim and found.shape[1:] == own.shape[1:]:
+            if not isinstance(found, Tensor) or found.shape == own.shape:
+                continue  # the memory stays where it is: a training loop knows it
+            if found.ndim == own.ndim and found.shape[1:] == own.shape[1:]:
                 own.data = own.data.new_empty(found.shape)
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -223,6 +225,9 @@ class TrainedHead(HeadMethod, GradientMethod):
     def epoch_ended(self, learner: "TrainedHeadLearner", epoch: int) -> None:
         """See `GradientLearner`."""
 
+    def training_ended(self, learner: "TrainedHeadLearner") -> None:
+        """See `GradientLearner`."""
+
 
 class TrainedHeadLearner(HeadLearner, GradientLearner):
     """A head under training."""
@@ -268,6 +273,11 @@ class TrainedHeadLearner(HeadLearner, GradientLearner):
     def epoch_ended(self, epoch: int) -> None:
         """See `GradientLearner`."""
         self.settings.epoch_ended(self, epoch)
+
+    @torch.no_grad()
+    def training_ended(self) -> None:
+        """See `GradientLearner`."""
+        self.settings.training_ended(self)
 
 
 def class_counts(task: Task, title: str) -> Tensor:

@@ -74,6 +74,9 @@ class DePT(PromptTuning):
 
     name: ClassVar[str] = "dept"
     title: ClassVar[str] = "DePT"
+    year: ClassVar[int | None] = 2024
+    trains: ClassVar[str] = "context tokens, and a second, linear head"
+    keeps: ClassVar[str] = "the similarity head, apart from what is peculiar to the trained classes"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vit-b16-base-to-new": RELEASED}  # configs/trainers/ELP/CoOp
 
     def __post_init__(self) -> None:

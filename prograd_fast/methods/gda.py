@@ -45,6 +45,7 @@ class GDA(HeadMethod):
     year: ClassVar[int | None] = 2024
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
+    chooses: ClassVar[str] = "alpha"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,6 +81,6 @@ class LinearLearner(Learner):
 
 
 def check_classes(class_names: Sequence[str], learned: Sequence[str]) -> None:
-    """ValueError unless these are the classes that a classifier without text has learned."""
+    """ValueError unless these are the classes that a method that cannot name others has learned."""
     if tuple(class_names) != tuple(learned):
-        raise ValueError("a linear classifier scores the classes that it was fitted on, in that order, and no others")
+        raise ValueError("the method scores the classes that it was trained on, in that order, and no others")

@@ -104,6 +104,9 @@ class ProDA(PromptTuning):
 
     name: ClassVar[str] = "proda"
     title: ClassVar[str] = "ProDA"
+    year: ClassVar[int | None] = 2022
+    trains: ClassVar[str] = "many contexts, with the name in three places"
+    keeps: ClassVar[str] = "contexts apart from each other"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vit-b16-port": {**COOP, "lr": 0.001, "batch_size": 4, "epochs": 100},  # the port's
     }
@@ -114,6 +117,8 @@ class ProDA(PromptTuning):
             value = getattr(self, name)
             if not 4 <= value <= most or value % 4:
                 raise ValueError(f"{name} must be a multiple of 4, from 4 to {most}, got {value}")
+        if self.alpha < 0:
+            raise ValueError(f"alpha must be 0 or more, got {self.alpha}")
 
     def start(self, task: Task) -> "ProDALearner":
         """Build network, contexts and optimizer."""

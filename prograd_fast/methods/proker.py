@@ -45,6 +45,7 @@ class ProKeR(HeadMethod):
     year: ClassVar[int | None] = 2025
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
+    chooses: ClassVar[str] = "beta and lambda"
     names_new_classes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "caltech101": {},

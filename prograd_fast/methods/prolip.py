@@ -81,9 +81,13 @@ class Projection(Head):
 
     def _projected(self, x: Tensor, weight: Tensor) -> Tensor:
         """Unit rows of z."""
-        if self.bias is None:
-            return F.normalize(x @ weight, dim=-1)
-        return F.normalize(x @ torch.cat([weight, self.bias[None]]), dim=-1)
+        rows = weight if self.bias is None else torch.cat([weight, self.bias[None]])
+        if x.shape[-1] != len(rows):
+            raise ValueError(
+                f"image_features: expected those before the projection, {len(rows)} wide, got {x.shape[-1]}. Encode "
+                "the pictures by LoadedClip.before_projection()."
+            )
+        return F.normalize(x @ rows, dim=-1)
 
     def terms(self, texts: Texts) -> dict[str, Tensor]:
         """The penalty."""

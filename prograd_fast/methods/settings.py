@@ -34,8 +34,7 @@ class Settings:
         for setting in fields(self):
             value, expected = getattr(self, setting.name), types[setting.name]
             if not _has_type(value, expected):
-                shown = expected if get_origin(expected) else expected.__name__
-                raise ValueError(f"settings.{setting.name}: expected {shown}, got {_short(value)}")
+                raise ValueError(f"settings.{setting.name}: expected {_type_name(expected)}, got {_short(value)}")
             _check_size(setting.name, value)
 
     @classmethod
@@ -78,6 +77,13 @@ def _has_type(value: object, expected: Any) -> bool:
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)
+
+
+def _type_name(expected: Any) -> str:
+    """A type in a message."""
+    if get_origin(expected) is Literal:
+        return f"one of {', '.join(map(repr, get_args(expected)))}"
+    return str(expected) if get_origin(expected) else str(expected.__name__)
 
 
 def _check_size(name: str, value: object) -> None:

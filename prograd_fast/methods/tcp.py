@@ -82,6 +82,9 @@ class TCP(KgCoOp):
 
     name: ClassVar[str] = "tcp"
     title: ClassVar[str] = "TCP"
+    year: ClassVar[int | None] = 2024
+    trains: ClassVar[str] = "context tokens, and a network that makes tokens of each class from its text feature"
+    keeps: ClassVar[str] = "class features near those of hand-written prompts"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # configs/trainers/TCP and scripts; their rate is Adam's
         "vit-b16-base-to-new": RELEASED,
         "vit-b16-base-to-new-imagenet-sun": {**RELEASED, "epochs": 25},
@@ -97,8 +100,8 @@ class TCP(KgCoOp):
         tower = learner.net.tower
         if tower.full_length_reason is not None:
             raise ValueError(
-                f"tcp: expected a causal text tower that pools at end of text, but {tower.full_length_reason}. Take a "
-                "method without class tokens, such as kgcoop, or another model, such as ViT-B-32."
+                f"block: expected a causal text tower that pools at end of text, but {tower.full_length_reason}. Take "
+                "a method without class tokens, such as kgcoop, or another model, such as ViT-B-32."
             )
         n_blocks = tower.n_layers
         block = 2 * n_blocks // 3 if self.block is None else self.block

@@ -59,6 +59,7 @@ class TipAdapter(HeadMethod):
     year: ClassVar[int | None] = 2022
     trains: ClassVar[str] = "nothing: the pictures are kept"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
+    chooses: ClassVar[str] = "alpha and beta"
     names_new_classes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
 
@@ -95,7 +96,7 @@ class TipAdapterF(TrainedHead, TipAdapter):
 
     `TipAdapter` whose keys are trained by AdamW with ε = 1e-4, at the settings' α and β, and are not normalised again.
     The learning rate falls step by step. The defaults are the authors' (100 epochs on EuroSAT). α and β are searched on
-    validation pictures after the last epoch.
+    validation pictures after training.
 
     The keys are those of the last epoch. The authors keep the epoch that is best on test pictures, which tells nothing
     about other pictures.
@@ -121,11 +122,11 @@ class TipAdapterF(TrainedHead, TipAdapter):
         """The pictures as keys."""
         return self.cache(task, texts)
 
-    def epoch_ended(self, learner: TrainedHeadLearner, epoch: int) -> None:
-        """The search, after the last epoch."""
+    def training_ended(self, learner: TrainedHeadLearner) -> None:
+        """The search, with the keys that are kept."""
         head = learner.module
-        if epoch == self.epochs and isinstance(head, Cache):
-            self.search(head, learner.task, learner.texts)
+        assert isinstance(head, Cache)
+        self.search(head, learner.task, learner.texts)
 
 
 def cache_keys(views: Tensor) -> Tensor:

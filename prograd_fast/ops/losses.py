@@ -32,9 +32,11 @@ def first_gradient(loss: Tensor) -> Tensor | None:
         loss: what a backward starts from.
 
     Returns:
-        0-d, or None where the loss is not an operator's own result, or a graph of kernels is recorded.
+        0-d, or None where the loss is not an operator's own result, has hooks, or a graph of kernels is recorded.
     """
     if loss.dim() or type(loss) is not Tensor or type(loss.grad_fn).__name__ not in _nodes:
+        return None
+    if loss._backward_hooks:  # they may write to it by `.data` or numpy, which nobody is told
         return None
     key = loss.device, loss.dtype
     if key not in _ones or _ones[key]._version > 0:  # somebody has written to it

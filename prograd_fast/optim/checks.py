@@ -69,6 +69,11 @@ def check_gradients(name: str, gradients: Sequence[Tensor | None], params: Seque
             f"{name}: expected a loss that depends on a parameter of this optimizer, got one that reaches none. "
             f"Compute it from the parameters that the optimizer was built with{_BUILT_LATER * any_sharded(params)}."
         )
+    check_dense(name, gradients, params)
+
+
+def check_dense(name: str, gradients: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+    """Raise TypeError for a gradient that is not dense and real."""
     for gradient, p in zip(gradients, params, strict=True):
         if gradient is not None and (gradient.layout != torch.strided or not gradient.is_floating_point()):
             kind = gradient.dtype if gradient.layout == torch.strided else f"layout {gradient.layout}"

@@ -124,7 +124,7 @@ class Agreement:
 
 def relative_weight(weight: float, process_group: "dist.ProcessGroup", device: torch.device) -> Tensor:
     """The weight of this rank over the mean weight of the ranks, 0-d float32: by which to multiply a loss."""
-    weights = torch.tensor(float(weight), device=device)
+    weights = torch.tensor(float(weight), dtype=torch.float32, device=device)
     mean = weights.clone()
     with others_answer():
         dist.all_reduce(mean, group=process_group)

@@ -139,7 +139,7 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             found_inf,
         )
         if self._precision.seed is not None:
-            steps = [self._counted(p) for p in bucket.params]
+            steps = [self._counted(p, found_inf) for p in bucket.params]
             self._precision.round_into(bucket.params, params, steps, self._parameters)
         # Kept only now: a step that failed was none. Nor is one that was skipped; but a buffer of zeros is as good as
         # none without dampening, and to look for the skip waits for the device.
@@ -147,12 +147,13 @@ class ProGradSGD(TwoGradients, torch.optim.SGD):
             for p, buffer in zip(bucket.params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
-    def _counted(self, p: Tensor) -> Tensor:
+    def _counted(self, p: Tensor, found_inf: Tensor | None) -> Tensor:
         """The number of steps of a parameter, this one included, which rounding needs and torch.optim does not keep."""
         step = self.state[p].get("step")
-        step = torch.zeros((), device=p.device) if step is None else step.to(p.device)
+        # a default dtype of 16 bits would count to 256 and no further
+        step = torch.zeros((), dtype=torch.float32, device=p.device) if step is None else step.to(p.device)
         self.state[p]["step"] = step
-        return step.add_(1)
+        return step.add_(1 if found_inf is None else 1 - found_inf)
 
     def _states_read(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         buffer = self.state.get(p, {}).get("momentum_buffer")

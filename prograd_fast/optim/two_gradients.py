@@ -16,7 +16,14 @@ from torch.optim import Optimizer
 from prograd_fast.ops.common import SCOPES, Scope, accumulation_dtype
 from prograd_fast.ops.projection import all_units
 from prograd_fast.optim.bucket import Bucket
-from prograd_fast.optim.checks import check_gradients, check_groups, check_lambda, check_loss, check_parameters
+from prograd_fast.optim.checks import (
+    check_dense,
+    check_gradients,
+    check_groups,
+    check_lambda,
+    check_loss,
+    check_parameters,
+)
 from prograd_fast.optim.conflict import Conflict
 from prograd_fast.optim.members import Member, add_to_grad, drop_grads, is_dense, members_of
 from prograd_fast.optim.noise_floor import check_noise_floor
@@ -485,7 +492,14 @@ class TwoGradients(Optimizer):
     def _settings(self) -> dict[str, Any]:
         """All that the ranks have to agree on besides the parameter groups."""
         kind = type(getattr(self, "optimizer", self)).__name__
-        return {"optimizer": kind, "scope": self.scope, "rule": repr(self.rule), "noise_floor": self.noise_floor}
+        return {
+            "optimizer": kind,
+            "scope": self.scope,
+            "rule": repr(self.rule),
+            "noise_floor": self.noise_floor,
+            "state_dtype": self._precision.state_dtype,
+            "stochastic_rounding": self._precision.seed,
+        }
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -540,6 +554,7 @@ class TwoGradients(Optimizer):
         for g, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.grad is not None:
+                    check_dense("step", [p.grad], [p])
                     kind = (g, p.device, p.grad.dtype, self._bucket_key(p))
                     bucket = buckets.setdefault(kind, Bucket(group, 0.0, 0.0))
                     bucket.params.append(p)

@@ -23,7 +23,7 @@ from prograd_fast.training.saved_run import (
     open_run,
     save_run,
 )
-from prograd_fast.training.train import train_method
+from prograd_fast.training.train import check_start, train_method
 from prograd_fast.training.transfer import OtherSet, TransferTest, other_sets
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "TransferTest",
     "accuracy_path",
     "all_shots",
+    "check_start",
     "difference_to",
     "encode_pictures",
     "evaluate_run",

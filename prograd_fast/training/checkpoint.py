@@ -105,10 +105,15 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Any:
 def differing(found: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
     """Say how a run's facts on disk differ from those of the run at hand, for a message; None if they do not."""
     for name, value in json.loads(json.dumps(dict(run))).items():
-        if found.get(name) != value and name in _CONTENTS:
+        own = found.get(name)
+        if own == value:
+            continue
+        if name in _CONTENTS:
             return _CONTENTS[name]
-        if found.get(name) != value:
-            return f"its {name} is {short(found.get(name))}, this one's {short(value)}"
+        if isinstance(own, dict) and isinstance(value, dict):  # of many settings, the first that differs
+            key = next(key for key in own | value if own.get(key, own) != value.get(key, value))
+            name, own, value = f"{name}.{key}", own.get(key), value.get(key)
+        return f"its {name} is {short(own)}, this one's {short(value)}"
     return None
 
 

@@ -95,6 +95,7 @@ def evaluate_run(
 
     The pictures are classified among the classes that the run knows if the set has no others, and else among the
     set's own. A set of one new class, among which nothing can be mistaken, is tested among that class and the run's.
+    A set of the benchmark is tested among its own, as published, unless the method cannot leave classes out.
 
     Args:
         record: of the run.
@@ -155,7 +156,7 @@ def _among(record: Record, clip: LoadedClip, method: Method, pictures: PictureSe
             f"{pictures.name} has the class {new[0]!r}, which {method.title} cannot name, because it was not trained "
             f"on it; expected classes among {_listed(known)}: rename or remove the others ({len(new)}), or train again"
         )
-    if new and len(own) > 1:
+    if (new and len(own) > 1) or (pictures.published and method.names_new_classes):
         return pictures, new
     labels = np.array(places)[pictures.labels]  # one new class has the place behind the known ones
     return replace(pictures, class_names=(*known, *new), labels=labels), new

@@ -74,7 +74,10 @@ def tune(
         raise ValueError("teacher: expected no views beside it: its features are of the pictures as they are")
     if options.patience is not None and validate is None:
         raise ValueError("patience: expected validation pictures to stop by, got none")
-    return _Training(learner, options, features, validate, log or (lambda step, values: None)).run(on_step, checkpoints)
+    training = _Training(learner, options, features, validate, log or (lambda step, values: None))
+    history = training.run(on_step, checkpoints)
+    learner.training_ended()
+    return history
 
 
 def n_steps(settings: GradientMethod, n_pictures: int) -> int:

@@ -69,10 +69,12 @@ def predict_files(
     method, learner = restored(record, learned, clip)
     known = known_classes(record, method)
     names = known if class_names is None else readable_class_names(class_names)
+    if not method.names_new_classes and sorted(names) == sorted(known):
+        names = known  # in another order the most probable classes are the same
     if not method.names_new_classes and names != known:
         raise ValueError(
-            f"{method.title} cannot name classes that it was not trained on: expected no other classes for this run; "
-            "train with a method that has prompts, such as prograd"
+            f"{method.title} cannot name classes that it was not trained on, nor leave out some: expected all "
+            f"{len(known)} classes of this run and no others; train with a method that names new ones, such as prograd"
         )
     if class_names is not None and (pairs := equal_prompts(clip.tokenizer, names)):
         i, j = pairs[0]

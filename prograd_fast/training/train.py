@@ -1,9 +1,11 @@
 """Training a method on a picture set from beginning to end: what `prograd-fast train` does."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from prograd_fast.clip import LoadedClip
+from prograd_fast.clip import LoadedClip, TextTower
+from prograd_fast.clip.tokens import TokenizedTexts, readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.methods import GradientMethod, Learner, Method, Task, ZeroShot, check_takes_teacher
 from prograd_fast.training.checkpoint import Checkpoints
@@ -55,8 +57,7 @@ def train_method(
         check_takes_teacher(method)
         if options.views is not None:
             raise ValueError("teacher: expected no augmented views beside it: it sees the pictures as they are")
-    # Encoding the pictures takes longest: settings and class names that do not fit the model are refused before.
-    method.start(Task.without_pictures(clip.model, clip.tokenizer, pictures.class_names))
+    check_start(method, clip, pictures.class_names)
     started = time.perf_counter()
     features = encode_pictures(
         seen_by(method, clip), pictures, plan.rows, track("looking at the pictures", len(plan.rows)), cache
@@ -98,6 +99,19 @@ def train_method(
         "facts": facts,
     }
     return record, trained.learner
+
+
+def check_start(method: Method, clip: LoadedClip, class_names: Sequence[str]) -> None:
+    """Refuse what does not fit the model before the pictures are looked at, which takes longest.
+
+    Raises:
+        ValueError: the model has not what the method trains, or settings and class names, in the prompts of the
+            untouched model too, do not fit into its text tower.
+    """
+    method.start(Task.without_pictures(clip.model, clip.tokenizer, class_names))
+    tower, names = TextTower(clip.model), readable_class_names(class_names)
+    for template in untouched(method).templates:
+        TokenizedTexts.of(clip.tokenizer, tower, [template.replace("{}", name) for name in names])
 
 
 def untouched(method: Method) -> ZeroShot:

@@ -74,6 +74,17 @@ def test_logits_compile_in_one_graph_and_once(case: str) -> None:
     assert counter.frame_count == 1
 
 
+def test_a_tower_that_is_moved_to_another_dtype() -> None:
+    """Features alone, whose graph has no other tensor of the model's."""
+    net = prompted(tiny_clip(dtype=torch.float32))
+    features = torch.compile(lambda: net.class_features(), fullgraph=True, backend="eager")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        net.model.to(dtype)
+        got, want = features(), net.class_features()
+        assert got.dtype == want.dtype == dtype
+        assert_close(got, want, "tower" if dtype == torch.bfloat16 else "formula", dtype)
+
+
 @pytest.mark.slow
 def test_a_compiled_net_is_trained_as_the_net() -> None:
     """Under autocast, by two backwards that each take the graph."""
@@ -119,10 +130,11 @@ def test_contexts_and_deep_prompts() -> None:
 
 
 def arguments(net: pf.clip.PromptedCLIP, *, unit: bool, groups: int = 2) -> tuple[Any, ...]:
-    traced = compiled._traced(net.encoder._number, groups, unit, True)
-    assert traced is not None
+    dtype = torch.float64
+    sizes = compiled._sizes(net.encoder._number, groups, dtype, unit, True)
+    assert sizes is not None
     context = torch.randn(groups, *net.prompt.ctx.shape, dtype=torch.float64, requires_grad=True)
-    return context, None, net.encoder._number, *traced, unit, True
+    return context, None, net.encoder._number, dtype, sizes, unit, True
 
 
 @pytest.mark.parametrize("options", [{}, {"max_memory": 4e5}], ids=["at once", "in chunks"])

@@ -140,8 +140,10 @@ def test_deep_prompts_replace_the_rows_of_the_context(layers, names):
         ({"context": torch.zeros(1, 1, 4, 32)}, r"got \(1, 1, 4, 32\)"),
         ({"deep": torch.zeros(2, 4, 32)}, r"\(J, 4, 32\) with J below the tower's 2 layers, got \(2, 4, 32\)"),
         ({"deep": torch.zeros(1, 3, 32)}, r"got \(1, 3, 32\)"),
+        ({"context": torch.zeros(0, 4, 32)}, r"got \(0, 4, 32\)"),
+        ({"before": 1}, r"deep: expected class tokens of shape \(5, 4, 32\) for before=1, got None"),
     ],
-    ids=["tokens", "groups of groups", "too deep", "deep tokens"],
+    ids=["tokens", "groups of groups", "too deep", "deep tokens", "no context", "no class tokens"],
 )
 def test_contexts_that_do_not_fit(models, arguments, message):
     net = pf.clip.PromptedCLIP(models["CLIP"], TOKENIZER, CLASS_NAMES, 4)

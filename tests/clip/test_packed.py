@@ -425,6 +425,17 @@ def test_a_look_in_inference_mode_does_not_spoil_training():
     assert gradient.isfinite().all()
 
 
+def test_weights_of_inference_mode():
+    """They count no changes, so that nothing that is read from them can be kept: the tower's own code runs."""
+    with torch.inference_mode():
+        net = prompted(tiny_clip())
+        for _ in range(2):
+            assert_close(net.class_features(), prompted(tiny_clip()).class_features(), "formula", torch.float64)
+            net.tower.text.transformer.resblocks[0].mlp.c_fc.weight.mul_(-1)
+            assert not torch.allclose(net.class_features(), prompted(tiny_clip()).class_features())
+            net.tower.text.transformer.resblocks[0].mlp.c_fc.weight.mul_(-1)
+
+
 def test_hooks_are_heard():
     model = tiny_clip()
     net = prompted(model)

@@ -76,6 +76,22 @@ def test_towers_whose_patches_have_no_place(how: str) -> None:
         "mean of all tokens": {"pool_type": "avg"},
         "other attention": {"block_type": "custom", "qk_norm": True},
     }[how]
-    model.visual = open_clip.transformer.VisionTransformer(16, 8, 32, 1, 2, 4.0, output_dim=24, **options)
+    model.visual = open_clip.transformer.VisionTransformer(16, 8, 32, 1, 2, 4.0, output_dim=24, **options).eval()
     with pytest.raises(ValueError, match="got VisionTransformer, whose patches have no place among the class features"):
         patch_features(model, torch.rand(1, 3, 16, 16))
+
+
+def test_a_tower_with_a_layer_between_its_mean_and_its_head() -> None:
+    model = nn.Module()
+    model.visual = open_clip.timm_model.TimmModel("mobilenetv3_small_050", 8, 32, "avg", "linear").eval()
+    with pytest.raises(ValueError, match="got TimmModel, whose patches have no place among the class features"):
+        patch_features(model, torch.rand(1, 3, 32, 32))
+
+
+def test_training_mode_is_refused() -> None:
+    """Its batch norm would take the statistics of the pictures, and keep them."""
+    model = pf.clip.load_emoji_lite()[0].train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"in evaluation mode, got one in training mode.*model.eval\(\)"):
+        patch_features(model, torch.rand(1, 3, 32, 32))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

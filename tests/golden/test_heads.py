@@ -299,7 +299,7 @@ def test_tip_adapter(monkeypatch):
     assert best == int(golden.F_best_epoch)
     golden.close(kept[best], "F_best_keys")
     set_parameters(learner, keys=kept[best])
-    learner.epoch_ended(epochs)
+    learner.training_ended()
     golden.close(head.beta, "F_best_beta")
     golden.close(head.alpha, "F_best_alpha")
     golden.close(head(x_test, texts), "F_test_logits_best")

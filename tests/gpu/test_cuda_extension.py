@@ -9,7 +9,7 @@ import torch
 from prograd_fast.backends import cuda, extension
 from prograd_fast.backends.choice import FAMILIES
 
-OPERATORS = [operator for family in FAMILIES.values() for operator in family.operators]  # those that have kernels
+OPERATORS = [name for family in FAMILIES.values() if "cuda" in family.backends for name in family.operators]
 
 needs_nvcc = pytest.mark.skipif(
     shutil.which("nvcc") is None

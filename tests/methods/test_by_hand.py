@@ -378,7 +378,7 @@ def test_anchoropt_learns_the_anchor_first_and_leaves_it_then(task):
 
 
 def test_tcp_needs_a_tower_whose_blocks_can_be_reached(task):
-    with pytest.raises(ValueError, match=r"tcp: expected a causal text tower .* no causal attention mask"):
+    with pytest.raises(ValueError, match=r"block: expected a causal text tower .* no causal attention mask"):
         TCP().start(replace(task, model=WHOLE["not causal"]()))
 
 
@@ -402,3 +402,11 @@ def test_text_side_methods_train_under_autocast(method):
     wide, narrow = histories
     for whole, rounded in ((wide.task_loss, narrow.task_loss), (wide.general_loss, narrow.general_loss)):
         assert_close(torch.tensor(rounded), torch.tensor(whole), "autocast training", torch.bfloat16)
+
+
+def test_each_stage_of_anchoropt_has_a_schedule_of_its_own_length(task):
+    """The authors train the anchor in a run of its own, whose rate falls to its end; see `GradientMethod.rate`."""
+    learner, rates = AnchorOPT(anchor_epochs=8, epochs=4, lr=0.5).start(task), []
+    tune(learner, log=lambda step, values: rates.append(values["lr"]))
+    expected = [0.25 * (1 + math.cos(math.pi * t / total)) for total in (8, 4) for t in range(total)]
+    assert rates == pytest.approx(expected, rel=1e-6)

@@ -23,7 +23,7 @@ from prograd_fast.methods import (
 from prograd_fast.methods.cached_head import Texts
 from prograd_fast.methods.gda import ALPHAS
 from prograd_fast.methods.proker import FIXED
-from prograd_fast.training import Grid, make_plan, run_grid, train_method
+from prograd_fast.training import Grid, TrainOptions, make_plan, run_grid, train_method
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES
@@ -145,6 +145,24 @@ def test_tip_adapter_adds_votes_to_zero_shot(task):
         for j in range(len(x)):
             expected[i, task.labels[j]] += 1.17 * (x[i] @ x[j] - 1).exp()
     close(TipAdapter().start(task).scores(CLASS_NAMES)(x), expected)
+
+
+def test_tip_adapter_f_searches_with_the_keys_that_are_kept(with_validation):
+    """An early stop keeps the epoch that was best at the settings' α and β; they are searched afterwards."""
+    learner, kept, accuracies = TipAdapterF(epochs=9, lr=0.1).start(with_validation), [], iter([0.1, 0.2, 0.1, 0.1])
+
+    def validate():
+        kept.append(learner.module.keys.detach().clone())
+        return next(accuracies)
+
+    tune(learner, options=TrainOptions(patience=2), validate=validate)
+    assert len(kept) == 4
+    assert torch.equal(learner.module.keys, kept[1])
+    expected = TipAdapterF().start(with_validation).module
+    expected.keys.data.copy_(kept[1])
+    TipAdapterF().search(expected, with_validation, learner.texts)
+    assert float(learner.module.alpha) != TipAdapterF.alpha  # something was found
+    assert (learner.module.alpha, learner.module.beta) == (expected.alpha, expected.beta)
 
 
 def test_lpplusplus_as_the_paper_has_it_takes_the_gradient_of_its_own_epoch(task):

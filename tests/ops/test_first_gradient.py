@@ -13,6 +13,7 @@ from prograd_fast.ops import losses
 from prograd_fast.ops.registry import SHORTCUTS
 from prograd_fast.optim.one_backward import gradients_of_both
 from tests.ops.support import normal
+from tests.tolerances import assert_close
 
 LABELS = torch.tensor([1, 0, 2])
 
@@ -65,6 +66,26 @@ def test_a_number_that_somebody_wrote_over_is_not_used_again() -> None:
     assert losses.first_gradient(task).item() == 1  # type: ignore[union-attr]
     (wanted,) = torch.autograd.grad(task, param)
     assert torch.equal(ours, 5 * wanted)
+
+
+def test_what_a_hook_writes_counts_and_is_gone_afterwards() -> None:
+    """Also by ways that PyTorch is not told of."""
+    param = Parameter(normal(3, 4, dtype=torch.float32))
+    wanted = [torch.autograd.grad(both(param)[k], param)[0] for k in range(2)]
+    for factor in (3.0, 1.0):
+
+        def hook(gradient: Tensor | None, factor: float = factor) -> None:
+            if gradient is not None:  # as it is in the backward of the other loss
+                gradient.data.mul_(factor)
+
+        task, general = both(param)
+        task.register_hook(hook)
+        a, b = gradients_of_both(task, general, [param], retain_graph=False, create_graph=False)
+        assert b is not None
+        assert a[0] is not None
+        assert b[0] is not None
+        assert_close(a[0], factor * wanted[0], "formula", torch.float32)
+        assert torch.equal(b[0], wanted[1])
 
 
 def test_a_graph_that_is_kept_outlives_changes_of_its_gradients() -> None:

@@ -256,13 +256,54 @@ def test_a_run_that_is_resumed_rounds_as_one_that_was_not(kind: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(params, there, strict=True))
 
 
-def test_a_skipped_step_leaves_parameters_alone() -> None:
-    p = torch.nn.Parameter(torch.randn(64).to(BF16))
-    before = p.detach().clone()
-    opt = pf.ProGradSGD([p], lr=0.1, momentum=0.9, stochastic_rounding=1, state_dtype=F32)
-    scaler = torch.amp.GradScaler("cpu")
-    opt.backward_and_update((p * torch.inf).sum(), p.sum(), scaler=scaler)
-    assert torch.equal(p, before)
+@both_kinds
+def test_a_skipped_step_leaves_parameters_alone(kind: str) -> None:
+    """It is not counted either: the next one rounds as if it had not been."""
+    found = []
+    for skips in (0, 2):
+        params = parameters(BF16)
+        before = [p.detach().clone() for p in params]
+        opt = KINDS[kind](params, stochastic_rounding=1, state_dtype=F32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+        for _ in range(skips):
+            task, general = losses(params, 0)
+            opt.backward_and_update(task * torch.inf, general, scaler=scaler)
+            scaler.update()
+            assert all(map(torch.equal, params, before))
+        opt.backward_and_update(*losses(params, 0), scaler=scaler)
+        assert opt.state[params[0]]["step"] == 1
+        found.append(params)
+    assert all(map(torch.equal, *found))
+
+
+@both_kinds
+def test_a_default_dtype_of_16_bits_counts_on(kind: str) -> None:
+    """In bfloat16 256 + 1 is 256, and from there on every step would round alike."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(BF16)
+    try:
+        p = torch.nn.Parameter(torch.ones(3))
+        opt = KINDS[kind]([p], stochastic_rounding=0)
+        for _ in range(258):
+            opt.backward_and_update(p.sum(), p.sum())
+    finally:
+        torch.set_default_dtype(default)
+    assert opt.state[p]["step"] == 258
+
+
+@pytest.mark.filterwarnings("ignore:.*never got a general gradient:UserWarning")
+@pytest.mark.parametrize("options", [{"state_dtype": F32}, {"stochastic_rounding": 1}])
+@both_kinds
+def test_sparse_and_complex_gradients_are_refused(kind: str, options: dict[str, Any]) -> None:
+    """As `backward` refuses them: the moments have no room for them. Nothing moves."""
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(TypeError, match=r"step: expected dense gradients .* torch.sparse_coo .*sparse=False"):
+        KINDS[kind](table.parameters(), **options).step()
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match=r"step: expected dense gradients .* torch.complex64 .*shape \(3,\)"):
+        KINDS[kind]([p], **options).step()
 
 
 # ---- what is refused

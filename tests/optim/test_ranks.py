@@ -16,6 +16,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 import prograd_fast as pf
+from prograd_fast.optim.ranks import relative_weight
 from tests.on_ranks import found_on_ranks
 from tests.optim.kinds import OPTIMIZERS, RULES, WAYS, everything, losses, tensors
 from tests.optim.support import same
@@ -197,6 +198,25 @@ def bad_weights(rank: int) -> Any:
     return found, p.grad is None
 
 
+def other_numbers(rank: int) -> Any:
+    """Rounded by another seed, parameters that are the same on all ranks would part without a word."""
+    found = []
+    for options in ({"stochastic_rounding": rank}, {"state_dtype": (torch.float32, None)[rank]}):
+        p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+        opt = sgd(p, **options)
+        found.append(error_of(lambda opt=opt, p=p: opt.backward(*pair(p, rank))))
+    return found
+
+
+def weights_in_16_bits(rank: int) -> Any:
+    """Sizes of batches as `relative_weight` sends them, where the default dtype is bfloat16: 257 is none of its."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return relative_weight(257.0 if rank else 1.0, dist.group.WORLD, torch.device("cpu")).item()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def copies(rank: int) -> Any:
     """A process group cannot be copied or pickled: a copy shares it, or has none and says so at its first backward."""
     results = []
@@ -233,6 +253,8 @@ CASES: dict[str, Callable[[int], Any]] = {
         without_a_group,
         bad_on_one_rank,
         bad_weights,
+        other_numbers,
+        weights_in_16_bits,
         copies,
         types_and_devices,
     )
@@ -331,6 +353,17 @@ def test_weights_that_are_none(results: dict[str, list[Any]]) -> None:
     for errors, no_gradient in both(results, "bad_weights"):
         assert all("weight" in error and error.split(":")[0] in ("ValueError", "TypeError") for error in errors), errors
         assert no_gradient
+
+
+def test_ranks_that_round_otherwise_are_refused(results: dict[str, list[Any]]) -> None:
+    for seeds, dtypes in both(results, "other_numbers"):
+        assert seeds.startswith("ValueError"), seeds
+        assert "stochastic_rounding is 0 in process 0 and 1 in process 1" in seeds
+        assert "state_dtype is torch.float32 in process 0 and None in process 1" in dtypes
+
+
+def test_weights_do_not_take_the_default_dtype(results: dict[str, list[Any]]) -> None:
+    assert both(results, "weights_in_16_bits") == pytest.approx([1 / 129, 257 / 129], rel=1e-6)
 
 
 def test_copies_of_an_optimizer_with_a_group(results: dict[str, list[Any]]) -> None:

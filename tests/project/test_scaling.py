@@ -19,7 +19,11 @@ COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 def torchrun(arguments, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    for _ in range(2):
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        # seen once in some forty runs, on a busy machine: gloo's threads at the end of the interpreter, torch 2.14
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
 
 

@@ -11,7 +11,14 @@ from prograd_fast.files.reading import parse_json
 from prograd_fast.files.tensors import write_sealed
 from prograd_fast.methods import ProGradCoOp
 from prograd_fast.training import tune
-from prograd_fast.training.checkpoint import _HEADER, Checkpoints, _pack, load_checkpoint, save_checkpoint
+from prograd_fast.training.checkpoint import (
+    _HEADER,
+    Checkpoints,
+    _pack,
+    differing,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tests.training.support import RUN, STATE, Killed, interrupted, make_learner, same
 
 
@@ -34,6 +41,16 @@ def test_checkpoint_of_another_run(tmp_path, change):
     with pytest.raises(ValueError, match=f"belongs to another run: its {name} is") as caught:
         load_checkpoint(tmp_path / "c", RUN | change)
     assert "\n" not in str(caught.value)
+
+
+def test_of_many_settings_the_one_that_differs_is_told():
+    """CLAP has a setting with the name of a fact that is told in other words."""
+    clap = {"method": "clap", "settings": {"lr": 0.1, "weights": "l2"}, "weights": "a digest"}
+    other = {**clap, "settings": {"lr": 0.1, "weights": "constant"}}
+    assert differing(clap, other) == "its settings.weights is 'l2', this one's 'constant'"
+    assert differing({**clap, "settings": {"lr": 0.1}}, clap) == "its settings.weights is None, this one's 'l2'"
+    assert differing(clap, {**clap, "weights": "another"}) == "its model has other weights"
+    assert differing(clap, dict(clap)) is None
 
 
 @pytest.mark.parametrize("seed", range(60))

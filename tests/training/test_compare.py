@@ -6,11 +6,17 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
+import open_clip
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
-from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, ZeroShot
+from prograd_fast import methods
+from prograd_fast.cli.compare import _runnable
+from prograd_fast.cli.matching import check_match
+from prograd_fast.methods import GDA, TCP, CoOp, LinearProbe, ProGradCoOp, ProLIP, TipAdapter, ZeroShot
 from prograd_fast.report import report_comparison
 from prograd_fast.report.statistics import Spread
 from prograd_fast.training import Grid, run_grid
@@ -80,6 +86,59 @@ def test_compare(shapes_dir, clip_dir, tmp_path, capfd, monkeypatch):
     run = results["runs"][-1]
     assert (run["method"], run["settings"]["lr"], run["regime"]["views"], run["imbalance"]) == ("prograd", 0.1, 2, 2)
     assert {"all", "balanced", "long-tail", "validation"} == run["accuracy"].keys()
+
+
+@pytest.fixture
+def bare_clip(tmp_path):
+    """A model for which neither TCP can start, whose tower must be causal, nor ProLIP, which needs a projection."""
+    vision = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "none", "image_size": 32}
+    text = {"width": 32, "heads": 2, "layers": 2, "no_causal_mask": True}
+    config = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}
+    model = open_clip.CustomTextCLIP(**config)
+    folder = tmp_path / "bare-clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config | {"custom_text": True}}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def test_of_all_methods_those_are_left_out_that_cannot_start(bare_clip, shapes_dir, tmp_path, capfd, monkeypatch):
+    """One that was named is an error, before anything is trained."""
+    arguments = ["compare", "--data", shapes_dir, "--shots", "1", "--seeds", 1, "--model", bare_clip]
+    monkeypatch.setattr(methods, "METHODS", (ZeroShot, TCP, LinearProbe, ProLIP))
+    assert run_here(monkeypatch, *arguments, "--out", tmp_path / "grid") == 0
+    said = capfd.readouterr().out
+    assert "Left out tcp: block: expected a causal text tower" in said
+    assert "Left out prolip: the image tower TimmModel has no visual projection" in said
+    results = json.loads((tmp_path / "grid" / "results.json").read_text())
+    assert [run["method"] for run in results["runs"]] == ["zero-shot", "linear-probe"]
+
+    (tmp_path / "settings.json").write_text('{"tcp": {"epochs": 2}}')
+    settings = ["--settings", tmp_path / "settings.json"]
+    for named, reason in ((["--methods", "zero-shot,prolip"], "prolip: the image"), (settings, "tcp: block")):
+        assert reason in fail(capfd, monkeypatch, *arguments, *named, "--out", tmp_path / "named")
+        assert not (tmp_path / "named").exists()
+    monkeypatch.setattr(methods, "METHODS", (ProLIP,))
+    assert "no visual projection" in fail(capfd, monkeypatch, *arguments, "--out", tmp_path / "named")
+
+
+def test_classes_of_other_sets_have_to_fit_too(clip, shapes):
+    other = replace(shapes, class_names=(*shapes.class_names[:-1], "cat " * 90))
+    assert _runnable([LinearProbe()], ["linear-probe"], clip, [shapes, other]) == [LinearProbe()]  # is not tested there
+    with pytest.raises(ValueError, match=r"zero-shot: .* is too long"):
+        _runnable([LinearProbe(), ZeroShot()], ["zero-shot"], clip, [shapes, other])
+
+
+def test_what_is_not_chosen_for_want_of_validation_pictures_is_told(clip, shapes, capsys):
+    methods = [GDA(), CoOp(), TipAdapter()]
+    check_match(clip, [shapes], methods)
+    check_match(
+        clip, [replace(shapes, split=np.where(shapes.split == "validation", "test", shapes.split))], methods[1:2]
+    )
+    assert capsys.readouterr().out == ""
+    check_match(clip, [replace(shapes, split=np.where(shapes.split == "validation", "test", shapes.split))], methods)
+    expected = "shapes has no validation pictures, by which are chosen: alpha of GDA, alpha and beta of Tip-Adapter."
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

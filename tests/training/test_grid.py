@@ -78,9 +78,9 @@ def test_a_damaged_run_is_run_again(clip, shapes, tmp_path, counted, caplog):
 def test_runs_of_another_grid_are_refused(clip, shapes, tmp_path, counted):
     run_grid(Grid([CoOp(epochs=2)], [1], seeds=1), clip, shapes, tmp_path, no_bars)
     for other, name in (
-        (Grid([CoOp(epochs=3)], [1], seeds=1), "settings"),
+        (Grid([CoOp(epochs=3)], [1], seeds=1), "settings.epochs"),
         (Grid([CoOp(epochs=2)], [1], seeds=1, imbalance=2.0), "imbalance"),
-        (Grid([CoOp(epochs=2)], [1], seeds=1, options=TrainOptions("bf16")), "regime"),
+        (Grid([CoOp(epochs=2)], [1], seeds=1, options=TrainOptions("bf16")), "regime.precision"),
     ):
         with pytest.raises(ValueError, match=f"a run of another grid: its {name} is"):
             run_grid(other, clip, shapes, tmp_path, no_bars)

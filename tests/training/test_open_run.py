@@ -39,12 +39,21 @@ def test_every_run_predicts_after_loading_what_it_did_before(name, seed, clip, s
     classes = [record["trained_classes"]]
     if method.names_new_classes:
         classes += [list(shapes.class_names), ["kite", "sea animal", "red circle"]]
-    features = encode_pictures(clip, shapes, np.arange(len(shapes))).values
+    tower = clip.before_projection() if method.before_projection else clip
+    features = encode_pictures(tower, shapes, np.arange(len(shapes))).values
     for names in classes:
         assert torch.equal(loaded.scores(names)(features).softmax(1), learner.scores(names)(features).softmax(1))
     found = predict_files(*load_run(tmp_path), clip, shapes.source[:3], no_bars)
     expected = learner.scores(found.class_names)(features[:3]).softmax(1).float()
     torch.testing.assert_close(torch.from_numpy(found.probabilities), expected.gather(1, torch.from_numpy(found.top)))
+
+
+def test_features_behind_the_projection_are_none_for_prolip(clip, shapes, tmp_path):
+    plan = make_plan(shapes, shots=2, seed=0, partition=0)
+    save_run(tmp_path, *train_method(small("prolip"), clip, shapes, plan, no_bars))
+    scores = open_run(tmp_path, clip)[2].scores(shapes.class_names)
+    with pytest.raises(ValueError, match=r"expected those before the projection, 32 wide, got 24\. Encode the"):
+        scores(encode_pictures(clip, shapes, np.arange(3)).values)
 
 
 def test_a_run_without_a_known_model_asks_for_it(clip, shapes, tmp_path):

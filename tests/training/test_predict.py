@@ -133,3 +133,15 @@ def test_bad_files_of_class_names(tmp_path, content, reason):
         read_class_names(tmp_path / "names.txt")
     with pytest.raises(ValueError, match="cannot read class names"):
         read_class_names(tmp_path)
+
+
+def test_the_classes_in_another_order_are_the_same_classes(clip, runs, files):
+    record, _ = runs["linear-probe"]
+    known = record["trained_classes"]
+    expected = predict_files(*runs["linear-probe"], clip, files, no_bars)
+    found = predict_files(*runs["linear-probe"], clip, files, no_bars, known[::-1])
+    names = [[[one.class_names[i] for i in row] for row in one.top] for one in (expected, found)]
+    assert names[0] == names[1]
+    assert (found.probabilities == expected.probabilities).all()
+    with pytest.raises(ValueError, match=f"expected all {len(known)} classes of this run and no others"):
+        predict_files(*runs["linear-probe"], clip, files, no_bars, known[1:])

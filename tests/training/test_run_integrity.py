@@ -188,10 +188,10 @@ def finished(arguments, tmp_path_factory) -> Path:
     [
         (["--shots", 2], "its shots is 1, this one's 2"),
         (["--seed", 1], "its seed is 0, this one's 1"),
-        (["--epochs", 3], "its settings is"),
+        (["--epochs", 3], "its settings.epochs is 2, this one's 3"),
         (["--method", "coop"], "its method is 'prograd', this one's 'coop'"),
         (["--partition", 0], "its class_names is"),
-        (["--precision", "bf16"], "its regime is"),
+        (["--precision", "bf16"], "its regime.precision is 'fp32', this one's 'bf16'"),
         (["--data", "clipart"], "its data is"),
         (["--model", "emoji-lite"], "its model is"),
     ],

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prograd_fast.methods import CoOp
+from prograd_fast.cli.train import _tell_idle
+from prograd_fast.methods import GDA, CoOp
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.loop import update
 from tests.tolerances import assert_close
@@ -70,3 +71,12 @@ def test_patience_needs_validation_pictures():
 def test_options_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainOptions(**settings)
+
+
+def test_options_of_steps_that_a_method_does_not_take_are_told(capsys):
+    options = TrainOptions(views=3, patience=2)
+    _tell_idle(CoOp(), options)
+    _tell_idle(GDA(), TrainOptions(graph=True))
+    assert capsys.readouterr().out == ""
+    _tell_idle(GDA(), options)
+    assert capsys.readouterr().out == "GDA takes no training steps: --patience, --views change nothing.\n"

@@ -82,6 +82,8 @@ class Inventory:
         self._held = tuple(chain.from_iterable(map(dict.values, self._contents)))
         weights = (root.parameters() if isinstance(root, nn.Module) else [root] for root in self._roots)
         self._weights = tuple(weight for weight in chain.from_iterable(weights) if weight is not None)
+        # of a model that was built in inference mode, which do not tell when they change
+        self._untold = any(map(Tensor.is_inference, self._weights))
 
     def is_of(self, text: Any) -> bool:
         """Whether no module or weight was added, taken away or replaced."""
@@ -95,13 +97,13 @@ class Inventory:
         """Whether the tower's own code has to run.
 
         So it is where its modules have hooks or a `forward` of their own, as accelerate gives them, or were replaced by
-        others, such as PEFT's; and while its weights are trained.
+        others, such as PEFT's; while its weights are trained, and where they are inference tensors.
 
         Args:
             trainable: whether weights that require grad are trained.
         """
         hooks = chain.from_iterable(map(_HOOKS, self._modules))
-        if self._unlike or any(hooks) or any("forward" in module for module in self._modules):
+        if self._unlike or self._untold or any(hooks) or any("forward" in module for module in self._modules):
             return True
         return trainable and any(map(_TRAINED, self._weights))
 

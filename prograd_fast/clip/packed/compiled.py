@@ -40,14 +40,19 @@ def number_of(encoder: Encoder) -> int:
     return number
 
 
-def encode_compiled(context: Tensor, deep: Tensor | None, encoder: int, unit: bool) -> Tensor | None:
-    """Features while torch.compile traces: as `encode.encode`; None where the tower's own code has to be traced."""
+def encode_compiled(
+    context: Tensor, deep: Tensor | None, encoder: int, dtype: torch.dtype, unit: bool
+) -> Tensor | None:
+    """Features while torch.compile traces: as `encode.encode`; None where the tower's own code has to be traced.
+
+    The dtype of the products is an argument, so that the compiler sees where it comes from: a tower that is moved to
+    another one is compiled anew.
+    """
     differentiable = torch.is_grad_enabled()
     groups = len(context.unbind())  # a constant, of which the chunks depend; shape[0] may be a symbol
-    traced = _traced(encoder, groups, unit, differentiable)
-    if traced is None:
+    sizes = _sizes(encoder, groups, dtype, unit, differentiable)
+    if sizes is None:
         return None
-    dtype, sizes = traced
     deep = None if deep is None else deep.to(dtype)
     encode = torch.ops.prograd_fast.encode_prompts
     features: Tensor = encode(context, deep, encoder, dtype, sizes, unit, differentiable)[0]
@@ -55,8 +60,8 @@ def encode_compiled(context: Tensor, deep: Tensor | None, encoder: int, unit: bo
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _traced(encoder: int, groups: int, unit: bool, differentiable: bool) -> tuple[torch.dtype, list[int]] | None:
-    plan = _encoders[encoder].plan(groups, None, unit=unit, differentiable=differentiable)
+def _sizes(encoder: int, groups: int, dtype: torch.dtype, unit: bool, differentiable: bool) -> list[int] | None:
+    plan = _encoders[encoder].plan(groups, dtype, unit=unit, differentiable=differentiable)
     if plan is None:
         return None
     weights, every = plan.prompts.part.weights, plan.prompts.part
@@ -65,7 +70,7 @@ def _traced(encoder: int, groups: int, unit: bool, differentiable: bool) -> tupl
     n_classes = n_encoded if plan.share is None else plan.share.n_classes
     hidden = [block.up.weight.shape[0] for block in weights.blocks]
     sizes = [n_classes, int(plan.share is not None) * n_encoded, n_encoded, rows, len(part.offsets) - 1]
-    return weights.dtype, [*sizes, weights.features, *hidden]
+    return [*sizes, weights.features, *hidden]
 
 
 def _plan(encoder: int, context: Tensor, dtype: torch.dtype, unit: bool, differentiable: bool) -> EncodePlan:
