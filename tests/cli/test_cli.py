@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prograd_fast.terminal import output
 from prograd_fast.training.checkpoint import Checkpoints
 from tests.cli.support import fail, run, run_here, stopped_run
 from tests.conftest import SHAPES, draw, draw_shapes
@@ -115,7 +116,7 @@ def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatc
     stopped_run(monkeypatch, out, arguments)
     line = fail(capfd, monkeypatch, "train", *arguments, "--out", out)
     assert "holds an unfinished run; --resume to go on with it, --force to begin anew" in line
-    for changed, name in ((["--lr", 0.2], "settings"), (["--seed", 1], "seed"), (["--precision", "bf16"], "regime")):
+    for changed, name in ((["--lr", 0.2], "settings.lr"), (["--seed", 1], "seed"), (["--precision", "bf16"], "regime")):
         line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", out, "--resume")
         assert f"belongs to another run: its {name} is" in line
     assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
@@ -244,6 +245,8 @@ def test_a_preset_and_settings_beside_it(shapes_dir, clip_dir, tmp_path, capfd, 
 
 
 def test_methods_and_their_presets_are_listed(capfd, monkeypatch):
+    monkeypatch.setattr(output.console, "_width", None)  # COLUMNS of when it was made, which pytest-xdist sets
+    monkeypatch.setenv("COLUMNS", "200")
     assert run_here(monkeypatch, "methods") == 0
     text = "".join(capfd.readouterr().out.split())
     assert all(word in text for word in ("zero-shot", "subpt-nfl", "alpha=5.0", "vit-b16-base-to-new-eurosat"))

@@ -11,6 +11,7 @@ from torchvision import datasets
 from prograd_fast.data import BENCHMARKS, load, load_benchmark
 from prograd_fast.data.benchmarks import missing_pictures
 from prograd_fast.methods.templates import DATASETS
+from prograd_fast.terminal import output
 from tests.cli.support import fail, run_here
 from tests.data import layouts
 from tests.data.layouts import IMAGENET, NAMES, SPLITS, VARIANTS
@@ -207,6 +208,8 @@ def test_check_of_a_whole_set_ends_well(tmp_path, capfd, monkeypatch):
 
 def test_list_shows_every_set_and_what_is_there(root, tmp_path, capfd, monkeypatch):
     layouts.make_split(tmp_path, "dtd")
+    monkeypatch.setattr(output.console, "_width", None)  # COLUMNS of when it was made, which pytest-xdist sets
+    monkeypatch.setenv("COLUMNS", "200")
     assert run_here(monkeypatch, "data", "list", "--root", tmp_path) == 0
     rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows] == list(BENCHMARKS)

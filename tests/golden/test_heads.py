@@ -62,7 +62,8 @@ class Golden:
 
 def task_of(x, labels, n_classes, **more):
     """What a head needs to know of a task."""
-    values = {"seed": 0, "validation": None, "device": x.device, "class_names": [str(i) for i in range(n_classes)]}
+    names = [str(i) for i in range(n_classes)]
+    values = {"seed": 0, "validation": None, "teacher": None, "device": x.device, "class_names": names}
     return SimpleNamespace(image_features=x, labels=labels, **(values | more))
 
 

@@ -339,14 +339,18 @@ def gradients():
     task, general = pf.functional.dual_loss(z, t, y)
     return torch.autograd.grad(task, z, retain_graph=True)[0], torch.autograd.grad(general, z)[0]
 
-stop = threading.Event()
+stop, ran = threading.Event(), threading.Event()
 def busy():
     while not stop.is_set():
         pf.functional.dual_loss(z.detach(), t, y)
+        ran.set()
 thread = threading.Thread(target=busy)
 wanted = [g.clone() for g in gradients()]
 held = gradients()
+with torch.no_grad():
+    pf.functional.dual_loss(-z, t, y)
 thread.start()
+ran.wait()  # PyTorch's first calls take a lock of the C library, which a fork leaves locked in the child
 for _ in range(2):
     child = os.fork()
     if child == 0:
