@@ -116,7 +116,11 @@ def test_a_stopped_run_goes_on(shapes_dir, clip_dir, tmp_path, capfd, monkeypatc
     stopped_run(monkeypatch, out, arguments)
     line = fail(capfd, monkeypatch, "train", *arguments, "--out", out)
     assert "holds an unfinished run; --resume to go on with it, --force to begin anew" in line
-    for changed, name in ((["--lr", 0.2], "settings.lr"), (["--seed", 1], "seed"), (["--precision", "bf16"], "regime")):
+    for changed, name in (
+        (["--lr", 0.2], "settings.lr"),
+        (["--seed", 1], "seed"),
+        (["--precision", "bf16"], "regime.precision"),
+    ):
         line = fail(capfd, monkeypatch, "train", *arguments, *changed, "--out", out, "--resume")
         assert f"belongs to another run: its {name} is" in line
     assert run_here(monkeypatch, "train", *arguments, "--out", out, "--resume") == 0
