@@ -89,7 +89,7 @@ wheels: install
 # themselves; the kernels are for developers, who read their files
 docs: install
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast '!prograd_fast.backends.' \
-	  prograd_fast.optim.two_gradients prograd_fast.methods prograd_fast.training prograd_fast.export prograd_fast.integrations
+	  prograd_fast.optim.two_gradients prograd_fast.methods prograd_fast.methods.cached_head prograd_fast.training prograd_fast.export prograd_fast.integrations
 	@echo "Open build/docs/prograd_fast.html"
 
 clean:

@@ -52,7 +52,7 @@ def make_learner(method=None, dtype=torch.float32, seed=0) -> PromptTuningLearne
     generator = torch.Generator().manual_seed(0)
     width = 32 if method is not None and method.before_projection else 24
     centres = torch.randn(len(CLASS_NAMES), width, generator=generator, dtype=dtype)
-    features = centres.repeat_interleave(6, 0) + 0.3 * torch.randn(30, 24, generator=generator, dtype=dtype)
+    features = centres.repeat_interleave(6, 0) + 0.3 * torch.randn(30, width, generator=generator, dtype=dtype)
     labels = torch.arange(len(CLASS_NAMES)).repeat_interleave(6)
     task = Task(tiny_clip(dtype=dtype), TOKENIZER, CLASS_NAMES, F.normalize(features, dim=-1), labels, seed)
     return (method or MINI).start(task)
