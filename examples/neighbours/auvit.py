@@ -150,7 +150,7 @@ def sentences(results: dict[str, Tensor], chance: float) -> list[str]:
     verdict = (
         "may be needed or not: no method is better than the commonest class"
         if max(m[0] for m in mean.values()) <= chance
-        else "is not needed for the accuracy: the projection, which has none, is as good within two standard errors"
+        else "is not shown to be needed: the projection, which has none, is within two standard errors of it or above"
         if gap >= -2 * error
         else "is still needed: no projection makes up for a well chosen one"
     )

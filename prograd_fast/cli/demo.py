@@ -41,6 +41,7 @@ def demo(
     grid = Grid(methods, shots=[16], seeds=3, partitions=3)
     followed = [method for method in grid.methods if isinstance(method, CoOp | ProGradCoOp)]
     with progress() as track, TemporaryDirectory() as runs:  # a demo begins anew each time
+        feature_cache = feature_cache or Path(runs) / "features"  # the paths need them again
         results = run_grid(grid, clip, pictures, Path(runs), track, feature_cache)
         plans = grid.plans(pictures)[0].values()
         rows = np.unique(np.concatenate([plan.rows for plan in plans]))

@@ -64,7 +64,7 @@ def test_sentences_follow_the_numbers() -> None:
     first, second, third = auvit.sentences(results, 0.25)
     assert "right for 35.0% of the drawings (the commonest class: 25.0%)" in first
     assert "35.0% (ρ = 10) to 65.0% (ρ = 1), and the projection for 65.0%" in first
-    assert "is not needed" in second
+    assert "is not shown to be needed" in second
     assert "is still needed" in auvit.sentences({**results, auvit.PROJECTED: bad}, 0.25)[1]
     assert "0.300 with the projection, 0.300 with ρ = 1 and 0.200 at best" in third
 
