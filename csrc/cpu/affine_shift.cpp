@@ -20,10 +20,8 @@ constexpr int64_t grain_size = 16384;  // elements for which a second thread pay
 std::vector<Move> moves_of(const at::Tensor& x, at::IntArrayRef groups, at::IntArrayRef axes, bool back) {
   std::vector<Move> moves;
   for (size_t g = 0; g < groups.size(); ++g) {
-    const int64_t axis = axes[g] < 0 ? -axes[g] : axes[g], step = axis == 0 ? 0 : x.stride(1 + axis);
-    const int64_t offset = (axes[g] < 0) != back ? -step : step;
-    const int64_t positions = x.numel() / (x.size(0) * x.size(1));
-    moves.insert(moves.end(), groups[g], Move{positions, offset, axis == 0 ? positions : step * x.size(1 + axis)});
+    const AxisShift shift = shift_along(x, axes[g], back);
+    moves.insert(moves.end(), groups[g], Move{x.numel() / (x.size(0) * x.size(1)), shift.offset, shift.period});
   }
   return moves;
 }
