@@ -260,7 +260,7 @@ void gate_shift_fuse(Storage storage, const GatedClips& clips, const void* phi, 
     all.out = static_cast<T*>(out);
     all.aligned = all.aligned && is_aligned(out);
     const int64_t blocks = (int64_t(2) * all.half * all.packs() + kGateThreads - 1) / kGateThreads;
-    if (all.clips * blocks) {
+    if (all.clips && blocks) {
       launch(gate_shift_fuse_kernel<T>, all.clips * blocks, kGateThreads, 0, false, stream, all, blocks);
     }
   });

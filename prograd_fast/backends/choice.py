@@ -71,7 +71,12 @@ FAMILIES: dict[str, Family] = {
         "taken without Triton",
     ),
     "affine_shift": Family(
-        ("affine_shift_out", "affine_shift_backward_out"), {"triton": INTERPRETER}, "the only one that has it"
+        ("affine_shift_out", "affine_shift_backward_out"), _BOTH, "a launch for eight groups of channels, not for one"
+    ),
+    "gate_shift_fuse": Family(
+        ("gate_shift_means_out", "gate_shift_fuse_out", "gate_shift_slopes_out", "gate_shift_fuse_backward_out"),
+        _BOTH,
+        "what moves is carried in registers, so that the second pass reads nothing twice",
     ),
 }
 

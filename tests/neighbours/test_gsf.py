@@ -7,6 +7,7 @@ import torchvision
 
 from prograd_fast.neighbours.gsf import GSF, Clips, insert_gsf
 from tests.neighbours.by_name import DTYPES, Golden
+from tests.neighbours.golden_gsf import compare_with_the_authors
 from tests.ops.support import BACKENDS, normal, running_on
 
 
@@ -15,24 +16,6 @@ from tests.ops.support import BACKENDS, normal, running_on
 def test_authors_module(backend: str, dtype: torch.dtype) -> None:
     with running_on(backend):
         compare_with_the_authors(Golden("gsf", dtype))
-
-
-def compare_with_the_authors(golden: Golden) -> None:
-    for case in golden.recipe["cases"]:
-        prefix = case["prefix"]
-        for mode in ("eval", "train"):
-            module = golden.load(GSF(case["planes"], case["num_segments"], case["gsf_ch_ratio"]), prefix)
-            assert module.used == case["used_planes"]
-            module.train(mode == "train")
-            x = golden.leaf(f"{prefix}input")
-            out = module(x)
-            golden.close(out, f"{prefix}{mode}_output")
-            (out * golden[f"{prefix}cotangent"]).sum().backward()
-            golden.close(x.grad, f"{prefix}{mode}_grad_input")
-            golden.gradients(module, f"{prefix}{mode}_grad_")
-        for name in ("running_mean", "running_var"):
-            golden.close(getattr(module.bn, name), f"{prefix}after_bn.{name}")
-    golden.all_compared()
 
 
 def test_size_of_the_authors_module() -> None:

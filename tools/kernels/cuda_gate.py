@@ -50,6 +50,14 @@ WIDE = {
     "layer_norm_backward": (5, 1),
     "gelu": (1, 1),
     "gelu_backward": (2, 1),
+    # what moves, as packs where they stay whole; the bias, or what the sums are multiplied with
+    "affine_shift": (2, 1),
+    "affine_shift_backward": (2, 1),
+    # a map and its gate; the neighbouring frame's, and the gradient
+    "gate_shift_means": (2, 0),
+    "gate_shift_fuse": (2, 1),
+    "gate_shift_slopes": (5, 0),
+    "gate_shift_fuse_backward": (4, 2),
 }
 # the most instructions in loops for each element, over all loops of a kernel
 BUDGET = {"dual_loss": 60, "dual_loss_sums": 35}
@@ -63,6 +71,7 @@ RULES = {
     "SquaredError": "squared_error",
     "SoftWing": "soft_wing",
 }
+OF_256 = ("dual_loss", "sample", "squared", "soft", "attention", "gelu", "affine", "gate")  # threads
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 # what the numbers say that a kernel is instantiated for, after the dtype
 NUMBERS = {
@@ -195,7 +204,7 @@ def threads_of(kernel: str, dtype: str) -> int:
         return 1024 if dtype == "fp32" else 512
     if "layer_norm" in kernel or "tiles" in kernel:
         return 128
-    return 256 if name.startswith(("dual_loss", "sample", "squared", "soft", "attention", "gelu")) else 512
+    return 256 if name.startswith(OF_256) else 512
 
 
 def asked_shared(kernel: str, dtype: str) -> int:
@@ -213,6 +222,8 @@ def asked_shared(kernel: str, dtype: str) -> int:
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
+    if kernel.startswith("gate_shift_fuse_backward"):  # a pack of sums for each thread
+        return 256 * (16 // SIZES[dtype]) * max(SIZES[dtype], 4)
     classes = {"dual_loss": 1000, "dual_loss_sums": 4096}.get(kernel.split()[0], 0)
     if ODD in kernel:
         return 2 * classes * max(SIZES[dtype], 4)
@@ -253,6 +264,16 @@ def traffic(kernel: str) -> str:
             return f"{2 * size} / {2 * size}"
         case "gelu_backward":
             return f"{5 * size} / {5 * size}"
+        case "affine_shift" | "affine_shift_backward":
+            return f"{3 * size} / {3 * size}"
+        case "gate_shift_means":
+            return f"{size} / {size}"
+        case "gate_shift_fuse":
+            return f"{2 * size} / {2 * size}"
+        case "gate_shift_slopes":
+            return f"{3 * size} / {2 * size}"
+        case "gate_shift_fuse_backward":
+            return f"{4 * size} / {3 * size}"
         case "add_layer_norm":
             return f"{4 * size} / {4 * size}"
         case "layer_norm_backward":

@@ -162,6 +162,15 @@ def _shift(dtype: torch.dtype) -> None:
     ops.affine_shift_backward_out(x, x, scale, *shift, d_x=x, d_scale=scale)
 
 
+def _clips(size: int, dtype: torch.dtype) -> None:
+    x, gate = torch.zeros(2, 4, 64, size, size, dtype=dtype), torch.zeros(2, 2, 4, size, size, dtype=dtype)
+    phi, means = torch.zeros(2, 2, 32, 4), torch.zeros(2, 4, 32, 4)
+    ops.gate_shift_means_out(x, gate, means=means)
+    ops.gate_shift_fuse_out(x, gate, phi, out=x)
+    ops.gate_shift_slopes_out(x, x, gate, d_phi=phi)
+    ops.gate_shift_fuse_backward_out(x, x, gate, phi, means, d_x=x, d_gate=gate)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -221,6 +230,8 @@ CASES = {
     "2048 rows of 512 to 2048, erf, bf16": Case(lambda: _linear_gelu(2048, 0, BF16), 2),
     "frames of 16 x 16, fp32": Case(lambda: _shift(F32), 4),
     "frames of 16 x 16, bf16": Case(lambda: _shift(BF16), 2),
+    "planes of 28 x 28, fp32": Case(lambda: _clips(28, F32), 4),
+    "planes of 28 x 28, bf16": Case(lambda: _clips(28, BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
@@ -251,6 +262,11 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "gelu_backward": lambda c: (5 * c.storage,) * 2,
     "affine_shift": lambda c: (3 * c.storage,) * 2,
     "affine_shift_backward": lambda c: (3 * c.storage,) * 2,
+    "gate_shift_means": lambda c: (c.storage,) * 2,
+    # the neighbouring frame is read again, from a cache where the programs of a channel run together
+    "gate_shift_fuse": lambda c: (3 * c.storage, 2 * c.storage),
+    "gate_shift_slopes": lambda c: (3 * c.storage, 2 * c.storage),
+    "gate_shift_fuse_backward": lambda c: (4 * c.storage, 3 * c.storage),
 }
 
 

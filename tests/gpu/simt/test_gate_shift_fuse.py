@@ -15,7 +15,7 @@ from tests.gpu.simt.build import compiler
 from tests.gpu.simt.faults import Fault, assert_found, planted, run_case
 from tests.gpu.simt.library import SCHEDULES, STORAGES, Guarded, Library, accumulation, draw, pointer, storage_of
 from tests.neighbours.by_name import Golden
-from tests.neighbours.test_gsf import compare_with_the_authors
+from tests.neighbours.golden_gsf import compare_with_the_authors
 from tests.ops.support import running_on
 from tests.tolerances import assert_close
 
