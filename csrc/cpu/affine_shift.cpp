@@ -1,4 +1,4 @@
-// affine_shift_out and affine_shift_backward_out on CPU tensors.
+// affine_shift, affine_shift_out and affine_shift_backward_out on CPU tensors.
 #include "affine_shift.h"
 
 #include <ATen/ATen.h>
@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "../common/kept_memory.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/affine_shift.h"
@@ -70,7 +71,15 @@ void affine_shift_backward_out(const at::Tensor& gradient, const at::Tensor& x, 
   });
 }
 
+at::Tensor affine_shift(const at::Tensor& x, MaybeTensor scale, MaybeTensor bias, at::IntArrayRef groups,
+                        at::IntArrayRef axes) {
+  at::Tensor out = empty_in_kept_memory(x.sizes(), x.options());
+  affine_shift_out(x, scale, bias, groups, axes, out);
+  return out;
+}
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("affine_shift", TORCH_FN(affine_shift));
   library.impl("affine_shift_out", TORCH_FN(affine_shift_out));
   library.impl("affine_shift_backward_out", TORCH_FN(affine_shift_backward_out));
 });

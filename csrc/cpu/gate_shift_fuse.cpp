@@ -4,8 +4,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <tuple>
 #include <vector>
 
+#include "../common/kept_memory.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/gate_shift_fuse.h"
@@ -14,7 +16,7 @@
 namespace prograd::cpu {
 namespace {
 
-constexpr int64_t grain_size = 16384;   // elements for which a second thread pays
+constexpr int64_t grain_size = 16384;     // elements for which a second thread pays
 constexpr int64_t streamed_bytes = 4096;  // of a plane: the ends of shorter ones are too many to go past the caches
 
 // The used channels of a call: where a channel of a frame is, in maps, in the gate, and in what has a number for each.
@@ -118,8 +120,12 @@ void gate_shift_fuse_backward_out(const at::Tensor& gradient, const at::Tensor& 
       for (int64_t c = first; c < first + of.half; ++c) {
         GatedGradient& one = gradients[c - first];
         const int64_t place = planes.interleaved(c);
-        one = {planes.at(gradient, b, t, place), nullptr, 1 - get(phi, planes.number(b, t, c)),
-               get(d_means, planes.pair(b, t, c, true)) / n, 0, 0};
+        one = {planes.at(gradient, b, t, place),
+               nullptr,
+               1 - get(phi, planes.number(b, t, c)),
+               get(d_means, planes.pair(b, t, c, true)) / n,
+               0,
+               0};
         if (!planes.inside(to)) continue;
         one.other_gradient = planes.at(gradient, b, to, place);
         one.other_slope = get(phi, planes.number(b, to, c));
@@ -131,7 +137,21 @@ void gate_shift_fuse_backward_out(const at::Tensor& gradient, const at::Tensor& 
   });
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gate_shift_fuse(const at::Tensor& x, const at::Tensor& gate,
+                                                               const at::Tensor& weight, const at::Tensor& bias,
+                                                               int64_t used) {
+  check_gate_shift_fuse(at::kCPU, x, gate, weight, bias, used);
+  at::Tensor means = at::empty({x.size(0), 4, used / 2, x.size(1)}, weight.options());
+  gate_shift_means_out(x, gate, means);
+  const at::Tensor phi = at::conv2d(means, weight, bias, 1, 1, 1, 2).sigmoid_().contiguous();
+  at::Tensor out = empty_in_kept_memory(x.sizes(), x.options());
+  gate_shift_fuse_out(x, gate, phi, out);
+  if (used < x.size(2)) out.slice(2, used).copy_(x.slice(2, used));
+  return {out, means, phi};
+}
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("gate_shift_fuse", TORCH_FN(gate_shift_fuse));
   library.impl("gate_shift_means_out", TORCH_FN(gate_shift_means_out));
   library.impl("gate_shift_fuse_out", TORCH_FN(gate_shift_fuse_out));
   library.impl("gate_shift_slopes_out", TORCH_FN(gate_shift_slopes_out));

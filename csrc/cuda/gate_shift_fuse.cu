@@ -17,8 +17,8 @@ struct GateArguments {
   const T *x, *gate;
   int64_t clips;
   int frames, channels, half, positions;
-  bool aligned;        // every plane of every map starts on 16 bytes
-  const T* gradient;   // for the sums of the backward, and for its second pass
+  bool aligned;          // every plane of every map starts on 16 bytes
+  const T* gradient;     // for the sums of the backward, and for its second pass
   const A *phi, *means;  // means: their gradient
   T *out, *d_gate;
   A* numbers;  // means, or the gradient of phi

@@ -12,7 +12,7 @@ from torch import Tensor
 from prograd_fast.backends.triton_kernels.launch import on_device
 
 LARGEST_BLOCK = 1024  # positions
-TILE = 1024  # positions times channels of a block of the gate's gradient
+TILE = 512  # positions times channels of a block of the gate's gradient
 
 
 @triton.jit
