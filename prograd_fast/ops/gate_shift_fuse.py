@@ -18,9 +18,7 @@ from prograd_fast.ops.registry import LIBRARY, define
 # ---- formulas; u is (B, T, 2, f/2, H, W), the used channels in two groups
 
 
-def gate_shift_fuse_formula(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, used: int | None = None
-) -> Tensor:
+def gate_shift_fuse_formula(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, used: int | None = None) -> Tensor:
     """Gate, shift, fuse and interleave, for any float dtype; see `gate_shift_fuse`."""
     used = x.shape[2] if used is None else used
     passed, rest = _split(x, gate, used)

@@ -71,9 +71,7 @@ def test_parity(backend: str, dtype: torch.dtype, case: str) -> None:
 def test_formula_is_the_same() -> None:
     shape, used = CASES["channels that pass"]
     given = inputs(shape, torch.float64)
-    assert_close(
-        reference.gate_shift_fuse(*given, used), step_by_step(*given, used), "formula", torch.float64
-    )
+    assert_close(reference.gate_shift_fuse(*given, used), step_by_step(*given, used), "formula", torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +93,8 @@ def test_extreme_values(backend: str, dtype: torch.dtype) -> None:
         assert torch.equal(functional.gate_shift_fuse(nothing, gate, weight, bias, used), nothing)
         x[0, 0, 0, 0, 0] = math.nan
         spoiled = functional.gate_shift_fuse(x, gate, weight, bias, used).isnan()
-    assert spoiled[0].any() and not spoiled[1].any()  # a clip's NaN stays in the clip
+    assert spoiled[0].any()
+    assert not spoiled[1].any()  # a clip's NaN stays in the clip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -212,7 +212,8 @@ def asked_shared(kernel: str, dtype: str) -> int:
 
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
     512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block,
-    and in the backward at least 16 keys and values and two times 16 queries and cotangents for each warp.
+    and in the backward at least 16 keys and values and two times 16 queries and cotangents for each warp; a pack of
+    sums for each thread.
     """
     if "tiles" in kernel:
         columns = int(kernel.rsplit(" ", 1)[1])
@@ -222,7 +223,7 @@ def asked_shared(kernel: str, dtype: str) -> int:
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
-    if kernel.startswith("gate_shift_fuse_backward"):  # a pack of sums for each thread
+    if kernel.startswith("gate_shift_fuse_backward"):
         return 256 * (16 // SIZES[dtype]) * max(SIZES[dtype], 4)
     classes = {"dual_loss": 1000, "dual_loss_sums": 4096}.get(kernel.split()[0], 0)
     if ODD in kernel:
@@ -236,7 +237,8 @@ def traffic(kernel: str) -> str:
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
     A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
     with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
-    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums.
+    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums. A neighbouring
+    frame counts where a kernel of gate, shift and fuse reads it again; the gate and the numbers of a channel do not.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]

@@ -1,4 +1,4 @@
-"""Gate, shift and fuse: a program for each plane, which is one channel of one frame; for the gate's gradient, for a tile.
+"""Gate, shift and fuse: a program for each plane, one channel of one frame; for the gate's gradient, for a tile.
 
 A program reads the neighbouring frame's plane as well. It is another program's own, next to it in the grid, so that one
 of the two finds it in a cache.

@@ -152,7 +152,9 @@ FAULTS = {
         "affine_shift.cu", "all.positions - begin < all.part ?", "false ?", says="outside|relative error"
     ),
     "sum of one thread": Fault("affine_shift.cu", "sum = block_sum(sum);", ""),
-    "packs of two packs": Fault("affine_shift.cu", "all.aligned && offset % N == 0", "all.aligned", says="16 bytes|align"),
+    "packs of two packs": Fault(
+        "affine_shift.cu", "all.aligned && offset % N == 0", "all.aligned", says="16 bytes|align"
+    ),
 }
 
 

@@ -144,13 +144,13 @@ FAULTS = {
     "sum of one slice": Fault("gate_shift_fuse.cu", "other < slices;", "other < 1;"),
     "no barrier": Fault("gate_shift_fuse.cu", "  __syncthreads();\n  if (slice", "  if (slice"),
     "pack behind the end": Fault(
-        "gate_shift_fuse.cu", "return left < kVector<T> ? left : kVector<T>;", "return kVector<T>;", says="outside|relative"
+        "gate_shift_fuse.cu", "left < kVector<T> ? left : kVector<T>", "kVector<T>", says="outside|relative"
     ),
     "sum of half the lanes": Fault("gate_shift_fuse.cu", "offset = kWarp / 2", "offset = kWarp / 4"),
     "channels of the next clip": Fault(
         "gate_shift_fuse.cu", "if (c >= 2 * all.half) return;", "", says="outside|relative|nan"
     ),
-}  # fmt: skip
+}
 
 
 def small_case(simt: GateShiftFuse, seed: int) -> None:

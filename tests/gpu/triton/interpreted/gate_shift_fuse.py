@@ -1,7 +1,6 @@
 """Guards gate, shift and fuse on Triton: against its formula in float64, and GSF against its authors' module."""
 
 import pytest
-import torch
 
 from prograd_fast import functional
 from prograd_fast.backends.triton_kernels import gate_shift_fuse
