@@ -12,7 +12,7 @@ from torch import Tensor
 from prograd_fast.backends.triton_kernels.launch import on_device
 
 LARGEST_BLOCK = 1024  # positions
-TILE = 512  # positions times channels of a block of the gate's gradient
+TILE_BYTES = 2048  # positions times channels of a block of the gate's gradient: with more, float32 spills on sm_100
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def gate_shift_fuse_backward_out(
             grid = (len(x) * 2 * frames, triton.cdiv(n, block))
             gate_shift_fuse_backward[grid](
                 gradient, x, gate, phi, d_means, d_x, d_gate, n, frames, channels, half,
-                CHANNELS=TILE // block, BLOCK=block,
+                CHANNELS=TILE_BYTES // x.element_size() // block, BLOCK=block,
             )  # fmt: skip
 
 

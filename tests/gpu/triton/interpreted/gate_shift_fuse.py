@@ -26,7 +26,7 @@ CASES = {
 def test_gate_shift_fuse(dtype, case, monkeypatch):
     shape, used = CASES[case]
     if case == "several blocks of channels":
-        monkeypatch.setattr(gate_shift_fuse, "TILE", 128)  # four channels at a time
+        monkeypatch.setattr(gate_shift_fuse, "TILE_BYTES", 256)  # one to four channels at a time
     batch, frames, _, *size = shape
     given = [
         *(draw(*shape, dtype=dtype), draw(batch, 2, frames, *size).tanh().to(dtype)),
