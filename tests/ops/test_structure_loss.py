@@ -89,7 +89,7 @@ def test_extreme_values_strides_and_threads(backend: str) -> None:
             for got, want in zip(
                 call(a, b, rows, columns, *options), call(*copies, rows, columns, *options), strict=True
             ):
-                assert torch.equal(got, want.to(got.dtype))
+                assert_close(got, want, "formula", torch.float32)
         x[3, 2, 0] = math.nan
         *losses, cotangents = call(x, t, rows, columns, *options)
     assert all(loss.isnan() for loss in losses)
