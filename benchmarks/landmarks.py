@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import DEVICE, Side
-from prograd_fast import functional
-from prograd_fast.ops.differences import structure_loss, structure_loss_formula
-from prograd_fast.ops.edges import edge_softmax_sum_formula
-from prograd_fast.ops.normalised_focal import normalised_focal_loss_formula
-from prograd_fast.ops.soft_argmax import local_soft_argmax_formula
+from prograd_fast import functional, reference
 
 Call = Callable[..., Any]
 NODES, EDGES = 98, 294  # WFLW's landmarks, three neighbours each
@@ -26,7 +22,8 @@ def _neighbours() -> tuple[Tensor, Tensor]:
     return rows, (rows * 7 + torch.arange(EDGES, device=DEVICE)) % NODES
 
 
-def _sides(ours: Call, formula: Call, build: Callable[[Call, int], Side]) -> dict[str, Callable[[int], Side]]:
+def _sides(name: str, build: Callable[[Call, int], Side]) -> dict[str, Callable[[int], Side]]:
+    ours, formula = getattr(functional, name), getattr(reference, name)
     calls = {"kernel": ours, "formula": formula, "formula, torch.compile": torch.compile(formula)}
     return {name: lambda size, call=call: build(call, size) for name, call in calls.items()}
 
@@ -56,11 +53,7 @@ def _structure(call: Call, faces: int) -> Side:
     return lambda: torch.autograd.grad(sum(call(x, t, *ends)), x)
 
 
-def _structure_formula(x: Tensor, t: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    return structure_loss_formula(x, t, rows, columns, 2.0, 20.0, 0.5, 1 / x.numel())
-
-
-EDGE_SUMS = _sides(functional.edge_softmax_sum, edge_softmax_sum_formula, _edges)
-SOFT_ARGMAX = _sides(functional.local_soft_argmax, local_soft_argmax_formula, _soft_argmax)
-FOCAL = _sides(functional.normalised_focal_loss, normalised_focal_loss_formula, _focal)
-STRUCTURE = _sides(structure_loss, _structure_formula, _structure)
+EDGE_SUMS = _sides("edge_softmax_sum", _edges)
+SOFT_ARGMAX = _sides("local_soft_argmax", _soft_argmax)
+FOCAL = _sides("normalised_focal_loss", _focal)
+STRUCTURE = _sides("structure_loss", _structure)

@@ -54,6 +54,21 @@ def neighbour_offsets(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def structure_loss_formula(
+    prediction: Tensor,
+    target: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    omega1: float = 2.0,
+    omega2: float = 20.0,
+    epsilon: float = 0.5,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Soft Wing loss of points and of their offsets, for any float dtype; see `structure_loss`."""
+    factor = _structure_factor(prediction, reduction)
+    return structure_sums(prediction, target, rows, columns, omega1, omega2, epsilon, factor)
+
+
+def structure_sums(
     prediction: Tensor, target: Tensor, rows: Tensor, columns: Tensor, *options: float
 ) -> tuple[Tensor, Tensor]:
     """Factor times the sum of Soft Wing's function of the points, and of their offsets; see `structure_loss`."""
@@ -163,7 +178,7 @@ def _check_structure(call: dict[str, Any]) -> None:
 def _structure_kernel(*args: Any, losses: Tensor, cotangents: Tensor) -> None:
     prediction, _, rows, columns, *_ = args
     check_nodes(rows, columns, prediction.shape[1])
-    losses.copy_(torch.stack(structure_loss_formula(*args)))
+    losses.copy_(torch.stack(structure_sums(*args)))
     cotangents.copy_(structure_loss_cotangents(*args))
 
 
@@ -180,7 +195,7 @@ define_loss(
     "Tensor points, Tensor offsets, Tensor cotangents",
     kernel=_structure_kernel,
     empty=_empty_structure,
-    formula=structure_loss_formula,
+    formula=structure_sums,
     check=_check_structure,
     differentiable=0,
     per_row=False,
@@ -279,13 +294,10 @@ def structure_loss(
     """
     check_differences(prediction, target)
     check_soft_wing(omega1, omega2, epsilon)
-    if reduction not in ("mean", "batchmean"):
-        raise ValueError(f"reduction: expected 'mean' or 'batchmean', got {reduction!r}.")
     if prediction.dim() != 3:
         raise ValueError(f"prediction: expected shape (batch, landmarks, axes), got {tuple(prediction.shape)}.")
     check_devices(prediction=prediction, rows=rows, columns=columns)
-    factor = _reciprocal(prediction.numel() if reduction == "mean" else prediction.shape[0])
-    graph = rows, columns, omega1, omega2, epsilon, factor
+    graph = rows, columns, omega1, omega2, epsilon, _structure_factor(prediction, reduction)
     points, offsets, *_ = losses_of("structure_loss", prediction, target, *graph)
     return points, offsets
 
@@ -308,6 +320,12 @@ def check_soft_wing(omega1: float, omega2: float, epsilon: float) -> None:
     for name, value, usual in (("omega1", omega1, 2.0), ("omega2", omega2, 20.0), ("epsilon", epsilon, 0.5)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}: expected a number above 0, got {value!r}. Use {usual} as the authors do.")
+
+
+def _structure_factor(prediction: Tensor, reduction: str) -> float:
+    if reduction not in ("mean", "batchmean"):
+        raise ValueError(f"reduction: expected 'mean' or 'batchmean', got {reduction!r}.")
+    return _reciprocal(prediction.numel() if reduction == "mean" else prediction.shape[0])
 
 
 def _reciprocal(count: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast import reference
-from prograd_fast.ops.differences import structure_loss
+from prograd_fast.functional import structure_loss
 from tests.ops.support import BACKENDS, DTYPES, accumulation, assert_same_bits, normal, running_on
 from tests.ops.test_edges import graph
 from tests.tolerances import assert_close

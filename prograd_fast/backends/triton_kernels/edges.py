@@ -21,7 +21,7 @@ from prograd_fast.backends.triton_kernels.segments import sorted_ends
 
 ROWS = 32  # of a program of the softmax
 FEATURES = 1024  # of a program of the sum
-SAMPLES = 64  # that a program adds up at a time
+SAMPLES = 32  # that a program adds up at a time
 
 
 @triton.jit

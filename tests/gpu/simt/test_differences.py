@@ -12,7 +12,7 @@ from prograd_fast.ops.differences import (
     soft_wing_cotangent,
     squared_error_cotangent,
     structure_loss_cotangents,
-    structure_loss_formula,
+    structure_sums,
 )
 from prograd_fast.reference import soft_wing, squared_error
 from tests.gpu.simt.build import compiler
@@ -126,7 +126,7 @@ def check_structure(simt: Differences, x: Tensor, t: Tensor, rows: Tensor, colum
     )
     guarded.check()
     wide = x.double(), t.double()
-    assert_close(losses, torch.stack(structure_loss_formula(*wide, rows, columns, *settings)), "formula", acc)
+    assert_close(losses, torch.stack(structure_sums(*wide, rows, columns, *settings)), "formula", acc)
     assert_close(cotangents, structure_loss_cotangents(*wide, rows, columns, *settings), "formula", acc)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prograd_fast import functional
-from prograd_fast.ops.differences import structure_loss, structure_loss_formula
+from prograd_fast.ops.differences import structure_loss, structure_sums
 from prograd_fast.reference import soft_wing
 from tests.gpu.triton.support import draw, ops
 from tests.ops.support import DTYPES, accumulation
@@ -48,7 +48,7 @@ def test_differences_corners():
 
 
 # landmarks; several programs, of three axes; a node that nobody listens to and one that listens to nobody; nothing
-@pytest.mark.parametrize(("shape", "more"), [((3, 11, 2), 20), ((4, 70, 3), 90), ((2, 3, 1), 0), ((0, 4, 2), 3)])
+@pytest.mark.parametrize(("shape", "more"), [((3, 11, 2), 20), ((2, 90, 3), 60), ((2, 3, 1), 0), ((0, 4, 2), 3)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_structure_loss(dtype, shape, more):
     rows, columns = graph(shape[1], more)
@@ -58,7 +58,7 @@ def test_structure_loss(dtype, shape, more):
     wide, settings = x.detach().double().requires_grad_(), (0.7, 3.0, 0.1)
     ours = structure_loss(x, t, rows, columns, *settings)
     factor = 1 / x.numel() if x.numel() else math.nan
-    theirs = structure_loss_formula(wide, t.double(), rows, columns, *settings, factor)
+    theirs = structure_sums(wide, t.double(), rows, columns, *settings, factor)
     for loss, expected in zip(ours, theirs, strict=True):
         assert_close(loss.nan_to_num(), expected.nan_to_num(), "formula", accumulation(dtype))
         gradients = torch.autograd.grad(loss, x)[0], torch.autograd.grad(expected, wide, retain_graph=True)[0]

@@ -14,8 +14,9 @@ from tests.tolerances import assert_close
 
 # batch, nodes, further edges, width
 CASES = {
-    "two blocks of features and of rows": (1, 33, 5, 1030),
-    "more samples than are added at a time": (70, 3, 4, 5),
+    "two blocks of features": (1, 3, 3, 1030),
+    "two blocks of rows": (1, 33, 2, 1),
+    "more samples than are added at a time": (35, 2, 2, 3),
     "one node without an edge": (2, 1, 0, 3),
     "nothing": (0, 4, 3, 5),
 }
