@@ -4,7 +4,7 @@ Names, arguments and results are those of `prograd_fast.reference`, which has th
 """
 
 from prograd_fast.ops.affine_shift import affine_shift
-from prograd_fast.ops.differences import soft_wing, squared_error
+from prograd_fast.ops.differences import soft_wing, squared_error, structure_loss
 from prograd_fast.ops.dual_loss import dual_loss
 from prograd_fast.ops.edges import edge_softmax_sum
 from prograd_fast.ops.gate_shift_fuse import gate_shift_fuse
@@ -33,5 +33,6 @@ __all__ = [
     "sampled_log_probs",
     "soft_wing",
     "squared_error",
+    "structure_loss",
     "text_to_text_loss",
 ]

@@ -48,7 +48,22 @@ FAMILIES: dict[str, Family] = {
     "samples": Family(
         ("sampled_cross_entropy_out", "sampled_log_probs_out"), _BOTH, "no more bytes, and no Python before a launch"
     ),
-    "differences": Family(("difference_loss_out",), _BOTH, "no more bytes, and no Python before a launch"),
+    "differences": Family(
+        ("difference_loss_out", "structure_loss_out"), _BOTH, "no more bytes, and no Python before a launch"
+    ),
+    "normalised_focal": Family(
+        ("normalised_focal_loss_out",), _BOTH, "two launches instead of three, and no Python before them"
+    ),
+    "soft_argmax": Family(
+        ("local_soft_argmax_out", "local_soft_argmax_backward_out"),
+        _BOTH,
+        "no more bytes, and no Python before a launch",
+    ),
+    "edges": Family(
+        ("edge_softmax_sum_out", "edge_softmax_sum_backward_out"),
+        _BOTH,
+        "fewer launches, and no Python before them",
+    ),
     "projection": Family(
         ("gram_out", "project_out"), _BOTH, "Triton's Python takes 39 µs for one tensor and 473 µs for 200"
     ),

@@ -50,11 +50,6 @@ class Sizes:
 
 
 CALLS: dict[str, Callable[[Sizes], Call]] = {}
-# operators that write and have kernels for CPUs alone
-BY_FORMULA_ON_GPUS = {
-    *("edge_softmax_sum_out", "edge_softmax_sum_backward_out", "normalised_focal_loss_out"),
-    *("local_soft_argmax_out", "local_soft_argmax_backward_out"),
-}
 
 
 def call(function: Callable[[Sizes], Call]) -> Callable[[Sizes], Call]:
@@ -161,6 +156,20 @@ def difference_loss_out(s: Sizes) -> Call:
 @call
 def difference_loss(s: Sizes) -> Call:
     (x, *others), _ = difference_loss_out(s)
+    return [x.requires_grad_(), *others], {}
+
+
+@call
+def structure_loss_out(s: Sizes) -> Call:
+    x, t = s.draw(s.samples, s.rows, s.width, seed=1), s.draw(s.samples, s.rows, s.width, seed=2)
+    rows = torch.arange(s.rows)
+    results = {"losses": torch.empty(2, dtype=s.wide), "cotangents": torch.empty(2, *x.shape, dtype=s.wide)}
+    return [x, t, rows, rows.flip(0), 2.0, 20.0, 0.5, 0.25], results
+
+
+@call
+def structure_loss(s: Sizes) -> Call:
+    (x, *others), _ = structure_loss_out(s)
     return [x.requires_grad_(), *others], {}
 
 

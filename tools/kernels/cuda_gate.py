@@ -40,6 +40,15 @@ WIDE = {
     "sample_log_probs": (0, 0),
     "squared_error": (2, 1),
     "soft_wing": (2, 1),
+    "structure_loss": (0, 0),  # a thread has a coordinate, and its neighbours'
+    "focal_weights": (2, 0),  # and labels
+    "focal_cotangents": (2, 1),
+    "soft_argmax": (1, 0),
+    "soft_argmax_backward": (1, 1),
+    "edge_shares": (0, 0),
+    "edge_sum": (1, 1),
+    "edge_backward": (3, 2),
+    "edge_logits": (0, 0),
     "attention": (3, 1),
     # keys and values twice for a query; then for a key of a segment and for one of the prefix, and its partial sums
     "attention_backward": (15, 5),
@@ -71,7 +80,7 @@ RULES = {
     "SquaredError": "squared_error",
     "SoftWing": "soft_wing",
 }
-OF_256 = ("dual_loss", "sample", "squared", "soft", "attention", "gelu", "affine", "gate")  # threads
+OF_256 = ("dual_loss", "sample", "squared", "soft", "focal", "attention", "gelu", "affine", "gate")  # threads
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 # what the numbers say that a kernel is instantiated for, after the dtype
 NUMBERS = {
@@ -79,6 +88,9 @@ NUMBERS = {
     "dual_loss": ("{} at a time", "T=1 {}"),
     "dual_loss_sums": ("{} at a time",),
     "dual_loss_cotangents": ("{} at a time",),
+    "structure_loss": ("shared {}",),
+    "focal_weights": ("exponent {}",),
+    "focal_cotangents": ("exponent {}",),
     "attention": ("{} lanes",),
     "attention_backward": ("{} lanes", "K={}"),
     "attention_tiles": ("heads of {}",),
@@ -202,7 +214,7 @@ def threads_of(kernel: str, dtype: str) -> int:
         return min((pieces // 2 + 32) // 32 * 32, 1024 if dtype == "fp32" else 512)
     if name == "dual_loss_batch":
         return 1024 if dtype == "fp32" else 512
-    if "layer_norm" in kernel or "tiles" in kernel:
+    if name.startswith(("structure", "edge")) or "layer_norm" in kernel or "tiles" in kernel:
         return 128
     return 256 if name.startswith(OF_256) else 512
 
@@ -211,9 +223,9 @@ def asked_shared(kernel: str, dtype: str) -> int:
     """Bytes that a launch asks for.
 
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
-    512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block,
-    and in the backward at least 16 keys and values and two times 16 queries and cotangents for each warp; a pack of
-    sums for each thread.
+    512 features, or twice as many in the backward; two numbers for each coordinate of 98 landmarks; two tiles of keys
+    and values and a row for each query of a block, and in the backward at least 16 keys and values and two times 16
+    queries and cotangents for each warp; a pack of sums for each thread.
     """
     if "tiles" in kernel:
         columns = int(kernel.rsplit(" ", 1)[1])
@@ -225,6 +237,8 @@ def asked_shared(kernel: str, dtype: str) -> int:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
     if kernel.startswith("gate_shift_fuse_backward"):
         return 256 * (16 // SIZES[dtype]) * max(SIZES[dtype], 4)
+    if "shared" in kernel:
+        return 2 * 2 * 98 * max(SIZES[dtype], 4)
     classes = {"dual_loss": 1000, "dual_loss_sums": 4096}.get(kernel.split()[0], 0)
     if ODD in kernel:
         return 2 * classes * max(SIZES[dtype], 4)
@@ -237,8 +251,9 @@ def traffic(kernel: str) -> str:
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
     A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
     with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
-    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums. A neighbouring
-    frame counts where a kernel of gate, shift and fuse reads it again; the gate and the numbers of a channel do not.
+    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums. Sums along edges by
+    feature, as if one that several edges need came from memory once. A neighbouring frame counts where a kernel of
+    gate, shift and fuse reads it again; the gate and the numbers of a channel do not.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -258,6 +273,23 @@ def traffic(kernel: str) -> str:
             return f"{2 * size + 2 * accumulation}"
         case "squared_error" | "soft_wing":
             return f"{2 * size + accumulation} / {2 * size + accumulation}"
+        case "structure_loss":
+            return f"{2 * size + 2 * accumulation} / {2 * size + 2 * accumulation}"
+        case "focal_weights":
+            both = f"{2 * size + 16 + accumulation} / {size + 8 + accumulation}"
+            return f"{size + 8}; both launches {both}"
+        case "focal_cotangents":
+            return f"{size + 8 + accumulation}"
+        case "soft_argmax":
+            return f"{size} / {size}"
+        case "soft_argmax_backward":
+            return f"{2 * size} / {2 * size}"
+        case "edge_sum":
+            return f"{3 * size} / {3 * size}"
+        case "edge_backward":
+            return f"{5 * size} / {5 * size}"
+        case "edge_shares" | "edge_logits":
+            return "bound by launches"
         case "sample_sums" | "sample_log_probs":
             return f"{size} / {size}"
         case "sample_cotangents":
