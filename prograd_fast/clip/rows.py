@@ -1,6 +1,7 @@
 """Rows of features that lie in several tensors, in memory or mapped from files, and are copied where they are used."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -31,13 +32,14 @@ class RowTable:
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """(len(rows), D): a copy of these rows, in this order. Of what is mapped from a file no other row is read."""
         part, index = self._places[rows].T
+        index = torch.from_numpy(np.ascontiguousarray(index)).to(self._parts[0].device)
+        numbers = [int(part[0])] if len(part) and (part == part[0]).all() else np.unique(part).tolist()
+        if len(numbers) == 1:
+            return self._parts[numbers[0]].index_select(0, index)
         taken = self._parts[0].new_empty(len(rows), self._parts[0].shape[1])
-        for number in np.unique(part).tolist():
-            here = np.flatnonzero(part == number)
-            found = self._parts[number][torch.from_numpy(index[here]).to(taken.device)]
-            if len(here) == len(rows):
-                return found
-            taken[torch.from_numpy(here).to(taken.device)] = found
+        for number in numbers:
+            here = torch.from_numpy(np.flatnonzero(part == number)).to(taken.device)
+            taken[here] = self._parts[number].index_select(0, index[here])
         return taken
 
     def to(self, device: torch.device) -> "RowTable":
@@ -52,30 +54,47 @@ class RowTable:
 
 
 class KeyedRows(Mapping[bytes, Tensor]):
-    """Rows of D numbers by key, each in one of several tensors."""
+    """Rows of D numbers by key, each in one of several tensors; at first none.
 
-    def __init__(self) -> None:
+    Args:
+        keys: All that may come.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._slots = {key: slot for slot, key in enumerate(keys)}
+        self._places = np.full((len(keys), 2), -1, np.int64)  # of each slot: in which part, and where in it
         self._parts: list[Tensor] = []
-        self._places: dict[bytes, tuple[int, int]] = {}
 
-    def add(self, keys: Mapping[bytes, int], values: Tensor) -> None:
-        """Take up rows of a tensor (n, D), which is not copied: each key with the row's index."""
-        self._places |= {key: (len(self._parts), row) for key, row in keys.items()}
+    def slots(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """(len(keys),): where each of these keys is kept; -1 for one that was not announced."""
+        return np.fromiter(map(self._slots.get, keys, repeat(-1)), np.int64, len(keys))
+
+    def add(self, slots: NDArray[np.int64], values: Tensor) -> None:
+        """Take up rows of a tensor (n, D), which is not copied; of each row the `slots`, -1 for one that is not."""
+        rows = np.flatnonzero(slots >= 0)
+        self._places[slots[rows]] = np.stack([np.full_like(rows, len(self._parts)), rows], 1)
         self._parts.append(values)
 
     def table(self, keys: Sequence[bytes]) -> RowTable:
-        """The rows of these keys, at least one, in this order; KeyError for one that is not there."""
-        return RowTable(self._parts, np.array([self._places[key] for key in keys], np.int64))
+        """The rows of these keys, all of which are there and at least one, in this order."""
+        return RowTable(self._parts, self._places[self.slots(keys)])
 
     def __getitem__(self, key: bytes) -> Tensor:
         """The (D,) row."""
-        part, row = self._places[key]
+        part, row = self._places[self._slots[key]].tolist()
+        if part < 0:
+            raise KeyError(key)
         return self._parts[part][row]
 
+    def __contains__(self, key: object) -> bool:
+        """Whether its row is there."""
+        slot = self._slots.get(key)  # type: ignore[call-overload]
+        return slot is not None and bool(self._places[slot, 0] >= 0)
+
     def __iter__(self) -> Iterator[bytes]:
-        """The keys."""
-        return iter(self._places)
+        """The keys whose rows are there."""
+        return (key for key in self._slots if key in self)
 
     def __len__(self) -> int:
-        """How many keys."""
-        return len(self._places)
+        """How many."""
+        return sum(1 for _ in self)

@@ -152,7 +152,7 @@ def encode_pictures(
         keys = list(pool.map(digest, rows.tolist()))
         width = feature_width(clip.model, clip.tokenizer)
         store = FeatureCache(cache, _identity(clip, side), width, clip.name) if cache else None
-        known = store.get(keys) if store else KeyedRows()
+        known = store.get(keys) if store else KeyedRows(keys)
         new = [index for index, key in enumerate(keys) if key and key not in known]
         for _ in range(len(rows) - len(new)):
             on_picture()
@@ -164,10 +164,10 @@ def encode_pictures(
                 for _ in images:
                     on_picture()
             if not bad:
-                encoded, its_keys = torch.cat(values), [keys[index] for index in part]
-                known.add({key: row for row, key in enumerate(its_keys)}, encoded)
+                encoded, encoded_keys = torch.cat(values), [keys[index] for index in part]
+                known.add(known.slots(encoded_keys), encoded)
                 if store:
-                    store.put(its_keys, encoded)
+                    store.put(encoded_keys, encoded)
     refuse_unreadable(bad, len(rows))
     return Features(pictures, rows, known.table(keys).to(clip.device))
 
