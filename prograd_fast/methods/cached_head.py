@@ -61,6 +61,14 @@ class Texts:
         """(B, C) zero-shot logits of (B, D) unit rows."""
         return self.scale * x @ self.unit.T
 
+    def logits_of_any_length(self, z: Tensor) -> Tensor:
+        """(B, C) zero-shot logits of (B, D) rows z that are not unit rows: s · u(z) u(t)ᵀ.
+
+        The length is divided out of the B·C logits, which are fewer numbers than the B·D of z: a training step passes
+        over z less often.
+        """
+        return z @ self.unit.T * (self.scale / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(1e-12))
+
 
 class Head(nn.Module):
     """Whatever stands between image features and logits; parameters and buffers are all that is learned.
