@@ -137,16 +137,16 @@ def _choices(records: Sequence[Record], chooses: str) -> list[str]:
     """Say what was chosen on validation pictures, in each set."""
     if not chooses:
         return ["Nothing was chosen on validation pictures, and nothing ever on test pictures."]
-    said = []
+    found: dict[str, list[str]] = {}
     for record in records:
-        run = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
+        run = f"{record['dataset']}, {record['shots']} shots"
         if "chosen" in record:
             values = ", ".join(f"{name} {value:g}" for name, value in record["chosen"]["values"].items())
-            n = record["chosen"]["validation_pictures"]
-            said.append(f"{run}: {record['chosen']['what']} chosen on {n} validation pictures: {values}.")
+            run += f": {chooses} chosen on {record['chosen']['validation_pictures']} validation pictures"
+            found.setdefault(run, []).append(f"{values} (seed {record['seed']})")
         else:
-            said.append(f"{run}: no validation pictures; {chooses} not chosen, the settings or fixed values stand.")
-    return said
+            found[f"{run}: no validation pictures"] = [f"{chooses} not chosen, the settings or fixed values stand"]
+    return [f"{run}: {'; '.join(values)}." for run, values in found.items()]
 
 
 def table_cells(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
