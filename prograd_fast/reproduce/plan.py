@@ -150,10 +150,10 @@ def plan_notes(reproduction: Reproduction, plan: list[Planned], model: str) -> l
         if len(one.class_names) != published and one.shots == reproduction.all_shots[0]:
             said.append(f"{one.dataset} has {len(one.class_names)} classes here, and {published} as published.")
     defaults = [one for one in plan if not one.chosen.preset]
-    if defaults and reproduction.kind.presets:
-        said.append(f"No published settings for {_named(defaults)}: the method's defaults stand.")
-    elif defaults:
-        said.append("The method has no published settings by name: its defaults stand, which may be its authors'.")
+    if defaults:
+        said.append(
+            f"No preset for {_named(defaults)}: the method's defaults stand, with the set's words if it has such."
+        )
     other = [one for one in plan if one.chosen.preset and not one.chosen.for_table]
     if other:
         said.append(
@@ -163,7 +163,7 @@ def plan_notes(reproduction: Reproduction, plan: list[Planned], model: str) -> l
 
 
 def _named(plan: list[Planned]) -> str:
-    return _listed(f"{one.dataset} at {one.shots} shots" for one in plan)
+    return _listed(one.dataset for one in plan)
 
 
 def _listed(names: Iterator[str]) -> str:

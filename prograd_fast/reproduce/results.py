@@ -125,12 +125,19 @@ def notes(
     if reproduction.options.views != 0:
         said.append(f"Not as published: methods with steps see pictures as {seen_as(reproduction)}.")
     said += _choices(records, kind.chooses)
+    broken = [f"{one['dataset']}, {one['shots']} shots, seed {one['seed']}" for one in records if not _ended(one)]
+    if broken:
+        said.append(f"The loss was no longer finite, and the last good state was tested: {'; '.join(broken)}.")
     left_out = {name: n for record in records for name, n in record["left_out"].items()}
     if left_out:
         said.append(f"Left out of the tests: {', '.join(f'{n} of {name}' for name, n in left_out.items())}.")
     noted = {row.published.note for row in rows if row.published is not None} - {""}
     said += [f"Note of a published number: {note}." for note in sorted(noted)]
     return said
+
+
+def _ended(record: Record) -> bool:
+    return record.get("completed") is not False
 
 
 def _choices(records: Sequence[Record], chooses: str) -> list[str]:

@@ -12,8 +12,8 @@ from prograd_fast.data.published_draws import coop_draw, listed_draw
 from prograd_fast.data.splits import first_half
 from tests.data import layouts
 
-# linzhiqiu/cross_modal_adaptation@ac9077ee (MIT), indices/dtd/: what CoOp's code draws, as places in the lists train and
-# val of split_zhou_DescribableTextures.json. (shots, seed) -> first places, and the digest of all as JSON.
+# linzhiqiu/cross_modal_adaptation@ac9077ee (MIT), indices/dtd/: what CoOp's code draws, as places in the lists train
+# and val of split_zhou_DescribableTextures.json. (shots, seed) -> first places, and the digest of all as JSON.
 DTD = {
     (1, 1): ([8, 96, 174, 231], [13, 47, 48, 88], "a572e29c5dbd3698"),
     (2, 2): ([55, 54, 63, 65], [11, 21, 38, 35], "6fcfd4ae7ff1f234"),

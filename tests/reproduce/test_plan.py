@@ -195,8 +195,8 @@ def test_cocoop_kgcoop_and_tcp_base_to_new(root):
 
 def test_settings_of_each_set():
     """1adrianb/lasp:configs/LASP; VPT.md of saic-fi/Bayesian-Prompt-Learning; docs of zhengli97/ATPrompt."""
-    lasp = {name: (25, 0.032, 5.0) for name in SETS} | {"eurosat": (300, 0.032, 5.0), "food101": (10, 0.002, 5.0)}
-    lasp |= {name: (50, 0.032, 10.0) for name in ("caltech101", "dtd", "ucf101")}
+    lasp = dict.fromkeys(SETS, (25, 0.032, 5.0)) | {"eurosat": (300, 0.032, 5.0), "food101": (10, 0.002, 5.0)}
+    lasp |= dict.fromkeys(("caltech101", "dtd", "ucf101"), (50, 0.032, 10.0))
     samples = [10, 20, 40, 20, 10, 20, 10, 20, 40, 20, 5]
     epochs = [10, 20, 20, 40, 40, 20, 10, 10, 10, 60, 20]
     words = [2, 2, 2, 1, 3, 2, 2, 1, 3, 1, 1]

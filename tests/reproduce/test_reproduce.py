@@ -108,19 +108,19 @@ def test_learn_imagenet_and_test_elsewhere(run, tmp_path, name, others):
 
 def test_killed_and_started_again(run, tmp_path, monkeypatch):
     """The same numbers, and no step twice: what is finished is not run, what was begun goes on."""
-    options = ["coop", "--table", "base-to-new", "--datasets", "dtd,imagenet", "--shots", "1", "--seeds", "1,2"]
+    options = ["cocoop", "--table", "base-to-new", "--datasets", "dtd,imagenet", "--shots", "1", "--seeds", "1,2"]
     taken = count_steps(monkeypatch)
     assert run(*options, "--out", tmp_path / "whole") == 0
     all_steps = len(taken)
-    assert all_steps == 2 * 200 + 2 * 50  # one batch in each epoch
+    assert all_steps == 2 * 10 * 1 + 2 * 10 * 2  # ten epochs, picture by picture, of one and of two base classes
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", True)
-        stopped = count_steps(patch, stop_at=230)  # in the second run
+        stopped = count_steps(patch, stop_at=15)  # in the second run
         assert run(*options, "--out", tmp_path / "again") == 130
     assert [file.name for file in sorted((tmp_path / "again/runs/dtd").iterdir())] == [
-        "coop-1shots-seed1.json",
-        "coop-1shots-seed2.safetensors",
+        "cocoop-1shots-seed1.json",
+        "cocoop-1shots-seed2.safetensors",
     ]
     taken.clear()
     assert run(*options, "--out", tmp_path / "again") == 0
