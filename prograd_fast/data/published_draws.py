@@ -8,7 +8,7 @@ import numpy as np
 
 from prograd_fast.data.benchmarks import BENCHMARKS, Benchmark
 from prograd_fast.data.pictures import PictureSet
-from prograd_fast.data.splits import Rows
+from prograd_fast.data.splits import MAX_SEED, MOST_SHOTS, Rows
 from prograd_fast.files.reading import parse_json, read_text, short
 
 MOST_VALIDATION_SHOTS = 4  # validation pictures of a class, however many it has to learn from
@@ -133,6 +133,6 @@ def _lines(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _check_numbers(shots: int, seed: int) -> None:
-    for name, value, least in (("shots", shots, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+    for name, value, least, most in (("shots", shots, 1, MOST_SHOTS), ("seed", seed, 0, MAX_SEED)):
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be between {least} and {most}, got {value}")

@@ -52,7 +52,10 @@ def test_classes_come_in_the_order_of_the_file_and_small_ones_give_all():
     assert len(validation) == 0
 
 
-@pytest.mark.parametrize(("shots", "seed", "message"), [(0, 1, "shots must be 1"), (1, -1, "seed must be 0")])
+@pytest.mark.parametrize(
+    ("shots", "seed", "message"),
+    [(0, 1, "shots must be between 1"), (1, -1, "seed must be between 0"), (1, 2**32, "4294967295, got 4294967296")],
+)
 def test_numbers_out_of_range(shots, seed, message):
     with pytest.raises(ValueError, match=message):
         coop_draw(made([0, 1], ["pool", "pool"]), shots, seed)
