@@ -102,7 +102,7 @@ def reproduce(
     out.mkdir(parents=True, exist_ok=True)
     room.write_plan(reproduction, planned, out)
     if plan:
-        say(f"Wrote plan.csv and pictures.csv in {out}.")
+        say(f"Wrote {reproduction.stem}-plan.csv and {reproduction.stem}-pictures.csv in {out}.")
         return
     clip = open_model(model, pretrained, device, max_memory)
     _check_start(clip, planned)
@@ -114,7 +114,7 @@ def reproduce(
     facts = {"name": clip.name, "pretrained": clip.pretrained, "digest": clip.digest, "transform": clip.transform}
     room.write_results(out, reproduction, records, rows, said, facts)
     _show(rows, said)
-    say(f"Wrote results.json, table.md and table.csv in {out}.")
+    say(f"Wrote {reproduction.stem}.md, .csv and .json in {out}.")
 
 
 def _check_start(clip: "LoadedClip", planned: "list[Planned]") -> None:

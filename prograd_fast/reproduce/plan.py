@@ -171,15 +171,17 @@ def _listed(names: Iterator[str]) -> str:
 
 
 def write_plan(reproduction: Reproduction, plan: list[Planned], out: Path) -> None:
-    """Write `plan.csv`, a row for each set and number of shots, and `pictures.csv`, a row for each picture drawn."""
-    write_csv(out / "plan.csv", [HEADER, *(one.cells(reproduction) for one in plan)])
+    """Write `STEM-plan.csv`, a row for each set and number of shots, and `STEM-pictures.csv`, one for each picture."""
+    write_csv(out / f"{reproduction.stem}-plan.csv", [HEADER, *(one.cells(reproduction) for one in plan)])
     pictures = [
         (one.dataset, str(one.shots), str(seed), *picture)
         for one in plan
         for seed, drawn in one.drawn.items()
         for picture in drawn
     ]
-    write_csv(out / "pictures.csv", [("set", "shots", "seed", "part", "picture", "class"), *pictures])
+    write_csv(
+        out / f"{reproduction.stem}-pictures.csv", [("set", "shots", "seed", "part", "picture", "class"), *pictures]
+    )
 
 
 def write_csv(path: Path, rows: list[tuple[str, ...] | list[str]]) -> None:

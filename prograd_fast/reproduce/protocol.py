@@ -70,6 +70,11 @@ class Reproduction:
                 )
 
     @property
+    def stem(self) -> str:
+        """What the names of its files begin with, so that a folder can hold several tables of several methods."""
+        return f"{self.kind.name}-{self.table}"
+
+    @property
     def rows(self) -> tuple[str, ...]:
         """The sets that have a row, in the papers' order."""
         return tuple(self.datasets) or TABLES[self.table]

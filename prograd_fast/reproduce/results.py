@@ -187,9 +187,9 @@ def write_results(
     said: list[str],
     model: Record,
 ) -> None:
-    """Write `results.json` (records of all runs), `table.md` and `table.csv` (numbers un-rounded, whole sources)."""
+    """Write `STEM.json` (records of all runs), `STEM.md` and `STEM.csv` (numbers un-rounded, whole sources)."""
     write_json(
-        out / "results.json",
+        out / f"{reproduction.stem}.json",
         {"method": reproduction.kind.name, "table": reproduction.table, "model": model, "runs": list(records)},
     )
     cells, sources = table_cells(rows)
@@ -197,12 +197,12 @@ def write_results(
     text = "\n".join(
         f"| {' | '.join(printable(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
     )
-    with replacing(out / "table.md") as temporary:
+    with replacing(out / f"{reproduction.stem}.md") as temporary:
         items = "\n".join(f"- {printable(line)}" for line in (*sources, *said))
         temporary.write_text(f"{text}\n\n{items}\n", encoding="utf-8")
     header = ("method", "table", *HEADER, "model", "note")
     write_csv(
-        out / "table.csv",
+        out / f"{reproduction.stem}.csv",
         [
             header,
             *(

@@ -17,7 +17,7 @@ _LONG = ("steps", "terms")  # figures of each step stay in the files of the runs
 def reproduce(
     reproduction: Reproduction, clip: LoadedClip, out: Path, track: Track, cache: Path | None = None
 ) -> list[Record]:
-    """Run what is not done yet; each run has a file `out/runs/SET/METHOD-Kshots-seedS.json`, as in `run_grid`.
+    """Run what is not done yet; each run has a file `out/runs/TABLE/SET/METHOD-Kshots-seedS.json`, as in `run_grid`.
 
     Args:
         reproduction: what is run.
@@ -48,7 +48,16 @@ def reproduce(
             for seed in reproduction.seeds:
                 plan = published_plan(pictures, shots, seed, reproduction.table == "base-to-new", reproduction.draw)
                 cells.append(Cell(f"{reproduction.kind.name}-{shots}shots-seed{seed}", chosen.method, plan))
-        found = run_cells(cells, clip, pictures, out / "runs" / name, open_bar, cache, elsewhere, reproduction.options)
+        found = run_cells(
+            cells,
+            clip,
+            pictures,
+            out / "runs" / reproduction.table / name,
+            open_bar,
+            cache,
+            elsewhere,
+            reproduction.options,
+        )
         for record in found:
             records.append({"dataset": name} | {key: value for key, value in record.items() if key not in _LONG})
     return records

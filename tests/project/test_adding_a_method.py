@@ -66,10 +66,10 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     assert "anchored" in done.stdout.partition(evaluate)[2].partition("report run")[0]
     assert "anchored" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "| anchored | 1 |" in (tmp_path / "grid" / "tables.md").read_text(encoding="utf-8")
-    with (tmp_path / "again" / "plan.csv").open(newline="") as file:
+    with (tmp_path / "again" / "anchored-base-to-new-plan.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["preset"], row["epochs"]) == ("vit-b16-base-to-new", "50")
-    with (tmp_path / "again" / "table.csv").open(newline="") as file:
+    with (tmp_path / "again" / "anchored-base-to-new.csv").open(newline="") as file:
         assert [(row["method"], row["what"]) for row in csv.DictReader(file)] == [
             ("anchored", what) for what in ("base", "new", "h")
         ]

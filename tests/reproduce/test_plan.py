@@ -246,7 +246,7 @@ def test_the_pictures_of_the_plan_are_the_drawn_ones(root, tmp_path):
     """Three pictures of a class to learn from, one for validation: `random.sample` of each, in one stream."""
     reproduction = Reproduction(method_kind("coop"), "base-to-new", root, ["oxford_pets"], [1], [1, 2, 3])
     write_plan(reproduction, list(planned_runs(reproduction, "RN50")), tmp_path)
-    with (tmp_path / "pictures.csv").open(newline="") as file:
+    with (tmp_path / "coop-base-to-new-pictures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     expected = []
     for seed in ("1", "2", "3"):
@@ -258,7 +258,7 @@ def test_the_pictures_of_the_plan_are_the_drawn_ones(root, tmp_path):
                 {"set": "oxford_pets", "shots": "1", "seed": seed, "part": part, "picture": file, "class": "abyssinian"}
             )
     assert rows == expected
-    assert (tmp_path / "plan.csv").read_text().splitlines()[0] == ",".join(HEADER)
+    assert (tmp_path / "coop-base-to-new-plan.csv").read_text().splitlines()[0] == ",".join(HEADER)
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,21 @@ def run(root, clip_dir, monkeypatch):
 
 
 def table(out: Path) -> list[dict[str, str]]:
-    """The lines of `table.csv`."""
-    with (out / "table.csv").open(newline="") as file:
+    """The lines of the table, of which there is one."""
+    (found,) = set(out.glob("*.csv")) - set(out.glob("*-plan.csv")) - set(out.glob("*-pictures.csv"))
+    with found.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def runs(out: Path) -> list[dict]:
-    return json.loads((out / "results.json").read_text())["runs"]
+    (found,) = out.glob("*.json")
+    return json.loads(found.read_text())["runs"]
+
+
+def page(out: Path) -> str:
+    """The table in Markdown, with the sentences under it."""
+    (found,) = out.glob("*.md")
+    return found.read_text()
 
 
 def test_few_shot_on_all_sets(run, tmp_path, capfd):
@@ -58,7 +66,7 @@ def test_few_shot_on_all_sets(run, tmp_path, capfd):
     assert {one["validation_pictures"] for one in chosen.values()} == {2}  # min(shots, 4) of each class; each has one
     assert {name for one in chosen.values() for name in one["values"]} == {"alpha"}
     said = capfd.readouterr().out
-    text = (tmp_path / "table.md").read_text()
+    text = page(tmp_path)
     for line in ("eurosat, 2 shots: alpha chosen on 2 validation pictures: alpha ", "imagenet, 1 shots: no validation"):
         assert line in said
         assert line in text
@@ -103,7 +111,7 @@ def test_learn_imagenet_and_test_elsewhere(run, tmp_path, name, others):
     assert [float(row["ours"]) for row in found[:-1]] == [
         100 * record["accuracy"]["all" if row["set"] == "imagenet" else row["set"]] for row in found[:-1]
     ]
-    assert "Not as published: methods with steps see pictures as they are." in (tmp_path / "table.md").read_text()
+    assert "Not as published: methods with steps see pictures as they are." in page(tmp_path)
 
 
 def test_killed_and_started_again(run, tmp_path, monkeypatch):
@@ -118,15 +126,16 @@ def test_killed_and_started_again(run, tmp_path, monkeypatch):
         patch.setattr(Checkpoints, "due", True)
         stopped = count_steps(patch, stop_at=15)  # in the second run
         assert run(*options, "--out", tmp_path / "again") == 130
-    assert [file.name for file in sorted((tmp_path / "again/runs/dtd").iterdir())] == [
+    assert [file.name for file in sorted((tmp_path / "again/runs/base-to-new/dtd").iterdir())] == [
         "cocoop-1shots-seed1.json",
         "cocoop-1shots-seed2.safetensors",
     ]
     taken.clear()
     assert run(*options, "--out", tmp_path / "again") == 0
     assert len(stopped) + len(taken) == all_steps
-    for file in ("table.csv", "pictures.csv", "plan.csv"):
-        assert (tmp_path / "again" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    for end in (".csv", "-pictures.csv", "-plan.csv"):
+        again, whole = ((tmp_path / name / f"cocoop-base-to-new{end}").read_text() for name in ("again", "whole"))
+        assert again == whole
     taken.clear()
     assert run(*options, "--out", tmp_path / "again") == 0
     assert not taken
@@ -166,18 +175,21 @@ def test_published_lists(run, root, tmp_path):
         (folder / f"shot_1-seed_1_{part}.jsonl").write_text("\n".join(lines))
     options = ["--datasets", "eurosat", "--shots", "1", "--seeds", "1", "--lists", "--out", tmp_path]
     assert run("tip-adapter", "--table", "few-shot", *options) == 0
-    with (tmp_path / "pictures.csv").open(newline="") as file:
+    with (tmp_path / "tip-adapter-few-shot-pictures.csv").open(newline="") as file:
         found = [(row["part"], Path(row["picture"]).stem) for row in csv.DictReader(file)]
     assert found == [("train", name) for name in pictures["train"]] + [("validation", name) for name in pictures["val"]]
     (record,) = runs(tmp_path)
     assert record["chosen"]["values"].keys() == {"alpha", "beta"}
-    assert "the lists in split_fewshot/" in (tmp_path / "table.md").read_text()
+    assert "the lists in split_fewshot/" in page(tmp_path)
 
 
 def test_a_plan_alone_runs_nothing(run, tmp_path, capfd):
     """Not even the model is there."""
     assert run("prograd", "--table", "base-to-new", "--plan", "--out", tmp_path) == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["pictures.csv", "plan.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "prograd-base-to-new-pictures.csv",
+        "prograd-base-to-new-plan.csv",
+    ]
     said = capfd.readouterr().out
     assert "a centered satellite photo of" in said
     assert "Base classes are the first half of the labels, rounded up; the others are new." in said
