@@ -1,4 +1,4 @@
-"""What a reproduction does, before it is done: pictures, classes, words, settings."""
+"""A reproduction before it is done: pictures, classes, words, settings."""
 
 import csv
 from collections.abc import Iterator

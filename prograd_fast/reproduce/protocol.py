@@ -28,7 +28,7 @@ AS_PUBLISHED = TrainOptions(views=0)
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What is run again.
+    """A table of a method that is run again.
 
     Attributes:
         kind: the method; its settings are the published ones.
@@ -71,7 +71,7 @@ class Reproduction:
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with, so that a folder can hold several tables of several methods."""
+        """The beginning of its files' names, so that a folder can hold several tables of several methods."""
         return f"{self.kind.name}-{self.table}"
 
     @property

@@ -45,7 +45,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Condition:
-    """What a preset is for, by its name; "", 0 and the empty set stand for anything."""
+    """A preset's purpose, by its name; "", 0 and the empty set stand for anything."""
 
     backbone: str
     tables: frozenset[str]
@@ -95,7 +95,7 @@ def published_settings(kind: type[Method], table: str, dataset: str, shots: int,
 
 
 def _condition(name: str) -> _Condition | None:
-    """What a preset is for; None where its name says more than is understood here."""
+    """A preset's purpose; None where its name says more than is understood here."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
