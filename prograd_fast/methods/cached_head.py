@@ -24,7 +24,7 @@ from prograd_fast.methods.base import (
     count_correct,
 )
 from prograd_fast.methods.linear_probe import check_classes
-from prograd_fast.methods.templates import check_templates
+from prograd_fast.methods.templates import COOP, by_set, check_templates
 from prograd_fast.optim.two_gradients import TwoGradients
 
 
@@ -142,6 +142,8 @@ class HeadMethod(Method):
     """
 
     templates: tuple[str, ...] = ("a picture of a {}.",)
+
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = by_set(COOP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
