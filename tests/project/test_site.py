@@ -129,7 +129,7 @@ def test_command_page_has_every_option(tmp_path):
     page = (tmp_path / "command.md").read_text("utf-8")
     for name in ("prograd-fast train", "prograd-fast data check", "prograd-fast cache clear"):
         assert f"\n## {name}\n" in page
-    assert "| `--shots` | `N\\|all` |" in page
+    assert "| `--shots N\\|all` | Learn from" in page
 
 
 # ---- the site itself: a minute or two

@@ -22,7 +22,7 @@ def write(folder: Path) -> None:
         parts += [f"## {name}", "", _text(command.help or ""), ""]
         options = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
         if options:
-            parts += ["| argument or option | value | default | meaning |", "| --- | --- | --- | --- |"]
+            parts += ["| argument or option | meaning |", "| --- | --- |"]
             parts += [_row(option) for option in options]
             parts += [""]
     (folder / "command.md").write_text("\n".join(parts), encoding="utf-8")
@@ -41,9 +41,10 @@ def _text(text: str) -> str:
 
 
 def _row(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in option.opts) if option.opts[0].startswith("-") else f"`{option.metavar}`"
-    flag = getattr(option, "is_flag", False)
-    value = "" if flag or not option.opts[0].startswith("-") else f"`{option.metavar or option.name.upper()}`"
-    shown = option.default not in (None, False) and not callable(option.default) and getattr(option, "show_default", 1)
-    cells = names, value, f"`{option.default}`" if shown else "", _text(getattr(option, "help", "") or "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    named = option.opts[0].startswith("-")
+    value = option.metavar or option.name.upper()
+    words = [*option.opts, *([] if getattr(option, "is_flag", False) else [value])] if named else [value]
+    meaning = _text(getattr(option, "help", "") or "")
+    if option.default not in (None, False) and not callable(option.default) and getattr(option, "show_default", True):
+        meaning += f" Default: {option.default}."
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{' '.join(words)}`", meaning)) + " |"
