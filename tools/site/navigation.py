@@ -6,7 +6,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("start", "tutorial", "your-pictures", "training-loop", "moving-from-coop"),
     "Choose": ("which-method", "methods", "methods/index", "what-can-go-wrong", "numbers-that-differ"),
     "Understand": ("concepts", "glossary", "prompt-step", "settings"),
-    "Measure": ("benchmark-sets", "study/README", "study/tables", "study/selection", "evidence", "benchmarks"),
+    "Measure": (
+        *("benchmark-sets", "reproduce", "study/README", "study/tables", "study/selection"),
+        *("evidence", "benchmarks"),
+    ),
     "Go further": ("integrations", "scaling", "kernels", "neighbours", "packaging"),
     "Look up": ("reference/index", "reference/command", "model-card", "data-card"),
     "Take part": (
