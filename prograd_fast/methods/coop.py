@@ -12,6 +12,10 @@ from prograd_fast.methods.prompt_tuning import PromptTuning
 class CoOp(PromptTuning):
     """Zhou et al., IJCV 2022, arXiv:2109.01134; code KaiyangZhou/CoOp.
 
+    The context v is trained by the cross-entropy of the labels, with w_c(v) the unit features of "v name_c.":
+
+        z_c = s · ⟨x, w_c(v)⟩,   loss = mean -log softmax(z)_y
+
     It is prompt tuning with λ = 0: the gradient towards the teacher is measured, so that the run record tells the
     conflict, and never acts.
     """

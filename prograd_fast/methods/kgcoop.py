@@ -14,7 +14,11 @@ from prograd_fast.methods.templates import KGCOOP, by_set
 
 @dataclass(frozen=True)
 class KgCoOp(PromptTuning):
-    """Yao et al., CVPR 2023; code htyao89/KgCoOp. Adds w·(1 - mean over the classes of cos(feature, teacher's)).
+    """Yao et al., CVPR 2023, arXiv:2303.13283; code htyao89/KgCoOp.
+
+    With f_c the features of the learned prompts and t_c those of the teacher:
+
+        loss = CE + w · (1 - mean over c of cos(f_c, t_c))
 
     Attributes:
         weight: w.

@@ -23,10 +23,12 @@ RELEASED: Mapping[str, Any] = {
 class LASP(PromptTuning):
     """Bulat and Tzimiropoulos, CVPR 2023, arXiv:2210.01115; code 1adrianb/lasp, with one group of prompts.
 
-    Adds α times `prograd_fast.losses.TextToText`: the cross-entropy of L·K sentences, template l with name j, where the
-    K class features are the weights of a classifier and j is the label. With probability 0.5 all have noise in a step.
-    K counts the virtual classes, names without pictures; for base-to-new the authors always give the new classes' names
-    there. They may take part in the cross-entropy of the pictures as well (`virtual_in_logits`).
+        loss = CE - α/(L K) · Σ_l Σ_j log softmax_k(s · ⟨f_k, h_lj⟩)_j
+
+    The second term is `prograd_fast.losses.TextToText`: the cross-entropy of L·K sentences h, template l with name j,
+    where the K class features f are the weights of a classifier and j is the label. With probability 0.5 all have noise
+    in a step. K counts the virtual classes, names without pictures; for base-to-new the authors always give the new
+    classes' names there. They may take part in the cross-entropy of the pictures as well (`virtual_in_logits`).
 
     The authors also train the image tower's layer norms, at a tenth of the rate. The training loop, which sees every
     picture once, does not. With a loop of one's own: `learner.optimizer.add_param_group`, before each step

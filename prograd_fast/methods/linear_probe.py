@@ -14,6 +14,8 @@ from prograd_fast.methods.base import Learner, Method, Scores, Task
 class LinearProbe(Method):
     """Radford et al. 2021, arXiv:2103.00020, appendix A.3: scikit-learn's L-BFGS on frozen features.
 
+        minimise over W, b:   ‖W‖²/2 + C · Σ_i -log softmax(W x_i + b)_{y_i}
+
     Attributes:
         C: Inverse strength of the L2 penalty. The default was chosen on validation pictures of emoji's
             base classes, for emoji-lite: `docs/settings.md` has the scan.

@@ -18,7 +18,10 @@ from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 class NFL(PromptTuning):
     """The novel feature learner of Ma et al., TCSVT 2023, arXiv:2211.02219.
 
-    Code: machengcheng2016/Subspace-Prompt-Learning. Adds weight · mean over N names of (1 - cos(feature, fixed one)).
+    Code: machengcheng2016/Subspace-Prompt-Learning. With features f_n of N names without pictures, and fixed ones t_n:
+
+        loss = CE + weight · mean over n of (1 - cos(f_n, t_n))
+
     The fixed ones are those of zero-shot CLIP with 80 ImageNet templates and the teacher's own.
 
     Attributes:

@@ -15,6 +15,10 @@ _PHOTO: Mapping[str, Any] = {**COOP, "ctx_init": "a photo of a"}
 class ProGradCoOp(PromptTuning):
     """Zhu et al., ICCV 2023, arXiv:2205.14865; code BeierZhu/Prompt-align.
 
+    With a the gradient of the cross-entropy, and b that of the KL divergence from the zero-shot teacher, a step takes
+
+        g = a - λ · min(0, ⟨a,b⟩) / ‖b‖² · b
+
     λ is 1.0 in the authors' scripts, and 0.8 at 8 and 16 shots on Flowers102, DTD and EuroSAT. The words of `ctx_init`
     are the data set's own there: `prograd_fast.methods.templates.DATASETS`.
     """

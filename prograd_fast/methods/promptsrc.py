@@ -24,8 +24,10 @@ RELEASED: Mapping[str, Any] = {
 class PromptSRC(PromptTuning):
     """Khattak et al., ICCV 2023, arXiv:2307.06948; code muzairkhattak/PromptSRC, without prompts in the image tower.
 
-    Adds text_weight · mean |W - Ŵ| over all C·D entries, and logit_weight · (1/(B·C)) Σ p̂ (log p̂ - log p) over all B·C.
-    Ŵ: features of the untouched model, averaged over the prompts before they are normalised; p̂: its probabilities.
+        loss = CE + text_weight · mean |W - Ŵ| + logit_weight · 1/(B·C) · Σ p̂ (log p̂ - log p)
+
+    over all C·D entries and all B·C. W: class features; p: probabilities. Ŵ: features of the untouched model, averaged
+    over the prompts before they are normalised; p̂: its probabilities.
     What is kept in the end is the mean of the parameters after each epoch e, weighted by N(e; gpa_mean, gpa_std).
 
     Attributes:

@@ -31,8 +31,11 @@ class SubPT(PromptTuning):
     """Ma et al., TCSVT 2023, arXiv:2211.02219; code machengcheng2016/Subspace-Prompt-Learning.
 
     The first stage trains for a few epochs and remembers the parameters after each. Their principal directions are the
-    rows of U. The second stage begins again from the start, with every gradient g replaced by Uᵀ U g. The early epochs
-    have the rates of a whole run's first epochs, since there they are taken from one.
+    rows of U. The second stage begins again from the start, and takes of every gradient the part in their span:
+
+        g ← Uᵀ U g
+
+    The early epochs have the rates of a whole run's first epochs, since there they are taken from one.
 
     Attributes:
         early_epochs: Epochs of the first stage.
@@ -92,7 +95,12 @@ class SubPT(PromptTuning):
 
 @dataclass(frozen=True)
 class SubPTNFL(SubPT, NFL):
-    """Both parts of the paper together: the gradient of the sum of both losses is projected."""
+    """Ma et al., TCSVT 2023, arXiv:2211.02219: both parts of the paper together.
+
+    The gradient of the sum of both losses, `NFL`'s and `SubPT`'s, is projected:
+
+        g ← Uᵀ U ∇(CE + weight · mean over n of (1 - cos(f_n, t_n)))
+    """
 
     name: ClassVar[str] = "subpt-nfl"
     title: ClassVar[str] = "SubPT + NFL"

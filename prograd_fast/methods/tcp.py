@@ -65,9 +65,12 @@ class ClassTokens(Context):
 class TCP(KgCoOp):
     """Yao et al., CVPR 2024, arXiv:2311.18231; code htyao89/Textual-based_Class-aware_prompt_tuning.
 
-    The loss is KgCoOp's, cross-entropy + w·(1 - mean cos(feature, teacher's)). Before one block of the text tower,
-    tokens of each class take the place of the context. `ClassTokens` makes them from the teacher's feature of the
-    class, for new classes as for those that it was trained on.
+    The loss is KgCoOp's, with features f_c of the prompts and t_c of the teacher:
+
+        loss = CE + w · (1 - mean over c of cos(f_c, t_c))
+
+    Before one block of the text tower, tokens of each class take the place of the context. `ClassTokens` makes them
+    from the teacher's feature of the class, for new classes as for those that it was trained on.
 
     The authors' code has 4 tokens and inserts them before its ninth block whatever the tower, so that a tower of fewer
     blocks never sees them. They train with Adam (eps 1e-3); here, as in all methods, it is SGD.

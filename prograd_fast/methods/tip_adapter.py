@@ -97,9 +97,11 @@ class TipAdapter(HeadMethod):
 class TipAdapterF(TrainedHead, TipAdapter):
     """Zhang et al., ECCV 2022, arXiv:2207.09519; code gaopengcuhk/Tip-Adapter, its run_tip_adapter_F.
 
-    `TipAdapter` whose keys are trained by AdamW with ε = 1e-4, at the settings' α and β, and are not normalised again.
-    The learning rate falls step by step. The defaults are the authors' (100 epochs on EuroSAT). α and β are searched on
-    validation pictures after training.
+        logits = s · x tᵀ + α · exp(-β (1 - x Kᵀ)) V
+
+    is `TipAdapter` whose keys K are trained by AdamW with ε = 1e-4, at the settings' α and β, and are not normalised
+    again. The learning rate falls step by step. The defaults are the authors' (100 epochs on EuroSAT). α and β are
+    searched on validation pictures after training.
 
     The keys are those of the last epoch. The authors keep the epoch that is best on test pictures, which tells nothing
     about other pictures.

@@ -22,8 +22,11 @@ _SAMPLES_AND_EPOCHS = {  # VPT.md
 class Variational(PromptTuning):
     """Derakhshani et al., ICCV 2023, arXiv:2210.02390; code saic-fi/Bayesian-Prompt-Learning.
 
-    A prediction is the mean of the samples' probabilities. The task loss is its cross-entropy plus `kl_weight` times
-    the KL divergence from N(0, I), which is a mean over the components, not a sum.
+    A prediction is the mean of the probabilities of S contexts v + r_s, with r_s from a trained normal distribution q:
+
+        p = mean over s of softmax(z(v + r_s)),   loss = mean -log p_y + kl_weight · KL(q ‖ N(0, I))
+
+    The KL divergence is a mean over the components, not a sum.
 
     Attributes:
         samples: S, contexts in each step and at the test.

@@ -22,7 +22,11 @@ class XERMClassifier(GradientMethod):
     """Zhu et al., AAAI 2022, arXiv:2112.14380; code BeierZhu/xERM. Here with linear classifiers on the image features.
 
     The first stage trains the teacher on the labels; its logits f are biased towards frequent classes. The second stage
-    trains the student on `prograd_fast.losses.XERM`, which takes any classifier's logits, with f and balanced logits c.
+    trains the student on `prograd_fast.losses.XERM`, which takes any classifier's logits z, with f and balanced logits
+    c:
+
+        loss = mean of w_f · -log softmax(z)_y - w_c · Σ_k softmax(c)_k log softmax(z)_k
+        w_c = CE(c, y)^γ / (CE(c, y)^γ + CE(f, y)^γ),   w_f = 1 - w_c
 
     Attributes:
         variant: "pc": c = f - log π_train + log π_test with a uniform π_test, linear classifiers.

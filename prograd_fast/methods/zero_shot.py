@@ -15,7 +15,10 @@ from prograd_fast.methods.base import Learner, Method, Scores, Task
 class ZeroShot(Method):
     """Radford et al. 2021, arXiv:2103.00020, with one template or several.
 
-    A class's feature is the mean of its unit features over the templates, normalised again.
+    A class's feature is the mean of its unit features over the templates, normalised again. With f the text tower and
+    u(·) a unit row:
+
+        w_c = u(Σ_k u(f(template_k with name_c))),   z_c = s · ⟨x, w_c⟩
 
     Attributes:
         templates: The prompts, `{}` stands for the class name.

@@ -1,7 +1,58 @@
-"""Carries out a page: writes the files that it shows, and changes those that it shows a difference of."""
+"""What stands on a page: its blocks and commands. A page whose blocks are files and differences is carried out."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import NamedTuple
+
+from markdown_it import MarkdownIt
+
+_MARK = re.compile(r"<!-- not run: (.+) -->")
+# what a line of a block that tells no language begins with, where it is a command
+_PROGRAMS = ("$ ", "prograd-fast ", "make ", "pip ", "python ", ".venv/bin/", "torchrun ", "pre-commit ")
+
+
+class Block(NamedTuple):
+    """A block of code.
+
+    Attributes:
+        language: as the page says, "" for none.
+        text: its lines.
+        not_run: why no test runs it, from a comment `<!-- not run: REASON -->` before it; "" where one does.
+    """
+
+    language: str
+    text: str
+    not_run: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command in it, without what comments say."""
+        if self.language in ("sh", "bash"):
+            lines = self.text.splitlines()
+        elif self.language in ("", "text", "console"):
+            lines = [line for line in self.text.splitlines() if line.startswith(_PROGRAMS)]
+        else:
+            lines = []
+        found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+        return [words for words in found if words]
+
+
+def blocks(page: str) -> list[Block]:
+    """The blocks of a page in Markdown, in their order; indented ones too."""
+    found, comment = [], ""
+    for token in MarkdownIt().parse(page):
+        if token.type in ("fence", "code_block"):
+            mark = _MARK.fullmatch(comment.strip())
+            found.append(Block(token.info.strip(), token.content, mark[1] if mark else ""))
+        comment = token.content if token.type == "html_block" else ""
+    return found
+
+
+def inline_code(page: str) -> list[str]:
+    """The code within the sentences of a page."""
+    tokens = [part for token in MarkdownIt("commonmark").parse(page) for part in token.children or ()]
+    return [" ".join(token.content.split()) for token in tokens if token.type == "code_inline"]
 
 
 def carry_out(page: str, root: Path) -> list[Path]:

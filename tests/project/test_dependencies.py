@@ -17,7 +17,7 @@ else:
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGE = REPOSITORY / "prograd_fast"
 # what is imported under another name than it is installed by
-NAMES = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit_learn"}
+NAMES = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit_learn", "markdown_it": "markdown_it_py"}
 # the extras of a room; all others are the core, which has PyTorch alone
 EXTRAS = {
     "clip": {"clip", "demo"},
