@@ -1,0 +1,242 @@
+"""The tables of docs/which-method.md: `python -m tools.which_method` writes them again.
+
+Published numbers are those of `prograd_fast/training/published.csv`; measured ones are those of
+`docs/study/accuracies.csv`. Every sentence of the page that depends on a number is written here.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from prograd_fast.methods import METHODS
+from prograd_fast.report.statistics import Spread, accuracies, paired
+from prograd_fast.report.tables import TITLES
+from tools.blocks import table, write_blocks
+
+REPOSITORY = Path(__file__).parents[1]
+PUBLISHED = REPOSITORY / "prograd_fast" / "training" / "published.csv"
+MEASURED = REPOSITORY / "docs" / "study" / "accuracies.csv"
+PAGE, COMMAND = REPOSITORY / "docs" / "which-method.md", "python -m tools.which_method"
+
+AVERAGE, SHOTS = "average of 11", ("1", "2", "4", "8", "16")
+FACTS = ("method", "set", "lambda", "shots", "partition", "seed")  # of a run; the other columns are accuracies
+# their published form trains both towers, the library's the text side alone
+BOTH_TOWERS = ("promptsrc",)
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """The lines of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def title(method: str) -> str:
+    """The name of a method of the library; another one's as the file has it."""
+    return TITLES.get(method, method)
+
+
+def ours(method: str) -> bool:
+    """Whether the library has the method as it was published."""
+    return method in TITLES and method not in BOTH_TOWERS
+
+
+def values(rows: Sequence[Row], of: str, shots: str, metric: str, backbone: str = "ViT-B/16") -> dict[str, list[float]]:
+    """The published averages over 11 sets by method; several where sources disagree, the lowest first."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        facts = row["table"], row["dataset"], row["shots"], row["backbone"], row["metric"]
+        if facts == (of, AVERAGE, shots, backbone, metric):
+            found.setdefault(row["method"], []).append(float(row["value"]))
+    return {method: sorted(several) for method, several in found.items()}
+
+
+def leaders(found: dict[str, list[float]], n: int) -> list[str]:
+    """The methods of the library with the highest numbers; where sources disagree the lowest counts."""
+    return sorted(filter(ours, found), key=lambda method: -found[method][0])[:n]
+
+
+def number(several: Sequence[float]) -> str:
+    """A published number, or all that sources give."""
+    return " or ".join(f"{value:.1f}" for value in several)
+
+
+def aims(rows: Sequence[Row]) -> str:
+    """Which method for which aim, with the published numbers that say so; README has this table too."""
+    many, one = values(rows, "few-shot", "16", "accuracy"), values(rows, "few-shot", "1", "accuracy")
+    both, new = values(rows, "base-to-new", "16", "h"), values(rows, "base-to-new", "16", "new")
+    start = values(rows, "few-shot", "0", "accuracy")["zero-shot"]
+
+    def named(methods: Sequence[str], found: dict[str, list[float]]) -> str:
+        return ", ".join(f"{title(method)} {number(found[method])}" for method in methods)
+
+    def take(methods: Sequence[str]) -> str:
+        return ", ".join(f"`{method}`" for method in methods)
+
+    best, few, wide = leaders(many, 3), leaders(one, 3), leaders(both, 2)
+    return table(
+        ["your aim", "take", "published: ViT-B/16, mean of 11 sets, 16 pictures per class"],
+        [
+            [
+                "most accuracy on classes that you have pictures of",
+                take(best),
+                f"{named(best, many)}; {named(['coop'], many)}, zero-shot {number(start)}",
+            ],
+            ["the same with one picture per class", take(few), f"one picture: {named(few, one)}; {named(['coop'], one)}"],
+            ["classes too that come later, by name alone", take(wide), f"harmonic mean: {named(wide, both)}; {named(['zero-shot', 'coop'], both)}"],
+            [
+                "to forget as little as possible",
+                "`kgcoop`, `prograd`; `--set lambda_=1` in others",
+                f"new classes: {named(['kgcoop', 'prograd', 'coop', 'zero-shot'], new)}",
+            ],
+            ["to train anything else, as LoRA in a tower", "`ProGradAdamW`", "no published number with the projection"],
+        ],
+    )
+
+
+def sources(rows: Sequence[Row]) -> list[str]:
+    """All sources, in the order of the file."""
+    return list(dict.fromkeys(row["source"] for row in rows))
+
+
+def base_to_new(rows: Sequence[Row]) -> str:
+    """The published averages on base and new classes, by harmonic mean; every row that a source gives."""
+    chosen = [row for row in rows if row["table"] == "base-to-new" and row["dataset"] == AVERAGE]
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in chosen:
+        found.setdefault((row["method"], row["source"], row["note"]), {})[row["metric"]] = row["value"]
+    numbers = {source: str(i) for i, source in enumerate(sources(rows), start=1)}
+    lines = [
+        [title(method), "yes" if ours(method) else "no", of["base"], of["new"], of["h"], numbers[source], note]
+        for (method, source, note), of in sorted(found.items(), key=lambda item: -float(item[1]["h"]))
+    ]
+    return table(["method", "here", "base", "new", "harmonic mean", "source", "note"], lines)
+
+
+def few_shot(rows: Sequence[Row]) -> str:
+    """The published averages by number of pictures, for each backbone."""
+    parts = []
+    for backbone in ("ViT-B/16", "RN50"):
+        found: dict[tuple[str, str, str], dict[str, str]] = {}
+        for row in rows:
+            if (row["table"], row["dataset"], row["backbone"]) == ("few-shot", AVERAGE, backbone):
+                found.setdefault((row["method"], row["source"], row["note"]), {})[row["shots"]] = row["value"]
+        numbers = {source: str(i) for i, source in enumerate(sources(rows), start=1)}
+        lines = []
+        for (method, source, note), of in sorted(found.items(), key=lambda item: -float(item[1].get("16", "0"))):
+            cells = [of["0"]] * len(SHOTS) if "0" in of else [of.get(shots, "") for shots in SHOTS]
+            lines.append([title(method), "yes" if ours(method) else "no", *cells, numbers[source], note])
+        parts.append(f"{backbone}:\n\n" + table(["method", "here", *SHOTS, "source", "note"], lines))
+    return "\n".join(parts)
+
+
+def conflicts(rows: Sequence[Row]) -> str:
+    """Where sources disagree about the same number."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("method", "table", "dataset", "shots", "backbone", "metric"))
+        found.setdefault(key, []).append(row)
+    lines = []
+    for (method, of, dataset, shots, backbone, metric), several in found.items():
+        if len(several) > 1 and metric in ("h", "accuracy"):
+            what = "harmonic mean" if metric == "h" else metric
+            told = "; ".join(f"{row['value']} ({row['source']})" for row in several)
+            lines.append([title(method), f"{of}, {dataset}, {shots} pictures, {backbone}, {what}", told])
+    return table(["method", "number", "what sources say"], lines)
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """The sources by their numbers."""
+    return "".join(f"{i}. {source}\n" for i, source in enumerate(sources(rows), start=1))
+
+
+def runs(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The study's runs; "method" tells the λ where it is not the method's own."""
+    found = []
+    for row in rows:
+        lambda_ = row.get("lambda", "")
+        found.append(
+            {
+                "method": row["method"] + (f" λ = {lambda_}" if lambda_ else ""),
+                "set": row.get("set") or "emoji",
+                **{name: int(row[name]) for name in ("shots", "partition", "seed")},
+                "accuracy": {part: float(x) / 100 for part, x in row.items() if part not in FACTS and x},
+            }
+        )
+    return found
+
+
+def study(rows: Sequence[Row]) -> str:
+    """What the library's own sets say: a table and three sentences for each."""
+    every = runs(rows)
+    parts = []
+    for name in dict.fromkeys(run["set"] for run in every):
+        here = [run for run in every if run["set"] == name]
+        fewest, most = min(run["shots"] for run in here), max(run["shots"] for run in here)
+        few, many = ([run for run in here if run["shots"] == shots] for shots in (fewest, most))
+        methods = list(dict.fromkeys(run["method"] for run in many))
+        order = sorted(methods, key=lambda method: -fmean(accuracies(many, method, "base")))
+        lines = []
+        for method in order:
+            cells = [Spread.of(found) if (found := accuracies(many, method, part)) else None for part in PARTS]
+            first = accuracies(few, method, "base")
+            cells.append(Spread.of(first) if first else None)
+            shown = ["-" if spread is None else f"{spread.mean:.1f} ± {spread.half_width:.1f}" for spread in cells]
+            lines.append([_shown(method), *shown])
+        header = [f"{name}, up to {most} pictures per class", *PARTS, f"base, {_count(fewest)}"]
+        parts.append(table(header, lines) + "\n" + _sentences(few, many, methods, fewest, most))
+    return "\n".join(parts)
+
+
+PARTS = ("base", "new", "harmonic mean")
+
+
+def _count(shots: int) -> str:
+    return "one picture" if shots == 1 else f"{shots} pictures"
+
+
+def _shown(method: str) -> str:
+    name, space, rest = method.partition(" ")
+    return title(name) + space + rest
+
+
+def _sentences(
+    few: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]], methods: Sequence[str], fewest: int, most: int
+) -> str:
+    """Which methods are surely above or below zero-shot: their 95 % interval leaves 0 out."""
+
+    def listed(of: Sequence[dict[str, Any]], part: str, sign: int) -> str:
+        found = []
+        for method in methods:
+            if method != "zero-shot" and accuracies(of, method, part):
+                spread = paired(of, method, "zero-shot", part)
+                if sign * spread.mean > spread.half_width:
+                    found.append((-sign * spread.mean, f"{_shown(method)} ({spread.mean:+.1f} ± {spread.half_width:.1f})"))
+        return ", ".join(text for _, text in sorted(found)).replace("-", "−") or "none"
+
+    return (
+        f"- Above zero-shot on base classes with {_count(most)}: {listed(many, 'base', 1)}.\n"
+        f"- Below zero-shot on new classes with {_count(most)}: {listed(many, 'new', -1)}.\n"
+        f"- Above zero-shot in the harmonic mean with {_count(most)}: {listed(many, 'harmonic mean', 1)}.\n"
+        f"- Above zero-shot on base classes with {_count(fewest)}: {listed(few, 'base', 1)}.\n"
+    )
+
+
+def blocks() -> dict[str, str]:
+    """The blocks of the page by name."""
+    published = read(PUBLISHED)
+    return {
+        "aims": aims(published),
+        "base to new": base_to_new(published),
+        "few-shot": few_shot(published),
+        "conflicts": conflicts(published),
+        "sources": legend(published),
+        "measured": study(read(MEASURED)),
+    }
+
+
+if __name__ == "__main__":
+    write_blocks(PAGE, blocks(), COMMAND)
