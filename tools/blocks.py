@@ -1,6 +1,5 @@
 """Blocks of a page that a command writes: what stands between a pair of comments in Markdown."""
 
-import re
 from pathlib import Path
 
 
@@ -18,10 +17,10 @@ def write_blocks(page: Path, blocks: dict[str, str], command: str) -> None:
     text = page.read_text(encoding="utf-8")
     for name, content in blocks.items():
         begin, end = f"<!-- {name}: written by {command} -->\n", f"<!-- end of {name} -->\n"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        if len(re.findall(pattern, text, re.DOTALL)) != 1:
+        if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
             raise ValueError(f"{page}: expected {begin.strip()} and {end.strip()} once")
-        text = re.sub(pattern, lambda _, new=f"{begin}{content.rstrip()}\n{end}": new, text, flags=re.DOTALL)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{content.rstrip()}\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prograd_fast.methods import METHODS
 from prograd_fast.report.statistics import Spread, accuracies, paired
 from prograd_fast.report.tables import TITLES
 from tools.blocks import table, write_blocks
@@ -85,8 +84,16 @@ def aims(rows: Sequence[Row]) -> str:
                 take(best),
                 f"{named(best, many)}; {named(['coop'], many)}, zero-shot {number(start)}",
             ],
-            ["the same with one picture per class", take(few), f"one picture: {named(few, one)}; {named(['coop'], one)}"],
-            ["classes too that come later, by name alone", take(wide), f"harmonic mean: {named(wide, both)}; {named(['zero-shot', 'coop'], both)}"],
+            [
+                "the same with one picture per class",
+                take(few),
+                f"one picture: {named(few, one)}; {named(['coop'], one)}",
+            ],
+            [
+                "classes too that come later, by name alone",
+                take(wide),
+                f"harmonic mean: {named(wide, both)}; {named(['zero-shot', 'coop'], both)}",
+            ],
             [
                 "to forget as little as possible",
                 "`kgcoop`, `prograd`; `--set lambda_=1` in others",
@@ -214,7 +221,9 @@ def _sentences(
             if method != "zero-shot" and accuracies(of, method, part):
                 spread = paired(of, method, "zero-shot", part)
                 if sign * spread.mean > spread.half_width:
-                    found.append((-sign * spread.mean, f"{_shown(method)} ({spread.mean:+.1f} ± {spread.half_width:.1f})"))
+                    found.append(
+                        (-sign * spread.mean, f"{_shown(method)} ({spread.mean:+.1f} ± {spread.half_width:.1f})")
+                    )
         return ", ".join(text for _, text in sorted(found)).replace("-", "−") or "none"
 
     return (
