@@ -33,7 +33,6 @@ from prograd_fast.training import (
 )
 from prograd_fast.training.evaluate import evaluate_parts
 from tools.blocks import table, write_blocks
-from tools.which_method import MEASURED, read, runs
 
 PAGE = Path(__file__).parents[1] / "docs" / "what-can-go-wrong.md"
 COMMAND = "python -m tools.pitfalls"
@@ -169,45 +168,40 @@ def of_precision(clip: LoadedClip, features: Features, plans: Sequence[Plan], me
         yield [name, found["fp32"], found[precision]]
 
 
-def of_draws() -> str:
-    """How much a single run depends on its draw, from the study's runs."""
-    every = [run for run in runs(read(MEASURED)) if run["set"] == "emoji"]
+def draws(clip: LoadedClip, features: Features, shots: Sequence[int], seeds: int, epochs: int) -> str:
+    """How much a run depends on which pictures were drawn, as a table: one partition, several draws."""
     lines = []
-    for method in ("coop", "prograd", "kgcoop"):
-        for shots in sorted({run["shots"] for run in every}):
+    for method in (CoOp(epochs=epochs), ProGradCoOp(epochs=epochs)):
+        for n in shots:
+            plans = [make_plan(features.pictures, n, seed, 0) for seed in range(seeds)]
+            tested = [replace(plan, tests={part: plan.tests[part] for part in ("base", "new")}) for plan in plans]
+            done = [run_method(method, clip, features, plan).accuracy for plan in tested]
             cells = []
             for part in ("base", "new"):
-                groups: dict[int, list[float]] = {}
-                for run in every:
-                    if (run["method"], run["shots"]) == (method, shots):
-                        groups.setdefault(run["partition"], []).append(100 * run["accuracy"][part])
-                spreads = [(stdev(values), max(values) - min(values)) for values in groups.values()]
-                cells += [f"{fmean(sd for sd, _ in spreads):.1f}", f"{max(span for _, span in spreads):.1f}"]
-            lines.append([method, str(shots), *cells])
-    header = [
-        "method",
-        "pictures per class",
-        "base: deviation",
-        "base: largest gap",
-        "new: deviation",
-        "new: largest gap",
-    ]
-    return table(header, lines)
+                values = [100 * one[part] for one in done]
+                cells += [f"{fmean(values):.1f} ± {stdev(values):.1f}", f"{max(values) - min(values):.1f}"]
+            lines.append([method.title, str(n), *cells])
+    return table(["method", "pictures per class", "base", "base: largest gap", "new", "new: largest gap"], lines)
 
 
-def effects(clip: LoadedClip, pictures: PictureSet, partitions: int, seeds: int, epochs: int) -> str:
-    """The table of all mistakes that are measured on pictures.
+def look(clip: LoadedClip, pictures: PictureSet) -> Features:
+    """The features of all pictures in the task's styles."""
+    return encode_pictures(clip, pictures, np.flatnonzero(np.isin(pictures.style, EMOJI_TASK_STYLES)))
+
+
+def effects(clip: LoadedClip, features: Features, partitions: int, seeds: int, epochs: int) -> str:
+    """The table of all mistakes that are made on purpose.
 
     Args:
         clip: The model.
-        pictures: The emoji set, or a part of it.
+        features: Of the emoji set, see `look`.
         partitions: Of base and new classes.
         seeds: Draws of the shots.
         epochs: Of each training.
     """
+    pictures = features.pictures
     part = make_plan(pictures, 16, 0, None).tests["all"]
     halves = [make_plan(pictures, 16, seed, half) for half in range(partitions) for seed in range(seeds)]
-    features = encode_pictures(clip, pictures, np.flatnonzero(np.isin(pictures.style, EMOJI_TASK_STYLES)))
     narrow = [replace(one, tests={part: one.tests[part] for part in ("base", "new")}) for one in halves]
     coop, prograd = CoOp(epochs=epochs), ProGradCoOp(epochs=epochs)
     return table(
@@ -227,8 +221,13 @@ def effects(clip: LoadedClip, pictures: PictureSet, partitions: int, seeds: int,
 def main() -> None:
     """The command."""
     torch.set_num_threads(1)
-    measured = effects(load_model("emoji-lite", device="cpu"), load("emoji"), partitions=3, seeds=2, epochs=100)
-    write_blocks(PAGE, {"effects": measured, "draws": of_draws()}, COMMAND)
+    clip = load_model("emoji-lite", device="cpu")
+    features = look(clip, load("emoji"))
+    measured = {
+        "effects": effects(clip, features, partitions=3, seeds=2, epochs=100),
+        "draws": draws(clip, features, shots=(1, 4, 16), seeds=5, epochs=100),
+    }
+    write_blocks(PAGE, measured, COMMAND)
 
 
 if __name__ == "__main__":

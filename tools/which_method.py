@@ -7,12 +7,10 @@ Published numbers are those of `prograd_fast/training/published.csv`; measured o
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from prograd_fast.report.statistics import Spread, accuracies, paired
 from prograd_fast.report.tables import TITLES
 from tools.blocks import table, write_blocks
+from tools.measured_methods import measured
 
 REPOSITORY = Path(__file__).parents[1]
 PUBLISHED = REPOSITORY / "prograd_fast" / "training" / "published.csv"
@@ -20,7 +18,6 @@ MEASURED = REPOSITORY / "docs" / "study" / "accuracies.csv"
 PAGE, COMMAND = REPOSITORY / "docs" / "which-method.md", "python -m tools.which_method"
 
 AVERAGE, SHOTS = "average of 11", ("1", "2", "4", "8", "16")
-FACTS = ("method", "set", "lambda", "shots", "partition", "seed")  # of a run; the other columns are accuracies
 # their published form trains both towers, the library's the text side alone
 BOTH_TOWERS = ("promptsrc",)
 
@@ -160,80 +157,6 @@ def legend(rows: Sequence[Row]) -> str:
     return "".join(f"{i}. {source}\n" for i, source in enumerate(sources(rows), start=1))
 
 
-def runs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The study's runs; "method" tells the λ where it is not the method's own."""
-    found = []
-    for row in rows:
-        lambda_ = row.get("lambda", "")
-        found.append(
-            {
-                "method": row["method"] + (f" λ = {lambda_}" if lambda_ else ""),
-                "set": row.get("set") or "emoji",
-                **{name: int(row[name]) for name in ("shots", "partition", "seed")},
-                "accuracy": {part: float(x) / 100 for part, x in row.items() if part not in FACTS and x},
-            }
-        )
-    return found
-
-
-def study(rows: Sequence[Row]) -> str:
-    """What the library's own sets say: a table and three sentences for each."""
-    every = runs(rows)
-    parts = []
-    for name in dict.fromkeys(run["set"] for run in every):
-        here = [run for run in every if run["set"] == name]
-        fewest, most = min(run["shots"] for run in here), max(run["shots"] for run in here)
-        few, many = ([run for run in here if run["shots"] == shots] for shots in (fewest, most))
-        methods = list(dict.fromkeys(run["method"] for run in many))
-        order = sorted(methods, key=lambda method: -fmean(accuracies(many, method, "base")))
-        lines = []
-        for method in order:
-            cells = [Spread.of(found) if (found := accuracies(many, method, part)) else None for part in PARTS]
-            first = accuracies(few, method, "base")
-            cells.append(Spread.of(first) if first else None)
-            shown = ["-" if spread is None else f"{spread.mean:.1f} ± {spread.half_width:.1f}" for spread in cells]
-            lines.append([_shown(method), *shown])
-        header = [f"{name}, up to {most} pictures per class", *PARTS, f"base, {_count(fewest)}"]
-        parts.append(table(header, lines) + "\n" + _sentences(few, many, methods, fewest, most))
-    return "\n".join(parts)
-
-
-PARTS = ("base", "new", "harmonic mean")
-
-
-def _count(shots: int) -> str:
-    return "one picture" if shots == 1 else f"{shots} pictures"
-
-
-def _shown(method: str) -> str:
-    name, space, rest = method.partition(" ")
-    return title(name) + space + rest
-
-
-def _sentences(
-    few: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]], methods: Sequence[str], fewest: int, most: int
-) -> str:
-    """Which methods are surely above or below zero-shot: their 95 % interval leaves 0 out."""
-
-    def listed(of: Sequence[dict[str, Any]], part: str, sign: int) -> str:
-        found = []
-        for method in methods:
-            if method != "zero-shot" and accuracies(of, method, part):
-                spread = paired(of, method, "zero-shot", part)
-                if sign * spread.mean > spread.half_width:
-                    found.append(
-                        (-sign * spread.mean, f"{_shown(method)} ({spread.mean:+.1f} ± {spread.half_width:.1f})")
-                    )
-        return ", ".join(text for _, text in sorted(found)).replace("-", "−") or "none"
-
-    return (
-        f"- Above zero-shot on base classes with {_count(most)}: {listed(many, 'base', 1)}.\n"
-        f"- Below zero-shot on new classes with {_count(most)}: {listed(many, 'new', -1)}.\n"
-        f"- Above zero-shot in the harmonic mean with {_count(most)}: {listed(many, 'harmonic mean', 1)}.\n"
-        f"- Above zero-shot on base classes with {_count(fewest)}: {listed(few, 'base', 1)}.\n"
-    )
-
-
 def blocks() -> dict[str, str]:
     """The blocks of the page by name."""
     published = read(PUBLISHED)
@@ -243,7 +166,7 @@ def blocks() -> dict[str, str]:
         "few-shot": few_shot(published),
         "conflicts": conflicts(published),
         "sources": legend(published),
-        "measured": study(read(MEASURED)),
+        "measured": measured(read(MEASURED)),
     }
 
 

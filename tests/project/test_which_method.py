@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from tests.paths import REPOSITORY
-from tools import which_method
+from tools import measured_methods, which_method
 from tools.blocks import write_blocks
 
 DOCS = REPOSITORY / "docs"
@@ -44,27 +44,33 @@ def test_another_form_of_a_method_is_not_the_librarys():
 
 
 def test_a_study_of_several_sets_and_lambdas():
-    """Two sets, one with λ in two forms; CoOp gains in each pair, its λ = 1 in no surely; a method without new."""
+    """Clip art with 8 pictures alone and λ; emoji with 1 and 16. xERM knows no new classes. CoOp gains in each pair."""
     rows = []
     for seed in range(4):
-        facts = {"set": "clipart", "shots": "8", "partition": "0", "seed": str(seed), "lambda": ""}
-        rows += [
-            facts | {"method": "zero-shot", "base": str(40 + seed), "new": "30", "harmonic mean": "34"},
-            facts | {"method": "coop", "base": str(45 + seed + 0.1 * seed), "new": "20", "harmonic mean": "28"},
-            facts | {"method": "coop", "lambda": "1", "base": str(40 - seed), "new": "30", "harmonic mean": "34"},
-            facts | {"method": "xerm", "base": "50", "new": "", "harmonic mean": ""},
-        ]
-    rows.append({**rows[0], "set": "emoji"})
-    text = which_method.study(rows)
-    assert "| clipart, up to 8 pictures per class | base | new | harmonic mean | base, 8 pictures |" in text
-    assert "| CoOp λ = 1 | 38.5 ± 2.1 | 30.0 ± 0.0 | 34.0 ± 0.0 | 38.5 ± 2.1 |" in text
-    assert "| xERM | 50.0 ± 0.0 | - | - | 50.0 ± 0.0 |" in text
-    above, below, harmonic, few = [line for line in text.splitlines() if line.startswith("- ")][:4]
-    assert above == few  # 8 are the fewest and the most here
-    assert "xERM (+8.5 ± 2.1), CoOp (+5.2 ± 0.2)." in above
-    assert below.endswith("CoOp (−10.0 ± 0.0).")
-    assert harmonic.endswith(": none.")
-    assert "| emoji, up to 8 pictures per class |" in text
+        facts = {"set": "clipart", "shots": "8", "partition": "0", "seed": str(seed), "seconds": f"0.{seed}1"}
+        own = {"zero-shot": (40, 30, 34), "xerm": (50, "", ""), "coop": (45 + 1.2 * seed, 20, 28)}
+        for method, (base, new, harmonic) in own.items():
+            start = base if method == "coop" else base + (seed if method == "zero-shot" else 0)
+            accuracy = {"base": str(start), "new": str(new), "harmonic mean": str(harmonic), "conflict": "50"}
+            rows.append(facts | accuracy | {"method": method, "lambda": "0.0" if method == "coop" else ""})
+        rows.append({**rows[-1], "lambda": "1.0", "base": str(40 - seed), "new": "29"})
+        for shots, method, base in (("1", "zero-shot", 40), ("1", "tip-adapter", 38), ("16", "zero-shot", 40)):
+            rows.append(facts | {"set": "emoji", "method": method, "shots": shots, "base": str(base + seed % 2)})
+    text = measured_methods.measured(rows)
+    clipart, emoji = text.split("| emoji, ")
+    assert "| clipart, up to 8 pictures per class | base | new | harmonic mean | seconds |" in clipart
+    assert "| ProGrad | 38.5 ± 2.1 | 29.0 ± 0.0 | 28.0 ± 0.0 | 0.16 |" in clipart
+    assert "| xERM | 50.0 ± 0.0 | - | - | 0.16 |" in clipart
+    assert clipart.splitlines()[-7:-1] == [
+        "- Above zero-shot on base classes with 8 pictures: xERM (+8.5 ± 2.1), CoOp (+5.3 ± 0.4).",
+        "- Below zero-shot on new classes with 8 pictures: CoOp (−10.0 ± 0.0), ProGrad (−1.0 ± 0.0).",
+        "- Above zero-shot in the harmonic mean with 8 pictures: none.",
+        "- Projection (λ = 1) against none, base: higher in none; lower in CoOp (−8.3 ± 4.5).",
+        "- Projection (λ = 1) against none, new: higher in CoOp (+9.0 ± 0.0); lower in none.",
+        "- Projection (λ = 1) against none, harmonic mean: higher in none; lower in none.",
+    ]
+    assert emoji.startswith("up to 16 pictures per class | base | new | harmonic mean | base, one picture | seconds |")
+    assert "- Above zero-shot on base classes with one picture: none." in emoji
 
 
 def test_a_page_without_the_block_is_refused(tmp_path):
