@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from PIL import Image
 
 from tools import tutorial
@@ -13,6 +14,7 @@ def words(page: str) -> str:
     return re.sub(r"\d+(\.\d+)?(e-\d+)?", "0", page)
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()

@@ -56,6 +56,7 @@ def test_mistakes_change_what_they_should(clip, shapes):
     assert not np.allclose(louder.probabilities, right.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_commands_run_in_their_order(tmp_path, shapes_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
