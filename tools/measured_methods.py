@@ -34,6 +34,21 @@ def measured(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(found)
 
 
+def spread_of_runs(rows: Sequence[Mapping[str, str]]) -> str:
+    """How far runs of one method are apart that differ in partition or draw alone, on emoji: a table."""
+    runs = as_published([run for run in map(_run, rows) if run["set"] == "emoji"])
+    lines = []
+    for method in ("coop", "prograd", "kgcoop"):
+        for shots in sorted({run["shots"] for run in runs if run["method"] == method}):
+            own = [run for run in runs if run["shots"] == shots]
+            cells = []
+            for part in ("base", "new"):
+                values = accuracies(own, method, part)
+                cells += [f"{fmean(values):.1f} ± {Spread.of(values).sd:.1f}", f"{max(values) - min(values):.1f}"]
+            lines.append([TITLES[method], str(shots), *cells])
+    return table(["method", "pictures per class", "base", "largest gap", "new", "largest gap"], lines)
+
+
 def _run(row: Mapping[str, str]) -> Run:
     return {
         "set": row.get("set") or "emoji",

@@ -11,12 +11,14 @@ from pathlib import Path
 from prograd_fast.methods import METHODS
 from prograd_fast.report.tables import TITLES
 from tools.blocks import table, write_blocks
-from tools.measured_methods import measured
+from tools.measured_methods import measured, spread_of_runs
 
 REPOSITORY = Path(__file__).parents[1]
 PUBLISHED = REPOSITORY / "prograd_fast" / "training" / "published.csv"
 MEASURED = REPOSITORY / "docs" / "study" / "accuracies.csv"
 PAGE, COMMAND = REPOSITORY / "docs" / "which-method.md", "python -m tools.which_method"
+
+MISTAKES = REPOSITORY / "docs" / "what-can-go-wrong.md"  # has a table of the study's runs too
 
 AVERAGE, SHOTS = "average of 11", ("1", "2", "4", "8", "16")
 # their published form trains weights of the image tower too, the library's the text side alone
@@ -177,3 +179,4 @@ def blocks() -> dict[str, str]:
 
 if __name__ == "__main__":
     write_blocks(PAGE, blocks(), COMMAND)
+    write_blocks(MISTAKES, {"draws": spread_of_runs(read(MEASURED))}, COMMAND)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prograd_fast import cli
-from tools import pitfalls
+from tools import measured_methods, pitfalls, which_method
 
 PAGE = pitfalls.PAGE.read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^      (prograd-fast .*)$", PAGE, re.MULTILINE)
@@ -20,25 +20,23 @@ def rows(table: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
 
 
-def block(name: str) -> str:
-    begin, end = f"<!-- {name}: written by {pitfalls.COMMAND} -->\n", f"<!-- end of {name} -->"
+def block(name: str, command: str) -> str:
+    begin, end = f"<!-- {name}: written by {command} -->\n", f"<!-- end of {name} -->"
     return PAGE.partition(begin)[2].partition(end)[0]
 
 
-def test_every_mistake_of_the_tables_is_made(clip, shapes):
-    """On drawings of four shapes and a tiny model: the rows are those of the page, in its order."""
+def test_every_mistake_of_the_table_is_made(clip, shapes):
+    """On drawings of four shapes and a tiny model: the mistakes are those of the page, in its order."""
     drawn = replace(shapes, style=np.full(len(shapes), pitfalls.EMOJI_TASK_STYLES[0]))
-    features = pitfalls.look(clip, drawn)
-    for name, made in {
-        "effects": pitfalls.effects(clip, features, partitions=1, seeds=1, epochs=2),
-        "draws": pitfalls.draws(clip, features, shots=(1, 4, 16), seeds=2, epochs=2),
-    }.items():
-        made, told = rows(made), rows(block(name))
-        n = 1 if name == "effects" else 2  # the columns that say what was done
-        assert [re.sub(r"[\d.]+", "0", " ".join(row[:n])) for row in made] == [
-            re.sub(r"[\d.]+", "0", " ".join(row[:n])) for row in told
-        ]
-        assert len({len(row) for row in made + told}) == 1
+    made = rows(pitfalls.effects(clip, pitfalls.look(clip, drawn), partitions=1, seeds=1, epochs=2))
+    told = rows(block("effects", pitfalls.COMMAND))
+    assert [re.sub(r"[\d.]+", "0", row[0]) for row in made] == [re.sub(r"[\d.]+", "0", row[0]) for row in told]
+    assert {len(row) for row in made + told} == {3}
+
+
+def test_the_table_of_runs_is_that_of_the_study():
+    runs = which_method.read(which_method.MEASURED)
+    assert block("draws", which_method.COMMAND) == measured_methods.spread_of_runs(runs), f"run {which_method.COMMAND}"
 
 
 def test_mistakes_change_what_they_should(clip, shapes):
