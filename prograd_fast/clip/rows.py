@@ -1,7 +1,6 @@
 """Rows of features that lie in several tensors, in memory or mapped from files, and are copied where they are used."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ class KeyedRows(Mapping[bytes, Tensor]):
 
     def slots(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """(len(keys),): where each of these keys is kept; -1 for one that was not announced."""
-        return np.fromiter(map(self._slots.get, keys, repeat(-1)), np.int64, len(keys))
+        return np.fromiter((self._slots.get(key, -1) for key in keys), np.int64, len(keys))
 
     def add(self, slots: NDArray[np.int64], values: Tensor) -> None:
         """Take up rows of a tensor (n, D), which is not copied; of each row the `slots`, -1 for one that is not."""
@@ -88,8 +87,8 @@ class KeyedRows(Mapping[bytes, Tensor]):
 
     def __contains__(self, key: object) -> bool:
         """Whether its row is there."""
-        slot = self._slots.get(key)  # type: ignore[call-overload]
-        return slot is not None and bool(self._places[slot, 0] >= 0)
+        slot = self._slots.get(key, -1) if isinstance(key, bytes) else -1
+        return slot >= 0 and bool(self._places[slot, 0] >= 0)
 
     def __iter__(self) -> Iterator[bytes]:
         """The keys whose rows are there."""
