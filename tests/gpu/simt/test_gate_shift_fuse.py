@@ -139,13 +139,11 @@ def test_authors_module(simt: GateShiftFuse, dtype: torch.dtype) -> None:
 FAULTS = {
     "a mean that is left out": Fault("gate_shift_fuse.cu", "(to + all.frames) % all.frames", "plane.t"),
     "moved the other way": Fault("gate_shift_fuse.cu", "return c < half ? 1 : -1;", "return c < half ? -1 : 1;"),
-    "halves not interleaved": Fault("gate_shift_fuse.cu", "j % quarter * 2 + j / quarter", "j"),
+    "halves not interleaved": Fault("gate_shift_fuse.cu", "j % quarter * 2 + j / quarter", "j + 0 * quarter"),
     "what came from a frame too early": Fault("gate_shift_fuse.cu", "came[j] = passed;", "came[j] += passed;"),
     "sum of one slice": Fault("gate_shift_fuse.cu", "other < slices;", "other < 1;"),
     "no barrier": Fault("gate_shift_fuse.cu", "  __syncthreads();\n  if (slice", "  if (slice"),
-    "pack behind the end": Fault(
-        "gate_shift_fuse.cu", "left < kVector<T> ? left : kVector<T>", "kVector<T>", says="outside|relative"
-    ),
+    "pack behind the end": Fault("gate_shift_fuse.cu", "left < kVector<T> ?", "left < 0 ?", says="outside|relative"),
     "sum of half the lanes": Fault("gate_shift_fuse.cu", "offset = kWarp / 2", "offset = kWarp / 4"),
     "channels of the next clip": Fault(
         "gate_shift_fuse.cu", "if (c >= 2 * all.half) return;", "", says="outside|relative|nan"
