@@ -100,8 +100,9 @@ __device__ __forceinline__ A share_of(const Segments& by_row, int64_t row) {
   return A(1.0f / float(by_row.starts[row + 1] - by_row.starts[row]));
 }
 
+// One block for a multiprocessor is enough: asking for no more keeps ptxas from spilling.
 template <typename T, bool shared>
-__global__ void __launch_bounds__(kStructureThreads) structure_loss_kernel(PF_CONSTANT StructureArguments<T> all) {
+__global__ void __launch_bounds__(kStructureThreads, 1) structure_loss_kernel(PF_CONSTANT StructureArguments<T> all) {
   using A = Accumulation<T>;
   const int64_t sample = blockIdx.x, start = sample * all.size;
   A* differences;

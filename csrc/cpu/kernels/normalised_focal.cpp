@@ -16,32 +16,44 @@ namespace {
 template <typename T>
 constexpr T lifted = T(0x1p90);
 
+template <typename T>
+struct FocalSums {
+  T weights, counted, loss;
+};
+
+// Of a run of pixels. A function of its own: within a lambda GCC does not vectorise the loop.
+template <int exponent, typename S, typename T>
+__attribute__((noinline)) FocalSums<T> focal_run(const S* __restrict logits, const std::int64_t* __restrict labels,
+                                                 T* __restrict cotangents, std::int64_t n, T gamma, T eps, T alpha) {
+  T sum = 0, counted = 0, loss = 0;
+#pragma omp simd reduction(+ : sum, counted, loss)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
+    const LabelProbability<T> of_label(sign * load(logits[i]));
+    const FocalPixel<T> pixel(of_label, gamma, eps);
+    const T weight = counts == T(0) ? T(0) : focal_power<exponent>(of_label.q, gamma);
+    const T factor = (sign > T(0) ? alpha : T(1) - alpha) * (weight * lifted<T>);
+    const T value = factor * pixel.log_p, slope = sign * factor * (pixel.of_log + pixel.of_weight * pixel.log_p);
+    sum += weight;
+    counted += counts;
+    loss += counts == T(0) ? T(0) : value;
+    cotangents[i] = counts == T(0) ? T(0) : slope;
+  }
+  return {sum, counted, loss};
+}
+
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_at_once(const Mask& mask) {
-  const S* __restrict logits = static_cast<const S*>(mask.logits);
-  const std::int64_t* __restrict labels = mask.labels;
+  const S* logits = static_cast<const S*>(mask.logits);
   T* __restrict cotangents = static_cast<T*>(mask.cotangents);
-  const T gamma = T(mask.gamma), eps = T(mask.eps), alpha = T(mask.alpha);
   double total = 0, loss = 0;
   std::int64_t count = 0;
   each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0, counted = 0, of_loss = 0;
-#pragma omp simd reduction(+ : sum, counted, of_loss)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
-      const LabelProbability<T> of_label(sign * load(logits[i]));
-      const FocalPixel<T> pixel(of_label, gamma, eps);
-      const T weight = counts == T(0) ? T(0) : focal_power<exponent>(of_label.q, gamma);
-      const T factor = (labels[i] == 1 ? alpha : T(1) - alpha) * (weight * lifted<T>);
-      const T value = factor * pixel.log_p, slope = sign * factor * (pixel.of_log + pixel.of_weight * pixel.log_p);
-      sum += weight;
-      counted += counts;
-      of_loss += counts == T(0) ? T(0) : value;
-      cotangents[i] = counts == T(0) ? T(0) : slope;
-    }
-    total += sum;
-    count += std::int64_t(counted);
-    loss += of_loss;
+    const FocalSums<T> sums = focal_run<exponent, S, T>(logits + begin, mask.labels + begin, cotangents + begin,
+                                                        end - begin, T(mask.gamma), T(mask.eps), T(mask.alpha));
+    total += sums.weights;
+    count += std::int64_t(sums.counted);
+    loss += sums.loss;
   });
   const double mean = -double(count) / (total + mask.eps) / double(count > 0 ? count : 1);
   const T factor = T(mean / lifted<double>);
