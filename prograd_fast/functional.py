@@ -4,9 +4,10 @@ Names, arguments and results are those of `prograd_fast.reference`, which has th
 """
 
 from prograd_fast.ops.affine_shift import affine_shift
-from prograd_fast.ops.differences import soft_wing, squared_error
+from prograd_fast.ops.differences import soft_wing, squared_error, structure_loss
 from prograd_fast.ops.dual_loss import dual_loss
 from prograd_fast.ops.edges import edge_softmax_sum
+from prograd_fast.ops.gate_shift_fuse import gate_shift_fuse
 from prograd_fast.ops.head_dual_loss import head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss, text_to_text_loss
 from prograd_fast.ops.normalised_focal import normalised_focal_loss
@@ -19,6 +20,7 @@ __all__ = [
     "affine_shift",
     "dual_loss",
     "edge_softmax_sum",
+    "gate_shift_fuse",
     "gram",
     "head_dual_loss",
     "linear_dual_loss",
@@ -31,5 +33,6 @@ __all__ = [
     "sampled_log_probs",
     "soft_wing",
     "squared_error",
+    "structure_loss",
     "text_to_text_loss",
 ]

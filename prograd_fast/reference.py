@@ -3,8 +3,10 @@
 from prograd_fast.ops.affine_shift import affine_shift_formula as affine_shift
 from prograd_fast.ops.differences import soft_wing_formula as soft_wing
 from prograd_fast.ops.differences import squared_error_formula as squared_error
+from prograd_fast.ops.differences import structure_loss_formula as structure_loss
 from prograd_fast.ops.dual_loss import dual_loss_formula as dual_loss
 from prograd_fast.ops.edges import edge_softmax_sum_formula as edge_softmax_sum
+from prograd_fast.ops.gate_shift_fuse import gate_shift_fuse_formula as gate_shift_fuse
 from prograd_fast.ops.head_dual_loss import head_dual_loss_formula as head_dual_loss
 from prograd_fast.ops.linear_dual_loss import linear_dual_loss_formula as linear_dual_loss
 from prograd_fast.ops.linear_dual_loss import text_to_text_loss_formula as text_to_text_loss
@@ -29,6 +31,7 @@ __all__ = [
     "dual_loss",
     "edge_softmax_sum",
     "encode_prompts",
+    "gate_shift_fuse",
     "gram",
     "head_dual_loss",
     "linear_dual_loss",
@@ -44,6 +47,7 @@ __all__ = [
     "split_units",
     "squared_error",
     "stochastic_rounding",
+    "structure_loss",
     "text_to_text_loss",
     "xerm_weights",
 ]

@@ -1,4 +1,4 @@
-// affine_shift_out and affine_shift_backward_out on CPU tensors.
+// affine_shift, affine_shift_out and affine_shift_backward_out on CPU tensors.
 #include "affine_shift.h"
 
 #include <ATen/ATen.h>
@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "../common/kept_memory.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/affine_shift.h"
@@ -20,10 +21,8 @@ constexpr int64_t grain_size = 16384;  // elements for which a second thread pay
 std::vector<Move> moves_of(const at::Tensor& x, at::IntArrayRef groups, at::IntArrayRef axes, bool back) {
   std::vector<Move> moves;
   for (size_t g = 0; g < groups.size(); ++g) {
-    const int64_t axis = axes[g] < 0 ? -axes[g] : axes[g], step = axis == 0 ? 0 : x.stride(1 + axis);
-    const int64_t offset = (axes[g] < 0) != back ? -step : step;
-    const int64_t positions = x.numel() / (x.size(0) * x.size(1));
-    moves.insert(moves.end(), groups[g], Move{positions, offset, axis == 0 ? positions : step * x.size(1 + axis)});
+    const AxisShift shift = shift_along(x, axes[g], back);
+    moves.insert(moves.end(), groups[g], Move{x.numel() / (x.size(0) * x.size(1)), shift.offset, shift.period});
   }
   return moves;
 }
@@ -72,7 +71,15 @@ void affine_shift_backward_out(const at::Tensor& gradient, const at::Tensor& x, 
   });
 }
 
+at::Tensor affine_shift(const at::Tensor& x, MaybeTensor scale, MaybeTensor bias, at::IntArrayRef groups,
+                        at::IntArrayRef axes) {
+  at::Tensor out = empty_in_kept_memory(x.sizes(), x.options());
+  affine_shift_out(x, scale, bias, groups, axes, out);
+  return out;
+}
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("affine_shift", TORCH_FN(affine_shift));
   library.impl("affine_shift_out", TORCH_FN(affine_shift_out));
   library.impl("affine_shift_backward_out", TORCH_FN(affine_shift_backward_out));
 });

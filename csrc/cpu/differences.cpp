@@ -1,4 +1,4 @@
-// difference_loss_out on CPU tensors.
+// difference_loss_out and structure_loss_out on CPU tensors.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -47,8 +47,56 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
   loss.fill_(factor * total);
 }
 
+constexpr int64_t sample_chunk = 64;  // samples of one partial sum
+
+void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, const at::Tensor& rows,
+                        const at::Tensor& columns, double omega1, double omega2, double epsilon, double factor,
+                        at::Tensor& losses, at::Tensor& cotangents) {
+  check_structure_loss(at::kCPU, prediction, target, rows, columns, omega1, omega2, epsilon, losses, cotangents);
+  const at::ScalarType dtype = common_dtype(prediction, target), accumulation = accumulation_dtype(dtype);
+  const at::Tensor x = contiguous(prediction, dtype), t = contiguous(target, dtype);
+  const at::Tensor of_rows = rows.contiguous(), of_columns = columns.contiguous();
+  const Written written(cotangents, accumulation);
+  prefer_huge_pages(written.data(), written.tensor().nbytes());
+  const int64_t samples = x.size(0), nodes = x.size(1), axes = x.size(2), n = nodes * axes, edges = rows.size(0);
+  const int64_t size = x.itemsize(), cotangent_size = int64_t(written.tensor().itemsize());
+  const int64_t *row = of_rows.const_data_ptr<int64_t>(), *column = of_columns.const_data_ptr<int64_t>();
+  std::vector<float> shares(nodes);  // the authors' matrix is float32
+  for (int64_t e = 0; e < edges; ++e) shares[row[e]] += 1;
+  for (float& share : shares) share = 1 / share;
+  const int64_t chunks = (samples + sample_chunk - 1) / sample_chunk;
+  const auto& kernels = kernels_for<DifferenceKernels>(storage_of(dtype));
+  std::vector<double> points(chunks), offsets(chunks);
+  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<char> scratch(2 * n * cotangent_size);
+    for (int64_t i = begin * sample_chunk; i < std::min(end * sample_chunk, samples); ++i) {
+      const Landmarks sample{static_cast<const char*>(data_of(x)) + i * n * size,
+                             static_cast<const char*>(data_of(t)) + i * n * size,
+                             written.data() + i * n * cotangent_size,
+                             written.data() + (samples + i) * n * cotangent_size,
+                             row,
+                             column,
+                             shares.data(),
+                             edges,
+                             nodes,
+                             axes,
+                             omega1,
+                             omega2,
+                             epsilon,
+                             factor};
+      kernels.structure(sample, scratch.data(), &points[i / sample_chunk], &offsets[i / sample_chunk]);
+    }
+  });
+  written.write_back();
+  double totals[2] = {};
+  for (const double sum : points) totals[0] += sum;
+  for (const double sum : offsets) totals[1] += sum;
+  for (int64_t k = 0; k < 2; ++k) losses.select(0, k).fill_(factor * totals[k]);
+}
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
   library.impl("difference_loss_out", TORCH_FN(difference_loss_out));
+  library.impl("structure_loss_out", TORCH_FN(structure_loss_out));
 });
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The kernel of difference_loss_out.
+// The kernels of difference_loss_out and structure_loss_out.
 #pragma once
 
 #include "dispatch.h"
@@ -12,9 +12,22 @@ struct Difference {
   double omega1, omega2, epsilon, factor;
 };
 
+// One sample of landmarks, (nodes, axes), and a graph.
+struct Landmarks {
+  const void *prediction, *target;
+  void *of_points, *of_offsets;  // cotangents, in the accumulation dtype
+  const std::int64_t *rows, *columns;
+  const float* shares;  // (nodes,): 1 over the number of a row's edges
+  std::int64_t edges, nodes, axes;
+  double omega1, omega2, epsilon, factor;
+};
+
 struct DifferenceKernels {
   // Sum of f(prediction - target) over n elements, f the square or Soft Wing's function; cotangents = factor f'.
   double (*loss)(const Difference&, std::int64_t n);
+  // Sums of Soft Wing's function of a sample's points, and of their offsets from the mean of their neighbours; scratch
+  // (2 nodes axes,) in the accumulation dtype.
+  void (*structure)(const Landmarks&, void* scratch, double* points, double* offsets);
 };
 
 }  // namespace prograd::cpu

@@ -33,12 +33,6 @@ class Graph {
               own.size(2),
               transposed},
         size(int64_t(c10::elementSize(dtype))) {
-    for (const auto& [name, at] : {std::pair("rows", edges.rows), std::pair("columns", edges.columns)}) {
-      for (int64_t e = 0; e < edges.edges; ++e) {
-        TORCH_CHECK_VALUE(at[e] >= 0 && at[e] < edges.nodes, name, "[", e, "]: expected a node below ", edges.nodes,
-                          ", got ", at[e], ".");
-      }
-    }
     const at::Tensor l = contiguous(logits, dtype);
     const int64_t graphs = logits.dim() == 1 ? 1 : logits.size(0);
     shares_ = at::empty({graphs, edges.edges}, l.options());

@@ -3,6 +3,7 @@
 #include "layer_norm.h"
 
 #include "../formulas/layer_norm.h"
+#include "reduce.cuh"
 #include "storage.cuh"
 #include "vector.cuh"
 
@@ -42,14 +43,6 @@ struct NormRow {
     }
   }
 };
-
-// Of all lanes of a warp, in each of them.
-template <typename A>
-__device__ __forceinline__ A warp_sum(A value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
-  return value;
-}
 
 template <typename T>
 __global__ void __launch_bounds__(kNormWarps* kWarp)

@@ -15,6 +15,14 @@ __device__ __forceinline__ T warp_reduce(T value, Shuffle shuffle, Merge merge) 
   return value;
 }
 
+// The sum of all lanes of a warp, in each of them.
+template <typename A>
+__device__ __forceinline__ A warp_sum(A value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
+  return value;
+}
+
 // Puts merge(...) of all threads' values into the value of every thread: a tree inside each warp, then one over the
 // warps. merge(a, b) must be symmetric but for rounding, and merge(a, identity) = a.
 template <typename T, typename Shuffle, typename Merge>

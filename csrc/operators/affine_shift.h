@@ -31,6 +31,19 @@ inline Arguments check_shift(c10::DeviceType type, const char* name, const at::T
   return arguments;
 }
 
+// How an axis moves a channel in memory: each position by `offset`, and what leaves its run of `period` is lost.
+struct AxisShift {
+  int64_t offset, period;
+};
+
+// Backwards for a gradient.
+inline AxisShift shift_along(const at::Tensor& x, int64_t axis, bool back) {
+  const int64_t number = axis < 0 ? -axis : axis;
+  if (number == 0) return {0, x.numel() / (x.size(0) * x.size(1))};
+  const int64_t step = x.stride(1 + number);
+  return {(axis < 0) != back ? -step : step, step * x.size(1 + number)};
+}
+
 inline void check_affine_shift(c10::DeviceType type, const at::Tensor& x, MaybeTensor scale, MaybeTensor bias,
                                at::IntArrayRef groups, at::IntArrayRef axes, const at::Tensor& out) {
   const Arguments arguments = check_shift(type, "x", x, groups, axes);

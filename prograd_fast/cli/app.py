@@ -16,6 +16,7 @@ from prograd_fast.cli.export import export, interpret
 from prograd_fast.cli.lists import doctor, methods, models
 from prograd_fast.cli.ranks import begin
 from prograd_fast.cli.report import report
+from prograd_fast.cli.reproduce import reproduce
 from prograd_fast.cli.saved_run import evaluate, predict
 from prograd_fast.cli.train import train
 from prograd_fast.terminal import interrupts
@@ -25,7 +26,7 @@ from prograd_fast.terminal.streams import LogLines
 _DEBUG = "--debug"
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-for command in (train, methods, models, evaluate, predict, report, export, interpret, compare, demo, doctor):
+for command in (train, methods, models, evaluate, predict, report, export, interpret, compare, reproduce, demo, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")

@@ -24,6 +24,7 @@ from prograd_fast.cli.options import (
     Pretrained,
     Root,
     Views,
+    parse_numbers,
 )
 from prograd_fast.cli.pictures import open_pictures, tell_contradictions
 from prograd_fast.files.reading import read_json
@@ -81,7 +82,7 @@ def compare(
     given = {} if settings is None else _read_settings(settings)
     chosen = _methods(methods, given)
     options = TrainOptions(precision, views=views, graph=graph)
-    grid = Grid(chosen, _numbers(shots), seeds, partitions, imbalance, options)
+    grid = Grid(chosen, parse_numbers("--shots", shots), seeds, partitions, imbalance, options)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
     pictures = open_pictures(data, root=root)
     others = [_whole(name, root, pictures) for name in also or []]
@@ -163,10 +164,3 @@ def _read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not all(isinstance(own, dict) for own in settings.values()):
         raise ValueError(f'--settings {file}: expected {{"METHOD": {{"NAME": VALUE, ...}}, ...}}')
     return settings
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--shots: expected numbers with commas between them, such as 1,4,16, got {text!r}") from None

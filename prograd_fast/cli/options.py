@@ -44,3 +44,11 @@ MaxMemory = Annotated[float | None, Option(metavar="GB", help=_MAX_MEMORY, rich_
 Graph = Annotated[
     bool | None, Option("--graph/--no-graph", help=_GRAPH, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
 ]
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """Numbers with commas between them; ValueError for anything else."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option}: expected numbers with commas between them, such as 1,4,16, got {text!r}") from None

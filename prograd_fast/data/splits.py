@@ -31,12 +31,35 @@ def base_and_new(n_classes: int, partition: int) -> tuple[Rows, Rows]:
     Raises:
         ValueError: `n_classes` < 2, or `partition` is negative or above `MAX_PARTITION`.
     """
-    if n_classes < 2:
-        raise ValueError(f"base and new classes need at least 2 classes, got {n_classes}")
+    _check_halves(n_classes)
     if not 0 <= partition <= MAX_PARTITION:
         raise ValueError(f"partition must be between 0 and {MAX_PARTITION}, got {partition}")
     order = np.random.RandomState(FIRST_PARTITION_SEED + partition).permutation(n_classes)
     return np.sort(order[: n_classes // 2]), np.sort(order[n_classes // 2 :])
+
+
+def first_half(n_classes: int) -> tuple[Rows, Rows]:
+    """Cut the classes into the published halves: base, the first ceil(C/2) in the order of the labels, and new.
+
+    KaiyangZhou/CoOp: `subsample_classes` in datasets/oxford_pets.py.
+
+    Args:
+        n_classes: C, at least 2.
+
+    Returns:
+        Class indices of the base and of the new half, int64.
+
+    Raises:
+        ValueError: `n_classes` < 2.
+    """
+    _check_halves(n_classes)
+    order = np.arange(n_classes)
+    return order[: (n_classes + 1) // 2], order[(n_classes + 1) // 2 :]
+
+
+def _check_halves(n_classes: int) -> None:
+    if n_classes < 2:
+        raise ValueError(f"base and new classes need at least 2 classes, got {n_classes}")
 
 
 def rows_of(

@@ -83,9 +83,14 @@ def method_named(name: str, settings: Mapping[str, Any], preset: str | None = No
     Raises:
         ValueError: there is no such method, setting or preset.
     """
+    return method_kind(name).of(settings, preset)
+
+
+def method_kind(name: str) -> type[Method]:
+    """The method of this name, without settings; ValueError if there is none."""
     for method in METHODS:
         if method.name == name:
-            return method.of(settings, preset)
+            return method
     raise ValueError(f"unknown method {name!r}; expected one of {', '.join(method.name for method in METHODS)}")
 
 
@@ -133,5 +138,6 @@ __all__ = [
     "ZeroShot",
     "check_takes_teacher",
     "fingerprint",
+    "method_kind",
     "method_named",
 ]

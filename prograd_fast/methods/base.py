@@ -307,6 +307,10 @@ class Method(Settings, ABC):
     pictures, empty for nothing; without such pictures it is a setting, or fixed. One with `before_projection = True`
     takes image features from before the tower's last projection, `LoadedClip.before_projection`.
 
+    `prograd-fast reproduce` reads three more. `set_settings`: settings of the authors' for a set of the benchmark, by
+    its name in CoOp's code, on top of a preset. `table_shots`: pictures per class in a table of results, where they are
+    not the field's. `differs`: what the authors do otherwise, in a sentence; empty for nothing.
+
     Raises:
         ValueError: a setting is of another type than its field, not finite, or beyond all reason.
     """
@@ -318,6 +322,9 @@ class Method(Settings, ABC):
     chooses: ClassVar[str] = ""
     before_projection: ClassVar[bool] = False
     names_new_classes: ClassVar[bool] = True
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    table_shots: ClassVar[Mapping[str, int]] = {}
+    differs: ClassVar[str] = ""
 
     @property
     def teacher_templates(self) -> tuple[str, ...] | None:

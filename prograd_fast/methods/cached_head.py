@@ -24,7 +24,7 @@ from prograd_fast.methods.base import (
     count_correct,
 )
 from prograd_fast.methods.linear_probe import check_classes
-from prograd_fast.methods.templates import check_templates
+from prograd_fast.methods.templates import COOP, by_set, check_templates
 from prograd_fast.optim.two_gradients import TwoGradients
 
 
@@ -60,6 +60,14 @@ class Texts:
     def logits(self, x: Tensor) -> Tensor:
         """(B, C) zero-shot logits of (B, D) unit rows."""
         return self.scale * x @ self.unit.T
+
+    def logits_of_any_length(self, z: Tensor) -> Tensor:
+        """(B, C) zero-shot logits of (B, D) rows z that are not unit rows: s · u(z) u(t)ᵀ.
+
+        The length is divided out of the B·C logits, which are fewer numbers than the B·D of z: a training step passes
+        over z less often.
+        """
+        return z @ self.unit.T * (self.scale / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 class Head(nn.Module):
@@ -134,6 +142,8 @@ class HeadMethod(Method):
     """
 
     templates: tuple[str, ...] = ("a picture of a {}.",)
+
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = by_set(COOP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

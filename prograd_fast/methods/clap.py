@@ -36,6 +36,7 @@ class ZSLP(TrainedHead):
     trains: ClassVar[str] = "a prototype of each class"
     keeps: ClassVar[str] = "nothing but the start, zero-shot"
     names_new_classes: ClassVar[bool] = False
+    differs: ClassVar[str] = "The authors see each of 20 stored crops about once in 20 epochs."
 
     def head(self, task: Task, texts: Texts) -> LinearHead:
         """The text features as prototypes."""

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import Head, Texts, TrainedHead
@@ -73,7 +72,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) to (B, D)."""
-        return self.ratio * torch.relu(self.up(torch.relu(self.down(x)))) + (1 - self.ratio) * x
+        return torch.lerp(x, torch.relu(self.up(torch.relu(self.down(x)))), self.ratio)
 
 
 class Adapted(Head):
@@ -85,4 +84,4 @@ class Adapted(Head):
 
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """See `CLIPAdapter`."""
-        return texts.logits(F.normalize(self.adapter(x), dim=-1))
+        return texts.logits_of_any_length(self.adapter(x))

@@ -46,6 +46,7 @@ class GDA(HeadMethod):
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
     chooses: ClassVar[str] = "alpha"
+    differs: ClassVar[str] = "The authors fit the Gaussians to ten random crops of each picture."
 
     def __post_init__(self) -> None:
         super().__post_init__()

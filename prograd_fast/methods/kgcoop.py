@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step, Term
+from prograd_fast.methods.templates import KGCOOP, by_set
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class KgCoOp(PromptTuning):
         # scripts/base2new_train.sh, 16 shots
         "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 128, "epochs": 100},
     }
+
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = by_set(KGCOOP)
 
     def terms(self, learner: PromptTuningLearner) -> Mapping[str, Term]:
         """The distance to the teacher's features."""

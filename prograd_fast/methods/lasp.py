@@ -62,6 +62,10 @@ class LASP(PromptTuning):
         "vit-b16-base-to-new-food": {**RELEASED, "epochs": 10, "warmup_epochs": 1, "batch_size": 1, "lr": 0.002},
     }
 
+    differs: ClassVar[str] = (
+        "The authors train the layer norms of the image tower too, and give the names of new classes as virtual ones."
+    )
+
     def extra_names(self) -> Sequence[str]:
         """The virtual classes."""
         return [*super().extra_names(), *self.virtual_classes]

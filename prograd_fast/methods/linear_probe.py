@@ -34,6 +34,7 @@ class LinearProbe(Method):
     trains: ClassVar[str] = "a linear classifier"
     keeps: ClassVar[str] = "nothing"
     names_new_classes: ClassVar[bool] = False
+    differs: ClassVar[str] = "CoOp's authors tune its penalty on validation pictures; here it is fixed."
 
     def __post_init__(self) -> None:
         super().__post_init__()

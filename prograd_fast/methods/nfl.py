@@ -39,6 +39,8 @@ class NFL(PromptTuning):
     keeps: ClassVar[str] = "features of classes without pictures, near those of hand-written prompts"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = few_shot(ctx_init="a photo of a")
 
+    differs: ClassVar[str] = "The authors' 100 novel names are in a pickled file; here each tenth name of ImageNet."
+
     def extra_names(self) -> Sequence[str]:
         """The novel names."""
         return [*super().extra_names(), *self._novel_names()]

@@ -19,6 +19,7 @@ from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner, Step
 
+PORT: Mapping[str, Any] = {**COOP, "lr": 0.001, "batch_size": 4, "epochs": 100}  # ml-stat-Sustech/CLIP_Calibration
 MOST_CONTEXTS = 1_000  # the authors have 32
 PLACES: tuple[ClassTokenPosition, ...] = ("front", "middle", "end")
 
@@ -108,8 +109,10 @@ class ProDA(PromptTuning):
     trains: ClassVar[str] = "many contexts, with the name in three places"
     keeps: ClassVar[str] = "contexts apart from each other"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "vit-b16-port": {**COOP, "lr": 0.001, "batch_size": 4, "epochs": 100},  # the port's
+        "vit-b16-port": PORT,
+        "vit-b16-base-to-new": PORT,
     }
+    differs: ClassVar[str] = "The authors released no code; the settings are those of a port by others."
 
     def __post_init__(self) -> None:
         super().__post_init__()

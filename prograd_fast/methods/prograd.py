@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 from prograd_fast.methods.presets import COOP, few_shot
 from prograd_fast.methods.prompt_tuning import PromptTuning
+from prograd_fast.methods.templates import DATASETS
+
+_PHOTO: Mapping[str, Any] = {**COOP, "ctx_init": "a photo of a"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class ProGradCoOp(PromptTuning):
     keeps: ClassVar[str] = "what zero-shot predicts: no step against its gradient"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **few_shot(ctx_init="a photo of a"),
-        "rn50-base-to-new": {**COOP, "ctx_init": "a photo of a", "epochs": 100},  # 4 shots
-        "rn50-base-to-new-imagenet": {**COOP, "ctx_init": "a photo of a", "epochs": 50},
+        **{f"rn50-{n}-shot-flowers-dtd-eurosat": {**_PHOTO, "epochs": 200, "lambda_": 0.8} for n in (8, 16)},
+        "rn50-base-to-new": {**_PHOTO, "epochs": 100},
+        "rn50-base-to-new-imagenet": {**_PHOTO, "epochs": 50},
     }
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        name: {"ctx_init": template.removesuffix(" {}.")} for name, template in DATASETS.items()
+    }
+    table_shots: ClassVar[Mapping[str, int]] = {"base-to-new": 4, "domain": 4}  # scripts/base2new_*.sh, scripts/eval.sh
+    differs: ClassVar[str] = (
+        "The authors count words for tokens: of a template with a comma, the last token stays frozen there."
+    )

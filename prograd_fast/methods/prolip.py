@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prograd_fast.clip.before_projection import visual_projection
 from prograd_fast.methods.base import Task
@@ -73,21 +72,21 @@ class Projection(Head):
 
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """See `ProLIP`."""
-        return texts.logits(self._projected(x, self.weight))
+        return texts.logits_of_any_length(self._projected(x, self.weight))
 
     def teacher_logits(self, x: Tensor, texts: Texts) -> Tensor:
         """Logits of the projection as it was."""
-        return texts.logits(self._projected(x, self.start))
+        return texts.logits_of_any_length(self._projected(x, self.start))
 
     def _projected(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Unit rows of z."""
+        """z, (B, D)."""
         rows = weight if self.bias is None else torch.cat([weight, self.bias[None]])
         if x.shape[-1] != len(rows):
             raise ValueError(
                 f"image_features: expected those before the projection, {len(rows)} wide, got {x.shape[-1]}. Encode "
                 "the pictures by LoadedClip.before_projection()."
             )
-        return F.normalize(x @ rows, dim=-1)
+        return x @ rows
 
     def terms(self, texts: Texts) -> dict[str, Tensor]:
         """The penalty."""

@@ -60,6 +60,7 @@ class PromptSRC(PromptTuning):
         "vit-b16-few-shot": {**RELEASED, "epochs": 50, "gpa_mean": 30.0, "gpa_std": 30.0},
         "vit-b16-few-shot-late": {**RELEASED, "epochs": 50, "gpa_mean": 45.0, "gpa_std": 5.0},
     }
+    differs: ClassVar[str] = "The authors train prompts in the image tower too; this is the text side alone."
 
     def __post_init__(self) -> None:
         super().__post_init__()

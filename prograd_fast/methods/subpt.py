@@ -53,6 +53,7 @@ class SubPT(PromptTuning):
     year: ClassVar[int | None] = 2023
     keeps: ClassVar[str] = "the directions of its first epochs"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    table_shots: ClassVar[Mapping[str, int]] = {"base-to-new": 4}
 
     def __post_init__(self) -> None:
         super().__post_init__()

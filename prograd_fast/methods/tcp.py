@@ -12,6 +12,8 @@ from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.kgcoop import KgCoOp
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuningLearner
+from prograd_fast.methods.templates import TCP as TEMPLATES
+from prograd_fast.methods.templates import by_set
 
 RELEASED: Mapping[str, Any] = {**COOP, "n_ctx": 4, "epochs": 50, "block": 8}
 
@@ -92,6 +94,10 @@ class TCP(KgCoOp):
         "vit-b16-base-to-new": RELEASED,
         "vit-b16-base-to-new-imagenet-sun": {**RELEASED, "epochs": 25},
     }
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = by_set(TEMPLATES)
+    differs: ClassVar[str] = (
+        "The authors train with Adam (ε 1e-3), SGD is used here; their prompts have words of the set behind the name."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
 """Hand-written prompts that the methods' authors use; `{}` stands for the class name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # By data set, for the words that a context starts as and for the teacher. Words with a comma are put before the name.
 # BeierZhu/Prompt-align:ProGrad.public/trainers/prograd.py
@@ -16,6 +17,29 @@ DATASETS: dict[str, str] = {
     "Caltech101": "a photo of a {}.",
     "UCF101": "a photo of a person doing {}.",
     "ImageNet": "a photo of a {}.",
+}
+
+# By data set, for zero-shot CLIP. KaiyangZhou/CoOp:trainers/zsclip.py, and gaopengcuhk/Tip-Adapter:datasets/*.py
+COOP: dict[str, str] = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "StanfordCars": "a photo of a {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "SUN397": "a photo of a {}.",
+    "Caltech101": "a photo of a {}.",
+    "UCF101": "a photo of a person doing {}.",
+    "ImageNet": "a photo of a {}.",
+}
+# By data set, for the fixed features. htyao89/KgCoOp:KgCoOp/trainers/kgcoop.py
+KGCOOP: dict[str, str] = {**COOP, "DescribableTextures": "a photo of a {}, a type of texture."}
+# Likewise. htyao89/Textual-based_Class-aware_prompt_tuning:trainers/tcp.py, CUSTOM_TEMPLATES_ori
+TCP: dict[str, str] = {
+    **KGCOOP,
+    "FGVCAircraft": "a photo of an aircraft {}.",
+    "Food101": "a photo of a {}, a type of food.",
 }
 
 # Radford et al. 2021: the seven that do most on ImageNet
@@ -150,6 +174,11 @@ LASP: tuple[str, ...] = (
     "a jpeg corrupted photo of the {}.",
     "a good photo of a {}.",
 )
+
+
+def by_set(templates: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+    """The setting `templates` of each set, for `Method.set_settings`."""
+    return {name: {"templates": (template,)} for name, template in templates.items()}
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import Head, HeadMethod, Texts, TrainedHead, TrainedHeadLearner, accuracy
+from prograd_fast.methods.templates import COOP, SELECTED, by_set
 
 STEPS = (200, 20)  # of the search: values of β, and of α for each
 
@@ -62,6 +63,8 @@ class TipAdapter(HeadMethod):
     chooses: ClassVar[str] = "alpha and beta"
     names_new_classes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {**by_set(COOP), "ImageNet": {"templates": SELECTED}}
+    differs: ClassVar[str] = "The authors average ten random crops of each picture for its key."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +119,9 @@ class TipAdapterF(TrainedHead, TipAdapter):
         **_PRESETS,
         "eurosat": {**_PRESETS["eurosat"], "epochs": 100},
     }
+    differs: ClassVar[str] = (
+        "The authors average ten random crops of each picture for its key, and keep the epoch that is best on the test."
+    )
     optimizer = "adamw"
     eps = 1e-4
     schedule_by = "step"

@@ -34,6 +34,9 @@ class ZeroShot(Method):
         "imagenet-7": {"templates": prompts.SELECTED},
     }
 
+    set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = prompts.by_set(prompts.COOP)
+    table_shots: ClassVar[Mapping[str, int]] = {"few-shot": 1}  # all numbers are the same
+
     def start(self, task: Task) -> "ZeroShotLearner":
         """Take the task's model; its pictures are not looked at."""
         return ZeroShotLearner(self, task)

@@ -5,12 +5,10 @@ learned gate: what is let through moves to the next or the previous frame, the r
 two. Parameters have the names of the authors' `gsf.py`, so that their weights load.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.ops.affine_shift import affine_shift
+from prograd_fast.ops.gate_shift_fuse import gate_shift_fuse
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3")  # of a residual block, in order
 
@@ -58,41 +56,16 @@ class GSF(nn.Module):
         Raises:
             ValueError: the batch is no whole number of clips, or the channels are others.
         """
-        n, c, *size = x.shape
+        n, c = x.shape[:2]
         if n % self.frames or c != self.channels:
             raise ValueError(
                 f"x: expected (clips·{self.frames} frames, {self.channels} channels, H, W), got {tuple(x.shape)}."
             )
-        v = x[:, : self.used].unflatten(0, (-1, self.frames)).transpose(1, 2)
-        gate = self.conv3D(self.bn(v).relu()).tanh()
-        fused = gate_shift_fuse(v, gate, self._fusion_weights)
-        return torch.cat([fused.transpose(1, 2).reshape(n, self.used, *size), x[:, self.used :]], dim=1)
-
-    def _fusion_weights(self, moved: Tensor, rest: Tensor) -> Tensor:
-        """φ (B, f, T) of the means (B, f, T)."""
-        pairs = [torch.stack(pair, dim=1) for pair in zip(moved.chunk(2, 1), rest.chunk(2, 1), strict=True)]
-        convolved = [conv(pair) for conv, pair in zip((self.channel_conv1, self.channel_conv2), pairs, strict=True)]
-        return torch.cat(convolved, dim=1).flatten(1, 2).sigmoid()
-
-
-def gate_shift_fuse(v: Tensor, gate: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Split by a gate, shift what passes, fuse both, interleave the channels; see `GSF`.
-
-    Args:
-        v: (B, f, T, H, W), f divisible by 4.
-        gate: (B, 2, T, H, W), one for each half of the channels.
-        weights: gives φ (B, f, T) for the means (B, f, T) over H and W of what was moved and of the rest.
-
-    Returns:
-        As `v`.
-    """
-    half = v.shape[1] // 2
-    passed = (v.unflatten(1, (2, half)) * gate.unsqueeze(2)).flatten(1, 2)
-    rest = v - passed
-    moved = affine_shift(passed, None, None, (half, half), (-1, 1))
-    phi = weights(moved.mean((3, 4)), rest.mean((3, 4)))[..., None, None]
-    fused = phi * moved + (1 - phi) * rest
-    return fused.unflatten(1, (2, 2, half // 2)).transpose(2, 3).flatten(1, 3)
+        clips = x.unflatten(0, (-1, self.frames))
+        gate = self.conv3D(self.bn(clips[:, :, : self.used].transpose(1, 2)).relu()).tanh()
+        convolutions = self.channel_conv1, self.channel_conv2
+        weight, bias = (torch.cat([getattr(c, name) for c in convolutions]) for name in ("weight", "bias"))
+        return gate_shift_fuse(clips, gate, weight, bias, self.used).flatten(0, 1)
 
 
 class Clips(nn.Module):

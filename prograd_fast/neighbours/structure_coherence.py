@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prograd_fast.losses import SoftWing
+from prograd_fast.ops import differences
 from prograd_fast.ops.checks import check_floating
 from prograd_fast.ops.edges import edge_softmax_sum
 
@@ -216,9 +216,7 @@ def offsets(points: Tensor, edges: Tensor) -> Tensor:
     Returns:
         (B, N, 2).
     """
-    rows, columns = edges
-    share = torch.bincount(rows).float().reciprocal().to(points.dtype)  # the authors' matrix is float32
-    return (-points).index_add(1, rows, share[rows, None] * points[:, columns])
+    return differences.neighbour_offsets(points, *edges)
 
 
 def structure_loss(
@@ -249,13 +247,7 @@ def structure_loss(
     check_floating("prediction", prediction)
     if prediction.dim() != 3 or prediction.shape[2] != 2:
         raise ValueError(f"prediction: expected shape (batch, landmarks, 2), got {tuple(prediction.shape)}.")
-    if reduction not in ("mean", "batchmean"):
-        raise ValueError(f"reduction: expected 'mean' or 'batchmean', got {reduction!r}.")
-    pairs = (prediction, target), (offsets(prediction, edges), offsets(target, edges))
-    scale = prediction[0].numel() if reduction == "mean" else 1
-    soft_wing = SoftWing(epsilon=curvature)
-    points, relative = (soft_wing(x, t) / scale for x, t in pairs)
-    return points, relative
+    return differences.structure_loss(prediction, target, *edges, epsilon=curvature, reduction=reduction)
 
 
 def nme(prediction: Tensor, target: Tensor, size: Tensor) -> Tensor:

@@ -52,6 +52,14 @@ class Arguments:
             raise TypeError(f"{name}: expected int64, got {tensor.dtype}.")
         self._placed(name, tensor, shape)
 
+    def ends(self, rows: Tensor, columns: Tensor) -> tuple[int, ...]:
+        """The rows and columns of a graph's edges; their shape."""
+        if rows.dim() != 1:
+            raise ValueError(f"rows: expected shape (edges,), got {tuple(rows.shape)}.")
+        self.integers("rows", rows, tuple(rows.shape))
+        self.integers("columns", columns, tuple(rows.shape))
+        return tuple(rows.shape)
+
     def result(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
         """A floating-point tensor to write to; None in a call that makes it."""
         self.floating(name, tensor, shape)
@@ -126,6 +134,14 @@ class OneDtype(Arguments):
         self.floating(name, tensor, shape)
         if tensor.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}.")
+
+
+def check_nodes(rows: Tensor, columns: Tensor, n: int) -> None:
+    """ValueError for an edge to a node that is not there; on a GPU nothing looks, since that would wait for it."""
+    for name, ends in (("rows", rows), ("columns", columns)):
+        if ends.is_cpu and (wrong := ((ends < 0) | (ends >= n)).nonzero()).numel():
+            e = int(wrong[0])
+            raise ValueError(f"{name}[{e}]: expected a node below {n}, got {int(ends[e])}.")
 
 
 def check_memory(name: str, written: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prograd_fast.ops.checks import Arguments, check_devices, check_floating
+from prograd_fast.ops.checks import Arguments, check_devices, check_floating, check_nodes
 from prograd_fast.ops.common import accumulation_dtype
 from prograd_fast.ops.losses import goes_through_formula
 from prograd_fast.ops.registry import LIBRARY, define
@@ -83,15 +83,11 @@ _INPUTS = "Tensor own, Tensor other, Tensor logits, Tensor rows, Tensor columns,
 
 
 def _check(call: dict[str, Any]) -> None:
-    own, logits, rows = call["own"], call["logits"], call["rows"]
+    own, logits = call["own"], call["logits"]
     arguments = Arguments(own)
     shape = arguments.sizes("own", own, "batch, nodes, width")
     arguments.floating("other", call["other"], shape)
-    if rows.dim() != 1:
-        raise ValueError(f"rows: expected shape (edges,), got {tuple(rows.shape)}.")
-    edges = tuple(rows.shape)
-    arguments.integers("rows", rows, edges)
-    arguments.integers("columns", call["columns"], edges)
+    edges = arguments.ends(call["rows"], call["columns"])
     of_logits = edges if logits.dim() == 1 else (*shape[:1], *edges)
     arguments.floating("logits", logits, of_logits)
     if "gradient" in call:
@@ -100,22 +96,13 @@ def _check(call: dict[str, Any]) -> None:
         arguments.result(name, call.get(name), size)
 
 
-def _check_ends(call: tuple[Any, ...]) -> None:
-    """ValueError for an edge to a node that is not there; on a GPU nothing looks, since that would wait for it."""
-    own, _, _, rows, columns, _ = call
-    for name, ends in (("rows", rows), ("columns", columns)):
-        if ends.is_cpu and (wrong := ((ends < 0) | (ends >= own.shape[1])).nonzero()).numel():
-            e = int(wrong[0])
-            raise ValueError(f"{name}[{e}]: expected a node below {own.shape[1]}, got {int(ends[e])}.")
-
-
 def _kernel(*args: Any, y: Tensor) -> None:
-    _check_ends(args)
+    check_nodes(args[3], args[4], args[0].shape[1])
     y.copy_(edge_softmax_sum_formula(*args))
 
 
 def _backward_kernel(*args: Any, d_own: Tensor, d_other: Tensor, d_logits: Tensor) -> None:
-    _check_ends(args[1:])
+    check_nodes(args[4], args[5], args[1].shape[1])
     for result, value in zip((d_own, d_other, d_logits), edge_softmax_sum_backward(*args), strict=True):
         result.copy_(value)
 

@@ -1,6 +1,6 @@
 """How good a classifier is on parts of a picture set."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ from prograd_fast.training.protocol import Part
 BATCH = 100  # pictures scored at once, the papers' test batch: some methods hold a prompt of every class for each
 
 
-def _in_batches(scores: Scores, image_features: Tensor, on_picture: Callable[[], None]) -> Iterator[Tensor]:
+def _in_batches(
+    scores: Scores, image_features: Tensor | Iterable[Tensor], on_picture: Callable[[], None]
+) -> Iterator[Tensor]:
     """(at most `BATCH`, C) scores of all pictures, one batch after the other."""
-    for features in image_features.split(BATCH):
+    for features in image_features.split(BATCH) if isinstance(image_features, Tensor) else image_features:
         yield scores(features)
         for _ in features:
             on_picture()
@@ -55,13 +57,16 @@ class Ranking(NamedTuple):
 
 @torch.no_grad()
 def rank(
-    scores: Scores, image_features: Tensor, k: int | None = None, on_picture: Callable[[], None] = lambda: None
+    scores: Scores,
+    image_features: Tensor | Iterable[Tensor],
+    k: int | None = None,
+    on_picture: Callable[[], None] = lambda: None,
 ) -> Ranking:
     """Order the classes of each picture by score, and turn the scores into probabilities (softmax over all classes).
 
     Args:
         scores: The classifier.
-        image_features: (N, D) unit rows, at least one.
+        image_features: (N, D) unit rows, at least one; or the same in batches.
         k: Classes to keep; None for all.
         on_picture: Called after each picture, for a progress bar.
     """
@@ -98,7 +103,7 @@ def evaluate_parts(
         class_names = part.class_names(pictures)
         if class_names not in scores:
             scores[class_names] = learner.scores(class_names)
-        top, probabilities = rank(scores[class_names], features.of(part.rows), KEPT, on_picture)
+        top, probabilities = rank(scores[class_names], features.batches(part.rows, BATCH), KEPT, on_picture)
         labels, names = part.labels(pictures).numpy(), picture_names(pictures, part.rows)
         found[name] = Evaluation(class_names, labels, top[:, 0], probabilities, top, names)
     return found

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.clip.feature_cache import FeatureCache, tower_identity
+from prograd_fast.clip.rows import KeyedRows, RowTable
 from prograd_fast.data.pictures import PictureSet, refuse_unreadable
 from prograd_fast.data.splits import Rows
 from prograd_fast.methods.base import Method, Teacher, feature_width, fingerprint
@@ -36,16 +37,26 @@ class Features:
     Attributes:
         pictures: the set.
         rows: (N,) sorted int64 indices into the set.
-        values: (N, D) float32 unit rows.
+        table: (N, D) float32 unit rows; of a cache, those on a CPU are mapped from its files.
     """
 
     pictures: PictureSet
     rows: Rows
-    values: Tensor
+    table: RowTable
 
     def of(self, rows: Rows) -> Tensor:
-        """(len(rows), D): the features of these pictures, all of which are in `self.rows`."""
-        return self.values[torch.from_numpy(np.searchsorted(self.rows, rows))]
+        """(len(rows), D): a copy of the features of these pictures, all of which are in `self.rows`."""
+        return self.table.take(np.searchsorted(self.rows, rows))
+
+    def batches(self, rows: Rows, size: int) -> Iterator[Tensor]:
+        """The same in parts of `size` pictures, of which one at a time is in memory."""
+        for start in range(0, len(rows), size):
+            yield self.of(rows[start : start + size])
+
+    @property
+    def values(self) -> Tensor:
+        """(N, D): a copy of all features."""
+        return self.of(self.rows)
 
 
 def seen_by(method: Method, clip: LoadedClip) -> LoadedClip:
@@ -141,7 +152,7 @@ def encode_pictures(
         keys = list(pool.map(digest, rows.tolist()))
         width = feature_width(clip.model, clip.tokenizer)
         store = FeatureCache(cache, _identity(clip, side), width, clip.name) if cache else None
-        known = store.get(keys) if store else {}
+        known = store.get(keys) if store else KeyedRows(keys)
         new = [index for index, key in enumerate(keys) if key and key not in known]
         for _ in range(len(rows) - len(new)):
             on_picture()
@@ -153,12 +164,12 @@ def encode_pictures(
                 for _ in images:
                     on_picture()
             if not bad:
-                encoded = torch.cat(values)
-                known |= zip([keys[index] for index in part], encoded, strict=True)
+                encoded, encoded_keys = torch.cat(values), [keys[index] for index in part]
+                known.add(known.slots(encoded_keys), encoded)
                 if store:
-                    store.put([keys[index] for index in part], encoded)
+                    store.put(encoded_keys, encoded)
     refuse_unreadable(bad, len(rows))
-    return Features(pictures, rows, torch.stack([known[key] for key in keys]).to(clip.device))
+    return Features(pictures, rows, known.table(keys).to(clip.device))
 
 
 def _batches(

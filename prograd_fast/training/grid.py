@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +144,57 @@ def run_grid(
             model, settings or pictures, those of the tests and the other sets included.
         OSError: the folder cannot be made.
     """
-    folder = out / "runs"
     plans, equal = grid.plans(pictures)
     others = other_sets(transfer, {pictures.name, *(name for plan in plans.values() for name in plan.tests)})
-    cells = _cells(grid, clip, pictures, plans, others)
-    records = {cell.name: _finished(folder / f"{cell.name}.json", cell.facts) for cell in cells}
+    cells = [Cell(f"{method.name}-{draw}", method, plan) for draw, plan in plans.items() for method in grid.methods]
+    runs = run_cells(cells, clip, pictures, out / "runs", track, cache, others, grid.options)
+    return {
+        **setup_record(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans.values()]))),
+        "elsewhere": [other.label for other in others],
+        "equal_shots": {str(shots): twin for shots, twin in equal.items()},
+        "runs": runs,
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of several: its name, which is that of its file, the method, and the pictures."""
+
+    name: str
+    method: Method
+    plan: Plan
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    clip: LoadedClip,
+    pictures: PictureSet,
+    folder: Path,
+    track: Track,
+    cache: Path | None,
+    others: Sequence[OtherSet],
+    options: TrainOptions,
+) -> list[Record]:
+    """Run what is not done yet of some runs on one set, in their order; see `run_grid`.
+
+    Args:
+        cells: the runs.
+        clip: the model.
+        pictures: the set to learn from.
+        folder: of the runs' files, `NAME.json`.
+        track: opens progress bars.
+        cache: folder of image features that runs share, or None.
+        others: other sets to test on.
+        options: how methods with steps are trained.
+
+    Returns:
+        One record for each run.
+
+    Raises:
+        ValueError, OSError: as `run_grid`.
+    """
+    facts = _facts(cells, clip, pictures, others, options)
+    records = {cell.name: _finished(folder / f"{cell.name}.json", facts[cell.name]) for cell in cells}
     missing = [cell for cell in cells if records[cell.name] is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,14 +215,14 @@ def run_grid(
         for _ in range(len(cells) - len(missing)):
             on_run()
         for cell in missing:
-            checkpoints = _Checkpoints(folder / f"{cell.name}.safetensors", cell.facts)
+            checkpoints = _Checkpoints(folder / f"{cell.name}.safetensors", facts[cell.name])
             with PeakMemory(clip.device) as memory:
                 run = run_method(
                     cell.method,
                     clip,
                     features[cell.method.before_projection],
                     cell.plan,
-                    options=grid.options,
+                    options=options,
                     cache=cache,
                     checkpoints=checkpoints,
                     transfer=tests[cell.method.before_projection],
@@ -185,41 +231,26 @@ def run_grid(
             records[cell.name] = record
             try:
                 with Held():
-                    write_json(folder / f"{cell.name}.json", seal({"facts": cell.facts, **record}))
+                    write_json(folder / f"{cell.name}.json", seal({"facts": facts[cell.name], **record}))
                     checkpoints.path.unlink(missing_ok=True)
             except OSError as error:
                 _LOG.warning("the run %s is not kept, and is run again next time: %s", cell.name, error)
             on_run()
-    return {
-        **setup_record(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans.values()]))),
-        "elsewhere": [other.label for other in others],
-        "equal_shots": {str(shots): twin for shots, twin in equal.items()},
-        "runs": list(records.values()),
-    }
+    return [record for record in records.values() if record is not None]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One run of a grid: its name, and what decides its numbers (`run_facts`, as JSON has them)."""
-
-    name: str
-    method: Method
-    plan: Plan
-    facts: Record
-
-
-def _cells(
-    grid: Grid, clip: LoadedClip, pictures: PictureSet, plans: Mapping[str, Plan], others: Sequence[OtherSet]
-) -> list[_Cell]:
-    """All runs of a grid."""
+def _facts(
+    cells: Sequence[Cell], clip: LoadedClip, pictures: PictureSet, others: Sequence[OtherSet], options: TrainOptions
+) -> dict[str, Record]:
+    """By name, what decides the numbers of each run (`run_facts`, as JSON has them)."""
     elsewhere = {other.label: other.fingerprint for other in others}
-    cells = []
-    for draw, plan in plans.items():
-        seen = plan_facts(pictures, plan)
-        for method in grid.methods:
-            facts = run_facts(method, clip, seen, grid.options) | {"elsewhere": elsewhere}
-            cells.append(_Cell(f"{method.name}-{draw}", method, plan, json.loads(json.dumps(facts))))
-    return cells
+    seen = {id(cell.plan): cell.plan for cell in cells}
+    plans = {key: plan_facts(pictures, plan) for key, plan in seen.items()}
+    facts = {
+        cell.name: run_facts(cell.method, clip, plans[id(cell.plan)], options) | {"elsewhere": elsewhere}
+        for cell in cells
+    }
+    return dict(json.loads(json.dumps(facts)))
 
 
 class _Checkpoints(Checkpoints):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from prograd_fast.clip import LoadedClip
+from prograd_fast.clip.rows import RowTable
 from prograd_fast.clip.tokens import equal_prompts, readable_class_names
 from prograd_fast.data import PictureSet
 from prograd_fast.data.splits import Rows
@@ -119,7 +120,7 @@ def _features(clip: LoadedClip, files: Sequence[Path], on_picture: Bar) -> tuple
     if not found:
         return None, unreadable
     rows, values = np.concatenate([part.rows for part in found]), torch.cat([part.values for part in found])
-    return Features(pictures, rows, values), unreadable
+    return Features(pictures, rows, RowTable.of(values)), unreadable
 
 
 def _unreadable(pictures: PictureSet, rows: Rows) -> dict[int, str]:

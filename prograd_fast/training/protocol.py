@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from prograd_fast.data import EMOJI_TASK_STYLES, EMOJI_UNSEEN_STYLES, PictureSet
-from prograd_fast.data.splits import Rows, base_and_new, few_shot, long_tail, rows_of
+from prograd_fast.data.published_draws import Draw, coop_draw
+from prograd_fast.data.splits import Rows, base_and_new, few_shot, first_half, long_tail, rows_of
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,7 @@ def make_plan(
     frequency = np.ones(len(learned)) if imbalance is None else long_tail(len(learned), imbalance, seed)
     wanted = shots if imbalance is None else np.maximum(1, np.rint(shots * frequency).astype(np.int64))
     train = Part(learned, few_shot(pictures, learned, wanted, seed, styles))
-    tested = unlearned(pictures, train.contents(pictures))
-    tests = test_parts(tested, groups)
-    left_out = {
-        name: lost
-        for name, part in test_parts(pictures, groups).items()
-        if (lost := len(part.rows) - (len(tests[name].rows) if name in tests else 0))
-    }
-    if left_out and not tests.keys() - {"validation"}:
-        raise ValueError(
-            f"{pictures.name}: all {sum(left_out.values())} test pictures are learned from too; expected others to "
-            "test on: bring more, or take fewer shots"
-        )
+    tested, tests, left_out = _tests_without(pictures, groups, train)
     if imbalance is None:
         return Plan(shots, seed, partition, train, tests, left_out=left_out)
     there = np.bincount(tests["all"].labels(pictures).numpy(), minlength=len(learned))
@@ -170,6 +160,60 @@ def make_plan(
     ):
         tests[name] = Part(learned, few_shot(tested, learned, counts, seed, styles, split="test"))
     return Plan(shots, seed, partition, train, tests, imbalance, left_out)
+
+
+def published_plan(pictures: PictureSet, shots: int, seed: int, halves: bool, draw: Draw = coop_draw) -> Plan:
+    """Lay out a run as the field's papers do, on a set of the benchmark.
+
+    Args:
+        pictures: the set.
+        shots: pictures per class, at least 1.
+        seed: of the draw; the papers have 1, 2 and 3.
+        halves: learn the first half of the classes (base) and test on both (`first_half`); else learn and test on all.
+        draw: which pictures are learned from, of all classes, and which are for validation: `coop_draw`, or
+            `listed_draw` for published lists.
+
+    Returns:
+        The plan, whose `partition` is None. Its validation pictures are those of the draw.
+
+    Raises:
+        ValueError: see `draw`; a class has no picture to learn from, or no test picture is left.
+    """
+    drawn, validation = draw(pictures, shots, seed)
+    n_classes = len(pictures.class_names)
+    groups = dict(zip(("base", "new"), first_half(n_classes), strict=True)) if halves else class_groups(pictures, None)
+    learned = next(iter(groups.values()))
+    missing = np.setdiff1d(learned, pictures.labels[drawn])
+    if len(missing):
+        raise ValueError(f"{pictures.name}: class {pictures.class_names[missing[0]]!r} has no picture to learn from")
+    split = pictures.split.astype(object)
+    split[np.setdiff1d(rows_of(pictures, "validation", range(n_classes)), validation)] = "not drawn"
+    chosen = replace(pictures, split=split.astype(str))
+    train = Part(learned, drawn[np.isin(pictures.labels[drawn], learned)])
+    _, tests, left_out = _tests_without(chosen, groups, train)
+    return Plan(shots, seed, None, train, tests, left_out=left_out)
+
+
+def _tests_without(
+    pictures: PictureSet, groups: dict[str, Rows], train: Part
+) -> tuple[PictureSet, dict[str, Part], dict[str, int]]:
+    """The set without tests on what is learned, the parts that are measured, and how many pictures each part lost.
+
+    ValueError if the tests lost all.
+    """
+    tested = unlearned(pictures, train.contents(pictures))
+    tests = test_parts(tested, groups)
+    left_out = {
+        name: lost
+        for name, part in test_parts(pictures, groups).items()
+        if (lost := len(part.rows) - (len(tests[name].rows) if name in tests else 0))
+    }
+    if left_out and not tests.keys() - {"validation"}:
+        raise ValueError(
+            f"{pictures.name}: all {sum(left_out.values())} test pictures are learned from too; expected others to "
+            "test on: bring more, or take fewer shots"
+        )
+    return tested, tests, left_out
 
 
 def _task_styles(pictures: PictureSet) -> Sequence[str] | None:

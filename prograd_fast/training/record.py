@@ -62,6 +62,9 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
     "regime" has the `TrainOptions.regime`, "left_out" is `Run.left_out`, "graph" tells how many steps replayed a CUDA
     graph, and why others did not.
 
+    Where a method chose something on validation pictures, "chosen" says what, on how many of them, and the scalars that
+    it found.
+
     A cosine with a zero gradient is null. At the first step, where the student's prompt is the teacher's unless `n_ctx`
     is given, the general gradient is zero or rounding, and the cosine means nothing: "conflict_rate" is that of the
     steps after it, null if there are none.
@@ -80,6 +83,13 @@ def run_record(run: Run, pictures: PictureSet) -> Record:
         "seconds": run.seconds,
         "regime": run.options.regime,
     }
+    if run.method.chooses and "validation" in run.plan.tests:
+        state = run.learner.module.state_dict()
+        record["chosen"] = {
+            "what": run.method.chooses,
+            "validation_pictures": len(run.plan.tests["validation"].rows),
+            "values": {name: value.item() for name, value in state.items() if not value.ndim},
+        }
     if run.history is not None:
         record["completed"] = run.history.completed
         record["graph"] = {"replayed": run.history.replayed, "not_replayed": run.history.not_replayed}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prograd_fast.clip import LoadedClip
-from prograd_fast.clip.feature_cache import FeatureCache, clear, default_cache, stored, tower_identity
+from prograd_fast.clip.feature_cache import FeatureCache, clear, default_cache, row_sums, stored, tower_identity
 from prograd_fast.data import PictureSet
 from prograd_fast.training import encode_pictures
 from prograd_fast.training import features as features_module
@@ -183,6 +183,102 @@ def test_a_long_encoding_is_stored_in_parts(clip, shapes, tmp_path, monkeypatch,
     before = counted.batches
     encode_pictures(clip, shapes, np.arange(40), cache=tmp_path)
     assert counted.batches == before + 1  # 32 of 40 were kept
+
+
+def many(n: int, width: int) -> tuple[list[bytes], torch.Tensor]:
+    keys = [i.to_bytes(32, "little") for i in range(n)]
+    return keys, torch.randn(n, width, generator=torch.Generator().manual_seed(0))
+
+
+def resident() -> int:
+    """Bytes of this process in memory, pages of mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_features_are_mapped_and_only_those_asked_for_are_read(tmp_path):
+    """82 MB in one file, and rows from two places of it: around each, the system may map a few megabytes."""
+    keys, values = many(20_000, 1024)
+    FeatureCache(tmp_path, {"model": "one"}).put(keys, values)
+    (shard,) = shards(tmp_path)
+    rows = np.r_[100:200, 15_100:15_200]
+    wanted = [keys[row] for row in rows]
+    before = resident()
+    found = FeatureCache(tmp_path, {"model": "one"}).get(wanted)
+    taken = found.table(wanted).take(np.arange(len(wanted)))
+    assert resident() - before < shard.stat().st_size / 4
+    assert torch.equal(taken, values[rows])
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(shard))]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    assert any(start <= found[wanted[0]].data_ptr() < end for start, end in ranges)
+
+
+def test_all_features_in_batches_take_no_memory_of_their_own(tmp_path):
+    keys, values = many(20_000, 1024)
+    FeatureCache(tmp_path, {"model": "one"}).put(keys, values)
+
+    def anonymous() -> int:
+        (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon")]
+        return 1024 * int(line.split()[1])
+
+    before = anonymous()
+    table = FeatureCache(tmp_path, {"model": "one"}).get(keys).table(keys)
+    for start in range(0, len(keys), 100):
+        assert torch.equal(table.take(np.arange(start, start + 100)), values[start : start + 100])
+    assert anonymous() - before < values.nbytes / 4
+
+
+def test_damage_in_a_row_that_nobody_asks_for_is_left_alone(tmp_path, caplog):
+    cache = FeatureCache(tmp_path, {"model": "one"})
+    cache.put(KEYS, VALUES)
+    (shard,) = shards(tmp_path)
+    content = shard.read_bytes()
+    shard.write_bytes(flip_a_bit(content, content.index(VALUES[3].numpy().tobytes()) + 5))
+    assert torch.equal(cache.get(KEYS[:3]).table(KEYS[:3]).take(np.arange(3)), VALUES[:3])
+    assert shard.exists()
+    assert not caplog.records
+    assert cache.get(KEYS[3:]) == {}
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_file_that_goes_meanwhile_stays_mapped(tmp_path, how):
+    cache = FeatureCache(tmp_path, {"model": "one"})
+    cache.put(KEYS, VALUES)
+    found = cache.get(KEYS)
+    cache.put(KEYS, VALUES + 1) if how == "replaced" else clear(tmp_path)
+    assert torch.equal(found.table(KEYS[::-1]).take(np.arange(5)), VALUES.flip(0))
+    if how == "replaced":
+        assert torch.equal(cache.get(KEYS)[KEYS[0]], VALUES[0] + 1)
+
+
+def test_rows_of_several_parts_come_in_the_order_that_is_asked_for(tmp_path):
+    cache = FeatureCache(tmp_path, {"model": "one"})
+    for some in (slice(0, 2), slice(2, 5)):
+        cache.put(KEYS[some], VALUES[some])
+    new, other = bytes([9]) * 32, bytes([8]) * 32
+    known = cache.get([*KEYS, new])
+    assert new not in known
+    known.add(known.slots([other, new]), VALUES[:2])  # in memory, beside two files
+    assert known.keys() == {*KEYS, new}
+    table = known.table([KEYS[4], new, *KEYS])
+    assert torch.equal(table.take(np.array([1, 0, 5, 5])), VALUES[[1, 4, 3, 3]])
+    assert torch.equal(table.take(np.array([3, 2])), VALUES[[1, 0]])
+    assert table.take(np.array([], np.int64)).shape == (0, 7)
+    moved = table.to(torch.device("meta"))
+    assert moved.take(np.arange(7)).shape == (7, 7)
+    assert table.to(torch.device("cpu")) is table
+
+
+@pytest.mark.parametrize("width", [6, 7])  # an even number of words is summed two by two
+def test_every_bit_of_a_row_counts_in_its_checksum(width):
+    values = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    sums = row_sums(values, np.arange(2))
+    content = values.numpy().tobytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        found = row_sums(torch.frombuffer(damaged, dtype=torch.float32).view(2, width), np.arange(2))
+        assert (found != sums).tolist() == [bit < 32 * width, bit >= 32 * width]
 
 
 def test_default_folder(monkeypatch, tmp_path):

@@ -466,9 +466,11 @@ def cached_features(random: Random, folder: Path) -> None:
             header = json.dumps(crafted(json.loads(content[8 : 8 + n]), random)).encode()
             shard.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + n :])
         case 2:
-            tensors = {"keys": odd_tensor(random), "values": odd_tensor(random)}
+            tensors = {name: odd_tensor(random) for name in ("keys", "sums", "values")}
             if random.random() < 0.5:
                 tensors["keys"] = torch.zeros(4, 32, dtype=torch.uint8)
+            if random.random() < 0.5:
+                tensors["sums"] = torch.zeros(4, dtype=torch.int64)
             try:
                 told = {"identity": cache._identity, **{name: digest(tensor) for name, tensor in tensors.items()}}
                 shard.write_bytes(save(tensors, {feature_cache._HEADER: json.dumps(told)}))

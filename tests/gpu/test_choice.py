@@ -17,7 +17,7 @@ import torch
 from prograd_fast import backends, doctor
 from prograd_fast.backends import choice, chunked_products, cuda, extension, gpu, triton, triton_kernels
 from prograd_fast.backends.choice import FAMILIES, Family
-from tests.ops.calls import BY_FORMULA_ON_GPUS, CALLS
+from tests.ops.calls import CALLS
 from tests.paths import REPOSITORY
 
 needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch was built without CUDA")
@@ -281,7 +281,7 @@ def test_the_table_is_complete() -> None:
     operators = [operator for family in FAMILIES.values() for operator in family.operators]
     composed = {"head_dual_loss_out"}  # products of PyTorch around `dual_loss_out`, the same on every device
     written = sorted(name for name in CALLS if name.endswith(("_out", "_")))
-    assert sorted([*operators, *composed, *BY_FORMULA_ON_GPUS]) == written
+    assert sorted([*operators, *composed]) == written
     of_triton = triton_kernels.operators() | chunked_products.OPERATORS
     for name, family in FAMILIES.items():
         source = (REPOSITORY / "prograd_fast" / "ops" / f"{name}.py").read_text()

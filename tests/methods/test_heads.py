@@ -22,7 +22,7 @@ from prograd_fast.methods import (
 )
 from prograd_fast.methods.cached_head import Texts
 from prograd_fast.methods.gda import ALPHAS
-from prograd_fast.methods.proker import FIXED
+from prograd_fast.methods.proker import FIXED, corrections
 from prograd_fast.training import Grid, TrainOptions, make_plan, run_grid, train_method
 from prograd_fast.training.loop import tune, update
 from tests.methods.support import make_task
@@ -106,7 +106,7 @@ def test_gaussians_of_classes_without_pictures(task):
     close(mixed[:, 0] - mixed[:, 2], expected[:, 1] - expected[:, 0], "trajectory")
 
 
-@pytest.mark.parametrize("method", [GDA(), TipAdapter(), ProKeR(), TipAdapterF(epochs=2)])
+@pytest.mark.parametrize("method", [GDA(), TipAdapter(), ProKeR(), ProKeR(steps=(20, 10)), TipAdapterF(epochs=2)])
 def test_choices_are_made_on_validation_pictures(method, task, with_validation):
     """None there: the settings. Some: the first best of the grid, by a loop over it."""
     plain, chosen = (method.start(one) for one in (task, with_validation))
@@ -122,8 +122,12 @@ def test_choices_are_made_on_validation_pictures(method, task, with_validation):
     elif isinstance(method, ProKeR):
         assert float(plain.module.beta) == FIXED[4][0]  # four pictures of each class
         best = (-1.0, None)
-        for beta in torch.linspace(0.5, 3.0, 20, dtype=torch.float64):
-            for ridge in torch.linspace(1e-3, 1.0, 10, dtype=torch.float64):
+        betas, ridges = (
+            torch.linspace(*ends, n, dtype=torch.float64)
+            for ends, n in zip(((0.5, 3.0), (1e-3, 1.0)), method.steps, strict=True)
+        )
+        for beta in betas:
+            for ridge in ridges:
                 gram = (-beta * torch.cdist(x, x).square() / 2).exp()
                 zero_shot = x @ texts_of(task).unit.T
                 target = F.one_hot(labels, 5) - zero_shot
@@ -136,6 +140,15 @@ def test_choices_are_made_on_validation_pictures(method, task, with_validation):
     else:
         assert (float(plain.module.alpha), float(plain.module.beta)) == (1.17, 1.0)
         assert (float(chosen.module.alpha), float(chosen.module.beta)) != (1.17, 1.0)
+
+
+def test_equal_pictures_and_hardly_any_ridge_do_not_stop_the_search():
+    """Five equal pictures in float32: their kernel has rank one, and is not positive definite but for rounding."""
+    gram, residual = torch.ones(5, 5), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.cholesky_ex(gram + 1e-9 * torch.eye(5))[1]
+    found = list(corrections(gram, torch.ones(2, 5), residual, [1e-9, 1.0]))
+    expected = [ridge / (5 + ridge) * residual.sum(0).expand(2, 3) for ridge in (1e-9, 1.0)]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tip_adapter_adds_votes_to_zero_shot(task):

@@ -1,6 +1,9 @@
 // The losses of a difference.
 #include "../../csrc/cpu/differences.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "native.h"
 
 namespace {
@@ -21,6 +24,30 @@ void test_differences(const Case& c) {
   }
 }
 
+// Points and their offsets: three nodes of a ring, and one that has no neighbour.
+void test_structure(const Case& c) {
+  const std::int64_t rows[4] = {0, 0, 1, 2}, columns[4] = {1, 2, 2, 0}, nodes = 4, edges = 4;
+  const float shares[4] = {0.5f, 1, 1, std::numeric_limits<float>::infinity()};
+  const std::int64_t n = nodes * c.n;
+  double results[2][4] = {};
+  for (int side = 0; side < 2; ++side) {
+    std::mt19937 random(8);
+    const Storage accumulation = accumulation_of(c.storage);
+    Buffer x(c.storage, n, c.shift), t(c.storage, n), of_points(accumulation, n, c.shift), of_offsets(accumulation, n);
+    Buffer scratch(accumulation, 2 * n);
+    x.fill(random), t.fill(random);
+    const Landmarks landmarks{
+        x.data(), t.data(), of_points.data(), of_offsets.data(), rows, columns, shares, edges, nodes, c.n, 0.5, 20,
+        0.5,      0.25};
+    double points = 0, offsets = 0;
+    c.kernels<DifferenceKernels>(side).structure(landmarks, scratch.data(), &points, &offsets);
+    const double got[4] = {points, offsets, of_points[n - 1], of_offsets[0]};
+    std::copy(got, got + 4, results[side]);
+  }
+  const char* names[4] = {"points", "offsets", "cotangent of a point", "cotangent of an offset"};
+  for (int i = 0; i < 4; ++i) c.agree(names[i], results[1][i], results[0][i], 10);
+}
+
 // Equal numbers, whose roundings all go one way; see projection.cpp.
 void test_long_loss(InstructionSet set) {
   constexpr std::int64_t n = 16384;
@@ -35,6 +62,7 @@ void test_long_loss(InstructionSet set) {
 }
 
 const Test cases(test_differences);
+const Test structure(test_structure);
 const Test long_loss(test_long_loss);
 
 }  // namespace

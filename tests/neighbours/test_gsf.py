@@ -5,29 +5,17 @@ import timm
 import torch
 import torchvision
 
-from prograd_fast.neighbours.gsf import GSF, Clips, gate_shift_fuse, insert_gsf
+from prograd_fast.neighbours.gsf import GSF, Clips, insert_gsf
 from tests.neighbours.by_name import DTYPES, Golden
-from tests.ops.support import normal
+from tests.neighbours.golden_gsf import compare_with_the_authors
+from tests.ops.support import BACKENDS, normal, running_on
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_authors_module(dtype: torch.dtype) -> None:
-    golden = Golden("gsf", dtype)
-    for case in golden.recipe["cases"]:
-        prefix = case["prefix"]
-        for mode in ("eval", "train"):
-            module = golden.load(GSF(case["planes"], case["num_segments"], case["gsf_ch_ratio"]), prefix)
-            assert module.used == case["used_planes"]
-            module.train(mode == "train")
-            x = golden.leaf(f"{prefix}input")
-            out = module(x)
-            golden.close(out, f"{prefix}{mode}_output")
-            (out * golden[f"{prefix}cotangent"]).sum().backward()
-            golden.close(x.grad, f"{prefix}{mode}_grad_input")
-            golden.gradients(module, f"{prefix}{mode}_grad_")
-        for name in ("running_mean", "running_var"):
-            golden.close(getattr(module.bn, name), f"{prefix}after_bn.{name}")
-    golden.all_compared()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_authors_module(backend: str, dtype: torch.dtype) -> None:
+    with running_on(backend):
+        compare_with_the_authors(Golden("gsf", dtype))
 
 
 def test_size_of_the_authors_module() -> None:
@@ -60,14 +48,6 @@ def test_every_residual_block_has_one() -> None:
     assert sum(isinstance(module, GSF) for module in network.modules()) == 8
     blocks = [module for module in network.modules() if hasattr(module, "conv3")]
     assert all(isinstance(block.conv3[1], GSF) and isinstance(block.conv1, torch.nn.Conv2d) for block in blocks)
-
-
-def test_channels_of_each_half_are_interleaved() -> None:
-    """The goldens' halves of 4 and 2 channels cannot tell (2, f/4) → (f/4, 2) from its inverse."""
-    v = normal(1, 12, 1, 1, 1)
-    closed, nothing_moved = torch.zeros(1, 2, 1, 1, 1).double(), lambda moved, rest: torch.zeros_like(moved)
-    out = gate_shift_fuse(v, closed, nothing_moved)
-    assert torch.equal(out[0], v[0, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]])
 
 
 def test_used_channels_are_rounded_down_then_up_to_even() -> None:

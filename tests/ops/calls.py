@@ -50,11 +50,6 @@ class Sizes:
 
 
 CALLS: dict[str, Callable[[Sizes], Call]] = {}
-# operators that write and have kernels for CPUs alone
-BY_FORMULA_ON_GPUS = {
-    *("edge_softmax_sum_out", "edge_softmax_sum_backward_out", "normalised_focal_loss_out"),
-    *("local_soft_argmax_out", "local_soft_argmax_backward_out"),
-}
 
 
 def call(function: Callable[[Sizes], Call]) -> Callable[[Sizes], Call]:
@@ -161,6 +156,20 @@ def difference_loss_out(s: Sizes) -> Call:
 @call
 def difference_loss(s: Sizes) -> Call:
     (x, *others), _ = difference_loss_out(s)
+    return [x.requires_grad_(), *others], {}
+
+
+@call
+def structure_loss_out(s: Sizes) -> Call:
+    x, t = s.draw(s.samples, s.rows, s.width, seed=1), s.draw(s.samples, s.rows, s.width, seed=2)
+    rows = torch.arange(s.rows)
+    results = {"losses": torch.empty(2, dtype=s.wide), "cotangents": torch.empty(2, *x.shape, dtype=s.wide)}
+    return [x, t, rows, rows.flip(0), 2.0, 20.0, 0.5, 0.25], results
+
+
+@call
+def structure_loss(s: Sizes) -> Call:
+    (x, *others), _ = structure_loss_out(s)
     return [x.requires_grad_(), *others], {}
 
 
@@ -348,3 +357,46 @@ def affine_shift_backward_out(s: Sizes) -> Call:
 def affine_shift(s: Sizes) -> Call:
     (x, scale, bias, *shift), _ = affine_shift_out(s)
     return [x.requires_grad_(), scale.requires_grad_(), bias.requires_grad_(), *shift], {}
+
+
+# ---- gate, shift and fuse: frames are `samples`, used channels four times `rows`, positions width by 2
+
+
+def _clips(s: Sizes) -> list[Tensor]:
+    """x with a channel that is not used, and a gate."""
+    channels = 4 * s.rows
+    return [s.draw(2, s.samples, channels + 1, s.width, 2), s.draw(2, 2, s.samples, s.width, 2, seed=1)]
+
+
+def _for_channels(s: Sizes, count: int) -> Tensor:
+    return normal(2, count, 2 * s.rows, s.samples, seed=count, dtype=s.wide)
+
+
+@call
+def gate_shift_means_out(s: Sizes) -> Call:
+    return [*_clips(s)], {"means": _for_channels(s, 4)}
+
+
+@call
+def gate_shift_fuse_out(s: Sizes) -> Call:
+    x, gate = _clips(s)
+    return [x, gate, _for_channels(s, 2)], {"out": torch.zeros_like(x)}
+
+
+@call
+def gate_shift_slopes_out(s: Sizes) -> Call:
+    x, gate = _clips(s)
+    return [torch.ones_like(x), x, gate], {"d_phi": _for_channels(s, 2)}
+
+
+@call
+def gate_shift_fuse_backward_out(s: Sizes) -> Call:
+    x, gate = _clips(s)
+    results = {"d_x": torch.zeros_like(x), "d_gate": torch.zeros_like(gate)}
+    return [torch.ones_like(x), x, gate, _for_channels(s, 2), _for_channels(s, 4)], results
+
+
+@call
+def gate_shift_fuse(s: Sizes) -> Call:
+    tensors = [*_clips(s), normal(2, 2, 3, 3, dtype=s.wide), normal(2, dtype=s.wide)]
+    return [*(x.requires_grad_() for x in tensors), 4 * s.rows], {}

@@ -81,6 +81,21 @@ def test_sure_pixels(backend: str) -> None:
             assert_close(gradient, torch.autograd.grad(expected.sum(), wide)[0], "formula", torch.float32)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_but_sure_pixels(backend: str) -> None:
+    """Their weights are below the smallest float; their factor m, up to 1 / ε, brings them back."""
+    z = torch.tensor([[25.0, 24.0, -22.0, 30.0, 23.0], [30.0, 31.0, -29.0, 30.0, 32.0]])
+    labels = torch.tensor([1, 1, 0, 1, 1])
+    with running_on(backend):
+        for gamma in (1.0, 2.0):
+            x, wide = z.clone().requires_grad_(), z.double().requires_grad_()
+            found = [functional.normalised_focal_loss(y, labels.expand(2, 5), 0.5, gamma) for y in (x, wide)]
+            gradients = [torch.autograd.grad(loss.sum(), y)[0] for loss, y in zip(found, (x, wide), strict=True)]
+            for i in range(2):
+                assert_close(found[0][i], found[1][i], "formula", torch.float32)
+                assert_close(gradients[0][i], gradients[1][i], "formula", torch.float32)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

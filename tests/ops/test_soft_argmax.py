@@ -74,6 +74,25 @@ def test_special_values(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_first_of_many(backend: str, dtype: torch.dtype) -> None:
+    """Kernels go through a map in parts: the first of equal peaks in two of them, the first of two NaN, all -inf."""
+    maps = torch.zeros(1, 3, 30, 41, dtype=dtype)
+    maps[0, 0, 9, 7] = maps[0, 0, 21, 3] = 60.0
+    maps[0, 1, 12, 5] = maps[0, 1, 25, 0] = math.nan
+    maps[0, 2] = -math.inf
+    with running_on(backend):
+        points = functional.local_soft_argmax(maps, 3)
+        gradient = torch.ones(1, 3, 2, dtype=points.dtype)
+        d_maps = torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, 3, 10.0)
+    assert points[0, 0].tolist() == [7.0, 9.0]
+    assert points[0, 1].isnan().all()
+    assert d_maps[0, 1].isnan().nonzero().tolist() == [[r, c] for r in (11, 12, 13) for c in (4, 5, 6)]
+    expected = reference.local_soft_argmax(maps[:, 2:], 3)
+    assert_close(points[:, 2:], expected, "formula", accumulation(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_and_threads(backend: str) -> None:
     maps = normal(9, 8, 40, 30, dtype=torch.float32)
     with running_on(backend):

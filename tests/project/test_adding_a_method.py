@@ -1,11 +1,13 @@
-"""docs/adding-a-method.md, carried out on a copy of the package: the method trains by its name."""
+"""docs/adding-a-method.md, carried out on a copy of the package: every command knows the method by its name."""
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+from tests.data import layouts
 from tests.paths import REPOSITORY
 from tests.project.pages import carry_out
 
@@ -19,6 +21,9 @@ for command in sys.argv[1:]:
     print(command)
     if cli.run(command.split()):
         sys.exit(1)
+sys.path.append({repository!r})  # for tools alone: the package was imported before
+from tools import study
+print("the study tries", *(study.value(method) for kind in study.METHODS[-1:] for method in study.candidates(kind)))
 """
 
 
@@ -35,8 +40,19 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     few = f"--shots 2 --epochs 3 --model local-dir:{clip_dir}"
     train = f"train --data {shapes_dir} --method anchored --set weight=10 {few} --out run"
     evaluate = f"evaluate run --data {shapes_dir} --trust"
+    (tmp_path / "few.json").write_text('{"coop": {"epochs": 3}, "anchored": {"epochs": 3}}')
+    grid = f"--data {shapes_dir} --settings few.json --shots 1 --seeds 1 --model local-dir:{clip_dir} --out grid"
+    layouts.make_split(tmp_path / "data", "dtd")
+    again = f"--root data --datasets dtd --shots 1 --seeds 1 --model local-dir:{clip_dir} --no-cache --out again"
+    commands = [
+        train,
+        evaluate,
+        "report run --out page.html",
+        f"compare --methods coop,anchored {grid}",
+        f"reproduce anchored --table base-to-new {again}",
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, train, evaluate],
+        [sys.executable, "-c", COMMANDS.format(repository=str(REPOSITORY)), *commands],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -47,4 +63,14 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["method"] == "anchored"
     assert record["settings"]["weight"] == 10
-    assert "anchored" in done.stdout.partition(evaluate)[2]
+    assert "anchored" in done.stdout.partition(evaluate)[2].partition("report run")[0]
+    assert "anchored" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "| anchored | 1 |" in (tmp_path / "grid" / "tables.md").read_text(encoding="utf-8")
+    with (tmp_path / "again" / "anchored-base-to-new-plan.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["preset"], row["epochs"]) == ("vit-b16-base-to-new", "50")
+    with (tmp_path / "again" / "anchored-base-to-new.csv").open(newline="") as file:
+        assert [(row["method"], row["what"]) for row in csv.DictReader(file)] == [
+            ("anchored", what) for what in ("base", "new", "h")
+        ]
+    assert done.stdout.count("{'lr': ") == 6  # the settings that the study tries

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import compare, prompt_step, prompts, ranks, scaling_model
-from benchmarks.affine_shift import FORWARD, WITH_GRADIENT
+from benchmarks import affine_shift, compare, gate_shift_fuse, prompt_step, prompts, ranks, scaling_model
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
@@ -63,9 +62,13 @@ def test_sides_of_a_loss_agree(sides, size):
         assert_close(other, first, rtol=1e-4, atol=1e-6)  # cotangents are differences of probabilities
 
 
-@pytest.mark.parametrize("sides", [FORWARD, WITH_GRADIENT], ids=["forward", "with gradient"])
-def test_sides_of_the_affine_shift_agree(sides):
-    first, *others = (make((2, 17, 3, 4, 5))() for make in sides.values())
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with gradient"])
+@pytest.mark.parametrize(
+    ("shifts", "shape"), [(affine_shift, (2, 17, 3, 4, 5)), (gate_shift_fuse, (2, 3, 8, 4, 5))], ids=["affine", "gated"]
+)
+def test_sides_of_a_shift_agree(shifts, shape, gradient):
+    sides = shifts.WITH_GRADIENT if gradient else shifts.FORWARD
+    first, *others = (make(shape)() for make in sides.values())
     for other in others:
         assert_close(other, first, rtol=1e-4, atol=1e-5)
 

@@ -117,3 +117,11 @@ def test_one_picture_too_long_for_the_transform_is_named(clip, tmp_path):
     pictures = PictureSet("lines", ("a",), np.zeros(1, int), np.array(["test"]), np.array([""]), source)
     with pytest.raises(ValueError, match=r"1 of 1 pictures cannot be read: .*line\.png: 1 x 3000 pixels; expected"):
         encode_pictures(clip, pictures, np.arange(1))
+
+
+def test_batches_are_the_rows_one_after_the_other(clip, shapes, tmp_path):
+    features = encode_pictures(clip, shapes, np.arange(len(shapes)), cache=tmp_path)
+    rows = np.array([7, 0, 31, 8, 9])
+    batches = list(encode_pictures(clip, shapes, np.arange(len(shapes)), cache=tmp_path).batches(rows, 2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), features.values[rows])

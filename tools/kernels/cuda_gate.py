@@ -40,6 +40,15 @@ WIDE = {
     "sample_log_probs": (0, 0),
     "squared_error": (2, 1),
     "soft_wing": (2, 1),
+    "structure_loss": (0, 0),  # a thread has a coordinate, and its neighbours'
+    "focal_weights": (2, 0),  # and labels
+    "focal_cotangents": (2, 1),
+    "soft_argmax": (1, 0),
+    "soft_argmax_backward": (1, 1),
+    "edge_shares": (0, 0),
+    "edge_sum": (1, 1),
+    "edge_backward": (3, 2),
+    "edge_logits": (0, 0),
     "attention": (3, 1),
     # keys and values twice for a query; then for a key of a segment and for one of the prefix, and its partial sums
     "attention_backward": (15, 5),
@@ -50,6 +59,14 @@ WIDE = {
     "layer_norm_backward": (5, 1),
     "gelu": (1, 1),
     "gelu_backward": (2, 1),
+    # what moves, as packs where they stay whole; the bias, or what the sums are multiplied with
+    "affine_shift": (2, 1),
+    "affine_shift_backward": (2, 1),
+    # a map and its gate; the neighbouring frame's, and the gradient
+    "gate_shift_means": (2, 0),
+    "gate_shift_fuse": (2, 1),
+    "gate_shift_slopes": (5, 0),
+    "gate_shift_fuse_backward": (4, 2),
 }
 # the most instructions in loops for each element, over all loops of a kernel
 BUDGET = {"dual_loss": 60, "dual_loss_sums": 35}
@@ -63,6 +80,7 @@ RULES = {
     "SquaredError": "squared_error",
     "SoftWing": "soft_wing",
 }
+OF_256 = ("dual_loss", "sample", "squared", "soft", "focal", "attention", "gelu", "affine", "gate")  # threads
 SIZES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 # what the numbers say that a kernel is instantiated for, after the dtype
 NUMBERS = {
@@ -70,6 +88,9 @@ NUMBERS = {
     "dual_loss": ("{} at a time", "T=1 {}"),
     "dual_loss_sums": ("{} at a time",),
     "dual_loss_cotangents": ("{} at a time",),
+    "structure_loss": ("shared {}",),
+    "focal_weights": ("exponent {}",),
+    "focal_cotangents": ("exponent {}",),
     "attention": ("{} lanes",),
     "attention_backward": ("{} lanes", "K={}"),
     "attention_tiles": ("heads of {}",),
@@ -193,17 +214,18 @@ def threads_of(kernel: str, dtype: str) -> int:
         return min((pieces // 2 + 32) // 32 * 32, 1024 if dtype == "fp32" else 512)
     if name == "dual_loss_batch":
         return 1024 if dtype == "fp32" else 512
-    if "layer_norm" in kernel or "tiles" in kernel:
+    if name.startswith(("structure", "edge")) or "layer_norm" in kernel or "tiles" in kernel:
         return 128
-    return 256 if name.startswith(("dual_loss", "sample", "squared", "soft", "attention", "gelu")) else 512
+    return 256 if name.startswith(OF_256) else 512
 
 
 def asked_shared(kernel: str, dtype: str) -> int:
     """Bytes that a launch asks for.
 
     Both gradients of a chunk of 8192 in one launch; both rows of 1000 classes, or 4096 of a longer row; four rows of
-    512 features, or twice as many in the backward; two tiles of keys and values and a row for each query of a block,
-    and in the backward at least 16 keys and values and two times 16 queries and cotangents for each warp.
+    512 features, or twice as many in the backward; two numbers for each coordinate of 98 landmarks; two tiles of keys
+    and values and a row for each query of a block, and in the backward at least 16 keys and values and two times 16
+    queries and cotangents for each warp; a pack of sums for each thread.
     """
     if "tiles" in kernel:
         columns = int(kernel.rsplit(" ", 1)[1])
@@ -213,6 +235,10 @@ def asked_shared(kernel: str, dtype: str) -> int:
         return 2 * 8192 * SIZES[dtype]
     if "layer_norm" in kernel:
         return (2 if "backward" in kernel else 1) * 4 * 512 * SIZES[dtype]
+    if kernel.startswith("gate_shift_fuse_backward"):
+        return 256 * (16 // SIZES[dtype]) * max(SIZES[dtype], 4)
+    if "shared" in kernel:
+        return 2 * 2 * 98 * max(SIZES[dtype], 4)
     classes = {"dual_loss": 1000, "dual_loss_sums": 4096}.get(kernel.split()[0], 0)
     if ODD in kernel:
         return 2 * classes * max(SIZES[dtype], 4)
@@ -225,7 +251,9 @@ def traffic(kernel: str) -> str:
     A projection or an update in one launch reads both gradients once, in two launches (more than 4 Mi elements) twice.
     A row of logits is read once where it fits into shared memory; in parts it is read twice. Norm and GELU are counted
     with two cotangents; attention by column of a row, as if a key that several queries see came from memory once (its
-    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums.
+    backward goes over it twice), without the prefix, the sums of each softmax and the partial sums. Sums along edges by
+    feature, as if one that several edges need came from memory once. A neighbouring frame counts where a kernel of
+    gate, shift and fuse reads it again; the gate and the numbers of a channel do not.
     """
     name, dtype = kernel.split(",")[0].split()
     size = SIZES[dtype]
@@ -245,6 +273,23 @@ def traffic(kernel: str) -> str:
             return f"{2 * size + 2 * accumulation}"
         case "squared_error" | "soft_wing":
             return f"{2 * size + accumulation} / {2 * size + accumulation}"
+        case "structure_loss":
+            return f"{2 * size + 2 * accumulation} / {2 * size + 2 * accumulation}"
+        case "focal_weights":
+            both = f"{2 * size + 16 + accumulation} / {size + 8 + accumulation}"
+            return f"{size + 8}; both launches {both}"
+        case "focal_cotangents":
+            return f"{size + 8 + accumulation}"
+        case "soft_argmax":
+            return f"{size} / {size}"
+        case "soft_argmax_backward":
+            return f"{2 * size} / {2 * size}"
+        case "edge_sum":
+            return f"{3 * size} / {3 * size}"
+        case "edge_backward":
+            return f"{5 * size} / {5 * size}"
+        case "edge_shares" | "edge_logits":
+            return "bound by launches"
         case "sample_sums" | "sample_log_probs":
             return f"{size} / {size}"
         case "sample_cotangents":
@@ -253,6 +298,16 @@ def traffic(kernel: str) -> str:
             return f"{2 * size} / {2 * size}"
         case "gelu_backward":
             return f"{5 * size} / {5 * size}"
+        case "affine_shift" | "affine_shift_backward":
+            return f"{3 * size} / {3 * size}"
+        case "gate_shift_means":
+            return f"{size} / {size}"
+        case "gate_shift_fuse":
+            return f"{2 * size} / {2 * size}"
+        case "gate_shift_slopes":
+            return f"{3 * size} / {2 * size}"
+        case "gate_shift_fuse_backward":
+            return f"{4 * size} / {3 * size}"
         case "add_layer_norm":
             return f"{4 * size} / {4 * size}"
         case "layer_norm_backward":

@@ -69,6 +69,33 @@ def _differences(size: int, dtype: torch.dtype, soft_wing: bool) -> None:
     ops.difference_loss_out(x, t, soft_wing, 2.0, 20.0, 0.5, 1.0, loss=loss, cotangents=cotangents)
 
 
+def _structure(dtype: torch.dtype) -> None:
+    x, accumulation = torch.zeros(4, 98, 2, dtype=dtype), torch.promote_types(dtype, torch.float32)
+    losses, cotangents = (torch.empty(shape, dtype=accumulation) for shape in (2, (2, 4, 98, 2)))
+    ends = torch.arange(98)
+    ops.structure_loss_out(x, x, ends, ends, 2.0, 20.0, 0.5, 1.0, losses=losses, cotangents=cotangents)
+
+
+def _focal(gamma: float, dtype: torch.dtype) -> None:
+    z, accumulation = torch.zeros(2, 448 * 448, dtype=dtype), torch.promote_types(dtype, torch.float32)
+    losses, cotangents = (torch.empty(shape, dtype=accumulation) for shape in (2, z.shape))
+    ops.normalised_focal_loss_out(z, z.long(), 0.5, gamma, -1.0, 1e-12, losses=losses, cotangents=cotangents)
+
+
+def _heat_maps(dtype: torch.dtype) -> None:
+    maps, points = torch.zeros(1, 2, 64, 64, dtype=dtype), torch.zeros(1, 2, 2)
+    ops.local_soft_argmax_out(maps, 5, 10.0, points=points)
+    ops.local_soft_argmax_backward_out(points, maps, 5, 10.0, d_maps=maps.clone())
+
+
+def _edges(dtype: torch.dtype) -> None:
+    x, logits, ends = torch.zeros(4, 98, 128, dtype=dtype), torch.zeros(294, dtype=dtype), torch.arange(294) % 98
+    graph = logits, ends, ends, False
+    ops.edge_softmax_sum_out(x, x, *graph, y=x.clone())
+    results = {"d_own": x.clone(), "d_other": x.clone(), "d_logits": logits.clone()}
+    ops.edge_softmax_sum_backward_out(x, x, x, *graph, **results)
+
+
 def _lists(size: int, n: int, dtype: torch.dtype) -> list[list[Tensor]]:
     return [[torch.zeros(size, dtype=dtype)] for _ in range(n)]
 
@@ -162,6 +189,15 @@ def _shift(dtype: torch.dtype) -> None:
     ops.affine_shift_backward_out(x, x, scale, *shift, d_x=x, d_scale=scale)
 
 
+def _clips(size: int, dtype: torch.dtype) -> None:
+    x, gate = torch.zeros(2, 4, 64, size, size, dtype=dtype), torch.zeros(2, 2, 4, size, size, dtype=dtype)
+    phi, means = torch.zeros(2, 2, 32, 4), torch.zeros(2, 4, 32, 4)
+    ops.gate_shift_means_out(x, gate, means=means)
+    ops.gate_shift_fuse_out(x, gate, phi, out=x)
+    ops.gate_shift_slopes_out(x, x, gate, d_phi=phi)
+    ops.gate_shift_fuse_backward_out(x, x, gate, phi, means, d_x=x, d_gate=gate)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL, LARGE = 8192, 1 << 17  # a context of 16 x 512; two launches
 
@@ -194,6 +230,15 @@ CASES = {
     "squared error, bf16": Case(lambda: _differences(LARGE, BF16, False), 2),
     "soft wing, fp32": Case(lambda: _differences(LARGE, F32, True), 4),
     "soft wing, bf16": Case(lambda: _differences(LARGE, BF16, True), 2),
+    "98 landmarks, fp32": Case(lambda: _structure(F32), 4),
+    "98 landmarks, bf16": Case(lambda: _structure(BF16), 2),
+    "masks of 448 x 448, fp32": Case(lambda: _focal(2.0, F32), 4),
+    "masks of 448 x 448, bf16": Case(lambda: _focal(2.0, BF16), 2),
+    "masks of 448 x 448, any exponent, fp32": Case(lambda: _focal(0.5, F32), 4),
+    "maps of 64 x 64, fp32": Case(lambda: _heat_maps(F32), 4),
+    "maps of 64 x 64, bf16": Case(lambda: _heat_maps(BF16), 2),
+    "98 nodes, 294 edges, fp32": Case(lambda: _edges(F32), 4),
+    "98 nodes, 294 edges, bf16": Case(lambda: _edges(BF16), 2),
     "8192 elements, fp32": Case(lambda: _steps(SMALL, F32), 4, 4),
     "8192 elements, bf16": Case(lambda: _steps(SMALL, BF16), 2, 2),
     "131072 elements, fp32": Case(lambda: _steps(LARGE, F32), 4, 4),
@@ -221,6 +266,8 @@ CASES = {
     "2048 rows of 512 to 2048, erf, bf16": Case(lambda: _linear_gelu(2048, 0, BF16), 2),
     "frames of 16 x 16, fp32": Case(lambda: _shift(F32), 4),
     "frames of 16 x 16, bf16": Case(lambda: _shift(BF16), 2),
+    "planes of 28 x 28, fp32": Case(lambda: _clips(28, F32), 4),
+    "planes of 28 x 28, bf16": Case(lambda: _clips(28, BF16), 2),
 }
 
 # (moved, least) bytes of an element. What a program reads again comes from the caches where it owns it (`*_units`); in
@@ -234,6 +281,15 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "sampled_cotangents": lambda c: (c.storage + 4, c.storage + 4),  # what softmax_sums read is in a cache if it fits
     "mean_log_probs": lambda c: (c.storage, c.storage),
     "differences": lambda c: (2 * c.storage + 4, 2 * c.storage + 4),
+    # a slope more than the least is written, and read by structure_back
+    "structure_losses": lambda c: (2 * c.storage + 8, 2 * c.storage + 4),
+    "structure_back": lambda c: (8, 8),
+    "focal_weights": lambda c: (c.storage + 8,) * 2,
+    "focal_cotangents": lambda c: (c.storage + 12,) * 2,  # what focal_weights read is in a cache if it fits
+    "soft_argmax": lambda c: (c.storage,) * 2,
+    "soft_argmax_backward": lambda c: (2 * c.storage,) * 2,
+    "edge_sum": lambda c: (3 * c.storage,) * 2,  # what several edges need, once from memory
+    "edge_backward": lambda c: (5 * c.storage,) * 2,
     "gram_units": lambda c: (2 * c.storage, 2 * c.storage),
     "gram_chunks": lambda c: (2 * c.storage, 2 * c.storage),
     "project_units": lambda c: (3 * c.storage, 3 * c.storage),
@@ -251,6 +307,11 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "gelu_backward": lambda c: (5 * c.storage,) * 2,
     "affine_shift": lambda c: (3 * c.storage,) * 2,
     "affine_shift_backward": lambda c: (3 * c.storage,) * 2,
+    "gate_shift_means": lambda c: (c.storage,) * 2,
+    # the neighbouring frame is read again, from a cache where the programs of a channel run together
+    "gate_shift_fuse": lambda c: (3 * c.storage, 2 * c.storage),
+    "gate_shift_slopes": lambda c: (3 * c.storage, 2 * c.storage),
+    "gate_shift_fuse_backward": lambda c: (4 * c.storage, 3 * c.storage),
 }
 
 

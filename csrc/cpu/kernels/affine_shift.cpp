@@ -10,8 +10,6 @@
 namespace prograd::cpu {
 namespace {
 
-constexpr std::int64_t block = 2048;  // elements that are moved in the first-level cache before they are used
-
 // to[i] = moved(x)[begin + i] for the positions from begin to end: a copy from `offset` before, and zeros where that
 // is in another run, the first positions of each run or its last ones.
 template <typename S, typename T = Accumulation<S>>
@@ -67,18 +65,6 @@ struct AffineShift {
   }
 
   static constexpr AffineShiftKernels kernels{forward, backward};
-
- private:
-  // Calls body(begin, end, where to write) for the blocks of n elements.
-  template <typename Body>
-  static void each_block(S* to, std::int64_t n, bool past_caches, Body body) {
-    S part[block];
-    for (std::int64_t begin = 0; begin < n; begin += block) {
-      const std::int64_t end = std::min(begin + block, n);
-      body(begin, end, past_caches ? part : to + begin);
-      if (past_caches) stream_copy(to + begin, part, std::size_t(end - begin) * sizeof(S));
-    }
-  }
 };
 
 }  // namespace

@@ -9,19 +9,28 @@
 namespace prograd::cpu {
 namespace {
 
-// The first of the largest values; the first NaN where there is one.
+// The first of the largest values; the first NaN where there is one. Whole registers find the part that it is in, which
+// alone is gone through one by one.
 template <typename S>
 std::int64_t argmax(const S* values, std::int64_t n) {
   using T = Accumulation<S>;
+  constexpr std::int64_t part = 256;
   T top = -std::numeric_limits<T>::infinity();
+  std::int64_t begin = 0;
   int nan = 0;
-#pragma omp simd reduction(max : top) reduction(| : nan)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T x = load(values[i]);
-    nan |= x != x;
-    top = x > top ? x : top;
+  for (std::int64_t start = 0; start < n && !nan; start += part) {
+    const std::int64_t end = start + part < n ? start + part : n;
+    T largest = -std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(max : largest) reduction(| : nan)
+    for (std::int64_t i = start; i < end; ++i) {
+      const T x = load(values[i]);
+      nan |= x != x;
+      largest = x > largest ? x : largest;
+    }
+    if (largest > top || nan) begin = start;
+    top = largest > top ? largest : top;
   }
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (std::int64_t i = begin; i < n; ++i) {
     const T x = load(values[i]);
     if (nan ? x != x : x == top) return i;
   }

@@ -90,6 +90,19 @@ PF_HOST_DEVICE void stream_copy(void* to_, const void* from_, std::size_t size) 
   std::memcpy(to + i, from + i, size - i);
 }
 
+constexpr std::int64_t block = 2048;  // elements that are made in the first-level cache before they go out
+
+// Calls body(begin, end, where to write) for the blocks of n elements.
+template <typename S, typename Body>
+PF_HOST_DEVICE void each_block(S* to, std::int64_t n, bool past_caches, Body body) {
+  S part[block];
+  for (std::int64_t begin = 0; begin < n; begin += block) {
+    const std::int64_t end = begin + block < n ? begin + block : n;
+    body(begin, end, past_caches ? part : to + begin);
+    if (past_caches) stream_copy(to + begin, part, std::size_t(end - begin) * sizeof(S));
+  }
+}
+
 // Writes n elements, a register at a time: value(c, width) gives `width` of them from c on. Past the caches if nobody
 // reads them soon; then what comes before the first register's place, and after the last one's, goes the usual way.
 template <typename S>

@@ -8,3 +8,8 @@ PF_EXPORT const char* simt_difference_loss(Storage storage, const void* predicti
     difference_loss(storage, prediction, target, size, *options, workspace, nullptr);
   });
 }
+
+PF_EXPORT const char* simt_structure_loss(Storage storage, const Structure* structure) {
+  return with_workspace(structure_loss_workspace(storage, *structure),
+                        [&](void* workspace) { structure_loss(storage, *structure, workspace, nullptr); });
+}

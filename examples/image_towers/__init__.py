@@ -1,0 +1,1 @@
+"""ProGradAdamW on four published ways to train the image tower."""

@@ -1,0 +1,12 @@
+#include "../../../csrc/cuda/soft_argmax.h"
+
+#include "harness.h"
+
+PF_EXPORT const char* simt_local_soft_argmax(Storage storage, const HeatMaps* maps, void* points) {
+  return caught([&] { local_soft_argmax(storage, *maps, points, nullptr); });
+}
+
+PF_EXPORT const char* simt_local_soft_argmax_backward(Storage storage, const HeatMaps* maps, const void* gradient,
+                                                      void* d_maps) {
+  return caught([&] { local_soft_argmax_backward(storage, *maps, gradient, d_maps, nullptr); });
+}
