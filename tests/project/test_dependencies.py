@@ -26,6 +26,7 @@ EXTRAS = {
     "terminal": {"cli"},
     "methods": {"cli"},
     "training": {"cli", "log"},
+    "reproduce": {"cli"},
     "report": {"cli"},
     "export": {"onnx"},
     "cli": {"cli"},
