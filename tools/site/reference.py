@@ -25,6 +25,7 @@ ROOMS = (
     "prograd_fast.methods",
     "prograd_fast.training",
     "prograd_fast.report",
+    "prograd_fast.reproduce",
     "prograd_fast.export",
     "prograd_fast.backends",
     "prograd_fast.reference",
