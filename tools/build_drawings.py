@@ -51,24 +51,27 @@ ICON_SETS = {
     "streamline-pixel": "",
 }
 # Words of an icon's name that tell how it is drawn, not what.
-STYLE_WORDS = set(
-    "fill filled line outline outlined bold duotone linear broken rounded round sharp flat duo solid remix thin light "
-    "off alt variant circle square box plus minus small large fst new 24px px one two three four five six".split()
-)
+STYLE_WORDS = """
+fill filled line outline outlined bold duotone linear broken rounded round sharp flat duo solid remix thin light off
+alt variant circle square box plus minus small large fst new 24px px one two three four five six
+"""
 # Words of user interfaces. An icon whose name has no more other words than these is left out: it shows nothing.
-INTERFACE_WORDS = set(
-    "arrow arrows chevron align text file folder format border sort filter layout view grid list table cursor ui "
-    "webpage app application window browser code git database server cloud network wifi signal user account users zoom "
-    "search settings setting cog gear menu button toggle upload download sync refresh undo redo copy paste cut trash "
-    "delete edit add remove check checkbox checkmark cancel close share link unlink login logout log sign row column "
-    "cell page document data chart graph select selection crop rotate flip layer layers align3 vertical horizontal left "
-    "right up down top bottom center middle corner expand collapse maximize minimize alpha numeric number letter brand "
-    "logo symbol screen resolution scan qr barcode hashtag percent math axis css html javascript api http json xml svg "
-    "pdf doc csv message chat comment notification mail email inbox send reply forward attachment bookmark tag label "
-    "pin location marker map navigation percentage time clock calendar date schedule alarm history circular diagram "
-    "flow workflow transfer connection battery volume play pause stop record skip rewind playlist repeat shuffle "
-    "currency dollar euro pound yen bitcoin rupee bank payment credit transaction invoice receipt".split()
-)
+INTERFACE_WORDS = """
+arrow arrows chevron align text file folder format border sort filter layout view grid list table cursor ui webpage
+app application window browser code git database server cloud network wifi signal user account users zoom search
+settings setting cog gear menu button toggle upload download sync refresh undo redo copy paste cut trash delete edit
+add remove check checkbox checkmark cancel close share link unlink login logout log sign row column cell page
+document data chart graph select selection crop rotate flip layer layers align3 vertical horizontal left right up
+down top bottom center middle corner expand collapse maximize minimize alpha numeric number letter brand logo symbol
+screen resolution scan qr barcode hashtag percent math axis css html javascript api http json xml svg pdf doc csv
+message chat comment notification mail email inbox send reply forward attachment bookmark tag label pin location
+marker map navigation percentage time clock calendar date schedule alarm history circular diagram flow workflow
+transfer connection battery volume play pause stop record skip rewind playlist repeat shuffle currency dollar euro
+pound yen bitcoin rupee bank payment credit transaction invoice receipt
+"""
+
+
+NOT_SHOWN, INTERFACE = set(STYLE_WORDS.split()), set(INTERFACE_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def icon_drawings(name: str, package: Path, held_out: HeldOut) -> Iterator[tuple
     seen = set()
     for key, icon in icons["icons"].items():
         shown = _shown(key)
-        things = [word for word in shown.split() if word not in INTERFACE_WORDS]
+        things = [word for word in shown.split() if word not in INTERFACE]
         if (
             not icon.get("hidden")
             and key.endswith(ICON_SETS[name])
@@ -161,7 +164,7 @@ def icon_drawings(name: str, package: Path, held_out: HeldOut) -> Iterator[tuple
 
 def _shown(key: str) -> str:
     words = re.split(r"[-_ ]+", key.lower())
-    return " ".join(word for word in words if word not in STYLE_WORDS and not word.isdigit())
+    return " ".join(word for word in words if word not in NOT_SHOWN and not word.isdigit())
 
 
 def try_draw(svg: str) -> NDArray[np.uint8] | None:
@@ -189,7 +192,7 @@ def near_equals_of(pictures: NDArray[np.uint8], others: NDArray[np.uint8]) -> ND
 
 
 def build_drawings(packages: dict[str, Path]) -> None:
-    """Saves the pictures (N, 64, 64, 3) and what they show; the benchmark's styles come first, then sets, then icons."""
+    """Saves the pictures (N, 64, 64, 3) and what they show: the benchmark's seen styles, emoji sets, icon sets."""
     records = emojis.load()
     with np.load(PICTURES) as archive:
         pictures, emoji, style = archive["pictures"], archive["emoji"], archive["style"]

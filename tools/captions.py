@@ -1,7 +1,5 @@
 """What pretraining says of a picture, and the sentences around it that the text tower reads."""
 
-import random
-
 TEMPLATES = (
     "an emoji of a {}",
     "a {} emoji",

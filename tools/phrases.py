@@ -1,4 +1,4 @@
-"""The phrases that the text tower learns, each with its sentence embedding: names, keywords and tags, without pictures."""
+"""The phrases that the text tower learns, each with its sentence embedding: names, keywords and tags, no pictures."""
 
 from dataclasses import dataclass
 from functools import cached_property

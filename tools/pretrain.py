@@ -8,6 +8,7 @@ The same machine type and PyTorch version give the same bytes: the number of ste
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -82,7 +83,7 @@ def encode_by_length(model: open_clip.CLIP, rows: Sequence[list[int]]) -> tuple[
     """Encodes rows of token ids in `PARTS`, the shortest first; also tells the order in which they come out."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     cuts = [len(rows) * part // PARTS for part in range(PARTS + 1)]
-    parts = [order[first:end] for first, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [order[first:end] for first, end in itertools.pairwise(cuts)]
     return torch.cat([encode(model, padded([rows[i] for i in part])) for part in parts]), order
 
 
@@ -172,9 +173,9 @@ class Batches:
     def next(self) -> tuple[Tensor, list[int]]:
         """Features (BATCH, 1280), fp32, and BATCH indices of phrases: every emoji once per round, every icon too."""
         n_icons = int(BATCH * ICON_SHARE)
-        if len(self.emoji_queue) < BATCH - n_icons:
+        while len(self.emoji_queue) < BATCH - n_icons:
             self.emoji_queue += self.rng.sample(sorted(self.drawings), len(self.drawings))
-        if len(self.icon_queue) < n_icons:
+        while len(self.icon_queue) < n_icons:
             icons = range(self.n_emojis, len(self.shown))
             self.icon_queue += self.rng.sample(icons, len(icons))
         features, said = [], []
@@ -185,9 +186,7 @@ class Batches:
             said.append(self.index[self._of_emoji(self.records[emoji])])
         for _ in range(n_icons):
             row = self.icon_queue.pop(0)
-            features.append(
-                self.features.icons[self.rng.randrange(len(self.features.icons)), row - self.n_emojis]
-            )
+            features.append(self.features.icons[self.rng.randrange(len(self.features.icons)), row - self.n_emojis])
             drawing = self.shown[row]
             said.append(self.index[drawing.name if self.rng.random() < 0.5 else drawing_phrase(drawing)])
         return torch.stack(features).float(), said

@@ -90,7 +90,11 @@ def test_held_out_emojis_keep_their_variants_together(tmp_path):
 def test_batches_tell_the_class_name_only_when_asked():
     """One emoji with a class, one without, and an icon; features tell which drawing they are of."""
     records = [DANCER, Emoji("1f6d1", "stop", ("octagonal",), "stop", "", PRETRAINING)]
-    shown = [Drawing("noto", 0, DANCER.name, ()), Drawing("noto", 1, "stop", ()), Drawing("mdi", None, "anvil", ("smith",))]
+    shown = [
+        Drawing("noto", 0, DANCER.name, ()),
+        Drawing("noto", 1, "stop", ()),
+        Drawing("mdi", None, "anvil", ("smith",)),
+    ]
     texts = ["woman dancing", "woman dancing, dance, flamenco", "dance", "flamenco", "fantasy creature"]
     texts += ["stop", "stop, octagonal", "octagonal", "anvil", "anvil, smith"]
     phrases = Phrases(texts, [""] * len(texts), torch.empty(0), torch.empty(0), torch.empty(0))
