@@ -31,7 +31,7 @@ from prograd_fast.neighbours.iboot import MappingHead, augmented, frame_targets,
 
 SCRATCH, FIRST, PROJECTED = "random start", "predicted frames first", "the same, projected"
 COLOURS = {SCRATCH: "#D55E00", FIRST: "#0072B2", PROJECTED: "#009E73"}
-SIZE = 112  # pixels that emoji-lite looks at
+SIZE = 128  # pixels that emoji-lite looks at
 
 
 class Network(nn.Module):

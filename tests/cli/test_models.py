@@ -47,7 +47,7 @@ def test_no_such_model(capfd):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("emoji-lite", 10.7), ("ViT-B-32", 151.3), ("RN50", 102.0), ("roberta-ViT-B-32", None)]
+    ("name", "millions"), [("emoji-lite", 11.1), ("ViT-B-32", 151.3), ("RN50", 102.0), ("roberta-ViT-B-32", None)]
 )
 def test_parameters(name, millions):
     """Those that OpenAI publishes for its models; a tower of Hugging Face's would have to be downloaded."""

@@ -44,7 +44,7 @@ def test_embedded_model():
     clip = load_model("emoji-lite", device="cpu")
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     weight, bias = visual_projection(clip.model)
-    assert (weight.shape, bias) == ((256, 128), None)
+    assert (weight.shape, bias) == ((512, 256), None)
     x = clip.before_projection().model.encode_image(images)
     torch.testing.assert_close(x @ weight, clip.model.encode_image(images), rtol=1e-4, atol=1e-5)
 

@@ -59,13 +59,13 @@ def test_a_single_patch_is_the_picture() -> None:
     model = pf.clip.load_emoji_lite()[0]
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = patch_features(model, images)
-    assert found.shape == (4, 1, 1, 128)
+    assert found.shape == (4, 1, 1, 256)
     assert_close(found[:, 0, 0], F.normalize(model.encode_image(images), dim=-1), "tower", torch.float32)
 
 
 def test_a_larger_picture_has_more_patches() -> None:
     model = pf.clip.load_emoji_lite()[0]
-    assert patch_features(model, torch.rand(1, 3, 96, 160)).shape == (1, 3, 5, 128)
+    assert patch_features(model, torch.rand(1, 3, 96, 160)).shape == (1, 3, 5, 256)
 
 
 @pytest.mark.parametrize("how", ["attentional pool", "mean of all tokens", "other attention"])
