@@ -38,7 +38,9 @@ def keep_texts(kept: KeptTexts) -> Iterator[None]:
         _kept.reset(token)
 
 
-def _once(kind: str, model: nn.Module, names: Sequence[str], templates: Sequence[str], new: Callable[[], Tensor]) -> Tensor:
+def _once(
+    kind: str, model: nn.Module, names: Sequence[str], templates: Sequence[str], new: Callable[[], Tensor]
+) -> Tensor:
     """What `new` computes; within `keep_texts` once. A tensor that is kept belongs to many: it is not written to."""
     kept = _kept.get()
     if kept is None:

@@ -50,7 +50,7 @@ def test_every_entry_has_the_same_budget_and_starts_where_its_method_does():
 
 
 def test_whole_study_in_little(tmp_path, monkeypatch):
-    """Two settings, two steps, one partition to choose by, two to test on; random features in the place of pictures'."""
+    """Two settings, two steps, one partition to choose by, two to test on; random features for those of pictures."""
     monkeypatch.setattr("tools.study.entries.STEPS", 2)
     monkeypatch.setattr("tools.study.selection.PARTITIONS", range(100, 101))
     every = Entry.candidates

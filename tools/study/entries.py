@@ -1,10 +1,10 @@
 """What the study compares, and the settings that each entry may choose from.
 
-An entry is a method with a λ: 0 is the method as it is, 1 has ProGrad's projection, 0.5 removes half of a conflict. CoOp
-with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None.
+An entry is a method with a λ: 0 is the method as it is, 1 has ProGrad's projection, 0.5 removes half of a conflict.
+CoOp with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None.
 
-All take `STEPS` steps on all pictures at once. Each entry may try `BUDGET` settings: twelve rates, or six for each of two
-values of the method's own main weight, around the rate that is the method's default.
+All take `STEPS` steps on all pictures at once. Each entry may try `BUDGET` settings: twelve rates, or six for each of
+two values of the method's own main weight, around the rate that is the method's default.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from typing import Any
 from open_clip import IMAGENET_CLASSNAMES
 
 from prograd_fast.methods import (
-    METHODS,
     NFL,
     AnchorOPT,
     CoCoOp,
@@ -89,7 +88,7 @@ class Entry:
         return self.kind(**{**steps, **own, **lambda_, **settings})
 
     def candidates(self) -> list[dict[str, Any]]:
-        """The settings that may be chosen, the lowest rate first; one, the defaults, where there is nothing to choose."""
+        """The settings that may be chosen, the lowest rate first; the defaults alone where there is no choice."""
         name = "C" if self.kind is LinearProbe else "lr"
         if not issubclass(self.kind, GradientMethod | LinearProbe):
             return [{}]

@@ -15,9 +15,7 @@ Run = dict[str, Any]
 
 def jobs(choices: Sequence[Choice], draws: Sequence[Draw]) -> list[Job]:
     """Every entry with its chosen settings on every draw of its set."""
-    return [
-        Job.of(choice.entry, choice.chosen, draw) for choice in choices for draw in draws if draw.set == choice.set
-    ]
+    return [Job.of(choice.entry, choice.chosen, draw) for choice in choices for draw in draws if draw.set == choice.set]
 
 
 def collect(runs: Runs, done: Sequence[Job]) -> list[Run]:

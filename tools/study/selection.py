@@ -69,8 +69,8 @@ def page(choices: Sequence[Choice]) -> str:
     lines = [
         "# Settings that were tried",
         "",
-        f"Mean accuracy in % on the validation pictures of base classes, {SHOTS} shots, {len(PARTITIONS)} partitions that "
-        "the study does not use. In bold the settings that were chosen: the first of the best.",
+        f"Mean accuracy in % on the validation pictures of base classes, {SHOTS} shots, {len(PARTITIONS)} partitions "
+        "that the study does not use. In bold the settings that were chosen: the first of the best.",
     ]
     for name in dict.fromkeys(choice.set for choice in choices):
         lines += ["", f"## {name}", "", "| method | λ | settings: accuracy in % |", "| --- | --- | --- |"]

@@ -99,7 +99,7 @@ def projection_table(runs: Sequence[Run]) -> str:
 
 
 def counts_table(runs: Sequence[Run]) -> str:
-    """How many comparisons with λ = 0 went up or down, how many intervals exclude 0, and what Holm's procedure keeps."""
+    """How many comparisons with λ = 0 went up, whose intervals exclude 0, and which Holm's procedure keeps."""
     found = [one for one in comparisons(runs) if one.part != PARTS[-1]]
     kept = decided(found)
     headers = ["λ", "part", "comparisons", "mean up", "interval above 0", "interval below 0", "Holm up", "Holm down"]
