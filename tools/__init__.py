@@ -5,8 +5,10 @@
     fetch          npm, PyPI and Debian packages, checksums verified       -> work/packages, work/unpacked
     build_emoji    six drawing styles of 1,874 emojis, splits              -> work/emoji/, assets/emoji*.zip
     build_clipart  public-domain clip art in 26 classes                    -> assets/clipart.zip
+    build_drawings emojis of more makers and icons, none held out          -> work/drawings.{npy,json}
+    phrases        names, keywords and tags with their sentence embeddings -> work/phrases.pt
     features       frozen image-tower features of the pretraining pictures -> work/features.pt
-    pretrain       aligns the heads with the captions, one run per seed    -> work/runs/
+    pretrain       text tower and heads that tell the embeddings, per seed -> work/runs/
     export         the chosen run as config JSON and fp16 safetensors      -> assets/emoji-lite*.{json,safetensors}
 """
 

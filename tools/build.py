@@ -15,10 +15,12 @@ from pathlib import Path
 from prograd_fast.clip import emoji_lite
 from tools import ASSETS
 from tools.build_clipart import build_clipart
+from tools.build_drawings import build_drawings
 from tools.build_emoji import build_emoji
 from tools.export import export
 from tools.features import compute_features
 from tools.fetch import fetch
+from tools.phrases import compute_phrases
 from tools.pretrain import pretrain
 
 SEEDS = (0, 1, 2)  # of the runs that are compared before one is exported
@@ -39,10 +41,11 @@ def build() -> None:
     check_tower(packages["efficientnet-lite0"])
     build_emoji(packages)
     build_clipart(packages)
+    build_drawings(packages)
+    compute_phrases(packages)
     compute_features()
-    runs = [(named, seed) for seed in SEEDS for named in (False, True)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(pretrain, *zip(*runs, strict=True)))
+        list(pool.map(pretrain, SEEDS))
     export()
     write_manifest()
 

@@ -60,11 +60,17 @@ class Style:
         icon = self.icons["icons"].get(name)
         if icon is None:
             return None
-        width, height = (icon.get(side, self.icons.get(side, 16)) for side in ("width", "height"))
-        return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" color="#000" '
-            f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        )
+        return svg_of(self.icons, icon)
+
+
+def svg_of(icons: dict[str, Any], icon: dict[str, Any]) -> str:
+    """An icon of an Iconify set as an SVG document, black where it has no colour of its own."""
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" color="#000" '
+        f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
 
 
 def slug(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from prograd_fast.clip.emoji_lite import IMAGE_SIZE
 
 CONFIG: dict[str, Any] = {
-    "embed_dim": 128,
+    "embed_dim": 256,
     "vision_cfg": {
         "timm_model_name": "tf_efficientnet_lite0",
         "timm_model_pretrained": False,

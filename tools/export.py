@@ -20,10 +20,10 @@ def export() -> None:
             raise ValueError(
                 f"{chosen}: class names with a hardly trained token: {reports[chosen]['rare']}; rename them"
             )
-        heads = torch.load(chosen.with_suffix(".pt"), weights_only=True)
+        trained = torch.load(chosen.with_suffix(".pt"), weights_only=True)
         stored = {
             key: (tensor.half() if tensor.is_floating_point() else tensor.int()).contiguous()
-            for key, tensor in heads.items()
+            for key, tensor in trained.items()
         }
         metadata = {"report": json.dumps(reports[chosen])}  # one key, as the order of several is not fixed
         (ASSETS / f"{name}.safetensors").write_bytes(save(stored, metadata))

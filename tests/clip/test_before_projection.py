@@ -42,7 +42,7 @@ def test_the_projection_of_what_stands_before_it(make, side):
 @torch.no_grad()
 def test_embedded_model():
     clip = load_model("emoji-lite", device="cpu")
-    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     weight, bias = visual_projection(clip.model)
     assert (weight.shape, bias) == ((256, 128), None)
     x = clip.before_projection().model.encode_image(images)

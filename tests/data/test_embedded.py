@@ -182,10 +182,10 @@ def test_loading_needs_no_network_and_leaves_random_numbers_alone(monkeypatch):
 def test_preprocess_is_what_pretraining_saw(sets):
     picture = sets["emoji"].open(0)
     image = emoji_lite.preprocess(picture)
-    assert (image.shape, image.dtype) == ((3, 112, 112), torch.float32)
+    assert (image.shape, image.dtype) == ((3, 128, 128), torch.float32)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert torch.equal(image, emoji_lite.enlarge(pixels[None])[0])
-    reference = F.interpolate(pixels[None].double() / 255, (112, 112), mode="bilinear", align_corners=False)[0]
+    reference = F.interpolate(pixels[None].double() / 255, (128, 128), mode="bilinear", align_corners=False)[0]
     assert_close(image, (reference - 0.5) / 0.5, "formula", torch.float32)
 
 
@@ -193,9 +193,9 @@ def test_preprocess_is_what_pretraining_saw(sets):
 def test_preprocess_takes_any_mode_and_size(mode):
     """A wide picture is padded with white, never cropped; transparency is white."""
     image = emoji_lite.preprocess(Image.new(mode, (300, 100)))
-    assert image.shape == (3, 112, 112)
-    assert_close(image[:, :30], torch.ones(3, 30, 112), "formula", torch.float32)  # above the picture
-    inside = image[:, 50:60, 10:100]
+    assert image.shape == (3, 128, 128)
+    assert_close(image[:, :34], torch.ones(3, 34, 128), "formula", torch.float32)  # above the picture
+    inside = image[:, 57:69, 11:117]
     colour = 1.0 if mode in ("RGBA", "LA", "CMYK") else -1.0  # transparent, no ink, or black
     assert_close(inside, torch.full_like(inside, colour), "formula", torch.float32)
 

@@ -1,7 +1,6 @@
 """The scripts that build the embedded assets: what could go wrong unseen, checked without a download."""
 
 import json
-import random
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -19,10 +18,12 @@ from tools import export, fetch
 from tools.archive import Picture, write_archive
 from tools.augment import augment
 from tools.build_clipart import draw, near_equals_dropped, series
+from tools.build_drawings import Drawing, HeldOut, icon_drawings, near_equals_of
 from tools.build_emoji import Style, slug
-from tools.captions import caption
 from tools.emojis import PRETRAINING, Emoji, read_emojibase, split_groups, stem
-from tools.pretrain import STEPS, TrainedTokens, contrastive_loss, encode, learning_rate
+from tools.features import Features
+from tools.phrases import Phrases
+from tools.pretrain import BATCH, Batches, TrainedTokens, encode, encode_by_length, head_loss, rate, text_loss
 
 DANCER = Emoji("1f483", "woman dancing", ("dance", "flamenco"), "dancing", "fantasy creature", PRETRAINING)
 
@@ -86,12 +87,28 @@ def test_held_out_emojis_keep_their_variants_together(tmp_path):
         assert variant.split == (PRETRAINING if emoji.split == PRETRAINING else "")
 
 
-def test_captions_tell_the_class_name_only_when_asked():
-    told = {named: [caption(DANCER, named, random.Random(i)) for i in range(2000)] for named in (False, True)}
-    share = {named: np.mean(["fantasy creature" in text for text in texts]) for named, texts in told.items()}
+def test_batches_tell_the_class_name_only_when_asked():
+    """One emoji with a class, one without, and an icon; features tell which drawing they are of."""
+    records = [DANCER, Emoji("1f6d1", "stop", ("octagonal",), "stop", "", PRETRAINING)]
+    shown = [Drawing("noto", 0, DANCER.name, ()), Drawing("noto", 1, "stop", ()), Drawing("mdi", None, "anvil", ("smith",))]
+    texts = ["woman dancing", "woman dancing, dance, flamenco", "dance", "flamenco", "fantasy creature"]
+    texts += ["stop", "stop, octagonal", "octagonal", "anvil", "anvil, smith"]
+    phrases = Phrases(texts, [""] * len(texts), torch.empty(0), torch.empty(0), torch.empty(0))
+    rows = torch.arange(3.0)[:, None]
+    features = Features(rows[None, :2], rows[None, 2:], torch.empty(0), torch.empty(0))
+    share = {}
+    for named in (False, True):
+        batches = Batches(shown, records, features, phrases, named, seed=0)
+        drawn = [pair for _ in range(20) for pair in zip(*batches.next(), strict=True)]
+        assert len(drawn) == 20 * BATCH
+        said = {row: Counter(texts[i] for feature, i in drawn if feature == row) for row in range(3)}
+        assert set(said[0]) - {"fantasy creature"} == set(texts[:4])
+        assert set(said[1]) == set(texts[5:8])
+        assert set(said[2]) == set(texts[8:])
+        share[named] = said[0]["fantasy creature"] / said[0].total()
     assert share[False] == 0
-    assert 0.40 < share[True] < 0.50  # 45 %; three standard deviations of 2,000 draws are 3.3 %
-    assert any("dancing, flamenco" in text for text in told[False])
+    assert 0.40 < share[True] < 0.50  # 45 %; three standard deviations of 1,540 draws are 3.8 %
+    assert [texts[i] for i in batches.bank()] == [texts[i] for i in (0, 1, 5, 6, 8)]
 
 
 def test_style_finds_drawings_by_code_by_name_and_by_alias(tmp_path):
@@ -110,6 +127,43 @@ def test_style_finds_drawings_by_code_by_name_and_by_alias(tmp_path):
 
 def test_slug():
     assert slug("rescue worker’s helmet (2)") == "rescue-workers-helmet-2"
+
+
+HELD_OUT = [Emoji("1f42c", "dolphin", (), "dolphin", "sea animal", "test"), DANCER]
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("dolphin", True),
+        ("dolphins-jumping", True),
+        ("dol phin", True),  # as one word
+        ("dancing", False),  # a pretraining emoji's
+        ("dolphinarium", False),
+    ],
+)
+def test_names_of_held_out_emojis(name, held_out):
+    assert HeldOut(HELD_OUT).names(name) == held_out
+
+
+def test_icons_are_things_that_no_held_out_emoji_is(tmp_path):
+    names = ["anvil-filled", "anvil-outline", "dolphin", "arrow-left", "flipper", "hidden-anchor", "user-2-box"]
+    icons = {name: {"body": f"<{name}/>"} for name in names}
+    icons["hidden-anchor"]["hidden"] = True
+    aliases = {"smiths-tool": {"parent": "anvil-filled"}, "dolphin-fin": {"parent": "flipper"}}
+    (tmp_path / "icons.json").write_text(json.dumps({"icons": icons, "aliases": aliases}))
+    (tmp_path / "metadata.json").write_text(json.dumps({"categories": {"Forge & Fire": ["anvil-filled"]}}))
+    found = list(icon_drawings("mdi", tmp_path, HeldOut(HELD_OUT)))
+    assert [drawing for drawing, _ in found] == [Drawing("mdi", None, "anvil", ("smiths tool", "forge and fire"))]
+    assert "<anvil-filled/>" in found[0][1]
+
+
+def test_near_equals_of_other_pictures():
+    """Brighter, grey and negative copies are equal; another picture is not."""
+    noise = np.random.RandomState(1).randint(0, 200, (2, 16, 16, 3)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+    grey = noise[0].mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+    pictures = np.stack([noise[0] + np.uint8(20), grey, 255 - noise[0], noise[1]])
+    assert near_equals_of(pictures, noise[:1]).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +220,7 @@ def test_archive_is_the_same_bytes_again(tmp_path):
 def test_augmentation_repeats_with_its_seed():
     pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     views = [augment(pictures, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert views[0].shape == (4, 3, 112, 112)
+    assert views[0].shape == (4, 3, 128, 128)
     assert views[0].abs().max() <= 1
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
@@ -180,32 +234,55 @@ def test_short_encoding_is_open_clips():
         assert_close(encode(model, tokens[:, :16]), model.encode_text(tokens, normalize=True), "formula", torch.float64)
 
 
+def test_encoding_by_length_is_the_same_in_another_order():
+    model = tiny_clip()
+    texts = ["a cat", "an emoji of a very long dachshund, dog, long", "cat", "two cats", "a cat."]
+    rows = [[TOKENIZER.sot_token_id, *TOKENIZER.encode(text), TOKENIZER.eot_token_id] for text in texts]
+    with torch.no_grad():
+        found, order = encode_by_length(model, rows)
+        expected = model.encode_text(TOKENIZER([texts[i] for i in order]), normalize=True)
+    assert sorted(order) == list(range(5))
+    assert_close(found, expected, "formula", torch.float64)
+
+
 def test_trained_tokens_are_rows_of_the_table():
-    table = torch.randn(50, 4)
+    ids, rows = torch.tensor([3, 7, 49]), torch.randn(3, 4)
     tokens = torch.tensor([[3, 7, 49], [49, 3, 3]])
-    assert torch.equal(TrainedTokens(torch.tensor([3, 7, 49]), table)(tokens), table[tokens])
+    assert torch.equal(TrainedTokens(ids, rows, 50)(tokens), rows[torch.tensor([[0, 1, 2], [2, 0, 0]])])
 
 
-def test_loss_is_clips_where_captions_differ():
-    logits = torch.randn(5, 5, dtype=torch.float64)
-    labels = torch.arange(5)
-    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    assert_close(contrastive_loss(logits.float(), list("abcde")), expected, "formula", torch.float32)
+def unit_rows(n: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def test_loss_shares_equal_captions():
-    """Two drawings with the caption "a": each is as right for the other's caption as for its own."""
-    logits = np.array([[3.0, 1.0, 0.5], [-1.0, 2.0, 0.0], [0.25, -2.0, 4.0]])
+def test_text_loss_is_least_at_the_targets():
+    targets, others = unit_rows(5, 0), unit_rows(5, 1)
+    free = targets.clone().requires_grad_()
+    text_loss(F.normalize(free, dim=-1), targets).backward()
+    assert_close(free.grad, torch.zeros(5, 6), "formula", torch.float32)
+    assert text_loss(others, targets) > text_loss(targets, targets)
+
+
+def test_head_loss_is_clips_and_a_soft_bank_of_phrases():
+    """The first two drawings have one phrase: each is as right for the other's as for its own."""
+    features, bank, scale = unit_rows(3, 0).double(), unit_rows(4, 1).double(), 10.0
+    targets = bank[[1, 1, 3]]
+    logits = (scale * features @ targets.T).numpy()
     to_text = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     to_image = logits - np.log(np.exp(logits).sum(0, keepdims=True))
-    shared = [-(p[:2, :2].sum() / 2 + p[2, 2]) / 3 for p in (to_text, to_image)]  # half of each "a" to the other
-    found = contrastive_loss(torch.tensor(logits).float(), ["a", "a", "b"])
-    assert_close(found, np.array(sum(shared) / 2), "formula", torch.float32)
+    shared = [-(p[:2, :2].sum() / 2 + p[2, 2]) / 3 for p in (to_text, to_image)]
+    near = np.exp((targets @ bank.T).numpy() / 0.1)
+    over_bank = (scale * features @ bank.T).numpy()
+    over_bank -= np.log(np.exp(over_bank).sum(1, keepdims=True))
+    expected = sum(shared) / 2 - (near / near.sum(1, keepdims=True) * over_bank).sum(1).mean()
+    found = head_loss(features.float(), targets.float(), bank.float(), torch.tensor(scale))
+    assert_close(found, np.array(expected), "formula", torch.float32)
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
-    assert learning_rate(0) < 0.011 * max(map(learning_rate, range(STEPS)))
-    assert learning_rate(STEPS - 1) < 1e-6
+    rates = [rate(step, 690, 100) for step in range(690)]
+    assert rates[0] < 0.011 * max(rates)
+    assert rates[-1] < 1e-5
 
 
 def test_export_takes_the_better_run_and_refuses_untrained_names(tmp_path, monkeypatch):
