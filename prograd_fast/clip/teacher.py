@@ -41,7 +41,7 @@ def keep_texts(kept: KeptTexts) -> Iterator[None]:
 def _once(
     kind: str, model: nn.Module, names: Sequence[str], templates: Sequence[str], new: Callable[[], Tensor]
 ) -> Tensor:
-    """What `new` computes; within `keep_texts` once. A tensor that is kept belongs to many: it is not written to."""
+    """Call `new`, within `keep_texts` once. The tensor then belongs to many runs: nobody writes to it."""
     kept = _kept.get()
     if kept is None:
         return new()
