@@ -163,7 +163,7 @@ def equal_harmonic_means(axes: Axes) -> None:
     curves = axes.contour(
         grid_x, grid_y, 2 * grid_x * grid_y / (grid_x + grid_y), levels=6, colors="0.75", linewidths=0.8, zorder=0
     )
-    axes.clabel(curves, fmt="H %.0f", fontsize=7)
+    axes.clabel(curves, fmt="H %g", fontsize=7)
     axes.set_xlabel("accuracy on base classes in % (trained on)")
     axes.set_ylabel("accuracy on new classes in % (never shown)")
 

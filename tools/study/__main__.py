@@ -1,6 +1,7 @@
 """The study: `python -m tools.study`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prograd_fast.methods import METHODS, Method
@@ -27,7 +28,7 @@ def study(
         partitions: How many halves of each set's classes.
         processes: How many runs go on at once.
     """
-    choices, jobs = list[selection.Choice](), list[Job]()
+    choices, same = list[selection.Choice](), list[Job]()
     draws = [Draw(name, tables.SHOTS, partition) for name in SETS for partition in range(partitions)]
     fewer = [Draw(SETS[0], shots, partition) for shots in FEWER_SHOTS for partition in range(partitions)]
     with Runs(work, processes) as runs:
@@ -37,15 +38,24 @@ def study(
             runs.do([job for name in SETS for job in selection.jobs(name, compared)], f"settings of {kind.title}")
             new = [choice for name in SETS for choice in selection.choose(runs, name, compared)]
             runs.do(results.jobs(new, draws), f"{kind.title}")
+            same += results.jobs(at_the_same_settings(new), draws)
+            runs.do(same, f"{kind.title} at the settings of λ = 0")
             choices += new
         jobs = results.jobs(choices, draws)
         jobs += results.jobs([choice for choice in choices if _is_followed(choice.entry)], fewer)
         runs.do(jobs, "fewer shots")
-        found = results.collect(runs, jobs)
-    docs.mkdir(parents=True, exist_ok=True)
-    results.write(found, docs / "accuracies.csv")
+        docs.mkdir(parents=True, exist_ok=True)
+        results.write(results.collect(runs, jobs), docs / "accuracies.csv")
+        results.write(results.collect(runs, same), docs / "same-settings.csv")
     (docs / "selection.md").write_text(selection.page(choices), encoding="utf-8")
-    page.write(results.read(docs / "accuracies.csv"), docs)
+    page.write(docs)
+
+
+def at_the_same_settings(choices: Sequence[selection.Choice]) -> list[selection.Choice]:
+    """All of the projection with the settings that were chosen without it, on each set; none of a method without λ."""
+    with_all = {choice.entry.kind for choice in choices if choice.entry.lambda_ == 1}
+    without = [choice for choice in choices if choice.entry.lambda_ == 0 and choice.entry.kind in with_all]
+    return [replace(choice, entry=Entry(choice.entry.kind, 1.0)) for choice in without]
 
 
 def _is_followed(entry: Entry) -> bool:

@@ -1,7 +1,8 @@
 """What the study compares, and the settings that each entry may choose from.
 
 An entry is a method with a λ: 0 is the method as it is, 1 has ProGrad's projection, 0.5 removes half of a conflict.
-CoOp with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None.
+CoOp with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None; those whose steps take longest
+one, with 0.
 
 All take `STEPS` steps on all pictures at once. Each entry may try `BUDGET` settings: twelve rates, or six for each of
 two values of the method's own main weight, around the rate that is the method's default.
@@ -33,6 +34,8 @@ from prograd_fast.methods.prompt_tuning import PromptTuning
 NOVEL = tuple(IMAGENET_CLASSNAMES[::50])  # names without pictures
 LAMBDAS = (0.0, 0.5, 1.0)
 STEPS, BUDGET = 30, 12
+# with λ = 0 alone: a step encodes prompts of each picture, of several samples, or of names without pictures
+AS_PUBLISHED = (CoCoOp, NFL, Variational, AnchorOPT, ProDA)
 # the method's own main weight: its default, and another value, a quarter of it where no other was published
 WEIGHTS: Mapping[str, tuple[str, Any]] = {
     "kgcoop": ("weight", 2.0),
@@ -111,7 +114,9 @@ def entries(kind: type[Method]) -> list[Entry]:
     """The entries of a method; none for ProGrad, which is CoOp's with λ = 1."""
     if kind is ProGradCoOp:
         return []
-    return [Entry(kind, lambda_) for lambda_ in (LAMBDAS if takes_projection(kind) else (None,))]
+    if not takes_projection(kind):
+        return [Entry(kind, None)]
+    return [Entry(kind, lambda_) for lambda_ in (LAMBDAS[:1] if kind in AS_PUBLISHED else LAMBDAS)]
 
 
 def takes_projection(kind: type[Method]) -> bool:

@@ -153,7 +153,8 @@ def _difference(runs: Sequence[Run], method: str, other: str, part: str) -> str:
 
 
 def _spread(spread: Spread, bold: bool = False) -> str:
-    said = f"{spread.mean:+.1f} ± {spread.half_width:.1f}".replace("-", "−")
+    mean = round(spread.mean, 1) or 0.0  # no minus before a zero
+    said = f"{mean:+.1f} ± {spread.half_width:.1f}".replace("-", "−")
     return f"**{said}**" if bold else said
 
 
