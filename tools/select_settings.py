@@ -3,51 +3,46 @@
     python -m tools.select_settings
 
 The base classes, shots and draws of the demo (three partitions, three draws, up to 16 pictures per class), examined on
-the validation pictures of the base classes. No test picture is looked at.
+the validation pictures of the base classes. No test picture is looked at. A scan that was stopped goes on where it was.
 """
 
-from dataclasses import replace
 from statistics import fmean
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import track
+from prograd_fast.methods import CoOp, KgCoOp, LinearProbe, Method, ProGradCoOp
+from tools import REPOSITORY
+from tools.study.work import Draw, Job, Runs
 
-from prograd_fast.data import load
-from prograd_fast.methods import CoOp, KgCoOp, LinearProbe, Method, ProGradCoOp, PromptTuning
-from prograd_fast.training import encode_pictures, load_model, make_plan, run_method
-
-SHOTS, PARTITIONS, SEEDS = 16, 3, 3
+SHOTS, PARTITIONS, SEEDS, STEPS = 16, 3, 3, 100
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 INVERSE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
-
-
-def validation_accuracies(methods: list[Method]) -> list[float]:
-    """Mean top-1 accuracy in % of each method over all partitions and draws."""
-    pictures, clip = load("emoji"), load_model("emoji-lite", device="cpu")
-    plans = [make_plan(pictures, SHOTS, seed, partition) for partition in range(PARTITIONS) for seed in range(SEEDS)]
-    plans = [replace(plan, tests={"validation": plan.tests["validation"]}) for plan in plans]
-    features = encode_pictures(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans])))
-    return [
-        fmean(100 * run_method(method, clip, features, plan).accuracy["validation"] for plan in plans)
-        for method in track(methods, "settings", console=Console(stderr=True))
-    ]
+DRAWS = [Draw("emoji", SHOTS, partition, seed, False) for partition in range(PARTITIONS) for seed in range(SEEDS)]
+TUNED: tuple[tuple[type[Method], float | None], ...] = ((CoOp, 0.0), (ProGradCoOp, 1.0), (KgCoOp, None))
 
 
 def main() -> None:
     """Prints two Markdown tables."""
-    torch.set_num_threads(1)
-    kinds: tuple[type[PromptTuning], ...] = (CoOp, ProGradCoOp, KgCoOp)
-    tuned: list[Method] = [kind(lr=rate) for rate in RATES for kind in kinds]
-    probes: list[Method] = [LinearProbe(C=c) for c in INVERSE_PENALTIES]
-    found = iter(validation_accuracies(tuned + probes))
-    print("| lr | CoOp | ProGrad | KgCoOp |\n|---:|---:|---:|---:|")
-    for rate in RATES:
-        print(f"| {rate} | " + " | ".join(f"{next(found):.1f}" for _ in kinds) + " |")
+    rates = {
+        rate: [
+            [Job(kind.name, lambda_, (("epochs", STEPS), ("lr", rate)), draw) for draw in DRAWS]
+            for kind, lambda_ in TUNED
+        ]
+        for rate in RATES
+    }
+    probes = {c: [Job(LinearProbe.name, None, (("C", c),), draw) for draw in DRAWS] for c in INVERSE_PENALTIES}
+    with Runs(REPOSITORY / "build" / "study") as runs:
+        runs.look(["emoji"])
+        runs.do([job for row in rates.values() for cell in row for job in cell], "learning rates")
+        runs.do([job for cell in probes.values() for job in cell], "penalties")
+
+    def cell(jobs: list[Job]) -> str:
+        return f"{fmean(100 * runs.of(job)['accuracy']['validation'] for job in jobs):.1f}"
+
+    print(f"| lr | {' | '.join(kind.title for kind, _ in TUNED)} |\n|---:|{'---:|' * len(TUNED)}")
+    for rate, row in rates.items():
+        print(f"| {rate} | {' | '.join(map(cell, row))} |")
     print("\n| C | linear probe |\n|---:|---:|")
-    for c in INVERSE_PENALTIES:
-        print(f"| {c} | {next(found):.1f} |")
+    for c, jobs in probes.items():
+        print(f"| {c} | {cell(jobs)} |")
 
 
 if __name__ == "__main__":

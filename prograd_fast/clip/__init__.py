@@ -12,7 +12,7 @@ from prograd_fast.clip.patches import patch_features
 from prograd_fast.clip.prompt_file import SavedPrompt, load_learned, load_prompt, save_learned, save_prompt
 from prograd_fast.clip.prompted import PromptedCLIP, PromptLearner
 from prograd_fast.clip.regions import BoxCache, PatchCache
-from prograd_fast.clip.teacher import ZeroShotTeacher, mean_of_units, template_features
+from prograd_fast.clip.teacher import ZeroShotTeacher, keep_texts, mean_of_units, template_features
 from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.clip.tokens import Tokenizer
 
@@ -28,6 +28,7 @@ __all__ = [
     "Tokenizer",
     "ZeroShotTeacher",
     "is_known_model",
+    "keep_texts",
     "load_emoji_lite",
     "load_learned",
     "load_model",

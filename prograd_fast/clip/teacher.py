@@ -1,6 +1,8 @@
 """Zero-shot CLIP, the teacher whose knowledge the prompts should keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +17,38 @@ from prograd_fast.clip.text_tower import TextTower
 from prograd_fast.clip.tokens import TokenizedTexts, Tokenizer, clean_words, readable_class_names, warn_of_equal_names
 
 _PROMPTS_AT_ONCE = 256  # bounds the memory of a thousand classes with many templates
+
+KeptTexts = dict[tuple[str, nn.Module, tuple[str, ...], tuple[str, ...]], Tensor]
+_kept: ContextVar[KeptTexts | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def keep_texts(kept: KeptTexts) -> Iterator[None]:
+    """Compute the features of hand-written prompts once for each model, class list and templates, for many runs.
+
+    Within the block no weight of a text tower may change: nobody looks.
+
+    Args:
+        kept: Holds them, and the models; a later block that is given it goes on with what is there.
+    """
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _once(
+    kind: str, model: nn.Module, names: Sequence[str], templates: Sequence[str], new: Callable[[], Tensor]
+) -> Tensor:
+    """Call `new`, within `keep_texts` once. The tensor then belongs to many runs: nobody writes to it."""
+    kept = _kept.get()
+    if kept is None:
+        return new()
+    key = kind, model, tuple(names), tuple(templates)
+    if key not in kept:
+        kept[key] = new()
+    return kept[key]
 
 
 class ZeroShotTeacher(nn.Module):
@@ -64,9 +98,15 @@ class ZeroShotTeacher(nn.Module):
         if class_group is not None:
             check_class_group(class_group, {"class_names": self.class_names, "templates": tuple(templates)})
         clip: Any = model
-        tower = TextTower(model)
-        features = torch.stack([_text_features(tower, tokenizer, self.class_names, t, class_group) for t in templates])
-        self.register_buffer("class_features", mean_of_units(features), persistent=False)
+
+        def encode() -> Tensor:
+            tower = TextTower(model)
+            features = [_text_features(tower, tokenizer, self.class_names, t, class_group) for t in templates]
+            return mean_of_units(torch.stack(features))
+
+        known = class_group is None  # ranks that share the classes have to encode them together
+        features = _once("mean", model, self.class_names, templates, encode) if known else encode()
+        self.register_buffer("class_features", features, persistent=False)
         bias = getattr(clip, "logit_bias", None)
         self.register_buffer("logit_scale", clip.logit_scale.detach().exp(), persistent=False)
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone(), persistent=False)
@@ -96,8 +136,13 @@ def template_features(
     Raises:
         TypeError, ValueError: as `ZeroShotTeacher`.
     """
-    tower, names = TextTower(model), readable_class_names(class_names)
-    return torch.stack([_text_features(tower, tokenizer, names, template, None) for template in _templates(templates)])
+    names, several = readable_class_names(class_names), _templates(templates)
+
+    def encode() -> Tensor:
+        tower = TextTower(model)
+        return torch.stack([_text_features(tower, tokenizer, names, template, None) for template in several])
+
+    return _once("each", model, names, several, encode)
 
 
 def mean_of_units(features: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ class PromptTuning(GradientMethod):
 
     Methods combine: `lambda_` is ProGrad in any of them, and a class that inherits from two has the terms of both.
 
-    `lr` was chosen on validation pictures of emoji's base classes, for emoji-lite: `docs/settings.md` has the scan. The
-    defaults do not carry over: OpenAI's CLIP has a text tower four times as wide and a logit scale five times as high.
+    `lr` was chosen on validation pictures of emoji's base classes, for an earlier emoji-lite; `docs/settings.md` has
+    a scan. The defaults do not carry over: OpenAI's CLIP has a text tower four times as wide and a higher logit scale.
     With it the authors use lr 0.002, momentum 0.9, weight decay 5e-4 and mini-batches of 32 for 50 to 200 epochs.
 
     Attributes:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
+from prograd_fast.clip import template_features
 from prograd_fast.methods import templates
 from prograd_fast.methods.class_features import Context, Deep
 from prograd_fast.methods.presets import COOP
@@ -90,10 +91,9 @@ class PromptSRC(PromptTuning):
     @torch.no_grad()
     def fixed_features(self, learner: PromptTuningLearner) -> Tensor:
         """Ŵ, (C, D) unit rows."""
-        task, names = learner.task, learner.class_names
-        texts = (task.tokenizer([sentence.replace("{}", name) for name in names]) for sentence in self.sentences)
-        features = [learner.net.model.encode_text(ids.to(task.device)) for ids in texts]
-        return F.normalize(torch.stack(features).mean(0), dim=-1)
+        task = learner.task
+        features = template_features(task.model, task.tokenizer, learner.class_names, self.sentences)
+        return F.normalize(features.mean(0), dim=-1)
 
     def memory(self, learner: PromptTuningLearner) -> dict[str, Tensor]:
         """The sum so far."""

@@ -112,7 +112,7 @@ def plane_figure(runs: Sequence[Record], path: Path, title: str) -> None:
             linestyle="none",
             label=TITLES[method],
         )
-    _equal_harmonic_means(axes)
+    equal_harmonic_means(axes)
     _legend(figure)
     _save(figure, path)
 
@@ -150,12 +150,12 @@ def path_figure(runs: Sequence[Record], paths: Sequence[Record], path: Path, tit
         for step, point in points.items():
             if step:
                 axes.annotate(str(step), point, xytext=(4, 4), textcoords="offset points", color=colour, fontsize=8)
-    _equal_harmonic_means(axes)
+    equal_harmonic_means(axes)
     _legend(figure)
     _save(figure, path)
 
 
-def _equal_harmonic_means(axes: Axes) -> None:
+def equal_harmonic_means(axes: Axes) -> None:
     """Names the axes of a plane, and draws curves of equal harmonic mean behind what is there."""
     low, high = axes.set_xlim(*np.clip(axes.get_xlim(), 0, 100))
     bottom, top = axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
@@ -163,7 +163,7 @@ def _equal_harmonic_means(axes: Axes) -> None:
     curves = axes.contour(
         grid_x, grid_y, 2 * grid_x * grid_y / (grid_x + grid_y), levels=6, colors="0.75", linewidths=0.8, zorder=0
     )
-    axes.clabel(curves, fmt="H %.0f", fontsize=7)
+    axes.clabel(curves, fmt="H %g", fontsize=7)
     axes.set_xlabel("accuracy on base classes in % (trained on)")
     axes.set_ylabel("accuracy on new classes in % (never shown)")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from prograd_fast.clip import LoadedClip
+from prograd_fast.clip import LoadedClip, keep_texts
+from prograd_fast.clip.teacher import KeptTexts
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
 from prograd_fast.methods import Method
@@ -214,9 +215,10 @@ def run_cells(
         on_run = track("runs", len(cells))
         for _ in range(len(cells) - len(missing)):
             on_run()
+        texts: KeptTexts = {}
         for cell in missing:
             checkpoints = _Checkpoints(folder / f"{cell.name}.safetensors", facts[cell.name])
-            with PeakMemory(clip.device) as memory:
+            with keep_texts(texts), PeakMemory(clip.device) as memory:
                 run = run_method(
                     cell.method,
                     clip,

@@ -71,3 +71,31 @@ def test_nothing_to_train_or_save(model):
 def test_templates_that_do_not_fit(model, templates, error, message):
     with pytest.raises(error, match=message):
         pf.clip.ZeroShotTeacher(model, TOKENIZER, CLASS_NAMES, templates)
+
+
+def test_kept_texts_are_encoded_once(model, monkeypatch):
+    """Other names and other templates are others; behind the block everything is encoded again."""
+    encoded = []
+    every = teacher_module._text_features
+
+    def counted(tower, tokenizer, names, template, group):
+        encoded.append(template)
+        return every(tower, tokenizer, names, template, group)
+
+    monkeypatch.setattr(teacher_module, "_text_features", counted)
+    plain = pf.clip.ZeroShotTeacher(model, TOKENIZER, CLASS_NAMES, TEMPLATES).class_features
+    assert encoded == TEMPLATES
+    encoded.clear()
+    kept = {}
+    for _ in range(2):  # a later block goes on
+        with pf.clip.keep_texts(kept):
+            for _ in range(2):
+                teacher = pf.clip.ZeroShotTeacher(model, TOKENIZER, CLASS_NAMES, TEMPLATES)
+                assert torch.equal(teacher.class_features, plain)
+                pf.clip.ZeroShotTeacher(model, TOKENIZER, CLASS_NAMES[:2], TEMPLATES[0])
+                each = pf.clip.template_features(model, TOKENIZER, CLASS_NAMES, TEMPLATES)
+    assert encoded == [*TEMPLATES, TEMPLATES[0], *TEMPLATES]
+    assert torch.equal(pf.clip.mean_of_units(each), plain)
+    pf.clip.ZeroShotTeacher(model, TOKENIZER, CLASS_NAMES, TEMPLATES[0])
+    assert encoded[-1] == TEMPLATES[0]
+    assert len(encoded) == 8
