@@ -76,6 +76,15 @@ def sentences(runs: Sequence[Record], paths: Sequence[Record]) -> list[str]:
 
 def _at_equal_base(prograd: Sequence[tuple[float, float]], coop: Sequence[tuple[float, float]]) -> str:
     """Compares two paths where both reach the same on base classes: whether stopping CoOp early would do as well."""
+    idle = [name for name, path in (("CoOp", coop), ("ProGrad", prograd)) if max(path)[0] <= path[0][0]]
+    if idle:
+        others = [
+            f" {name}'s reaches {max(path)[0]:.1f} %, with {max(path)[1]:.1f} % on new ones."
+            for name, path in (("CoOp", coop), ("ProGrad", prograd))
+            if name not in idle
+        ]
+        never = f"At no step is the path of {' or '.join(idle)} above the untouched model on base classes"
+        return f"{never}, so that stopping early gains nothing.{''.join(others)}"
     base = min(max(x for x, _ in path) for path in (prograd, coop))
     kept, stopped = new_at_base(prograd, base), new_at_base(coop, base)
     more = f"{abs(kept - stopped):.1f} points {'more' if kept >= stopped else 'less'}"
