@@ -73,6 +73,7 @@ void affine_shift_backward_out(const at::Tensor& gradient, const at::Tensor& x, 
 
 at::Tensor affine_shift(const at::Tensor& x, MaybeTensor scale, MaybeTensor bias, at::IntArrayRef groups,
                         at::IntArrayRef axes) {
+  check_shift(at::kCPU, "x", x, groups, axes);  // before anything is read of x
   at::Tensor out = empty_in_kept_memory(x.sizes(), x.options());
   affine_shift_out(x, scale, bias, groups, axes, out);
   return out;

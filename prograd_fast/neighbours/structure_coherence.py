@@ -247,7 +247,8 @@ def structure_loss(
     check_floating("prediction", prediction)
     if prediction.dim() != 3 or prediction.shape[2] != 2:
         raise ValueError(f"prediction: expected shape (batch, landmarks, 2), got {tuple(prediction.shape)}.")
-    return differences.structure_loss(prediction, target, *edges, epsilon=curvature, reduction=reduction)
+    first, second = edges
+    return differences.structure_loss(prediction, target, first, second, epsilon=curvature, reduction=reduction)
 
 
 def nme(prediction: Tensor, target: Tensor, size: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return d_x, d_gate, d_weight, d_bias, None
 
 
-def _through_formula(gradient: Tensor, given: tuple[Tensor, ...], used: int) -> list[Tensor | None]:
+def _through_formula(gradient: Tensor, given: tuple[Tensor, Tensor, Tensor, Tensor], used: int) -> list[Tensor | None]:
     wanted = [x for x in given if x.requires_grad]
     found = iter(torch.autograd.grad(gate_shift_fuse_formula(*given, used), wanted, gradient, create_graph=True))
     return [next(found) if x.requires_grad else None for x in given]
@@ -265,10 +265,11 @@ def gate_shift_fuse(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, used:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}.")
     check_devices(x=x, gate=gate, weight=weight, bias=bias)
     wide = accumulation_dtype(x)
-    tensors = [t.to(d).contiguous() for t, d in ((x, x.dtype), (gate, x.dtype), (weight, wide), (bias, wide))]
+    x, gate = x.contiguous(), gate.to(x.dtype).contiguous()
+    weight, bias = weight.to(wide).contiguous(), bias.to(wide).contiguous()
     used = channels if used is None else used
     if goes_through_formula():
-        _checked({"x": tensors[0], "gate": tensors[1], "used": used}, "x")
-        return gate_shift_fuse_formula(*tensors, used)
-    out, _, _ = torch.ops.prograd_fast.gate_shift_fuse(*tensors, used)
+        _checked({"x": x, "gate": gate, "used": used}, "x")
+        return gate_shift_fuse_formula(x, gate, weight, bias, used)
+    out, _, _ = torch.ops.prograd_fast.gate_shift_fuse(x, gate, weight, bias, used)
     return out
