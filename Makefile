@@ -49,7 +49,7 @@ bench: install
 	$(BIN)/python -m benchmarks.compare --out build
 	$(BIN)/python -m benchmarks.prompt_step --out build
 
-# docs/study/: settings chosen on validation, then all methods x shots x partitions x seeds on emoji (about half an hour)
+# docs/study/: settings chosen on validation, then all methods, with the projection and without, on both sets (an hour)
 study: install
 	$(BIN)/python -m tools.study
 

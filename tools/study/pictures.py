@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from prograd_fast.files.writing import replacing
 from prograd_fast.report.figures import equal_harmonic_means, style_of
@@ -48,9 +49,10 @@ def projection_plane(runs: Sequence[Run], path: Path) -> None:
                 arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
                 axes.annotate("", ends[-1], ends[0], arrowprops=arrow)
                 axes.scatter(*ends[-1], s=0)  # so that the axes reach as far
-            axes.annotate(
-                TITLES[method], ends[-1], xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=colour
+            name_of = axes.annotate(
+                TITLES[method], ends[-1], xytext=(5, 4), textcoords="offset points", fontsize=7.5, color=colour
             )
+            name_of.set_path_effects([withStroke(linewidth=2, foreground="white")])
         axes.set_title(name, fontsize=10)
         equal_harmonic_means(axes)
         axes.spines[["top", "right"]].set_visible(False)
