@@ -28,7 +28,7 @@ def gate_shift_fuse_formula(x: Tensor, gate: Tensor, weight: Tensor, bias: Tenso
 
 
 def _split(x: Tensor, gate: Tensor, used: int) -> tuple[Tensor, Tensor]:
-    """What the gate lets pass, and the rest."""
+    """The part that the gate lets pass, and the rest."""
     dtype = accumulation_dtype(x)
     u = x[:, :, :used].to(dtype).unflatten(2, (2, used // 2))
     passed = u * gate.to(dtype).transpose(1, 2).unsqueeze(3)

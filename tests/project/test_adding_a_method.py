@@ -22,8 +22,8 @@ for command in sys.argv[1:]:
     if cli.run(command.split()):
         sys.exit(1)
 sys.path.append({repository!r})  # for tools alone: the package was imported before
-from tools import study
-print("the study tries", *(study.value(method) for kind in study.METHODS[-1:] for method in study.candidates(kind)))
+from tools.study.entries import METHODS, entries
+print("the study tries", *(settings for entry in entries(METHODS[-1]) for settings in entry.candidates()))
 """
 
 

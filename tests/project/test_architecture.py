@@ -39,10 +39,10 @@ SHARED = {
     "csrc/cpu/": ("dispatch", "dual_loss_rows", "large", "tensor_lists"),
     "csrc/cuda/": (
         *("attention_backward", "attention_backward_tiles", "attention_tiles", "mma"),
-        *("dual_loss_rows", "launch", "operand_lists", "passes", "platform", "reduce", "storage"),
+        *("dual_loss_rows", "launch", "operand_lists", "passes", "platform", "reduce", "segments", "storage"),
         *("tensor_lists", "vector"),
     ),
-    "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "sums", "tensor_lists"),
+    "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "segments", "sums", "tensor_lists"),
     "tests/gpu/triton/interpreted/": ("__init__", "golden", "optimizers"),
     "tests/native/": ("formulas", "main", "native"),
 }

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from prograd_fast.clip import keep_texts
 from prograd_fast.clip.before_projection import visual_projection
+from prograd_fast.clip.rows import RowTable
 from prograd_fast.clip.teacher import KeptTexts
 from prograd_fast.data import load
 from prograd_fast.methods import METHODS
@@ -90,7 +91,7 @@ class Bench:
         before = self.features(name, True)
         weight, bias = visual_projection(self.clip.model)
         matrix = weight if bias is None else torch.cat([weight, bias[None]])
-        return replace(before, values=F.normalize(before.values @ matrix, dim=-1))
+        return replace(before, table=RowTable.of(F.normalize(before.values @ matrix, dim=-1)))
 
     def run(self, job: Job) -> Record:
         """Train and test."""

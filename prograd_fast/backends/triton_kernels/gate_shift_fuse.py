@@ -40,7 +40,7 @@ def _gated(x, gate, b, t, c, at, inside, n, n_frames, n_channels, half):
 
 @triton.jit
 def gate_shift_means(x, gate, means, n, n_frames, n_channels, half, BLOCK: tl.constexpr):
-    """What a plane lets pass, and the rest, as means."""
+    """The means of the part of a plane that passes, and of the rest."""
     acc: tl.constexpr = means.dtype.element_ty
     b, t, c = _plane(n_frames, half)
     of_passed, of_rest = tl.zeros([BLOCK], acc), tl.zeros([BLOCK], acc)
