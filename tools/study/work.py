@@ -72,14 +72,14 @@ class Bench:
         torch.set_num_threads(1)  # the models are small, and the times comparable
         self.store, self.clip = store, load_model(MODEL, device="cpu")
         self.texts: KeptTexts = {}
-        self.plan, self.features = cache(self.plan), cache(self.features)
+        self.plan_of, self.features_of = cache(self._plan), cache(self._features)
 
-    def plan(self, draw: Draw) -> Plan:
+    def _plan(self, draw: Draw) -> Plan:
         """The pictures of a draw; of one that is not tested the validation pictures."""
         plan = make_plan(load(draw.set), draw.shots, draw.seed, draw.partition)
         return plan if draw.tested else replace(plan, tests={"validation": plan.tests["validation"]})
 
-    def features(self, name: str, before_projection: bool) -> Features:
+    def _features(self, name: str, before_projection: bool) -> Features:
         """Features of all pictures of a set that a plan may have: those of the plan that learns all classes.
 
         The tower sees them once: its features are the projection of those before it.
@@ -88,7 +88,7 @@ class Bench:
         if before_projection:
             rows = make_plan(pictures, all_shots(pictures, None), 0, None).rows
             return encode_pictures(self.clip.before_projection(), pictures, rows, cache=self.store)
-        before = self.features(name, True)
+        before = self.features_of(name, True)
         weight, bias = visual_projection(self.clip.model)
         matrix = weight if bias is None else torch.cat([weight, bias[None]])
         return replace(before, table=RowTable.of(F.normalize(before.values @ matrix, dim=-1)))
@@ -96,8 +96,8 @@ class Bench:
     def run(self, job: Job) -> Record:
         """Train and test."""
         method = Entry(KINDS[job.method], job.lambda_).method(**dict(job.settings))
-        features = self.features(job.draw.set, method.before_projection)
-        plan = self.plan(job.draw)
+        features = self.features_of(job.draw.set, method.before_projection)
+        plan = self.plan_of(job.draw)
         started = time.process_time()  # other work on the machine does not count
         with keep_texts(self.texts):
             run = run_method(method, self.clip, features, plan)
@@ -123,7 +123,7 @@ def _run(job: Job) -> tuple[Job, Record]:
 
 
 def _look(name: str) -> int:
-    return len(_bench.features(name, True).rows)
+    return len(_bench.features_of(name, True).rows)
 
 
 class Runs:
