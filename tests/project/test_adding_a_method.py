@@ -22,8 +22,9 @@ for command in sys.argv[1:]:
     if cli.run(command.split()):
         sys.exit(1)
 sys.path.append({repository!r})  # for tools alone: the package was imported before
-from tools.study.entries import METHODS, entries
-print("the study tries", *(settings for entry in entries(METHODS[-1]) for settings in entry.candidates()))
+from prograd_fast.methods import METHODS
+from tools.study.entries import entries
+print("the study tries", *entries(METHODS[-1])[0].candidates())
 """
 
 
@@ -73,4 +74,4 @@ def test_page_as_it_stands(tmp_path, shapes_dir, clip_dir):
         assert [(row["method"], row["what"]) for row in csv.DictReader(file)] == [
             ("anchored", what) for what in ("base", "new", "h")
         ]
-    assert done.stdout.count("{'lr': ") == 6  # the settings that the study tries
+    assert done.stdout.count("{'lr': ") == 12  # the settings that the study tries

@@ -42,7 +42,14 @@ SHARED = {
         *("dual_loss_rows", "launch", "operand_lists", "passes", "platform", "reduce", "segments", "storage"),
         *("tensor_lists", "vector"),
     ),
-    "prograd_fast/backends/triton_kernels/": ("__init__", "attention_backward", "launch", "segments", "sums", "tensor_lists"),
+    "prograd_fast/backends/triton_kernels/": (
+        "__init__",
+        "attention_backward",
+        "launch",
+        "segments",
+        "sums",
+        "tensor_lists",
+    ),
     "tests/gpu/triton/interpreted/": ("__init__", "golden", "optimizers"),
     "tests/native/": ("formulas", "main", "native"),
 }

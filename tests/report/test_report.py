@@ -83,7 +83,8 @@ def test_sentences_tell_a_gain_and_a_loss():
 def test_the_sentence_on_paths_tells_the_opposite_and_paths_that_never_gain():
     *_, third, _ = sentences(made_up(), straight(coop=(0.1, 0.1), prograd=(0.1, -0.1)))
     assert third.startswith("When both first reach 50.0 % on base classes, ProGrad has 20.0 points less")
-    never = "At no step is the path of {} above the untouched model on base classes, so that stopping early gains nothing."
+    never = "At no step is the path of {} above the untouched model on base classes"
+    never += ", so that stopping early gains nothing."
     *_, third, _ = sentences(made_up(), straight(coop=(0.1, -0.1), prograd=(-0.1, -0.1)))
     assert third == f"{never.format('ProGrad')} CoOp's reaches 50.0 %, with 20.0 % on new ones."
     *_, third, _ = sentences(made_up(), straight(coop=(-0.1, -0.1), prograd=(0.1, -0.02)))

@@ -190,8 +190,8 @@ def test_a_plan_alone_runs_nothing(run, tmp_path, capfd):
         "prograd-base-to-new-pictures.csv",
         "prograd-base-to-new-plan.csv",
     ]
+    assert "a centered satellite photo of" in (tmp_path / "prograd-base-to-new-plan.csv").read_text(encoding="utf-8")
     said = capfd.readouterr().out
-    assert "a centered satellite photo of" in said
     assert "Base classes are the first half of the labels, rounded up; the others are new." in said
 
 
