@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from prograd_fast.clip.rows import RowTable
 from prograd_fast.methods import GDA, METHODS, CoOp, TaskRes, ZeroShot
 from prograd_fast.methods.base import feature_width
 from prograd_fast.training import Features
@@ -74,4 +75,4 @@ def random_features(clip, pictures, rows, cache=None):
     rows = np.unique(rows)
     width = feature_width(clip.model, clip.tokenizer)
     values = torch.randn(len(rows), width, generator=torch.Generator().manual_seed(0))
-    return Features(pictures, rows, F.normalize(values, dim=-1))
+    return Features(pictures, rows, RowTable.of(F.normalize(values, dim=-1)))
