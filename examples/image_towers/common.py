@@ -18,7 +18,7 @@ from prograd_fast.training import Part, encode_pictures, make_plan
 
 TEMPLATE = "a photo of a {}."
 TINY = "tiny"
-SMALL_VIT = {"image_size": 112, "patch_size": 16, "width": 64, "layers": 3, "heads": 4, "mlp_ratio": 4.0}
+SMALL_VIT = {"image_size": 128, "patch_size": 16, "width": 64, "layers": 3, "heads": 4, "mlp_ratio": 4.0}
 FITTED_TO = 600  # pictures
 Accuracies = tuple[float, float]  # in percent, on the base and on the new classes
 

@@ -18,7 +18,7 @@ METHODS = {
     "clip_svd": ("CLIP-SVD", clip_svd.CLIPSVD),
 }
 NAMES = ("cat", "a slice of pizza", "dog")
-IMAGES = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+IMAGES = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_prompts_stand_behind_the_picture_s_tokens_and_are_replaced_block_by_blo
     for handle in handles:
         handle.remove()
     (first, first_out), (second, second_out), (third, _) = seen
-    assert first.shape == (4, 1 + 7 * 7 + 4, 64)
+    assert first.shape == (4, 1 + 8 * 8 + 4, 64)
     assert_close(first[:, -4:], tower.ln_pre(prompts[0]).expand(4, -1, -1), "tower", torch.float32)
     assert torch.equal(second[:, -4:], prompts[1].expand(4, -1, -1))
     assert torch.equal(second[:, :-4], first_out[:, :-4])

@@ -165,9 +165,9 @@ def test_saved_run_scores_as_the_trained_one(name, clip, shapes, tmp_path):
     tests = evaluate_run(*loaded, clip, shapes, no_bars).tests
     assert accuracies(tests[name]) == {"all": record["accuracy"]["all"]}
     assert accuracies(tests["zero-shot"]) == {"all": record["zero_shot_accuracy"]["all"]}
-    files = list(shapes.source[:3])
+    files = list(shapes.source[:4])  # a batch that is not padded: GDA's inverse enlarges a difference of rounding
     found = predict_files(*loaded, clip, files, no_bars)
-    images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(3)])
+    images = torch.stack([clip.preprocess(shapes.open(i)) for i in range(4)])
     tower = seen_by(small(name), clip).model
     expected = learner.scores(found.class_names)(F.normalize(tower.encode_image(images), dim=-1)).softmax(1)
     torch.testing.assert_close(probability_matrix(found), expected, check_dtype=False)
