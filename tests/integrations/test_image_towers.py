@@ -80,7 +80,7 @@ def test_prompts_stand_behind_the_picture_s_tokens_and_are_replaced_block_by_blo
     assert torch.equal(second[:, -4:], prompts[1].expand(4, -1, -1))
     assert torch.equal(second[:, :-4], first_out[:, :-4])
     assert torch.equal(third, second_out)  # two of three blocks have their own
-    assert tower(IMAGES).shape == (4, 128)
+    assert tower(IMAGES).shape == (4, 256)
     with visual_prompts(tower, list(prompts[:1])):
         assert not torch.equal(tower(IMAGES), common.Tuned(small, 0.0).model.visual(IMAGES))
     assert torch.equal(tower(IMAGES), common.Tuned(small, 0.0).model.visual(IMAGES))  # the tower is as it was
