@@ -61,7 +61,7 @@ def gate_shift_fuse(x, gate, phi, out, n, n_frames, n_channels, half, BLOCK: tl.
     """A block of a plane."""
     b, t, c = _plane(n_frames, half)
     at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    weight = tl.load(phi + (b * 2 * half + c) * n_frames + t)
+    weight = tl.load(phi + (b * 2 * half + c) * n_frames + t).to(phi.dtype.element_ty)
     u, passed = _gated(x, gate, b, t, c, at, at < n, n, n_frames, n_channels, half)
     source = tl.where(c < half, t + 1, t - 1)
     comes = (at < n) & (source >= 0) & (source < n_frames)
@@ -109,10 +109,10 @@ def gate_shift_fuse_backward(
         inside = there & (at < n)
         number = (b * 2 * half + c) * n_frames
         pair = ((b * 4 + group * 2) * half + j) * n_frames
-        slope = 1 - tl.load(phi + number + t, mask=there, other=0.0)
-        offset = tl.load(d_means + pair + half * n_frames + t, mask=there, other=0.0) / n
-        other_slope = tl.load(phi + number + to, mask=there & moves, other=0.0)
-        other_offset = tl.load(d_means + pair + to, mask=there & moves, other=0.0) / n
+        slope = 1 - tl.load(phi + number + t, mask=there, other=0.0).to(acc)
+        offset = tl.load(d_means + pair + half * n_frames + t, mask=there, other=0.0).to(acc) / n
+        other_slope = tl.load(phi + number + to, mask=there & moves, other=0.0).to(acc)
+        other_offset = tl.load(d_means + pair + to, mask=there & moves, other=0.0).to(acc) / n
         place = _interleaved(c, half)
         own = tl.load(gradient + ((b * n_frames + t) * n_channels + place) * n + at, mask=inside, other=0.0).to(acc)
         other = tl.load(

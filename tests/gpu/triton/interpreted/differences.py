@@ -61,7 +61,7 @@ def test_structure_loss(dtype, shape, more):
     theirs = structure_sums(wide, t.double(), rows, columns, *settings, factor)
     for loss, expected in zip(ours, theirs, strict=True):
         assert_close(loss.nan_to_num(), expected.nan_to_num(), "formula", accumulation(dtype))
-        gradients = torch.autograd.grad(loss, x)[0], torch.autograd.grad(expected, wide, retain_graph=True)[0]
+        gradients = [torch.autograd.grad(*pair, retain_graph=True)[0] for pair in ((loss, x), (expected, wide))]
         assert_close(*gradients, "formula", dtype)
 
 
