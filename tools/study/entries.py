@@ -1,8 +1,7 @@
 """What the study compares, and the settings that each entry may choose from.
 
 An entry is a method with a λ: 0 is the method as it is, 1 has ProGrad's projection, 0.5 removes half of a conflict.
-CoOp with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None; those whose steps take longest
-one, with 0.
+CoOp with λ = 1 is ProGrad. Methods without a second gradient have one entry, with None.
 
 All take `STEPS` steps on all pictures at once. Each entry may try `BUDGET` settings: twelve rates, or six for each of
 two values of the method's own main weight, around the rate that is the method's default.
@@ -34,8 +33,6 @@ from prograd_fast.methods.prompt_tuning import PromptTuning
 NOVEL = tuple(IMAGENET_CLASSNAMES[::50])  # names without pictures
 LAMBDAS = (0.0, 0.5, 1.0)
 STEPS, BUDGET = 30, 12
-# with λ = 0 alone: a step encodes prompts of each picture, of several samples, or of names without pictures
-AS_PUBLISHED = (CoCoOp, NFL, Variational, AnchorOPT, ProDA)
 # the method's own main weight: its default, and another value, a quarter of it where no other was published
 WEIGHTS: Mapping[str, tuple[str, Any]] = {
     "kgcoop": ("weight", 2.0),
@@ -116,7 +113,7 @@ def entries(kind: type[Method]) -> list[Entry]:
         return []
     if not takes_projection(kind):
         return [Entry(kind, None)]
-    return [Entry(kind, lambda_) for lambda_ in (LAMBDAS[:1] if kind in AS_PUBLISHED else LAMBDAS)]
+    return [Entry(kind, lambda_) for lambda_ in LAMBDAS]
 
 
 def takes_projection(kind: type[Method]) -> bool:
