@@ -111,7 +111,36 @@ def test_learn_imagenet_and_test_elsewhere(run, tmp_path, name, others):
     assert [float(row["ours"]) for row in found[:-1]] == [
         100 * record["accuracy"]["all" if row["set"] == "imagenet" else row["set"]] for row in found[:-1]
     ]
-    assert "Not as published: methods with steps see pictures as they are." in page(tmp_path)
+    assert "Not as published: the method sees pictures as they are." in page(tmp_path)
+
+
+def test_a_method_that_names_no_new_classes_is_tested_where_the_classes_are_the_same(run, tmp_path, capfd):
+    """ImageNet-V2 and -Sketch have ImageNet's classes; -A and -R have some of them. The plan says so before."""
+    line = "Not tested on imagenet_a, imagenet_r: linear probe knows no classes but those that it learned."
+    options = ["linear-probe", "--shots", "1", "--seeds", "1", "--out", tmp_path]
+    assert run(*options, "--table", "domain", "--plan") == 0
+    said = capfd.readouterr().out
+    assert line in said
+    assert "tested on imagenetv2, imagenet_sketch too;" in said
+    assert run(*options, "--table", "domain") == 0
+    (record,) = runs(tmp_path)
+    assert record["accuracy"].keys() == {"all", "imagenetv2", "imagenet_sketch"}
+    assert [row["set"] for row in table(tmp_path)] == [
+        "imagenet",
+        "imagenetv2",
+        "imagenet_sketch",
+        "average of 2 targets",
+    ]
+    text = page(tmp_path)
+    for told in (line, *(f"{name} has 2 classes here, and 200 as published." for name in ("imagenet_a", "imagenet_r"))):
+        assert told in text
+
+
+def test_base_to_new_of_a_method_that_names_no_new_classes(run, tmp_path):
+    options = ["--datasets", "dtd", "--shots", "1", "--seeds", "1", "--out", tmp_path]
+    assert run("linear-probe", "--table", "base-to-new", *options) == 0
+    assert [row["what"] for row in table(tmp_path)] == ["base"]
+    assert "Not tested on new classes: linear probe knows no classes but those that it learned." in page(tmp_path)
 
 
 def test_killed_and_started_again(run, tmp_path, monkeypatch):
