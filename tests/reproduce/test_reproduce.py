@@ -241,6 +241,34 @@ def test_sets_that_are_not_there(tmp_path, capfd, monkeypatch, clip_dir):
     assert "data check sun397" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "sets", "published", "average"),
+    [
+        ("cross-dataset", SETS, {"imagenet": 71.02, "eurosat": 45.37}, ("average of 10 targets", 65.74)),
+        ("domain", ("imagenet", *DOMAINS), {"imagenet": 71.02, "imagenet_a": 50.63}, ("average of 4 targets", 59.90)),
+    ],
+)
+def test_transfer_has_published_numbers(root, name, sets, published, average):
+    """CoCoOp's, set by set, and the average without the set that is learned."""
+    reproduction = Reproduction(method_kind("cocoop"), name, root, seeds=[1])
+    accuracy = {"all": 0.5} | dict.fromkeys(sets[1:], 0.25)
+    rows = rows_of(reproduction, [{"dataset": "imagenet", "shots": 16, "seed": 1, "accuracy": accuracy}])
+    found = {row.dataset: row for row in rows}
+    assert all(found[key].published.value == value for key, value in published.items())
+    assert found[average[0]].published.value == average[1]
+    assert found[average[0]].difference == pytest.approx(25 - average[1])
+    assert found["imagenet"].difference == pytest.approx(50 - 71.02)
+
+
+def test_a_set_without_test_pictures_is_refused_before_anything_is_run(tmp_path, capfd, monkeypatch, clip_dir):
+    layouts.make_split(tmp_path, "dtd")
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test": []}))
+    options = ["reproduce", "coop", "--table", "few-shot", "--datasets", "dtd", "--root", tmp_path]
+    line = fail(capfd, monkeypatch, *options, "--model", f"local-dir:{clip_dir}", "--out", tmp_path / "out")
+    assert "dtd: it has no picture for the test" in line
+
+
 def test_the_average_has_every_source(root):
     """Two rows for two published pairs that contradict each other; the difference is to each."""
     reproduction = Reproduction(method_kind("dept"), "base-to-new", root, shots=[16], seeds=[1])
