@@ -130,6 +130,8 @@ def planned_runs(reproduction: Reproduction, backbone: str) -> Iterator[Planned]
     others = {name: load_benchmark(name, reproduction.root).class_names for name in reproduction.tested_elsewhere}
     for name in reproduction.learned:
         pictures = load_benchmark(name, reproduction.root)
+        if "test" not in pictures.split:
+            raise ValueError(f"{name}: it has no picture for the test; `prograd-fast data check {name}` counts them")
         n = len(pictures.class_names)
         n_learned = len(first_half(n)[0]) if reproduction.table == "base-to-new" else n
         for shots in reproduction.all_shots:
