@@ -33,6 +33,8 @@ def list_sets(root: Root = None) -> None:
     from prograd_fast.data import BENCHMARKS
     from prograd_fast.methods.templates import DATASETS
 
+    if root is not None:
+        _check_root(root)
     table = Table("set", "classes", "folder", "template", "download", *(["in the root"] if root else []))
     for name, one in BENCHMARKS.items():
         template = DATASETS.get(one.coop_name, DATASETS["ImageNet"])
@@ -56,6 +58,7 @@ def check(folder: Annotated[str, Argument(metavar="DIR|NAME", help=_FOLDER)], ro
     from prograd_fast.data.check import NAMED, check_pictures
 
     if root is not None and folder in BENCHMARKS:
+        _check_root(root)
         _check_benchmark(folder, root)
         return
     unreadable: list[str] = []
@@ -96,9 +99,17 @@ def prepare(
         raise ValueError(f"no set {name!r} of the benchmark: expected one of {', '.join(BENCHMARKS)}")
     try:
         download(name, root)
-    except RuntimeError as error:  # a file that came damaged, and what torchvision makes of a lost connection
-        raise ValueError(f"{name}: torchvision cannot download it: {error}") from error
+    except (RuntimeError, OSError) as error:  # no connection or none any more, a file that came damaged, a full disk
+        raise ValueError(
+            f"{name}: torchvision cannot download it: {error}; try again, or do by hand what `prograd-fast data check "
+            f"{name} --root {root}` says"
+        ) from error
     _check_benchmark(name, root)
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise ValueError(f"--root: {root} is no folder; expected the one that holds the folders of the sets")
 
 
 def _check_benchmark(name: str, root: Path) -> None:
@@ -129,7 +140,19 @@ def _say_counts(pictures: "PictureSet", published: int) -> None:
         f"{pictures.name}: {classes} classes, {counts['pool']} pictures to learn from, {counts['validation']} for "
         f"validation, {counts['test']} for the test."
     )
-    if classes != published:
-        say(f"Problem: the published set has {published} classes.")
+    problems = [f"the published set has {published} classes"] if classes != published else []
+    if not counts["test"]:
+        problems.append("it has no pictures for the test")
+    if counts["pool"]:
+        learned = set(pictures.labels[pictures.split == "pool"].tolist())
+        lacking = [name for label, name in enumerate(pictures.class_names) if label not in learned]
+        problems += [f"class {name!r} has no picture to learn from" for name in lacking[:_NAMED]]
+        if len(lacking) > _NAMED:
+            problems.append(f"{len(lacking) - _NAMED} more classes have no picture to learn from")
+    elif counts["validation"]:
+        problems.append("it has no pictures to learn from")
+    for problem in problems:
+        say(f"Problem: {problem}.")
+    if problems:
         raise typer.Exit(PROBLEMS)
     say("Nothing is missing.")

@@ -160,7 +160,9 @@ def _tell_idle(method: "Method", options: "TrainOptions") -> None:
     from prograd_fast.methods import GradientMethod
     from prograd_fast.training import TrainOptions
 
-    names = ("precision", "accumulate", "patience", "views")
+    names = ["precision", "accumulate", "patience"]
+    if method.crops is None:
+        names.append("views")
     idle = [f"--{name}" for name in names if getattr(options, name) != getattr(TrainOptions(), name)]
     if idle and not isinstance(method, GradientMethod):
         say(f"{method.title} takes no training steps: {', '.join(idle)} {'change' if idle[1:] else 'changes'} nothing.")

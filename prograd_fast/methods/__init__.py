@@ -22,6 +22,7 @@ from prograd_fast.methods.class_features import Context
 from prograd_fast.methods.clip_adapter import CLIPAdapter
 from prograd_fast.methods.cocoop import CoCoOp
 from prograd_fast.methods.coop import CoOp
+from prograd_fast.methods.crops import Crops
 from prograd_fast.methods.cross_modal import CrossModal
 from prograd_fast.methods.dept import DePT
 from prograd_fast.methods.gda import GDA
@@ -108,6 +109,7 @@ __all__ = [
     "CoCoOp",
     "CoOp",
     "Context",
+    "Crops",
     "CrossModal",
     "DePT",
     "GradientLearner",

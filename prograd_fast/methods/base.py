@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from prograd_fast.clip import Tokenizer, save_learned
+from prograd_fast.methods.crops import Crops
 from prograd_fast.methods.settings import Settings
 from prograd_fast.optim import ProGrad, ProGradAdamW, ProGradSGD
 from prograd_fast.optim.two_gradients import TwoGradients
@@ -62,6 +63,7 @@ class Task:
             there are none. Test pictures are never among them.
         teacher: Another model in the place of `model` as the zero-shot teacher; None (default): `model`.
         pictures: The `fingerprint` of the N pictures, which has to be the teacher's; needed beside `teacher` alone.
+        crops: How many rows each picture has, where a method takes each of its crops as a row (`Crops`).
 
     Raises:
         ValueError: the teacher's features are of other pictures, of pictures in another order, or on another device.
@@ -77,6 +79,7 @@ class Task:
     validation: tuple[Tensor, Tensor] | None = None
     teacher: Teacher | None = None
     pictures: str = ""
+    crops: int = 1
 
     def __post_init__(self) -> None:
         if self.teacher is None:
@@ -305,7 +308,9 @@ class Method(Settings, ABC):
     settings by name. `year` is when the method was published, None for one that was not; `trains` and `keeps` say in a
     few words what is learned, and what holds it to the untouched model. `chooses` names what is chosen on validation
     pictures, empty for nothing; without such pictures it is a setting, or fixed. One with `before_projection = True`
-    takes image features from before the tower's last projection, `LoadedClip.before_projection`.
+    takes image features from before the tower's last projection, `LoadedClip.before_projection`. `crops` says how the
+    features of several random crops of a picture become what a method starts from; None: it starts from the pictures as
+    they are. Without `TrainOptions.views` there are no crops.
 
     `prograd-fast reproduce` reads three more. `set_settings`: settings of the authors' for a set of the benchmark, by
     its name in CoOp's code, on top of a preset. `table_shots`: pictures per class in a table of results, where they are
@@ -325,6 +330,7 @@ class Method(Settings, ABC):
     set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     table_shots: ClassVar[Mapping[str, int]] = {}
     differs: ClassVar[str] = ""
+    crops: ClassVar[Crops | None] = None
 
     @property
     def teacher_templates(self) -> tuple[str, ...] | None:

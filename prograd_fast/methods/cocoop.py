@@ -8,6 +8,8 @@ from prograd_fast.methods.class_features import Context, PerPicture
 from prograd_fast.methods.presets import COOP
 from prograd_fast.methods.prompt_tuning import PromptTuning, PromptTuningLearner
 
+_AUTHORS: Mapping[str, Any] = {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 1, "epochs": 10}
+
 
 @dataclass(frozen=True)
 class CoCoOp(PromptTuning):
@@ -28,8 +30,9 @@ class CoCoOp(PromptTuning):
     year: ClassVar[int | None] = 2022
     trains: ClassVar[str] = "context tokens, and a network that moves them for each picture"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # configs/trainers/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml; 16 shots; base-to-new and, from ImageNet, transfer
-        "vit-b16-base-to-new": {**COOP, "ctx_init": "a photo of a", "n_ctx": 4, "batch_size": 1, "epochs": 10},
+        # configs/trainers/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml, of both base2new_train.sh and xd_train.sh; 16 shots
+        "vit-b16-base-to-new": _AUTHORS,
+        "vit-b16-cross-dataset": _AUTHORS,
     }
 
     def context(self, learner: PromptTuningLearner) -> Context:

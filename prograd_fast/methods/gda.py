@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import HeadMethod, LinearHead, Texts, accuracy, class_counts
+from prograd_fast.methods.crops import Crops
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 NEIGHBOURS, COPIES = 64, 16  # of a class without pictures: pictures nearest to its text, and copies of the text
@@ -46,7 +47,8 @@ class GDA(HeadMethod):
     trains: ClassVar[str] = "nothing: closed form"
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
     chooses: ClassVar[str] = "alpha"
-    differs: ClassVar[str] = "The authors fit the Gaussians to ten random crops of each picture."
+    crops: ClassVar[Crops | None] = Crops(averaged=False)
+    differs: ClassVar[str] = "The authors search on all validation pictures of the set."
 
     def __post_init__(self) -> None:
         super().__post_init__()

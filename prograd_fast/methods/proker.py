@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import Head, HeadMethod, Texts, accuracy
+from prograd_fast.methods.crops import Crops
 
 FEW = 9  # values of λ
 # β and λ without validation pictures, by pictures per class: the authors', tuned on ImageNet with RN50
@@ -49,6 +50,8 @@ class ProKeR(HeadMethod):
     keeps: ClassVar[str] = "zero-shot logits, to which it is added"
     chooses: ClassVar[str] = "beta and lambda"
     names_new_classes: ClassVar[bool] = False
+    crops: ClassVar[Crops | None] = Crops(averaged=False)
+    differs: ClassVar[str] = "The authors' code searches on all validation pictures of the set."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "caltech101": {"steps": (20, 10)},
         "eurosat": {"steps": (20, 100)},
@@ -70,7 +73,7 @@ class ProKeR(HeadMethod):
         """Choose β and λ, and solve."""
         if not len(task.labels):
             return Ridge(task.image_features, texts.unit.new_empty(0, len(texts.names)), 1.0)
-        shots = len(task.labels) / len(texts.names)
+        shots = len(task.labels) / task.crops / len(texts.names)
         beta, ridge = FIXED[min(FIXED, key=lambda n: abs(math.log(n / shots)))]
         if task.validation is not None:
             betas, ridges = _grid(self.betas, self.steps[0]), _grid(self.ridges, self.steps[1])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import Head, HeadMethod, Texts, TrainedHead, TrainedHeadLearner, accuracy
+from prograd_fast.methods.crops import Crops
 from prograd_fast.methods.templates import COOP, SELECTED, by_set
 
 STEPS = (200, 20)  # of the search: values of β, and of α for each
@@ -39,7 +40,8 @@ class TipAdapter(HeadMethod):
 
         logits = s · x tᵀ + α · exp(-β (1 - x Kᵀ)) V
 
-    with unit rows x and t, keys K, the N pictures' features (`cache_keys`), and values V, their labels as one-hot rows.
+    with unit rows x and t, keys K, the N pictures' features or the means of their crops (`Crops`), and values V, their
+    labels as one-hot rows. The authors average crops that are not normalised; unit rows count alike in the mean.
     s is the model's logit scale (the authors write 100, which is CLIP's). α and β are searched on validation pictures;
     without such pictures they are the settings, which are the authors' on ImageNet.
 
@@ -64,7 +66,10 @@ class TipAdapter(HeadMethod):
     names_new_classes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
     set_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {**by_set(COOP), "ImageNet": {"templates": SELECTED}}
-    differs: ClassVar[str] = "The authors average ten random crops of each picture for its key."
+    crops: ClassVar[Crops | None] = Crops(averaged=True)
+    differs: ClassVar[str] = (
+        "The authors average crops that are not normalised, and search on all validation pictures of the set."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +86,7 @@ class TipAdapter(HeadMethod):
     def cache(self, task: Task, texts: Texts) -> "Cache":
         """The pictures as keys, with the settings' α and β."""
         values = F.one_hot(task.labels, len(texts.names)).to(texts.unit)
-        return Cache(cache_keys(task.image_features[None]), values, self.alpha, self.beta)
+        return Cache(task.image_features.clone(), values, self.alpha, self.beta)
 
     @torch.no_grad()
     def search(self, head: "Cache", task: Task, texts: Texts) -> None:
@@ -120,7 +125,8 @@ class TipAdapterF(TrainedHead, TipAdapter):
         "eurosat": {**_PRESETS["eurosat"], "epochs": 100},
     }
     differs: ClassVar[str] = (
-        "The authors average ten random crops of each picture for its key, and keep the epoch that is best on the test."
+        "The authors average crops that are not normalised, keep the epoch that is best on the test, and search on all "
+        "validation pictures of the set."
     )
     optimizer = "adamw"
     eps = 1e-4
@@ -135,14 +141,6 @@ class TipAdapterF(TrainedHead, TipAdapter):
         head = learner.module
         assert isinstance(head, Cache)
         self.search(head, learner.task, learner.texts)
-
-
-def cache_keys(views: Tensor) -> Tensor:
-    """(N, D) unit keys of A views of each picture, (A, N, D): the mean of the views, then normalised.
-
-    The authors average views that are not normalised. Unit rows, as a `Task` has them, count alike in the mean.
-    """
-    return F.normalize(views.mean(0), dim=-1)
 
 
 def searched(

@@ -1,8 +1,8 @@
 """A reproduction before it is done: pictures, classes, words, settings."""
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from prograd_fast.data import BENCHMARKS, PictureSet, load_benchmark
 from prograd_fast.data.published_draws import listed_draw
 from prograd_fast.data.splits import Rows, first_half
 from prograd_fast.files.writing import replacing
-from prograd_fast.methods import GradientMethod, PromptTuning
+from prograd_fast.methods import GradientMethod, Method, PromptTuning
 from prograd_fast.reproduce.protocol import Reproduction
 from prograd_fast.reproduce.settings import Chosen, published_settings
 
@@ -38,6 +38,7 @@ class Planned:
         chosen: the method's settings.
         drawn: seed -> pictures to learn from, and pictures for validation: (seed, part, file, class).
         n_test: test pictures of all classes, of the set itself.
+        elsewhere: sets of the table that are not learned -> their classes.
     """
 
     dataset: str
@@ -47,6 +48,19 @@ class Planned:
     chosen: Chosen
     drawn: dict[int, list[tuple[str, str, str]]]
     n_test: int
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """The classes of its sets, the learned one first."""
+        return {self.dataset: self.class_names, **self.elsewhere}
+
+    @property
+    def untested(self) -> list[str]:
+        """The sets of `elsewhere` whose classes the method cannot name."""
+        if self.chosen.method.names_new_classes:
+            return []
+        return [name for name, classes in self.elsewhere.items() if classes != self.class_names]
 
     def cells(self, reproduction: Reproduction) -> list[str]:
         """A row of the plan, in the order of `HEADER`."""
@@ -80,19 +94,26 @@ class Planned:
             self.chosen.preset or "the method's defaults",
             self.chosen.backbone or "-",
             *steps,
-            seen_as(reproduction) if isinstance(method, GradientMethod) else "they are",
+            seen_as(reproduction, type(method)),
         ]
 
 
 _PARTS = ("train", "validation")
 
 
-def seen_as(reproduction: Reproduction) -> str:
-    """How methods with steps see the pictures that they learn from."""
-    views = reproduction.options.views
+def seen_as(reproduction: Reproduction, kind: type[Method]) -> str:
+    """How a method sees the pictures that it learns from."""
+    views, seen = reproduction.options.views, []
     if views is None:
         return "they are"
-    return f"{views} stored random crops and flips in turn" if views else "a new random crop and flip in each epoch"
+    if kind.crops is not None:
+        how = "averaged" if kind.crops.averaged else "each a picture"
+        seen.append(f"{views or kind.crops.number} random crops and flips, {how}")
+    if issubclass(kind, GradientMethod):
+        seen.append(
+            f"{views} stored random crops and flips in turn" if views else "a new random crop and flip in each epoch"
+        )
+    return "; then ".join(seen) or "they are"
 
 
 def planned_runs(reproduction: Reproduction, backbone: str) -> Iterator[Planned]:
@@ -106,8 +127,11 @@ def planned_runs(reproduction: Reproduction, backbone: str) -> Iterator[Planned]
         ValueError: files of a set are missing or damaged, or a published list is.
     """
     reproduction.check_sets()
+    others = {name: load_benchmark(name, reproduction.root).class_names for name in reproduction.tested_elsewhere}
     for name in reproduction.learned:
         pictures = load_benchmark(name, reproduction.root)
+        if "test" not in pictures.split:
+            raise ValueError(f"{name}: it has no picture for the test; `prograd-fast data check {name}` counts them")
         n = len(pictures.class_names)
         n_learned = len(first_half(n)[0]) if reproduction.table == "base-to-new" else n
         for shots in reproduction.all_shots:
@@ -119,6 +143,7 @@ def planned_runs(reproduction: Reproduction, backbone: str) -> Iterator[Planned]
                 published_settings(reproduction.kind, reproduction.table, name, shots, backbone),
                 {seed: _drawn(reproduction, pictures, n_learned, shots, seed) for seed in reproduction.seeds},
                 int((pictures.split == "test").sum()),
+                others,
             )
 
 
@@ -137,7 +162,9 @@ def _drawn(
 
 def plan_notes(reproduction: Reproduction, plan: list[Planned], model: str) -> list[str]:
     """Sentences that belong to a plan: the draws, and where settings or sets are others than the published ones."""
-    tested = f", tested on {', '.join(reproduction.tested_elsewhere)} too" if reproduction.transfers else ""
+    lacking = list(dict.fromkeys(name for one in plan for name in one.untested))
+    others = [name for name in reproduction.tested_elsewhere if name not in lacking]
+    tested = f", tested on {', '.join(others)} too" if others else ""
     listed = "the lists in split_fewshot/" if reproduction.draw is listed_draw else "CoOp's draws"
     said = [
         f"{reproduction.kind.title}, table {reproduction.table}{tested}; {listed}; seeds "
@@ -145,10 +172,14 @@ def plan_notes(reproduction: Reproduction, plan: list[Planned], model: str) -> l
     ]
     if reproduction.table == "base-to-new":
         said.append("Base classes are the first half of the labels, rounded up; the others are new.")
-    for one in plan:
-        published = BENCHMARKS[one.dataset].classes
-        if len(one.class_names) != published and one.shots == reproduction.all_shots[0]:
-            said.append(f"{one.dataset} has {len(one.class_names)} classes here, and {published} as published.")
+        if not reproduction.kind.names_new_classes:
+            lacking = ["new classes"]
+    if lacking:
+        title = reproduction.kind.title
+        said.append(f"Not tested on {', '.join(lacking)}: {title} knows no classes but those that it learned.")
+    for name, classes in {key: value for one in plan for key, value in one.classes.items()}.items():
+        if len(classes) != BENCHMARKS[name].classes:
+            said.append(f"{name} has {len(classes)} classes here, and {BENCHMARKS[name].classes} as published.")
     defaults = [one for one in plan if not one.chosen.preset]
     if defaults:
         said.append(

@@ -13,7 +13,8 @@ class Published:
     Attributes:
         method: as in `prograd-fast methods`, or another method's name.
         table: one of `TABLES`.
-        dataset: a set of the benchmark, or "average of 11".
+        dataset: a set of the benchmark, "average of 11", or "average of 10 targets" and "average of 4 targets", without
+            the set that is learned.
         shots: pictures per class, 0 for a method that learns from none.
         backbone: the papers' name of the model.
         metric: "accuracy", or "base", "new" and "h", their harmonic mean.

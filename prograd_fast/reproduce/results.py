@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from prograd_fast.files.writing import replacing
+from prograd_fast.methods import GradientMethod
 from prograd_fast.reproduce.plan import Planned, plan_notes, seen_as, write_csv
 from prograd_fast.reproduce.protocol import SOURCE, Reproduction
 from prograd_fast.reproduce.published import Published, find_published
@@ -122,8 +123,8 @@ def notes(
     )
     if kind.differs:
         said.append(kind.differs)
-    if reproduction.options.views != 0:
-        said.append(f"Not as published: methods with steps see pictures as {seen_as(reproduction)}.")
+    if reproduction.options.views != 0 and (kind.crops is not None or issubclass(kind, GradientMethod)):
+        said.append(f"Not as published: the method sees pictures as {seen_as(reproduction, kind)}.")
     said += _choices(records, kind.chooses)
     broken = [f"{one['dataset']}, {one['shots']} shots, seed {one['seed']}" for one in records if not _ended(one)]
     if broken:

@@ -13,7 +13,7 @@ from prograd_fast.clip import LoadedClip
 from prograd_fast.data.pictures import PictureSet
 from prograd_fast.data.splits import Rows
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.views import View
+from prograd_fast.training.views import LEAST, View
 
 
 class AugmentedFeatures:
@@ -31,6 +31,7 @@ class AugmentedFeatures:
             and are not kept.
         cache: folder of a `FeatureCache`, or None.
         on_picture: called after each picture, for a progress bar.
+        least: the least part of a picture's area that a crop keeps.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class AugmentedFeatures:
         stored: int,
         cache: Path | None = None,
         on_picture: Callable[[], None] = lambda: None,
+        least: float = LEAST,
     ) -> None:
         if stored < 0:
             raise ValueError(f"stored views: expected 0 (never the same) or more, got {stored}")
@@ -49,7 +51,7 @@ class AugmentedFeatures:
         self._seed, self._stored = seed, stored
         self._cache = cache if stored else None
         self._on_picture = on_picture
-        self._size = clip.preprocess(Image.new("RGB", (8, 8))).shape[-1]
+        self._size, self._least = looked_at(clip), least
         self._stream = torch.cuda.Stream(clip.device) if clip.device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1)
         self._views: dict[int, Future[Tensor]] = {}
@@ -80,9 +82,42 @@ class AugmentedFeatures:
         return epoch % self._stored if self._stored else epoch
 
     def _encode(self, number: int) -> Tensor:
-        view = View(self._seed, number, self._size)
+        view = View(self._seed, number, self._size, self._least)
         with torch.cuda.stream(self._stream):  # beside the text step's stream; nothing on a CPU
             features = encode_pictures(
                 self._clip, self._pictures, self._rows, self._on_picture, cache=self._cache, view=view
             )
             return features.of(self._rows).cpu()
+
+
+def crops_of(
+    clip: LoadedClip,
+    pictures: PictureSet,
+    rows: Rows,
+    seed: int,
+    number: int,
+    least: float,
+    cache: Path | None = None,
+) -> Tensor:
+    """(A, N, D) unit rows, on the model's device, of the first `number` stored views of some pictures.
+
+    Args:
+        clip: the model.
+        pictures: the set.
+        rows: (N,) indices of the pictures.
+        seed: of the views.
+        number: A.
+        least: the least part of a picture's area that a crop keeps.
+        cache: folder of a `FeatureCache`, or None.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    size = looked_at(clip)
+    views = (View(seed, i, size, least) for i in range(number))
+    return torch.stack([encode_pictures(clip, pictures, rows, cache=cache, view=view).of(rows) for view in views])
+
+
+def looked_at(clip: LoadedClip) -> int:
+    """Pixels a side that a model looks at."""
+    return int(clip.preprocess(Image.new("RGB", (8, 8))).shape[-1])

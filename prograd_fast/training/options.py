@@ -22,7 +22,8 @@ class TrainOptions:
         patience: Epochs of the last stage without a better accuracy on the validation pictures after which training
             stops; the best state is kept. None: all epochs, the last state, as the papers do.
         views: Augmented views of each picture: None for the pictures as they are, K for K stored views in turn, 0 for
-            new ones at every epoch. See `AugmentedFeatures`.
+            new ones at every epoch. See `AugmentedFeatures`. A method that takes several crops of each picture before
+            any step (`Method.crops`) takes K, or with 0 as many as its authors.
         graph: None: on a GPU, replay steps as one CUDA graph where that is possible (`GraphedStep`); True: and say why
             where it is not; False: never. The numbers are the same.
 

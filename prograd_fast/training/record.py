@@ -129,6 +129,7 @@ def run_facts(
         "weights": clip.digest,
         "transform": clip.transform,
         "teacher": None if teacher is None else [teacher.name, teacher.pretrained, teacher.digest, teacher.transform],
+        **({} if method.crops is None or options.views is None else {"crops": asdict(method.crops)}),
         **plan,
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prograd_fast.clip import LoadedClip
 from prograd_fast.methods import GradientLearner, GradientMethod, Learner, Method, Task, Teacher
-from prograd_fast.training.augmented import AugmentedFeatures
+from prograd_fast.training.augmented import AugmentedFeatures, crops_of
 from prograd_fast.training.checkpoint import Checkpoints
 from prograd_fast.training.evaluate import accuracies, accuracy, evaluate_parts
 from prograd_fast.training.evaluation import Evaluation
@@ -22,6 +22,7 @@ from prograd_fast.training.loop import Log, tune
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.protocol import Part, Plan
 from prograd_fast.training.transfer import TransferTest
+from prograd_fast.training.views import LEAST
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_method(
 ) -> Run:
     """Train and evaluate.
 
-    A method that cannot name new classes is tested on the trained ones only.
+    A method that cannot name new classes is tested on the trained ones only; elsewhere, where a set has just these.
 
     Args:
         method: what to train.
@@ -84,7 +85,7 @@ def run_method(
         cache: folder of image features that runs share, or None.
         checkpoints: where to go on from and where to keep the state of training, or None.
         log: takes what is measured at each step, or None.
-        transfer: tests on other sets, for a method that can name their classes; their features are as `features`.
+        transfer: tests on other sets, where the method can name their classes; their features are as `features`.
         teacher: another model's view of the pictures of `plan.train`, for a method with `lambda_`; or None.
 
     Raises:
@@ -92,14 +93,16 @@ def run_method(
     """
     started = time.perf_counter()
     pictures, train = features.pictures, plan.train
-    learner = method.start(_task(clip, features, plan, teacher))
+    learner = method.start(_task(method, clip, features, plan, teacher, options.views, cache))
     history = None
     if isinstance(learner, GradientLearner):
         with ExitStack() as stack:
             views = None
             if options.views is not None:
-                tower = seen_by(method, clip)
-                views = AugmentedFeatures(tower, pictures, train.rows, plan.seed, stored=options.views, cache=cache)
+                least = LEAST if method.crops is None else method.crops.least
+                views = AugmentedFeatures(
+                    seen_by(method, clip), pictures, train.rows, plan.seed, options.views, cache, least=least
+                )
                 stack.enter_context(views)
             history = tune(
                 learner,
@@ -113,7 +116,9 @@ def run_method(
     trained = time.perf_counter()
     tests = evaluate_parts(learner, features, tests_of(method, plan), on_tested)
     left_out, learned = dict(plan.left_out), train.contents(pictures) if transfer else frozenset()
-    for test in transfer if method.names_new_classes else ():
+    for test in transfer:
+        if not method.names_new_classes and test.class_names != train.class_names(pictures):
+            continue
         part = test.without(learned)
         if len(part.rows):
             tests |= evaluate_parts(learner, test.features, {test.label: part}, on_tested)
@@ -140,7 +145,7 @@ def accuracy_path(
     Returns:
         The accuracies by number of steps, in rising order.
     """
-    learner = method.start(_task(clip, features, plan))
+    learner = method.start(_task(method, clip, features, plan))
     counted, path = count(1), dict[int, dict[str, float]]()
 
     def look(step: int) -> None:
@@ -152,19 +157,36 @@ def accuracy_path(
     return path
 
 
-def _task(clip: LoadedClip, features: Features, plan: Plan, teacher: Teacher | None = None) -> Task:
-    train = plan.train
+def _task(
+    method: Method,
+    clip: LoadedClip,
+    features: Features,
+    plan: Plan,
+    teacher: Teacher | None = None,
+    views: int | None = None,
+    cache: Path | None = None,
+) -> Task:
+    """The task of a run, on crops where `TrainOptions.views` is given and the method takes several."""
+    pictures, train = features.pictures, plan.train
+    seen, labels, rows_each = features.of(train.rows), train.labels(pictures).to(clip.device), 1
+    if method.crops is not None and views is not None:
+        number, n = views or method.crops.number, len(labels)
+        tower = seen_by(method, clip)
+        crops = crops_of(tower, pictures, train.rows, plan.seed, number, method.crops.least, cache)
+        seen, labels = method.crops.merged(crops, labels)
+        rows_each = len(labels) // n
     return Task(
         clip.model,
         clip.tokenizer,
-        train.class_names(features.pictures),
-        features.of(train.rows),
-        train.labels(features.pictures).to(clip.device),
+        train.class_names(pictures),
+        seen,
+        labels,
         plan.seed,
         clip.max_memory,
         _validation_pictures(features, plan),
         teacher,
-        "" if teacher is None else fingerprint_of(features.pictures, train.rows),
+        "" if teacher is None else fingerprint_of(pictures, train.rows),
+        rows_each,
     )
 
 

@@ -50,6 +50,11 @@ class TransferTest:
         """Look at the pictures; errors as `encode_pictures`."""
         return cls(other.label, encode_pictures(clip, other.pictures, other.part.rows, on_picture, cache), other.part)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that it is tested among."""
+        return tuple(self.part.class_names(self.features.pictures))
+
     def without(self, learned: Collection[str]) -> Part:
         """The part without the pictures whose content is among these; see `unlearned`."""
         rows = self.part.rows

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from torchvision import datasets
@@ -156,9 +157,18 @@ def test_a_failed_download_is_one_line(tmp_path, capfd, monkeypatch):
     def broken(where: str, download: bool) -> None:
         raise RuntimeError("File not found or corrupted.")
 
+    def offline(where: str, download: bool) -> None:
+        raise URLError("no network")
+
     monkeypatch.setattr(datasets, "DTD", broken)
     line = fail(capfd, monkeypatch, "data", "prepare", "dtd", "--root", tmp_path)
-    assert line == "prograd-fast: dtd: torchvision cannot download it: File not found or corrupted."
+    said = (
+        "dtd: torchvision cannot download it: {}; try again, or do by hand what `prograd-fast data check dtd --root {}`"
+    )
+    assert said.format("File not found or corrupted.", tmp_path) in line
+    monkeypatch.setattr(datasets, "DTD", offline)
+    line = fail(capfd, monkeypatch, "data", "prepare", "dtd", "--root", tmp_path)
+    assert said.format("<urlopen error no network>", tmp_path) in line
     line = fail(capfd, monkeypatch, "data", "prepare", "dtd1", "--root", tmp_path)
     assert "no set 'dtd1' of the benchmark: expected one of imagenet, caltech101" in line
 
@@ -177,6 +187,26 @@ def test_check_has_a_line_for_each_file_that_is_missing(root, tmp_path, capfd, m
     first, second = capfd.readouterr().out.splitlines()
     assert first.startswith(f"{name}: {len(load(name, root=root).class_names)} classes, ")
     assert second == f"Problem: the published set has {BENCHMARKS[name].classes} classes."
+
+
+@pytest.mark.parametrize("command", [["list"], ["check", "dtd"]])
+def test_a_root_that_is_not_there_is_named(tmp_path, capfd, monkeypatch, command):
+    line = fail(capfd, monkeypatch, "data", *command, "--root", tmp_path / "nowhere")
+    assert f"--root: {tmp_path / 'nowhere'} is no folder" in line
+
+
+def test_check_names_what_a_split_lacks(tmp_path, capfd, monkeypatch):
+    layouts.make_split(tmp_path, "dtd")
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    split = json.loads(file.read_text())
+    for changes, problem in (
+        ({"test": []}, "it has no pictures for the test"),
+        ({"train": []}, "it has no pictures to learn from"),
+        ({"train": [row for row in split["train"] if row[1] == 0]}, "class 'blotchy' has no picture to learn from"),
+    ):
+        file.write_text(json.dumps(split | changes))
+        assert run_here(monkeypatch, "data", "check", "dtd", "--root", tmp_path) == 3
+        assert f"Problem: {problem}." in capfd.readouterr().out
 
 
 def test_check_names_missing_pictures(tmp_path, capfd, monkeypatch):

@@ -24,9 +24,9 @@ from prograd_fast.methods import (
 )
 from prograd_fast.methods.cached_head import HeadMethod, Texts, TrainedHeadLearner, accuracy
 from prograd_fast.methods.clap import class_weights
+from prograd_fast.methods.crops import Crops
 from prograd_fast.methods.gda import ALPHAS, GDA, chosen_alpha, gaussians
 from prograd_fast.methods.proker import FIXED, coefficients, kernel, residuals
-from prograd_fast.methods.tip_adapter import cache_keys
 from prograd_fast.training.loop import _schedule, update
 from tests.ops.support import BACKENDS, running_on
 from tests.paths import GOLDEN
@@ -63,7 +63,7 @@ class Golden:
 def task_of(x, labels, n_classes, **more):
     """What a head needs to know of a task."""
     names = [str(i) for i in range(n_classes)]
-    values = {"seed": 0, "validation": None, "teacher": None, "device": x.device, "class_names": names}
+    values = {"seed": 0, "validation": None, "teacher": None, "crops": 1, "device": x.device, "class_names": names}
     return SimpleNamespace(image_features=x, labels=labels, **(values | more))
 
 
@@ -263,7 +263,7 @@ def test_tip_adapter(monkeypatch):
     monkeypatch.setattr(tip_adapter, "STEPS", tuple(recipe["search_step"]))
     texts = golden.texts(golden.text_weights.T)
     x_val, x_test = (F.normalize(rows, dim=-1) for rows in (golden.x_val, golden.x_test))
-    keys, y = cache_keys(golden.views), golden.y
+    keys, y = Crops(averaged=True).merged(golden.views, golden.y)
     golden.close(keys.T, "cache_keys")
     golden.close(texts.logits(x_val), "zs_val_logits")
     golden.close(texts.logits(x_test), "zs_test_logits")

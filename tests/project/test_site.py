@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,16 @@ def test_no_page_loads_from_another_server(site):
     assert [entry for entry in loaded if re.match(r"(https?:)?//", entry[1])] == []
 
 
+def until(happened: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether something happens in this time."""
+    latest = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > latest:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_pages_in_a_browser(site, tmp_path):
@@ -207,10 +218,11 @@ def test_pages_in_a_browser(site, tmp_path):
                 assert [address for address in browser.requests if not address.startswith(("file:", "data:"))] == []
                 assert browser.complaints == [], page
                 assert browser.run("document.documentElement.scrollWidth") == width
+                blocks, buttons = (f"document.querySelectorAll('{one}').length" for one in ("pre", "pre ~ button.copy"))
+                assert browser.run(blocks) == browser.run(buttons), page
+        browser.open(site / "index.html")
+        browser.run("document.querySelector('button.copy').click(); 1")
+        assert until(lambda: browser.run("document.querySelector('button.copy').textContent") != "copy")
         browser.open(site / "search.html")
         browser.run("location.assign('search.html?q=projection'); 1")
-        found, latest = 0, time.monotonic() + 60
-        while found < 4 and time.monotonic() < latest:
-            time.sleep(0.2)
-            found = browser.run("document.querySelectorAll('#search-results li a').length")
-        assert found > 3
+        assert until(lambda: browser.run("document.querySelectorAll('#search-results li a').length") > 3)

@@ -11,6 +11,7 @@ from prograd_fast.reproduce import DOMAINS, SETS, SHOTS, Reproduction, planned_r
 from prograd_fast.reproduce.plan import HEADER
 from prograd_fast.reproduce.protocol import backbone_of
 from prograd_fast.reproduce.published import published_numbers
+from prograd_fast.training import TrainOptions
 from tests.data import layouts
 
 COOP = {"batch": "32", "learning rate": "0.002", "warm-up": "1 at 1e-05", "momentum": "0.9", "weight decay": "0.0005"}
@@ -166,6 +167,7 @@ def test_what_is_learned_on_imagenet_and_tested_elsewhere(root, method, table, b
     assert (row["epochs"], row["words"].split("; ")[0], row["learned classes"]) == (epochs, tokens, "4")
     others = Reproduction(method_kind(method), table, root).tested_elsewhere
     assert others == (SETS[1:] if table == "cross-dataset" else DOMAINS)
+    assert published_settings(method_kind(method), table, "imagenet", shots, backbone).for_table == (method != "tcp")
 
 
 def test_cocoop_kgcoop_and_tcp_base_to_new(root):
@@ -228,6 +230,24 @@ def test_heads(root):
     }
 
 
+def test_crops_that_methods_without_steps_take(root):
+    """augment_epoch 10 in configs of gaopengcuhk/Tip-Adapter, mrflogs/ICLR24 and omarnust/BReg-Adapter."""
+    averaged, rows = "10 random crops and flips, averaged", "10 random crops and flips, each a picture"
+    published = {
+        "tip-adapter": averaged,
+        "tip-adapter-f": f"{averaged}; then a new random crop and flip in each epoch",
+        "gda": rows,
+        "proker": rows,
+        "zero-shot": "they are",
+    }
+    others = {None: dict.fromkeys(published, "they are"), 3: {"gda": "3 random crops and flips, each a picture"}}
+    for views, expected in ({0: published} | others).items():
+        options = {"datasets": ["dtd"], "shots": [16], "options": TrainOptions(views=views)}
+        for method, seen in expected.items():
+            (row,) = plan(root, method, "few-shot", "RN50", **options).values()
+            assert row["pictures seen as"] == seen
+
+
 def test_settings_of_another_table_stand_in_and_are_told():
     chosen = published_settings(method_kind("cocoop"), "few-shot", "dtd", 16, "ViT-B/16")
     assert (chosen.preset, chosen.for_table) == ("vit-b16-base-to-new", False)
@@ -286,7 +306,7 @@ def test_names_of_models(model, backbone):
 
 def test_published_numbers_have_sources_and_name_their_conflicts():
     rows = published_numbers()
-    known = {*SETS, *DOMAINS, "average of 11"}
+    known = {*SETS, *DOMAINS, "average of 11", "average of 10 targets", "average of 4 targets"}
     assert all(row.source and row.dataset in known and 0 < row.value < 100 for row in rows)
     assert {row.table for row in rows} <= {"few-shot", "base-to-new", "cross-dataset", "domain"}
     by_key: dict[tuple, list] = {}

@@ -111,7 +111,36 @@ def test_learn_imagenet_and_test_elsewhere(run, tmp_path, name, others):
     assert [float(row["ours"]) for row in found[:-1]] == [
         100 * record["accuracy"]["all" if row["set"] == "imagenet" else row["set"]] for row in found[:-1]
     ]
-    assert "Not as published: methods with steps see pictures as they are." in page(tmp_path)
+    assert "Not as published: the method sees pictures as they are." in page(tmp_path)
+
+
+def test_a_method_that_names_no_new_classes_is_tested_where_the_classes_are_the_same(run, tmp_path, capfd):
+    """ImageNet-V2 and -Sketch have ImageNet's classes; -A and -R have some of them. The plan says so before."""
+    line = "Not tested on imagenet_a, imagenet_r: linear probe knows no classes but those that it learned."
+    options = ["linear-probe", "--shots", "1", "--seeds", "1", "--out", tmp_path]
+    assert run(*options, "--table", "domain", "--plan") == 0
+    said = capfd.readouterr().out
+    assert line in said
+    assert "tested on imagenetv2, imagenet_sketch too;" in said
+    assert run(*options, "--table", "domain") == 0
+    (record,) = runs(tmp_path)
+    assert record["accuracy"].keys() == {"all", "imagenetv2", "imagenet_sketch"}
+    assert [row["set"] for row in table(tmp_path)] == [
+        "imagenet",
+        "imagenetv2",
+        "imagenet_sketch",
+        "average of 2 targets",
+    ]
+    text = page(tmp_path)
+    for told in (line, *(f"{name} has 2 classes here, and 200 as published." for name in ("imagenet_a", "imagenet_r"))):
+        assert told in text
+
+
+def test_base_to_new_of_a_method_that_names_no_new_classes(run, tmp_path):
+    options = ["--datasets", "dtd", "--shots", "1", "--seeds", "1", "--out", tmp_path]
+    assert run("linear-probe", "--table", "base-to-new", *options) == 0
+    assert [row["what"] for row in table(tmp_path)] == ["base"]
+    assert "Not tested on new classes: linear probe knows no classes but those that it learned." in page(tmp_path)
 
 
 def test_killed_and_started_again(run, tmp_path, monkeypatch):
@@ -210,6 +239,34 @@ def test_sets_that_are_not_there(tmp_path, capfd, monkeypatch, clip_dir):
     line = fail(capfd, monkeypatch, *options, "--root", tmp_path / "data", "--datasets", "dtd,sun397")
     assert "sun397: files are missing in" in line
     assert "data check sun397" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "published", "average"),
+    [
+        ("cross-dataset", SETS, {"imagenet": 71.02, "eurosat": 45.37}, ("average of 10 targets", 65.74)),
+        ("domain", ("imagenet", *DOMAINS), {"imagenet": 71.02, "imagenet_a": 50.63}, ("average of 4 targets", 59.90)),
+    ],
+)
+def test_transfer_has_published_numbers(root, name, sets, published, average):
+    """CoCoOp's, set by set, and the average without the set that is learned."""
+    reproduction = Reproduction(method_kind("cocoop"), name, root, seeds=[1])
+    accuracy = {"all": 0.5} | dict.fromkeys(sets[1:], 0.25)
+    rows = rows_of(reproduction, [{"dataset": "imagenet", "shots": 16, "seed": 1, "accuracy": accuracy}])
+    found = {row.dataset: row for row in rows}
+    assert all(found[key].published.value == value for key, value in published.items())
+    assert found[average[0]].published.value == average[1]
+    assert found[average[0]].difference == pytest.approx(25 - average[1])
+    assert found["imagenet"].difference == pytest.approx(50 - 71.02)
+
+
+def test_a_set_without_test_pictures_is_refused_before_anything_is_run(tmp_path, capfd, monkeypatch, clip_dir):
+    layouts.make_split(tmp_path, "dtd")
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test": []}))
+    options = ["reproduce", "coop", "--table", "few-shot", "--datasets", "dtd", "--root", tmp_path]
+    line = fail(capfd, monkeypatch, *options, "--model", f"local-dir:{clip_dir}", "--out", tmp_path / "out")
+    assert "dtd: it has no picture for the test" in line
 
 
 def test_the_average_has_every_source(root):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prograd_fast.cli.train import _tell_idle
-from prograd_fast.methods import GDA, CoOp
+from prograd_fast.methods import GDA, CoOp, ZeroShot
 from prograd_fast.training import TrainOptions, tune
 from prograd_fast.training.loop import update
 from tests.tolerances import assert_close
@@ -78,5 +78,7 @@ def test_options_of_steps_that_a_method_does_not_take_are_told(capsys):
     _tell_idle(CoOp(), options)
     _tell_idle(GDA(), TrainOptions(graph=True))
     assert capsys.readouterr().out == ""
-    _tell_idle(GDA(), options)
-    assert capsys.readouterr().out == "GDA takes no training steps: --patience, --views change nothing.\n"
+    _tell_idle(GDA(), options)  # which takes crops
+    assert capsys.readouterr().out == "GDA takes no training steps: --patience changes nothing.\n"
+    _tell_idle(ZeroShot(), options)
+    assert capsys.readouterr().out == "zero-shot takes no training steps: --patience, --views change nothing.\n"

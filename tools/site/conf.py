@@ -35,6 +35,7 @@ html_theme = "furo"
 html_title = "prograd_fast"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["copy.js"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
