@@ -7,10 +7,12 @@
 #include <mutex>
 #include <utility>
 
+#include "../cpu/large.h"
+
 namespace prograd {
 namespace {
 
-constexpr size_t kept_bytes = 16 << 20;  // smaller ones malloc keeps by itself
+constexpr size_t kept_bytes = cpu::stream_bytes;  // smaller ones malloc keeps by itself
 
 struct Piece {
   at::DataPtr memory;
@@ -30,13 +32,10 @@ class Waiting {
     return nullptr;
   }
 
-  // What there is no place for, one of the same size or the older one of two others, is freed on return.
+  // What there is no place for, the older one of two others, is freed on return.
   void put(std::unique_ptr<Piece> piece) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return;
-    for (const std::unique_ptr<Piece>& waiting : pieces_) {
-      if (waiting && waiting->bytes == piece->bytes) return;
-    }
     std::swap(piece, pieces_[0]);
     if (piece) std::swap(piece, pieces_[1]);
   }
@@ -67,7 +66,10 @@ at::Tensor empty_in_kept_memory(at::IntArrayRef sizes, const at::TensorOptions& 
   if (bytes < kept_bytes) return at::empty(sizes, options);
   at::Allocator* allocator = c10::GetCPUAllocator();
   std::unique_ptr<Piece> piece = waiting().take(bytes);
-  if (!piece) piece = std::make_unique<Piece>(Piece{allocator->allocate(bytes), bytes});
+  if (!piece) {
+    piece = std::make_unique<Piece>(Piece{allocator->allocate(bytes), bytes});
+    cpu::prefer_huge_pages(static_cast<char*>(piece->memory.get()), int64_t(bytes));
+  }
   void* data = piece->memory.get();
   at::DataPtr memory(data, piece.release(), &give_back, at::kCPU);
   c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory), allocator, /*resizable=*/true);
