@@ -302,8 +302,8 @@ call(criterion, 8)
 before = resident()
 both = [criterion(z, t, y) for _ in range(2)]
 del both
-one_of_a_size = resident() - before
-assert 24 < one_of_a_size < 48, one_of_a_size
+two_of_a_size = resident() - before
+assert 48 < two_of_a_size < 80, two_of_a_size
 for rows in range(128, 120, -1):  # 8 sizes
     call(criterion, rows)
 two_pieces = resident() - before
