@@ -13,6 +13,7 @@ namespace prograd {
 namespace {
 
 constexpr size_t kept_bytes = cpu::stream_bytes;  // smaller ones malloc keeps by itself
+constexpr int most_pieces = 3;
 
 struct Piece {
   at::DataPtr memory;
@@ -32,23 +33,24 @@ class Waiting {
     return nullptr;
   }
 
-  // What there is no place for, the older one of two others, is freed on return.
+  // What there is no place for, the oldest one, is freed on return.
   void put(std::unique_ptr<Piece> piece) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return;
-    std::swap(piece, pieces_[0]);
-    if (piece) std::swap(piece, pieces_[1]);
+    for (std::unique_ptr<Piece>& waiting : pieces_) {
+      if (piece) std::swap(piece, waiting);
+    }
   }
 
   void clear() {
-    std::unique_ptr<Piece> pieces[2];
+    std::unique_ptr<Piece> pieces[most_pieces];
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock) std::swap(pieces, pieces_);
   }
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<Piece> pieces_[2];  // the newest first
+  std::unique_ptr<Piece> pieces_[most_pieces];  // the newest first
 };
 
 // Never destroyed at exit: tensors may still be alive.

@@ -316,8 +316,8 @@ two_of_a_size = resident() - before
 assert 48 < two_of_a_size < 80, two_of_a_size
 for rows in range(128, 120, -1):  # 8 sizes
     call(criterion, rows)
-two_pieces = resident() - before
-assert 32 < two_pieces < 80, two_pieces
+three_pieces = resident() - before
+assert 64 < three_pieces < 112, three_pieces
 call(criterion)
 del criterion
 without = resident() - before
