@@ -111,8 +111,8 @@ floor takes the product that the encoder uses (oneDNN's, with packed weights), t
 ## Operators of the neighbours
 
 Forward with backward, as a training step calls them, on one thread of {_places(neighbours)}. The formula is what
-`prograd_fast.reference` has, or what the authors write, operator by operator of PyTorch. Two sizes each: one that stays
-in the caches, and one whose results are written past them. Times are those that the processor gave to this process.
+`prograd_fast.reference` has, or what the authors write, operator by operator of PyTorch. There are sizes that stay in
+the caches, and sizes whose results are written past them. Times are those that the processor gave to this process.
 Other processes kept the cores busy; they do not count, but share caches and memory.
 
 ![How many times better each row is]({NEIGHBOURS_PICTURE.as_posix()})
