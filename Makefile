@@ -48,6 +48,7 @@ bench: install
 	  --benchmark-columns=median,iqr,rounds --benchmark-json=build/benchmarks.json
 	$(BIN)/python -m benchmarks.compare --out build
 	$(BIN)/python -m benchmarks.prompt_step --out build
+	$(BIN)/python -m benchmarks.neighbours --out build
 
 # docs/study/: settings chosen on validation, then all methods, with the projection and without, on both sets (an hour)
 study: install

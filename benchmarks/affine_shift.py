@@ -54,6 +54,6 @@ def _with_gradient(call: Callable[..., Tensor]) -> Callable[[Shape], Side]:
     return side
 
 
-_CALLS = {"affine_shift": _ours, "slices": _slices, "slices, torch.compile": torch.compile(_slices)}
+_CALLS = {"affine_shift": _ours, "slices": _slices, "slices, torch.compile": torch.compile(_slices, dynamic=False)}
 FORWARD = {name: _forward(call) for name, call in _CALLS.items()}
 WITH_GRADIENT = {name: _with_gradient(call) for name, call in _CALLS.items()}

@@ -154,7 +154,7 @@ KERNEL, FLOOR = "project_adamw_ operator", "AdamW(fused) alone"
 
 def _python_share(group: Group) -> str:
     kernel, step = group.seconds(KERNEL), group.seconds(OURS)
-    return f"the operator takes {_time(kernel)} of the step's {_time(step)}, Python around it the rest"
+    return f"the operator takes {time_of(kernel)} of the step's {time_of(step)}, Python around it the rest"
 
 
 def context_step(sizes: Sizes) -> Group:
@@ -192,7 +192,7 @@ def many_step(sizes: Sizes) -> Group:
     group = Group(f"step, {len(sizes.many)} tensors", sides, sizes, stream=True)
     moved = STEP_BYTES * elements(sizes.many)
     bound = f"{_python_share(group)}; the operator moves {_percent(group.share(KERNEL, moved))} of the bandwidth"
-    bound += f", {FLOOR} takes {_time(group.seconds(FLOOR))}"
+    bound += f", {FLOOR} takes {time_of(group.seconds(FLOOR))}"
     group.faster(OURS, "authors + AdamW", 5.0, moved, bound)
     for other in ("authors + AdamW(fused)", "foreach + AdamW(foreach)", FLOOR):
         group.faster(OURS, other, moved=moved)
@@ -210,19 +210,19 @@ def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float
     sides |= {sums: two_backwards_of_a_sum(rows, classes)}
     group = Group(f"dual loss, {rows}x{classes}", sides, sizes, stream=share is not None)
     moved = DUAL_LOSS_BYTES * rows * classes
-    bound = f"{_time(group.seconds(out))} into memory that is there, {_time(group.seconds(new))} with new memory; "
+    bound = f"{time_of(group.seconds(out))} into memory that is there, {time_of(group.seconds(new))} with new memory; "
     if group.bandwidth is None:  # so small that the call itself counts
-        bound += f"{few} rows alone take {_time(group.seconds(in_cache))}"
+        bound += f"{few} rows alone take {time_of(group.seconds(in_cache))}"
     else:
         in_caches = group.seconds(in_cache) * rows / few
-        bound += f"{few} rows that stay in the caches: {_time(in_caches)} for as many elements; "
-        bound += f"memory alone: {_time(moved / group.bandwidth)}"
+        bound += f"{few} rows that stay in the caches: {time_of(in_caches)} for as many elements; "
+        bound += f"memory alone: {time_of(moved / group.bandwidth)}"
     group.faster(kernel, authors, target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
     if share is not None:
         group.of_bandwidth(out, moved, share, bound)
         group.of_bandwidth(kernel, moved, share, bound)
-    calls = f"{sums} take {_time(group.seconds(sums))}, {out} {_time(group.seconds(out))}"
+    calls = f"{sums} take {time_of(group.seconds(sums))}, {out} {time_of(group.seconds(out))}"
     group.faster(loop, authors, 4.0, moved, calls)
     group.faster(loop, out, None if share is None else 1 / 1.3, moved, calls)
     group.faster(loop, new, moved=moved)
@@ -237,7 +237,7 @@ def linear_dual_loss(sizes: Sizes) -> Group:
     alone = "the matrix products by torch"
     sides = _built(LINEAR_DUAL_LOSSES, *sizes.linear) | {alone: products_alone(*sizes.linear)}
     group = Group(work, sides, sizes, slow=True)
-    products = _time(group.seconds(alone))
+    products = time_of(group.seconds(alone))
     group.faster(ours, theirs, 1 / 1.2, bound=f"the matrix products: torch's alone take {products}")
     group.more_arithmetic(ours, alone, 8 * rows * classes * width)
     table = "benchmarks.losses:LINEAR_DUAL_LOSSES"
@@ -282,7 +282,8 @@ def compare(sizes: Sizes) -> dict[str, Any]:
 # ---- output
 
 
-def _time(seconds: float) -> str:
+def time_of(seconds: float) -> str:
+    """A time for a reader."""
     for unit, factor in (("s", 1), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -290,7 +291,7 @@ def _time(seconds: float) -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    return _time(value) if unit == "s" else f"{value:.3g} {unit}"
+    return time_of(value) if unit == "s" else f"{value:.3g} {unit}"
 
 
 def _percent(share: float | None) -> str:

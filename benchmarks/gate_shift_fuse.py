@@ -60,7 +60,7 @@ def _with_gradient(call: Callable[..., Tensor]) -> Callable[[Shape], Side]:
 _CALLS = {
     "gate_shift_fuse": functional.gate_shift_fuse,
     "steps": _steps,
-    "steps, torch.compile": torch.compile(_steps),
+    "steps, torch.compile": torch.compile(_steps, dynamic=False),
 }
 FORWARD = {name: _forward(call) for name, call in _CALLS.items()}
 WITH_GRADIENT = {name: _with_gradient(call) for name, call in _CALLS.items()}

@@ -24,7 +24,7 @@ def _neighbours() -> tuple[Tensor, Tensor]:
 
 def _sides(name: str, build: Callable[[Call, int], Side]) -> dict[str, Callable[[int], Side]]:
     ours, formula = getattr(functional, name), getattr(reference, name)
-    calls = {"kernel": ours, "formula": formula, "formula, torch.compile": torch.compile(formula)}
+    calls = {"kernel": ours, "formula": formula, "formula, torch.compile": torch.compile(formula, dynamic=False)}
     return {name: lambda size, call=call: build(call, size) for name, call in calls.items()}
 
 
@@ -43,9 +43,13 @@ def _soft_argmax(call: Call, maps: int) -> Side:
     return lambda: torch.autograd.grad(call(h, 5, 10.0), h, gradient)
 
 
-def _focal(call: Call, masks: int) -> Side:
+def _focal(call: Call, masks: int, max_mult: float = -1.0) -> Side:
     z, labels = _draw(masks, 448 * 448).requires_grad_(), (_draw(masks, 448 * 448, seed=1) > 0).long()
-    return lambda: torch.autograd.grad(call(z, labels).sum(), z)
+    return lambda: torch.autograd.grad(call(z, labels, max_mult=max_mult).mean(), z)
+
+
+def _cut_focal(call: Call, masks: int) -> Side:
+    return _focal(call, masks, max_mult=2.0)
 
 
 def _structure(call: Call, faces: int) -> Side:
@@ -56,4 +60,5 @@ def _structure(call: Call, faces: int) -> Side:
 EDGE_SUMS = _sides("edge_softmax_sum", _edges)
 SOFT_ARGMAX = _sides("local_soft_argmax", _soft_argmax)
 FOCAL = _sides("normalised_focal_loss", _focal)
+CUT_FOCAL = _sides("normalised_focal_loss", _cut_focal)
 STRUCTURE = _sides("structure_loss", _structure)

@@ -1,4 +1,7 @@
-"""The page of recorded runs: `python -m benchmarks.page FILE.json FILE-prompt-step.json` writes docs/benchmarks.md."""
+"""The page of recorded runs: `python -m benchmarks.page FILE.json FILE-prompt-step.json FILE-neighbours.json`.
+
+It writes docs/benchmarks.md and its pictures.
+"""
 
 import argparse
 import json
@@ -15,6 +18,7 @@ from benchmarks.compare import table
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = Path("images") / "benchmarks.png"
 PROMPT_PICTURE = Path("images") / "prompt_step.png"
+NEIGHBOURS_PICTURE = Path("images") / "neighbours.png"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -55,17 +59,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/benchmarks.md and its pictures from recorded runs.")
     parser.add_argument("results", type=Path, help="JSON that benchmarks.compare wrote")
     parser.add_argument("prompt_step", type=Path, help="JSON that benchmarks.prompt_step wrote")
+    parser.add_argument("neighbours", type=Path, help="JSON that benchmarks.neighbours wrote")
     options = parser.parse_args()
-    report, prompt = (json.loads(path.read_text("utf-8")) for path in (options.results, options.prompt_step))
+    files = options.results, options.prompt_step, options.neighbours
+    report, prompt, neighbours = (json.loads(path.read_text("utf-8")) for path in files)
     plot(report["rows"], DOCS / PICTURE)
     plot(prompt["rows"], DOCS / PROMPT_PICTURE)
-    loads = [(one["load"]["start"], one["load"]["end"]) for one in (report, prompt)]
+    plot(neighbours["rows"], DOCS / NEIGHBOURS_PICTURE)
+    loads = [(one["load"]["start"], one["load"]["end"]) for one in (report, prompt, neighbours)]
     (DOCS / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-`make bench` measures on your machine. The figures of this page were measured on {_places(report, prompt)}.
-`python -m benchmarks.page` wrote the page from `{options.results.as_posix()}` and
-`{options.prompt_step.as_posix()}`.
+`make bench` measures on your machine. The figures of this page were measured on {_places(report, prompt, neighbours)}.
+`python -m benchmarks.page` wrote the page from `{options.results.as_posix()}`,
+`{options.prompt_step.as_posix()}` and
+`{options.neighbours.as_posix()}`.
 
 Both sides of a row run in one process, in turn; memory is measured in a process for each side. Figures are medians.
 
@@ -100,9 +108,33 @@ The floor is the time of the matrix products that a step cannot do without, each
 floor takes the product that the encoder uses (oneDNN's, with packed weights), the other `torch.nn.functional.linear`
 (MKL's). The load average was {loads[1][0]} before and {loads[1][1]} after.
 
-## The machine
+## Operators of the neighbours
+
+Forward with backward, as a training step calls them, on one thread of {_places(neighbours)}. The formula is what
+`prograd_fast.reference` has, or what the authors write, operator by operator of PyTorch. There are sizes that stay in
+the caches, and sizes whose results are written past them: shapes of clips, or the number of faces with 98 landmarks (128
+features each, along edges), of heat maps of 64 × 64, of masks of 448 × 448. Times are those that the processor gave to
+this process.
+Other processes kept the cores busy; they do not count, but share caches and memory.
+
+![How many times better each row is]({NEIGHBOURS_PICTURE.as_posix()})
+
+{table(neighbours["rows"])}
+
+Bytes per second count the bytes that must move where nothing fits into the caches: 24 an element of affine shift, 32 of
+gate, shift and fuse, 32 a feature of sums along edges, 12 a pixel of local soft-argmax, 24 a pixel of the focal loss,
+28 a coordinate of the structure loss. `benchmarks/neighbours.py` says which. The load average was {loads[2][0]} before
+and {loads[2][1]} after.
+
+## The machines
+
+Losses and optimizer steps:
 
 {_machine(report)}
+
+Operators of the neighbours:
+
+{_machine(neighbours)}
 """,
         encoding="utf-8",
     )

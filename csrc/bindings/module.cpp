@@ -17,6 +17,7 @@
 #include "eager_loss.h"
 #include "plain.h"
 #include "release_graph.h"
+#include "weighted_sum.h"
 
 namespace prograd {
 namespace {
@@ -150,6 +151,13 @@ Tensors projected(const Tensors& like, const Tensors& task, const Tensors& gener
   return results;
 }
 
+// Memory for a result, kept memory where nothing but autograd looks at it.
+at::Tensor empty(const at::Tensor& like, const std::vector<int64_t>& shape, at::ScalarType dtype) {
+  const at::TensorOptions options = like.options().dtype(dtype);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return plain(like) && like.is_cpu() ? empty_in_kept_memory(shape, options) : at::empty(shape, options);
+}
+
 // What torch.optim.AdamW(fused=True) does to these parameters: the same operator, without the Python around it, which
 // takes several times as long. False, and nothing done, where torch.optim has to look for itself: see `fit`; or the
 // layouts of one parameter's tensors differ.
@@ -230,6 +238,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("release_graph", &release_graph, "Free what losses' graphs have saved; see prograd_fast/optim/one_backward.py.",
         no_gil);
   m.def("release_memory", &release_kept_memory, "Give memory that waits for large results back to the system.", no_gil);
+  m.def("empty", &empty, "Memory for a result of an operator; see prograd_fast/ops/common.py.", no_gil);
+  m.def("weighted_sum", &weighted_sum, "The gradient of losses by their cotangents; see prograd_fast/ops/losses.py.",
+        no_gil);
   m.def("dual_loss", torch::wrap_pybind_function(&dual_loss), "torch.ops.prograd_fast.dual_loss for eager autograd.");
 #ifdef PF_CUDA
   m.def(

@@ -7,10 +7,13 @@
 #include <mutex>
 #include <utility>
 
+#include "../cpu/large.h"
+
 namespace prograd {
 namespace {
 
-constexpr size_t kept_bytes = 16 << 20;  // smaller ones malloc keeps by itself
+constexpr size_t kept_bytes = cpu::stream_bytes;  // smaller ones malloc keeps by itself
+constexpr int most_pieces = 3;
 
 struct Piece {
   at::DataPtr memory;
@@ -30,26 +33,24 @@ class Waiting {
     return nullptr;
   }
 
-  // What there is no place for, one of the same size or the older one of two others, is freed on return.
+  // What there is no place for, the oldest one, is freed on return.
   void put(std::unique_ptr<Piece> piece) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return;
-    for (const std::unique_ptr<Piece>& waiting : pieces_) {
-      if (waiting && waiting->bytes == piece->bytes) return;
+    for (std::unique_ptr<Piece>& waiting : pieces_) {
+      if (piece) std::swap(piece, waiting);
     }
-    std::swap(piece, pieces_[0]);
-    if (piece) std::swap(piece, pieces_[1]);
   }
 
   void clear() {
-    std::unique_ptr<Piece> pieces[2];
+    std::unique_ptr<Piece> pieces[most_pieces];
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock) std::swap(pieces, pieces_);
   }
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<Piece> pieces_[2];  // the newest first
+  std::unique_ptr<Piece> pieces_[most_pieces];  // the newest first
 };
 
 // Never destroyed at exit: tensors may still be alive.
@@ -67,7 +68,10 @@ at::Tensor empty_in_kept_memory(at::IntArrayRef sizes, const at::TensorOptions& 
   if (bytes < kept_bytes) return at::empty(sizes, options);
   at::Allocator* allocator = c10::GetCPUAllocator();
   std::unique_ptr<Piece> piece = waiting().take(bytes);
-  if (!piece) piece = std::make_unique<Piece>(Piece{allocator->allocate(bytes), bytes});
+  if (!piece) {
+    piece = std::make_unique<Piece>(Piece{allocator->allocate(bytes), bytes});
+    cpu::prefer_huge_pages(static_cast<char*>(piece->memory.get()), int64_t(bytes));
+  }
   void* data = piece->memory.get();
   at::DataPtr memory(data, piece.release(), &give_back, at::kCPU);
   c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory), allocator, /*resizable=*/true);

@@ -66,9 +66,10 @@ void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, 
   for (float& share : shares) share = 1 / share;
   const int64_t chunks = (samples + sample_chunk - 1) / sample_chunk;
   const auto& kernels = kernels_for<DifferenceKernels>(storage_of(dtype));
+  const bool past_caches = int64_t(written.tensor().nbytes()) >= stream_bytes;
   std::vector<double> points(chunks), offsets(chunks);
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> scratch(2 * n * cotangent_size);
+    std::vector<char> scratch(4 * n * cotangent_size);
     for (int64_t i = begin * sample_chunk; i < std::min(end * sample_chunk, samples); ++i) {
       const Landmarks sample{static_cast<const char*>(data_of(x)) + i * n * size,
                              static_cast<const char*>(data_of(t)) + i * n * size,
@@ -83,7 +84,8 @@ void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, 
                              omega1,
                              omega2,
                              epsilon,
-                             factor};
+                             factor,
+                             past_caches};
       kernels.structure(sample, scratch.data(), &points[i / sample_chunk], &offsets[i / sample_chunk]);
     }
   });

@@ -20,13 +20,14 @@ struct Landmarks {
   const float* shares;  // (nodes,): 1 over the number of a row's edges
   std::int64_t edges, nodes, axes;
   double omega1, omega2, epsilon, factor;
+  bool past_caches;
 };
 
 struct DifferenceKernels {
   // Sum of f(prediction - target) over n elements, f the square or Soft Wing's function; cotangents = factor f'.
   double (*loss)(const Difference&, std::int64_t n);
   // Sums of Soft Wing's function of a sample's points, and of their offsets from the mean of their neighbours; scratch
-  // (2 nodes axes,) in the accumulation dtype.
+  // (4 nodes axes,) in the accumulation dtype, of which half are for cotangents past the caches.
   void (*structure)(const Landmarks&, void* scratch, double* points, double* offsets);
 };
 

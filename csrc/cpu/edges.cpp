@@ -9,6 +9,7 @@
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/edges.h"
+#include "large.h"
 
 namespace prograd::cpu {
 namespace {
@@ -42,14 +43,16 @@ class Graph {
     }
   }
 
-  // body(i) for every sample, whatever thread it runs on.
+  // body(i, scratch of so many elements) for every sample, whatever thread it runs on.
   template <typename Body>
-  void each_sample(const Body& body) const {
+  void each_sample(int64_t scratch_size, const Body& body) const {
     const int64_t work = std::max<int64_t>(1, edges.edges * edges.width);
     at::parallel_for(0, own_.size(0), std::max<int64_t>(1, grain_size / work), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(i);
+      std::vector<char> scratch(scratch_size * size);
+      for (int64_t i = begin; i < end; ++i) body(i, scratch.data());
     });
   }
+  bool past_caches() const { return own_.numel() * size >= stream_bytes; }
 
   const char* own(int64_t i) const { return part(own_, i * edges.nodes * edges.width); }
   const char* other(int64_t i) const { return part(other_, i * edges.nodes * edges.width); }
@@ -75,9 +78,11 @@ void edge_softmax_sum_out(const at::Tensor& own, const at::Tensor& other, const 
   check_edge_softmax_sum(at::kCPU, own, other, logits, rows, columns, y);
   const Graph graph(own, other, logits, rows, columns, transposed);
   const Written written(y, graph.dtype);
-  const int64_t bytes = graph.edges.nodes * graph.edges.width * graph.size;
-  graph.each_sample([&](int64_t i) {
-    graph.kernels.sum(graph.edges, graph.own(i), graph.other(i), graph.shares(i), written.data() + i * bytes);
+  const int64_t of_sample = graph.edges.nodes * graph.edges.width;
+  prefer_huge_pages(written.data(), written.tensor().nbytes());
+  graph.each_sample(of_sample, [&](int64_t i, char* scratch) {
+    graph.kernels.sum(graph.edges, graph.own(i), graph.other(i), graph.shares(i),
+                      written.data() + i * of_sample * graph.size, scratch, graph.past_caches());
   });
   written.write_back();
 }
@@ -91,12 +96,14 @@ void edge_softmax_sum_backward_out(const at::Tensor& gradient, const at::Tensor&
   const Written written_own(d_own, graph.dtype), written_other(d_other, graph.dtype);
   const at::Tensor of_samples = at::empty({own.size(0), graph.edges.edges}, g.options());
   const int64_t of_sample = graph.edges.nodes * graph.edges.width;
-  graph.each_sample([&](int64_t i) {
-    std::vector<char> scratch(graph.edges.nodes * graph.size);
+  for (const Written* written : {&written_own, &written_other}) {
+    prefer_huge_pages(written->data(), written->tensor().nbytes());
+  }
+  graph.each_sample(graph.edges.nodes + 2 * of_sample, [&](int64_t i, char* scratch) {
     graph.kernels.backward(graph.edges, graph.part(g, i * of_sample), graph.own(i), graph.other(i), graph.shares(i),
                            written_own.data() + i * of_sample * graph.size,
                            written_other.data() + i * of_sample * graph.size,
-                           graph.part(of_samples, i * graph.edges.edges), scratch.data());
+                           graph.part(of_samples, i * graph.edges.edges), scratch, graph.past_caches());
   });
   written_own.write_back();
   written_other.write_back();

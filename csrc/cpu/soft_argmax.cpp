@@ -49,8 +49,9 @@ void local_soft_argmax_backward_out(const at::Tensor& gradient, const at::Tensor
   const int64_t bytes = h.size(2) * h.size(3) * int64_t(h.itemsize());
   const auto& kernels = kernels_for<SoftArgmaxKernels>(storage_of(h.scalar_type()));
   const auto* gradients = static_cast<const char*>(data_of(g));
+  const bool past_caches = int64_t(written.tensor().nbytes()) >= stream_bytes;
   each_map(h, window, temperature, [&](int64_t i, const HeatMap& map) {
-    kernels.backward(map, gradients + i * 2 * int64_t(g.itemsize()), written.data() + i * bytes);
+    kernels.backward(map, gradients + i * 2 * int64_t(g.itemsize()), written.data() + i * bytes, past_caches);
   });
   written.write_back();
 }

@@ -14,7 +14,7 @@ struct HeatMap {
 struct SoftArgmaxKernels {
   void (*point)(const HeatMap&, void* point);  // x, y in the accumulation dtype
   // gradient: of x and y, in the accumulation dtype; d_values: as the values, all of them written
-  void (*backward)(const HeatMap&, const void* gradient, void* d_values);
+  void (*backward)(const HeatMap&, const void* gradient, void* d_values, bool past_caches);
 };
 
 }  // namespace prograd::cpu

@@ -33,9 +33,11 @@ def _load() -> tuple[Any, str | None]:
 EXTENSION, _WHY_NOT = _load()
 if EXTENSION is not None:
     SHORTCUTS["dual_loss"] = EXTENSION.dual_loss  # calls whatever kernel is in use
+    SHORTCUTS["empty"] = EXTENSION.empty
     SHORTCUTS["fit"] = EXTENSION.fit
     SHORTCUTS["release_graph"] = EXTENSION.release_graph
     SHORTCUTS["release_memory"] = EXTENSION.release_memory
+    SHORTCUTS["weighted_sum"] = EXTENSION.weighted_sum
 
 
 def missing() -> str | None:

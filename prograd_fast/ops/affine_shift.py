@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import OneDtype, check_devices, check_floating
-from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype, empty_like
 from prograd_fast.ops.losses import goes_through_formula
 from prograd_fast.ops.registry import LIBRARY, define
 
@@ -151,7 +151,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     d_x = d_scale = None
     gradient = gradient.contiguous()
     if needs_x and needs_scale and not torch.is_grad_enabled():
-        d_x, d_scale = torch.empty_like(x), torch.empty_like(scale)
+        d_x, d_scale = empty_like(x), torch.empty_like(scale)
         operators.affine_shift_backward_out(gradient, x, scale, ctx.groups, ctx.axes, d_x=d_x, d_scale=d_scale)
     else:  # of operators that can be differentiated
         if needs_x:

@@ -1,9 +1,12 @@
-"""The words that all operators share: in which dtype they add up, what they reduce, what a conflict test covers."""
+"""What all operators share: in which dtype they add up, what they reduce, what a conflict test covers, new memory."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from prograd_fast.ops.registry import SHORTCUTS
 
 Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)  # operators take the position
@@ -19,6 +22,20 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`like.new_empty(shape, dtype=dtype)`; on a CPU large results take the memory of earlier ones."""
+    shortcut = SHORTCUTS.get("empty")
+    if shortcut is None or type(like) is not Tensor or not like.is_cpu:
+        return like.new_empty(shape, dtype=dtype)
+    result: Tensor = shortcut(like, shape, dtype)
+    return result
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """As `empty`, of the shape and dtype of a tensor."""
+    return empty(tensor, tensor.shape, tensor.dtype)
 
 
 def reduced(losses: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_devices, check_fixed, check_floating, check_nodes, check_positive
-from prograd_fast.ops.common import Reduction, accumulation_dtype, reduced
+from prograd_fast.ops.common import Reduction, accumulation_dtype, empty, reduced
 from prograd_fast.ops.losses import define_loss, losses_of
 
 # ---- formulas
@@ -144,7 +144,7 @@ def _kernel(
 
 def _empty(prediction: Tensor, target: Tensor, *options: float) -> tuple[Tensor, ...]:
     loss = prediction.new_empty((), dtype=accumulation_dtype(prediction, target))
-    return loss, prediction.new_empty(prediction.shape, dtype=accumulation_dtype(prediction))
+    return loss, empty(prediction, prediction.shape, accumulation_dtype(prediction))
 
 
 define_loss(
@@ -184,7 +184,7 @@ def _structure_kernel(*args: Any, losses: Tensor, cotangents: Tensor) -> None:
 
 def _empty_structure(prediction: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, ...]:
     losses = prediction.new_empty(2, dtype=accumulation_dtype(prediction, target))
-    return losses, prediction.new_empty((2, *prediction.shape), dtype=accumulation_dtype(prediction))
+    return losses, empty(prediction, (2, *prediction.shape), accumulation_dtype(prediction))
 
 
 define_loss(

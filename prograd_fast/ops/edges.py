@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_devices, check_floating, check_nodes
-from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype, empty_like
 from prograd_fast.ops.losses import goes_through_formula
 from prograd_fast.ops.registry import LIBRARY, define
 
@@ -108,11 +108,11 @@ def _backward_kernel(*args: Any, d_own: Tensor, d_other: Tensor, d_logits: Tenso
 
 
 def _empty(own: Tensor, *others: Any) -> Tensor:
-    return own.new_empty(own.shape)
+    return empty_like(own)
 
 
 def _empty_backward(gradient: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in inputs[:3])
+    return tuple(empty_like(x) for x in inputs[:3])
 
 
 def _edge_softmax_sum(*args: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prograd_fast.ops.checks import OneDtype, check_devices, check_floating
-from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype, empty_like
 from prograd_fast.ops.losses import goes_through_formula
 from prograd_fast.ops.registry import LIBRARY, define
 
@@ -194,7 +194,7 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # with create_graph=True
         return *_through_formula(gradient, (x, gate, weight, bias), ctx.used), None
     operators, gradient = torch.ops.prograd_fast, gradient.contiguous()
-    d_phi, d_x, d_gate = torch.empty_like(phi), torch.empty_like(x), torch.empty_like(gate)
+    d_phi, d_x, d_gate = torch.empty_like(phi), empty_like(x), torch.empty_like(gate)
     operators.gate_shift_slopes_out(gradient, x, gate, d_phi=d_phi)
     d_convolved = d_phi * phi * (1 - phi)
     d_means, d_weight, d_bias = torch.ops.aten.convolution_backward(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from prograd_fast.ops.registry import LIBRARY, Check, define
+from prograd_fast.ops.registry import LIBRARY, SHORTCUTS, Check, define
 
 _formulas: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {}  # by operator
 _ones: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # what a backward of a loss starts with
@@ -49,6 +49,20 @@ def first_gradient(loss: Tensor) -> Tensor | None:
 
 def _is_one(gradient: Tensor) -> bool:
     return gradient is _ones.get((gradient.device, gradient.dtype)) and gradient._version == 0
+
+
+def _weighted_sum(gradients: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+    """Σ_k gradients[k]·cotangents[k]; a gradient is (B,) without reduction, else 0-d."""
+    if len(gradients) == 1 and _is_one(gradients[0]):
+        return cotangents[0]
+    shortcut, tensors = SHORTCUTS.get("weighted_sum"), (*gradients, *cotangents)
+    if shortcut is not None and all(type(x) is Tensor and x.is_cpu for x in tensors):
+        total: Tensor | None = shortcut(gradients, cotangents)
+        if total is not None:
+            return total
+    factors = (g.unsqueeze(1) if g.dim() else g for g in gradients)
+    parts = [c if _is_one(g) else g * c for g, c in zip(factors, cotangents, strict=True)]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def goes_through_formula() -> bool:
@@ -149,15 +163,8 @@ def define_loss(
         if used and torch.is_grad_enabled():  # with create_graph=True
             given = [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
             results[differentiable] = through_formula(given, used)
-            return tuple(results)
-        total = None
-        for k, gradient in used.items():
-            part = cotangents if count == 1 else cotangents[k]
-            if not _is_one(gradient):
-                # (B,) without reduction, else 0-d: a factor per row, or one for all
-                part = (gradient.unsqueeze(1) if gradient.dim() else gradient) * part
-            total = part if total is None else total + part
-        if total is not None:
+        elif used:
+            total = _weighted_sum(list(used.values()), [cotangents if count == 1 else cotangents[k] for k in used])
             results[differentiable] = total.to(tensors[differentiable].dtype)
         return tuple(results)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_devices, check_floating, check_positive
-from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype, empty
 from prograd_fast.ops.losses import define_loss, losses_of
 
 # ---- formula
@@ -73,7 +73,7 @@ def _kernel(logits: Tensor, labels: Tensor, *options: float, losses: Tensor, cot
 
 def _empty(logits: Tensor, labels: Tensor, *options: float) -> tuple[Tensor, ...]:
     dtype = accumulation_dtype(logits)
-    return logits.new_empty(logits.shape[:1], dtype=dtype), logits.new_empty(logits.shape, dtype=dtype)
+    return logits.new_empty(logits.shape[:1], dtype=dtype), empty(logits, logits.shape, dtype)
 
 
 define_loss(

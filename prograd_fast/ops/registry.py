@@ -12,10 +12,10 @@ LIBRARY = torch.library.Library("prograd_fast", "DEF")
 
 Check = Callable[[dict[str, Any]], None]
 
-# C++ in place of slower Python, by name: operators without the dispatcher; `fit`, see optim/states.py; and what Python
-# cannot do, `release_graph`, see optim/one_backward.py, and `release_memory`, see csrc/common/kept_memory.h. To box
-# some twenty arguments for the dispatcher takes several times as long as the step of a small prompt. A backend puts its
-# functions in while it is in use.
+# C++ in place of slower Python, by name: operators without the dispatcher; `fit`, see optim/states.py; `weighted_sum`,
+# see losses.py; and what Python cannot do, `release_graph`, see optim/one_backward.py, `empty` and `release_memory`,
+# see csrc/common/kept_memory.h. To box some twenty arguments for the dispatcher takes several times as long as the step
+# of a small prompt. A backend puts its functions in while it is in use.
 SHORTCUTS: dict[str, Callable[..., Any]] = {}
 
 _checks: dict[str, Check] = {}  # by operator

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prograd_fast.ops.checks import Arguments, check_floating, check_positive
-from prograd_fast.ops.common import accumulation_dtype
+from prograd_fast.ops.common import accumulation_dtype, empty_like
 from prograd_fast.ops.losses import goes_through_formula
 from prograd_fast.ops.registry import LIBRARY, define
 
@@ -87,7 +87,7 @@ def _empty(maps: Tensor, window: int, temperature: float) -> Tensor:
 
 
 def _empty_backward(gradient: Tensor, maps: Tensor, window: int, temperature: float) -> Tensor:
-    return maps.new_empty(maps.shape)
+    return empty_like(maps)
 
 
 def _local_soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:

@@ -34,11 +34,11 @@ void test_structure(const Case& c) {
     std::mt19937 random(8);
     const Storage accumulation = accumulation_of(c.storage);
     Buffer x(c.storage, n, c.shift), t(c.storage, n), of_points(accumulation, n, c.shift), of_offsets(accumulation, n);
-    Buffer scratch(accumulation, 2 * n);
+    Buffer scratch(accumulation, 4 * n);
     x.fill(random), t.fill(random);
     const Landmarks landmarks{
         x.data(), t.data(), of_points.data(), of_offsets.data(), rows, columns, shares, edges, nodes, c.n, 0.5, 20,
-        0.5,      0.25};
+        0.5,      0.25,     side == 1};
     double points = 0, offsets = 0;
     c.kernels<DifferenceKernels>(side).structure(landmarks, scratch.data(), &points, &offsets);
     const double got[4] = {points, offsets, of_points[n - 1], of_offsets[0]};

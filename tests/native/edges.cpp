@@ -15,14 +15,16 @@ void test_edges(const Case& c) {
       const std::int64_t n = nodes * c.n;
       Buffer own(storage, n, c.shift), other(storage, n), gradient(storage, n, c.shift), y(storage, n, c.shift);
       Buffer d_own(storage, n), d_other(storage, n, c.shift);
-      Buffer logits(storage, edges), shares(storage, edges), d_logits(storage, edges), scratch(storage, 2 * nodes);
+      Buffer logits(storage, edges), shares(storage, edges), d_logits(storage, edges);
+      Buffer scratch(storage, std::max(2 * nodes, nodes + 2 * n));
       own.fill(random), other.fill(random), gradient.fill(random), logits.fill(random);
       const Edges graph{rows, columns, edges, nodes, c.n, transposed};
       const auto& kernels = c.kernels<EdgeKernels>(side);
       kernels.shares(graph, logits.data(), shares.data(), scratch.data());
-      kernels.sum(graph, own.data(), other.data(), shares.data(), y.data());
+      const bool past_caches = side == 1;
+      kernels.sum(graph, own.data(), other.data(), shares.data(), y.data(), scratch.data(), past_caches);
       kernels.backward(graph, gradient.data(), own.data(), other.data(), shares.data(), d_own.data(), d_other.data(),
-                       d_logits.data(), scratch.data());
+                       d_logits.data(), scratch.data(), past_caches);
       const double got[5] = {shares[5], y[n - 1], d_own[n - 1], d_other[0], d_logits[3]};
       std::memcpy(results[side], got, sizeof got);
     }

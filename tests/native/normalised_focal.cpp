@@ -1,12 +1,14 @@
 // The normalised focal loss.
 #include "../../csrc/cpu/normalised_focal.h"
 
+#include <utility>
+
 #include "native.h"
 
 namespace {
 
 void test_focal(const Case& c) {
-  for (const double gamma : {0.5, 1.0, 2.0}) {
+  for (const auto& [gamma, max_mult] : {std::pair(0.5, 1.5), {1.0, 1.5}, {2.0, 1.5}, {0.5, -1.0}, {2.0, -1.0}}) {
     double results[2][2] = {};
     for (int side = 0; side < 2; ++side) {
       std::mt19937 random(6);
@@ -14,7 +16,7 @@ void test_focal(const Case& c) {
       z.fill(random);
       std::vector<std::int64_t> labels(c.n);
       for (std::int64_t i = 0; i < c.n; ++i) labels[i] = i % 3 - (i % 7 == 0 ? 1 : 0) > 0 ? 1 : (i % 5 == 0 ? -1 : 0);
-      const Mask mask{z.data(), labels.data(), cotangents.data(), c.n, 0.3, gamma, 1.5, 1e-12};
+      const Mask mask{z.data(), labels.data(), cotangents.data(), c.n, 0.3, gamma, max_mult, 1e-12};
       results[side][0] = c.kernels<FocalKernels>(side).loss(mask);
       results[side][1] = cotangents[c.n - 1];
     }

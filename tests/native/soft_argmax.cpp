@@ -18,7 +18,7 @@ void test_soft_argmax(const Case& c) {
       const HeatMap map{values.data(), 3, c.n, window, 2.0};
       const auto& kernels = c.kernels<SoftArgmaxKernels>(side);
       kernels.point(map, point.data());
-      kernels.backward(map, gradient.data(), d_values.data());
+      kernels.backward(map, gradient.data(), d_values.data(), side == 1);
       const double got[4] = {point[0], point[1], d_values[c.n + c.n / 2], d_values[3 * c.n - 1]};
       std::memcpy(results[side], got, sizeof got);
     }

@@ -47,14 +47,16 @@ def test_parity(backend: str, dtype: torch.dtype, shape: tuple[int, ...], more: 
         ours = structure_loss(x, t, *ends, *SETTINGS)
         batch = structure_loss(x, t, *ends, *SETTINGS, "batchmean")
         gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in ours]
-        (both,) = torch.autograd.grad(ours[0] + 2 * ours[1], x)
+        weights = (1, 2), (0.5, -3)  # a first weight of 1 is a sum in one pass
+        both = [torch.autograd.grad(a * ours[0] + b * ours[1], x, retain_graph=True)[0] for a, b in weights]
     expected = [torch.autograd.grad(loss, wide, retain_graph=True)[0] for loss in theirs]
     for k in range(2):
         assert ours[k].dtype == accumulation(dtype)
         assert_close(ours[k], theirs[k], "formula", accumulation(dtype))
         assert_close(batch[k], theirs[k] * x[0].numel(), "formula", accumulation(dtype))
         assert_close(gradients[k], expected[k], "formula", dtype)
-    assert_close(both, expected[0] + 2 * expected[1], "formula", dtype)
+    for (a, b), gradient in zip(weights, both, strict=True):
+        assert_close(gradient, a * expected[0] + b * expected[1], "formula", dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import affine_shift, compare, gate_shift_fuse, prompt_step, prompts, ranks, scaling_model
+from benchmarks import affine_shift, compare, gate_shift_fuse, neighbours, prompt_step, prompts, ranks, scaling_model
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES
 from benchmarks.measure import interleaved
 from benchmarks.related_losses import SAMPLES, SOFT_WINGS, SQUARED_ERRORS, TEXT_TO_TEXT
@@ -62,13 +63,11 @@ def test_sides_of_a_loss_agree(sides, size):
         assert_close(other, first, rtol=1e-4, atol=1e-6)  # cotangents are differences of probabilities
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with gradient"])
 @pytest.mark.parametrize(
     ("shifts", "shape"), [(affine_shift, (2, 17, 3, 4, 5)), (gate_shift_fuse, (2, 3, 8, 4, 5))], ids=["affine", "gated"]
 )
-def test_sides_of_a_shift_agree(shifts, shape, gradient):
-    sides = shifts.WITH_GRADIENT if gradient else shifts.FORWARD
-    first, *others = (make(shape)() for make in sides.values())
+def test_sides_of_a_shift_agree(shifts, shape):
+    first, *others = (make(shape)() for make in shifts.FORWARD.values())
     for other in others:
         assert_close(other, first, rtol=1e-4, atol=1e-5)
 
@@ -86,6 +85,29 @@ def test_the_table_comes_out(tmp_path, monkeypatch):
     lines = compare.table(report["rows"]).splitlines()
     assert len(lines) == 2 + len(report["rows"])
     assert len({line.count("|") for line in lines}) == 1
+
+
+SMALL = {"affine shift": (2, 17, 3, 4, 5), "gate, shift and fuse": (2, 3, 8, 4, 5), "local soft-argmax": 98}
+
+
+@pytest.mark.parametrize("case", neighbours.CASES, ids=lambda case: case.work)
+def test_sides_of_a_neighbour_agree(case):
+    first, *others = (make(SMALL.get(case.work, 1))() for make in case.sides.values())
+    for other in others:
+        assert_close(other, first, rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_of_neighbours_comes_out():
+    sizes = [SMALL.get(case.work, 1) for case in neighbours.CASES]
+    cases = [replace(case, sizes=(size, size)) for case, size in zip(neighbours.CASES, sizes, strict=True)]
+    report = neighbours.compare(TINY, cases)
+    assert len(report["rows"]) == 5 * len(cases)
+    assert all(row["missed"] == bool(row["bound_by"]) for row in report["rows"])
+    shares = [row for row in report["rows"] if row["unit"] == "GB/s"]
+    assert {row["work"] for row in shares} == {f"{case.work}, {size}" for case, size in zip(cases, sizes, strict=True)}
+    for row, case, size in zip(shares, cases, sizes, strict=True):
+        timing = report["timings"][row["work"]][row["ours"]]["median"]
+        assert row["our_figure"] * 1e9 == pytest.approx(case.moved * case.elements(size) / timing)
 
 
 def test_rounds_are_interleaved():

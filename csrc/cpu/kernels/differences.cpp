@@ -2,6 +2,7 @@
 #include "../differences.h"
 
 #include "../../formulas/differences.h"
+#include "stream.h"
 #include "sums.h"
 #include "table.h"
 
@@ -42,9 +43,10 @@ void along_edges(const Landmarks& of, const T* __restrict from, T* __restrict to
 template <typename S, typename T = Accumulation<S>>
 void structure_loss(const Landmarks& of, void* scratch, double* points, double* offsets) {
   const S* __restrict x = static_cast<const S*>(of.prediction), * __restrict t = static_cast<const S*>(of.target);
-  T* __restrict of_points = static_cast<T*>(of.of_points), * __restrict of_offsets = static_cast<T*>(of.of_offsets);
   const std::int64_t n = of.nodes * of.axes;
   T* __restrict difference = static_cast<T*>(scratch), * __restrict offset = difference + n;
+  T* __restrict of_points = of.past_caches ? offset + n : static_cast<T*>(of.of_points);
+  T* __restrict of_offsets = of.past_caches ? offset + 2 * n : static_cast<T*>(of.of_offsets);
   const auto f = SoftWing<T>::of(of.omega1, of.omega2, of.epsilon);
   const T factor = T(of.factor);
   each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
@@ -70,6 +72,10 @@ void structure_loss(const Landmarks& of, void* scratch, double* points, double* 
     *offsets += sum;
   });
   along_edges<false>(of, offset, of_offsets);
+  if (of.past_caches) {
+    stream_copy(of.of_points, of_points, std::size_t(n) * sizeof(T));
+    stream_copy(of.of_offsets, of_offsets, std::size_t(n) * sizeof(T));
+  }
 }
 
 template <typename S>

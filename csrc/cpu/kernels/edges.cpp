@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "stream.h"
 #include "table.h"
-#include "vector.h"
 
 namespace prograd::cpu {
 namespace {
@@ -28,8 +28,9 @@ void edge_shares(const Edges& graph, const void* logits_, void* shares_, void* s
 }
 
 template <typename T>
-void edge_sum(const Edges& graph, const void* own, const void* other, const void* shares, void* y_) {
-  T* y = static_cast<T*>(y_);
+void edge_sum(const Edges& graph, const void* own, const void* other, const void* shares, void* y_, void* scratch,
+              bool past_caches) {
+  T* y = static_cast<T*>(past_caches ? scratch : y_);
   std::fill(y, y + graph.nodes * graph.width, T(0));
   for (std::int64_t e = 0; e < graph.edges; ++e) {
     const std::int64_t row = graph.rows[e], column = graph.columns[e];
@@ -40,23 +41,25 @@ void edge_sum(const Edges& graph, const void* own, const void* other, const void
 #pragma omp simd
     for (std::int64_t k = 0; k < graph.width; ++k) to[k] += share * from[k];
   }
+  if (past_caches) stream_copy(y_, y, std::size_t(graph.nodes * graph.width) * sizeof(T));
 }
 
 template <typename T>
 void edge_backward(const Edges& graph, const void* gradient, const void* own, const void* other, const void* shares_,
-                   void* d_own, void* d_other, void* d_logits_, void* scratch) {
+                   void* d_own_, void* d_other_, void* d_logits_, void* scratch, bool past_caches) {
+  const std::int64_t size = graph.nodes * graph.width;
   const T* shares = static_cast<const T*>(shares_);
   T *d_logits = static_cast<T*>(d_logits_), *of_row = static_cast<T*>(scratch);
-  for (void* result : {d_own, d_other}) {
-    std::fill(static_cast<T*>(result), static_cast<T*>(result) + graph.nodes * graph.width, T(0));
-  }
+  T* d_own = past_caches ? of_row + graph.nodes : static_cast<T*>(d_own_);
+  T* d_other = past_caches ? d_own + size : static_cast<T*>(d_other_);
+  for (T* result : {d_own, d_other}) std::fill(result, result + size, T(0));
   std::fill(of_row, of_row + graph.nodes, T(0));
   for (std::int64_t e = 0; e < graph.edges; ++e) {
     const std::int64_t row = graph.rows[e], column = graph.columns[e];
     const std::int64_t sender = graph.transposed ? row : column, receiver = graph.transposed ? column : row;
     const T* __restrict g = static_cast<const T*>(gradient) + receiver * graph.width;
     const T* __restrict sent = static_cast<const T*>(row == column ? own : other) + sender * graph.width;
-    T* __restrict to = static_cast<T*>(row == column ? d_own : d_other) + sender * graph.width;
+    T* __restrict to = (row == column ? d_own : d_other) + sender * graph.width;
     T product = 0;
 #pragma omp simd reduction(+ : product)
     for (std::int64_t k = 0; k < graph.width; ++k) {
@@ -67,6 +70,10 @@ void edge_backward(const Edges& graph, const void* gradient, const void* own, co
     of_row[row] += shares[e] * product;
   }
   for (std::int64_t e = 0; e < graph.edges; ++e) d_logits[e] = shares[e] * (d_logits[e] - of_row[graph.rows[e]]);
+  if (past_caches) {
+    stream_copy(d_own_, d_own, std::size_t(size) * sizeof(T));
+    stream_copy(d_other_, d_other, std::size_t(size) * sizeof(T));
+  }
 }
 
 template <typename S>

@@ -1,5 +1,6 @@
 // The normalised focal loss of one picture. The weights' factor m is known when all pixels were seen: without a largest
-// weight it is a factor of all results, which are made at once and multiplied in the end.
+// weight it is a factor of all results, which are made at once and multiplied in the end. Loops are in functions of
+// their own: within a lambda GCC does not vectorise them.
 #include "../normalised_focal.h"
 
 #include <cmath>
@@ -21,7 +22,7 @@ struct FocalSums {
   T weights, counted, loss;
 };
 
-// Of a run of pixels. A function of its own: within a lambda GCC does not vectorise the loop.
+// Of a run of pixels.
 template <int exponent, typename S, typename T>
 __attribute__((noinline)) FocalSums<T> focal_run(const S* __restrict logits, const std::int64_t* __restrict labels,
                                                  T* __restrict cotangents, std::int64_t n, T gamma, T eps, T alpha) {
@@ -62,45 +63,60 @@ double focal_loss_at_once(const Mask& mask) {
   return loss * mean / lifted<double>;
 }
 
+// The weights of a run of pixels, and how many count.
+template <int exponent, typename S, typename T>
+__attribute__((noinline)) FocalSums<T> focal_weights(const S* __restrict logits, const std::int64_t* __restrict labels,
+                                                     std::int64_t n, T gamma) {
+  T sum = 0, counted = 0;
+#pragma omp simd reduction(+ : sum, counted)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
+    const T weight = focal_power<exponent>(LabelProbability<T>(sign * load(logits[i])).q, gamma);
+    sum += counts == T(0) ? T(0) : weight;
+    counted += counts;
+  }
+  return {sum, counted, T(0)};
+}
+
+// The loss of a run of pixels whose weights are m = `scale` times their power, `most` at most; 1 / n = `share`.
+template <int exponent, typename S, typename T>
+__attribute__((noinline)) T focal_cut_run(const S* __restrict logits, const std::int64_t* __restrict labels,
+                                          T* __restrict cotangents, std::int64_t n, T gamma, T eps, T alpha, T scale,
+                                          T most, T share) {
+  T loss = 0;
+#pragma omp simd reduction(+ : loss)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
+    const LabelProbability<T> of_label(sign * load(logits[i]));
+    const FocalPixel<T> pixel(of_label, gamma, eps);
+    const T weight = scale * focal_power<exponent>(of_label.q, gamma);
+    const T factor = (sign > T(0) ? alpha : T(1) - alpha) * (weight >= most ? most : weight) * share;
+    const T of_weight = weight >= most ? T(0) : pixel.of_weight * pixel.log_p;
+    const T value = factor * pixel.log_p, slope = sign * factor * (pixel.of_log + of_weight);
+    loss -= counts == T(0) ? T(0) : value;
+    cotangents[i] = counts == T(0) ? T(0) : -slope;
+  }
+  return loss;
+}
+
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_of_cut_weights(const Mask& mask) {
-  const S* __restrict logits = static_cast<const S*>(mask.logits);
-  const std::int64_t* __restrict labels = mask.labels;
-  T* __restrict cotangents = static_cast<T*>(mask.cotangents);
-  const T gamma = T(mask.gamma), eps = T(mask.eps), alpha = T(mask.alpha), most = T(mask.max_mult);
-  double total = 0;
+  const S* logits = static_cast<const S*>(mask.logits);
+  const T gamma = T(mask.gamma);
+  double total = 0, loss = 0;
   std::int64_t count = 0;
   each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0, counted = 0;
-#pragma omp simd reduction(+ : sum, counted)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T z = load(logits[i]), q = LabelProbability<T>(labels[i] == 1 ? z : -z).q;
-      const T counts = labels[i] == -1 ? T(0) : T(1);
-      sum += counts == T(0) ? T(0) : focal_power<exponent>(q, gamma);
-      counted += counts;
-    }
-    total += sum;
-    count += std::int64_t(counted);
+    const auto sums = focal_weights<exponent, S, T>(logits + begin, mask.labels + begin, end - begin, gamma);
+    total += sums.weights;
+    count += std::int64_t(sums.counted);
   });
   const T scale = T(double(count) / (total + mask.eps)), share = T(1) / T(count > 0 ? count : 1);
-  double loss = 0;
   each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T z = load(logits[i]), sign = labels[i] == 1 ? T(1) : T(-1);
-      const LabelProbability<T> of_label(sign * z);
-      const FocalPixel<T> pixel(of_label, gamma, eps);
-      const T weight = scale * focal_power<exponent>(of_label.q, gamma);
-      const bool cut = weight >= most, counts = labels[i] != -1;
-      const T factor = (labels[i] == 1 ? alpha : T(1) - alpha) * (cut ? most : weight);
-      const T slope = pixel.of_log + (cut ? T(0) : pixel.of_weight) * pixel.log_p;
-      sum += counts ? -factor * pixel.log_p : T(0);
-      cotangents[i] = counts ? -sign * factor * slope * share : T(0);
-    }
-    loss += sum;
+    loss +=
+        focal_cut_run<exponent, S, T>(logits + begin, mask.labels + begin, static_cast<T*>(mask.cotangents) + begin,
+                                      end - begin, gamma, T(mask.eps), T(mask.alpha), scale, T(mask.max_mult), share);
   });
-  return loss * double(share);
+  return loss;
 }
 
 template <int exponent, typename S>

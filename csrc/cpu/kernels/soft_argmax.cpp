@@ -1,10 +1,11 @@
 // The largest value of a heat map, and the softmax-weighted mean position in the window around it.
 #include "../soft_argmax.h"
 
+#include <algorithm>
 #include <limits>
 
+#include "stream.h"
 #include "table.h"
-#include "vector.h"
 
 namespace prograd::cpu {
 namespace {
@@ -82,12 +83,24 @@ void soft_argmax_point(const HeatMap& map, void* point) {
 }
 
 template <typename S>
-void soft_argmax_backward(const HeatMap& map, const void* gradient, void* d_values) {
+void fill_with_zeros(S* to, std::int64_t n, bool past_caches) {
+  each_block(to, n, past_caches, [](std::int64_t begin, std::int64_t end, S* out) {
+    for (std::int64_t i = 0; i < end - begin; ++i) store(out[i], Accumulation<S>(0));
+  });
+}
+
+template <typename S>
+void soft_argmax_backward(const HeatMap& map, const void* gradient, void* d_values, bool past_caches) {
   using T = Accumulation<S>;
   const Window<S> window(map);
   const T g_x = static_cast<const T*>(gradient)[0], g_y = static_cast<const T*>(gradient)[1];
   S* result = static_cast<S*>(d_values);
-  for (std::int64_t i = 0; i < map.height * map.width; ++i) store(result[i], T(0));
+  // the rows of the window stay in the caches until its values are in
+  const std::int64_t top = std::max<std::int64_t>(window.first_row, 0) * map.width;
+  const std::int64_t bottom = std::min(window.first_row + map.window, map.height) * map.width;
+  fill_with_zeros(result, top, past_caches);
+  fill_with_zeros(result + top, bottom - top, false);
+  fill_with_zeros(result + bottom, map.height * map.width - bottom, past_caches);
   for (std::int64_t i = 0; i < map.window; ++i) {
     for (std::int64_t j = 0; j < map.window; ++j) {
       const std::int64_t row = window.first_row + i, column = window.first_column + j;
