@@ -19,4 +19,5 @@ def test_values_and_gradients_are_those_of_normalize():
 def test_the_gradient_of_a_row_of_zeros_is_zero():
     x = torch.zeros(2, 3, requires_grad=True)
     lengths(x).sum().backward()
-    assert x.grad is not None and (x.grad == 0).all()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
