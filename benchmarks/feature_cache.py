@@ -1,12 +1,14 @@
 """Features of 100,000 pictures, 512 wide, from the cache on disk: bytes per second and memory.
 
 `python -m benchmarks.feature_cache` writes them in shards as runs do (205 MB) and reads all of them in batches of 100:
-keys are looked up, every checksum is compared, every row is copied into its batch. Once with pages that the system
-dropped before, as far as it does so when it is asked, and then with those that it keeps.
+keys are looked up, every checksum is compared, every row is copied into its batch. First with pages that the system
+dropped before, as far as it does so when it is asked, and then with those that it keeps. Each time beside it, in turn,
+what the disk, or the system's memory, gives at most: the same files read one after the other into one buffer. Medians.
 """
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,8 @@ from benchmarks.measure import load, machine
 from prograd_fast.clip.feature_cache import FeatureCache
 from prograd_fast.training.evaluate import BATCH
 from prograd_fast.training.features import STORE_EVERY
+
+BUFFER = 1 << 20  # bytes of a plain read
 
 
 class Read(NamedTuple):
@@ -62,6 +66,16 @@ def read(folder: Path, n: int) -> Read:
     return Read(time.perf_counter() - wall, time.process_time() - processor, worst - before)
 
 
+def read_plainly(folder: Path) -> float:
+    """Seconds that it takes to read the bytes of a folder's files, and to do nothing with them."""
+    buffer, start = memoryview(bytearray(BUFFER)), time.perf_counter()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with file.open("rb", buffering=0) as opened:
+            while opened.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
 def _anonymous() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
@@ -72,19 +86,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the cache of image features.")
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, help="make the files here (default: the system's folder for such files)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts, size = machine(), 4 * options.pictures * options.width
     print(f"{facts['cpu']}, {facts['cores']} cores, 1 thread, load {load()}")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         write(folder, options.pictures, options.width)
-        drop_pages(folder)
-        for label in ("dropped pages", "kept pages", "kept pages"):
-            took = read(folder, options.pictures)
+        for dropped in (True, False):
+            found, plain = [], []
+            for _ in range(options.rounds):
+                if dropped:
+                    drop_pages(folder)
+                plain.append(read_plainly(folder))
+                if dropped:
+                    drop_pages(folder)
+                found.append(read(folder, options.pictures))
+            wall, processor = (statistics.median(took[i] for took in found) for i in range(2))
+            disk = statistics.median(plain)
             print(
-                f"{label:14}{size / took.wall / 1e9:7.2f} GB/s, {size / took.processor / 1e9:.2f} GB per second of the "
-                f"processor, {took.grown / 1e6:.0f} MB of {size / 1e6:.0f} MB in memory"
+                f"{'dropped' if dropped else 'kept'} pages: {size / wall / 1e9:.2f} GB/s, {disk / wall:.0%} of the "
+                f"{size / disk / 1e9:.2f} GB/s of a plain read; {size / processor / 1e9:.2f} GB per second of the "
+                f"processor; {max(took.grown for took in found) / 1e6:.0f} MB of {size / 1e6:.0f} MB in memory"
             )
 
 

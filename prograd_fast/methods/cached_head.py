@@ -24,6 +24,7 @@ from prograd_fast.methods.base import (
     count_correct,
 )
 from prograd_fast.methods.linear_probe import check_classes
+from prograd_fast.methods.rows import lengths
 from prograd_fast.methods.templates import COOP, by_set, check_templates
 from prograd_fast.optim.two_gradients import TwoGradients
 
@@ -59,7 +60,7 @@ class Texts:
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, C) zero-shot logits of (B, D) unit rows."""
-        return self.scale * x @ self.unit.T
+        return self.scale * (x @ self.unit.T)
 
     def logits_of_any_length(self, z: Tensor) -> Tensor:
         """(B, C) zero-shot logits of (B, D) rows z that are not unit rows: s · u(z) u(t)ᵀ.
@@ -67,7 +68,7 @@ class Texts:
         The length is divided out of the B·C logits, which are fewer numbers than the B·D of z: a training step passes
         over z less often.
         """
-        return z @ self.unit.T * (self.scale / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(1e-12))
+        return z @ self.unit.T * (self.scale / lengths(z))
 
 
 class Head(nn.Module):
@@ -126,7 +127,7 @@ class LinearHead(Head):
 
 
 def _linear_logits(x: Tensor, weight: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    logits = scale * x @ weight.T
+    logits = scale * (x @ weight.T)
     return logits if bias is None else logits + bias
 
 

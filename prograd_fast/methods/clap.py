@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import LinearHead, Texts, TrainedHead, TrainedHeadLearner, class_counts
+from prograd_fast.methods.rows import unit_rows
 
 Weights = Literal["l2", "corrected", "constant", "balanced"]
 
@@ -106,7 +107,7 @@ class Prototypes(LinearHead):
 
     def linear(self, texts: Texts) -> tuple[Tensor, float, None]:
         """The prototypes as unit rows."""
-        return F.normalize(self.weight, dim=-1), texts.scale, None
+        return unit_rows(self.weight), texts.scale, None
 
 
 class Anchored(Prototypes):
@@ -124,7 +125,7 @@ class Anchored(Prototypes):
 
     def distances(self) -> Tensor:
         """(C,) squared distances from the start."""
-        return (self.weight - self.start).square().sum(1)
+        return F.mse_loss(self.weight, self.start, reduction="none").sum(1)
 
     def terms(self, texts: Texts) -> Mapping[str, Tensor]:
         """The weighted mean of the distances."""

@@ -86,7 +86,7 @@ class Probe(LinearHead):
 
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """S · x Wᵀ."""
-        return texts.scale * x @ self.weight.T
+        return texts.scale * (x @ self.weight.T)
 
     def terms(self, texts: Texts) -> Mapping[str, Tensor]:
         """The texts' half of the loss."""

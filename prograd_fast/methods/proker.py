@@ -124,14 +124,17 @@ def corrections(gram: Tensor, to_seen: Tensor, residual: Tensor, ridges: list[fl
     """(V, C) K(V, S) A for each λ, in the precision of the features.
 
     A factorisation for each λ; or, from `FEW` of them on, one eigendecomposition for all, which takes as long as that
-    many factorisations. So it is where rounding makes the kernel of equal pictures indefinite.
+    many factorisations. So it is where rounding makes the kernel of equal pictures indefinite. λ is added to `gram`
+    itself meanwhile.
     """
-    rest = list(ridges)
+    rest, diagonal = list(ridges), gram.diagonal().clone()
     while rest and len(ridges) < FEW:
-        factor, failed = torch.linalg.cholesky_ex(ridge_added(gram, rest[0]))
+        gram.diagonal().copy_(diagonal + rest[0])
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if failed:
             break
         yield to_seen @ (rest.pop(0) * torch.cholesky_solve(residual, factor))
+    gram.diagonal().copy_(diagonal)
     if rest:
         values, vectors = torch.linalg.eigh(gram)
         left, right = to_seen @ vectors, vectors.T @ residual

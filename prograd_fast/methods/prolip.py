@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prograd_fast.clip.before_projection import visual_projection
 from prograd_fast.methods.base import Task
@@ -90,4 +91,4 @@ class Projection(Head):
 
     def terms(self, texts: Texts) -> dict[str, Tensor]:
         """The penalty."""
-        return {"penalty": self.penalty * (self.weight - self.start).square().sum()}
+        return {"penalty": self.penalty * F.mse_loss(self.weight, self.start, reduction="sum")}

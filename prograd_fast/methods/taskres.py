@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prograd_fast.methods.base import Task
 from prograd_fast.methods.cached_head import LinearHead, Texts, TrainedHead
+from prograd_fast.methods.rows import unit_rows
 
 PUBLISHED: Mapping[str, Any] = {"lr": 2e-3, "weight_decay": 5e-4, "batch_size": 256, "warmup_epochs": 1}
 
@@ -62,4 +62,4 @@ class Residual(LinearHead):
 
     def linear(self, texts: Texts) -> tuple[Tensor, float, None]:
         """The unit rows of t + a·R."""
-        return F.normalize(texts.mean + self.scale * self.residual, dim=-1), texts.scale, None
+        return unit_rows(texts.mean + self.scale * self.residual), texts.scale, None

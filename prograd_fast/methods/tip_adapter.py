@@ -158,9 +158,9 @@ def searched(
         scales: Upper ends of β and α.
     """
     betas, alphas = ([i * (end - 0.1) / n + 0.1 for i in range(n)] for end, n in zip(scales, STEPS, strict=True))
-    zero_shot, found = texts.logits(x), []
+    zero_shot, near, found = texts.logits(x), head.similarities(x), []
     for beta in betas:
-        votes = head.votes(x, beta)
+        votes = head.votes(near, beta)
         found += [accuracy(zero_shot + alpha * votes, labels) for alpha in alphas]
     best = torch.stack(found)
     if best.max() == 0:
@@ -191,10 +191,14 @@ class Cache(Head):
         self.register_buffer("alpha", values.new_tensor(alpha))
         self.register_buffer("beta", values.new_tensor(beta))
 
-    def votes(self, x: Tensor, beta: Tensor | float) -> Tensor:
-        """(B, C): exp(-β (1 - x Kᵀ)) V."""
-        return (beta * (x @ self.keys.T - 1)).exp() @ self.values
+    def similarities(self, x: Tensor) -> Tensor:
+        """(B, N): x Kᵀ - 1."""
+        return x @ self.keys.T - 1
+
+    def votes(self, similarities: Tensor, beta: Tensor | float) -> Tensor:
+        """(B, C): exp(β (x Kᵀ - 1)) V."""
+        return (beta * similarities).exp() @ self.values
 
     def forward(self, x: Tensor, texts: Texts) -> Tensor:
         """See `TipAdapter`."""
-        return texts.logits(x) + self.alpha * self.votes(x, self.beta)
+        return texts.logits(x) + self.alpha * self.votes(self.similarities(x), self.beta)
