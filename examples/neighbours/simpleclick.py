@@ -1,7 +1,7 @@
 """Cut drawings out by clicks: a small SimpleClick against discs around the clicks.
 
 `python -m examples.neighbours.simpleclick` takes some minutes on two CPU cores and downloads nothing. A scene
-shows three emojis or pieces of clip art in front of each other; what is not joined to the white border of a drawing is
+shows two emojis or pieces of clip art in front of each other; what is not joined to the white border of a drawing is
 its mask. One of them is to be cut out, and only clicks tell which. The drawings of the test are not those of training.
 As the authors do, the network learns from clicks at random places, and then from clicks where it errs, with its mask.
 """
@@ -55,17 +55,17 @@ def scenes(count: int, part: str, seed: int) -> tuple[Tensor, Tensor]:
         ground = ramp * colours[0] + (1 - ramp) * colours[1] + rng.normal(0, 6, (SIDE, SIDE, 3))
         canvas = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
         order = np.zeros((SIDE, SIDE), dtype=int)
-        for k in range(1, 4):
+        for k in (1, 2):
             drawings = _drawings(("emoji", "clipart")[rng.integers(2)], part)
-            side = int(rng.integers(26, 48))
+            side = int(rng.integers(30, 52))
             thing = drawings[rng.integers(len(drawings))].resize((side, side), Image.Resampling.LANCZOS)
             at = tuple(rng.integers(-4, SIDE - side + 4, 2).tolist())
             canvas.paste(thing, at, thing)
             shape = Image.new("L", (SIDE, SIDE))
             shape.paste(thing.getchannel("A"), at)
             order[np.asarray(shape) > 127] = k
-        mask = order == rng.integers(1, 4)
-        if mask.sum() >= 200:
+        mask = order == rng.integers(1, 3)
+        if mask.sum() >= 250:
             found.append((np.asarray(canvas), mask))
     drawn, masks = (torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True))
     return drawn.permute(0, 3, 1, 2) / 255, masks.long()
@@ -238,7 +238,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Clicks that a small SimpleClick needs to cut drawings out.")
     parser.add_argument("--scenes", type=int, default=2400, help="training scenes (default: 2400)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: 1500)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("simpleclick.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.scenes, options.steps, options.out), sep="\n")

@@ -106,8 +106,8 @@ def _notes(results: Record) -> str:
     notes = []
     if teacher is not None:
         weights = f" ({teacher['pretrained']})" if teacher["pretrained"] else ""
-        keep = "keeps" if len(teacher["methods"]) == 1 else "keep"
-        notes.append(f"{', '.join(teacher['methods'])} {keep} to the zero-shot logits of {teacher['name']}{weights}.")
+        names = ", ".join(teacher["methods"])
+        notes.append(f"The general loss of {names} is that to the zero-shot logits of {teacher['name']}{weights}.")
     notes += [
         f"No class has more pictures for {shots} shots than for {twin}: the runs with {twin} stand for both."
         for shots, twin in results["equal_shots"].items()

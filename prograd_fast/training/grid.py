@@ -134,11 +134,11 @@ def run_grid(
         track: opens progress bars.
         cache: folder of image features that runs share, or None.
         transfer: other sets to test on.
-        teacher: another model, on the same device, that the methods with `lambda_` keep to; None: the untouched `clip`.
+        teacher: another model, on the same device, in the general loss of methods with `lambda_`; None: `clip`.
 
     Returns:
         Model, data and versions as of `setup_record`; "teacher": name, weights and digest of the other model, and
-        "methods", those that keep to it, or None; "elsewhere": the labels of the other sets; "equal_shots": see
+        "methods" with it, or None; "elsewhere": the labels of the other sets; "equal_shots": see
         `Grid.plans`; and under "runs" one `run_record` for each run of the grid, with "memory": bytes held at most
         while training and testing, null where that cannot be told.
 

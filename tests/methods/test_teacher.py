@@ -165,14 +165,14 @@ def test_the_command(shapes_dir, clip_dir, tmp_path, monkeypatch, capfd):
         assert message in capfd.readouterr().err
 
 
-def test_a_grid_keeps_to_another_teacher(clip, shapes, tmp_path, monkeypatch):
+def test_a_grid_keeps_to_another_teacher(clip, shapes, tmp_path):
     """Those with `lambda_` do, as `train_method` has it; the others are runs of a grid without a teacher."""
-    other = replace(clip, name="other", digest="other", model=changed(clip.model))
+    other = replace(clip, name="other", model=changed(clip.model))
     prograd = method_named("prograd", {"epochs": 3, "batch_size": 5})
-    grid = Grid([method_named("coop", {"epochs": 2}), prograd], [1, 2], seeds=2)
+    grid = Grid([method_named("kgcoop", {"epochs": 2}), prograd], [1, 2], seeds=2)
     results = run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=other)
-    assert results["teacher"] == {"name": "other", "pretrained": None, "digest": "other", "methods": ["prograd"]}
-    assert "prograd keeps to the zero-shot logits of other." in description(results).notes
+    assert results["teacher"] == {"name": "other", "pretrained": None, "digest": other.digest, "methods": ["prograd"]}
+    assert "The general loss of prograd is that to the zero-shot logits of other." in description(results).notes
     for run in results["runs"]:
         if run["method"] == "prograd":
             plan = make_plan(shapes, run["shots"], run["seed"], None)
@@ -181,13 +181,13 @@ def test_a_grid_keeps_to_another_teacher(clip, shapes, tmp_path, monkeypatch):
             assert run["steps"]["general_loss"] == alone["steps"]["general_loss"] != own["steps"]["general_loss"]
     again = run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=other)
     assert [run["seconds"] for run in again["runs"]] == [run["seconds"] for run in results["runs"]]
-    only_coop = replace(grid, methods=grid.methods[:1])
-    run_grid(only_coop, clip, shapes, tmp_path, no_bars)  # what has no teacher is the same run
+    only_kgcoop = replace(grid, methods=grid.methods[:1])
+    run_grid(only_kgcoop, clip, shapes, tmp_path, no_bars)  # what has no teacher is the same run
     for third in (None, clip):
         with pytest.raises(ValueError, match=r"is a run of another grid: its teacher is \["):
             run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=third)
-    with pytest.raises(ValueError, match="teacher: coop has no loss to a zero-shot teacher"):
-        run_grid(only_coop, clip, shapes, tmp_path / "new", no_bars, teacher=other)
+    with pytest.raises(ValueError, match="teacher: kgcoop has no loss to a zero-shot teacher"):
+        run_grid(only_kgcoop, clip, shapes, tmp_path / "new", no_bars, teacher=other)
     with pytest.raises(ValueError, match="expected no augmented views"):
         run_grid(replace(grid, options=TrainOptions(views=2)), clip, shapes, tmp_path, no_bars, teacher=other)
 
@@ -209,7 +209,10 @@ def test_the_command_compare(shapes_dir, clip_dir, tmp_path, monkeypatch, capfd)
     base = ["compare", "--data", shapes_dir, "--model", model, "--shots", "1", "--seeds", 1, "--out", tmp_path / "grid"]
     grid = [*base, "--methods", "zero-shot,prograd", "--settings", settings]
     assert run_here(monkeypatch, *grid, "--teacher-model", model) == 0
-    assert "prograd keeps to the zero-shot logits of local-dir:" in capfd.readouterr().out.replace("\n", " ")
+    assert (
+        "The general loss of prograd is that to the zero-shot logits of local-dir:"
+        in capfd.readouterr().out.replace("\n", " ")
+    )
     assert json.loads((tmp_path / "grid" / "results.json").read_text())["teacher"]["methods"] == ["prograd"]
     for options, message in (
         (grid, "its teacher is ["),

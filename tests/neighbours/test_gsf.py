@@ -66,5 +66,9 @@ def test_wrong_sizes_are_refused() -> None:
         GSF(12, 4, 0)
     with pytest.raises(ValueError, match=r"clips·4 frames, 8 channels, H, W\), got \(6, 8, 2, 2\)"):
         GSF(8, 4)(normal(6, 8, 2, 2))
+    with pytest.raises(ValueError, match=r"H, W\), got \(4, 8, 2\)"):
+        GSF(8, 4)(normal(4, 8, 2))
+    with pytest.raises(ValueError, match=r"clips: expected \(B, T, C, H, W\), got \(4, 3, 2, 2\)"):
+        Clips(torch.nn.Flatten())(normal(4, 3, 2, 2))
     with pytest.raises(ValueError, match="expected blocks with conv2"):
         insert_gsf(torch.nn.Linear(2, 2), 4)
