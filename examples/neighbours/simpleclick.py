@@ -8,7 +8,7 @@ As the authors do, the network learns from clicks at random places, and then fro
 
 import argparse
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -136,18 +136,17 @@ def trained(pictures: Tensor, masks: Tensor, steps: int) -> sc.SimpleClick:
     return model.eval()
 
 
-def discs(clicks: Tensor, radius: float) -> Tensor:
+def discs(radius: float, clicks: Tensor, _: Tensor) -> Tensor:
     """1 where a click on the object is at most so far away, and no click beside it is nearer; (B, 1, 64, 64)."""
     inside, beside = sc.click_maps(clicks, (SIDE, SIDE), radius, disk=False).split(1, 1)
-    return ((inside <= math.tanh(2)) & (inside <= beside)).float()
+    return sc.click_maps(clicks, (SIDE, SIDE), radius)[:, :1] * (inside <= beside)
 
 
 def best_radius(masks: Tensor) -> int:
     """That of the highest mean IoU of discs over all clicks."""
-    by_radius = {
-        r: sc.simulate_clicks(lambda clicks, _, r=r: discs(clicks, r), masks, MOST).mean() for r in range(4, 17, 2)
-    }  # type: ignore[misc]
-    return max(by_radius, key=by_radius.__getitem__)
+    radii = range(4, 17, 2)
+    found = [sc.simulate_clicks(partial(discs, r), masks, MOST).mean().item() for r in radii]
+    return radii[found.index(max(found))]
 
 
 def sentences(ious: dict[str, Tensor], radius: int) -> list[str]:
@@ -205,7 +204,7 @@ def draw(
     bottom.set(xlabel="clicks", ylabel="scenes that came to the IoU, %", ylim=(0, 101))
     for ax in (top, bottom):
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8, loc="lower right")
+        ax.legend(fontsize=8, loc="lower right" if ax is top else "upper left")
     figure.savefig(path)
 
 
@@ -228,7 +227,7 @@ def compare(n_scenes: int, steps: int, path: Path) -> list[str]:
 
     ious = {
         NET: sc.simulate_clicks(predict, truth, MOST),
-        DISCS: sc.simulate_clicks(lambda clicks, _: discs(clicks, radius), truth, MOST),
+        DISCS: sc.simulate_clicks(partial(discs, radius), truth, MOST),
     }
     draw(path, test, truth, [made[k] for k in (0, 1, 3)], ious)
     return sentences(ious, radius)

@@ -82,7 +82,7 @@ def test_discs_and_clicks_at_random() -> None:
     """A disc ends at its radius and where a click beside the object is nearer; random clicks lie where they should."""
     clicks = torch.full((1, 4, 3), -1.0)
     clicks[0, 0, :2], clicks[0, 2, :2] = torch.tensor([20.0, 20.0]), torch.tensor([20.0, 26.0])
-    found = simpleclick.discs(clicks, 5)[0, 0]
+    found = simpleclick.discs(5, clicks, torch.zeros(1, 1, 64, 64))[0, 0]
     assert found[20].nonzero()[:, 0].tolist() == list(range(15, 24))  # 23 is as near to both
     assert found.sum(0)[20] == 11
     masks = torch.zeros(32, 64, 64, dtype=torch.long)
