@@ -71,7 +71,7 @@ class Faces(NamedTuple):
     """All drawings of the emojis above."""
 
     pictures: Tensor  # (F, 64, 64, 3) uint8
-    features: Tensor  # (F, 112, 14, 14) of the frozen layers
+    features: Tensor  # (F, C, 14, 14) of the frozen layers
     emoji: Tensor  # (F,) index into FACES
     labelled: Tensor  # (F,) bool: of a style that has expressions
     expression: Tensor  # (F,)
@@ -112,7 +112,8 @@ def split(faces: Faces, seed: int) -> Tensor:
 def tested(faces: Faces, learn: Tensor, rho: float | None, project: bool, steps: int, seed: int) -> tuple[float, float]:
     """Accuracy and action-unit loss on the other emojis after training with one of the losses."""
     torch.manual_seed(seed)
-    model = AUViT(nn.Conv2d(112, 32, 3, padding=1), 32, len(EXPRESSIONS), (1, 1), heads=4, mlp_ratio=2, patches=2)
+    trunk = nn.Conv2d(faces.features.shape[1], 32, 3, padding=1)
+    model = AUViT(trunk, 32, len(EXPRESSIONS), (1, 1), heads=4, mlp_ratio=2, patches=2)
     heads = list(model.au_head.parameters())
     shared = [p for name, p in model.named_parameters() if not name.startswith("au_head.")]
     of_heads = torch.optim.AdamW(heads, lr=3e-3)

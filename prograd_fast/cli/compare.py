@@ -9,7 +9,7 @@ from typer import Option
 
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.matching import check_match
-from prograd_fast.cli.models import check_text_tower, open_model
+from prograd_fast.cli.models import check_teacher_options, check_text_tower, open_model, open_teacher
 from prograd_fast.cli.options import (
     TESTS,
     TRAINING,
@@ -23,6 +23,8 @@ from prograd_fast.cli.options import (
     Precision,
     Pretrained,
     Root,
+    TeacherModel,
+    TeacherPretrained,
     Views,
     parse_numbers,
 )
@@ -60,6 +62,8 @@ def compare(
     imbalance: Annotated[float | None, Option(min=1, metavar="X", help=_IMBALANCE, rich_help_panel=TESTS)] = None,
     also: Annotated[list[str] | None, Option(metavar="DATA", help=_ALSO, rich_help_panel=TESTS)] = None,
     settings: Annotated[Path | None, Option(metavar="FILE", help=_SETTINGS, rich_help_panel=TRAINING)] = None,
+    teacher_model: TeacherModel = None,
+    teacher_pretrained: TeacherPretrained = None,
     views: Views = None,
     device: Device = None,
     cache: Cache = None,
@@ -74,16 +78,21 @@ def compare(
 
     The same command continues a comparison that was stopped. With more methods, shots or seeds, it runs what is new.
     """
+    from prograd_fast.methods import check_takes_teacher
     from prograd_fast.report import report_comparison
     from prograd_fast.training import Grid, TrainOptions, run_grid
 
     check_writable(out)
+    check_teacher_options(teacher_model, teacher_pretrained, views)
     feature_cache = cache_folder(cache, no_cache)
     given = {} if settings is None else _read_settings(settings)
     chosen = _methods(methods, given)
+    if teacher_model is not None:
+        check_takes_teacher(*chosen)
     options = TrainOptions(precision, views=views, graph=graph)
     grid = Grid(chosen, parse_numbers("--shots", shots), seeds, partitions, imbalance, options)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
+    teacher = open_teacher(teacher_model, teacher_pretrained, device)
     pictures = open_pictures(data, root=root)
     others = [_whole(name, root, pictures) for name in also or []]
     named = given if methods == "all" else {method.name for method in chosen}
@@ -91,7 +100,7 @@ def compare(
     check_match(clip, [pictures, *others], grid.methods)
     interrupts.hint = lambda: "; the same command goes on where it was stopped"
     with progress() as track:
-        results = run_grid(grid, clip, pictures, out, track, feature_cache, others)
+        results = run_grid(grid, clip, pictures, out, track, feature_cache, others, teacher)
     for one in (pictures, *others):
         tell_contradictions(one)
     report_comparison(results, out, console)

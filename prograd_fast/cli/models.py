@@ -32,6 +32,24 @@ def open_model(name: str, pretrained: str | None, device: str | None, max_memory
     return clip if max_memory is None else replace(clip, max_memory=max_memory * 1e9)
 
 
+def check_teacher_options(model: str | None, pretrained: str | None, views: int | None) -> None:
+    """ValueError where --teacher-model lacks beside its weights, or stands beside --views."""
+    if model is None and pretrained is not None:
+        raise ValueError("--teacher-pretrained: expected --teacher-model NAME beside it")
+    if model is not None and views is not None:
+        raise ValueError("--teacher-model and --views exclude each other")
+
+
+def open_teacher(name: str | None, pretrained: str | None, device: str | None) -> "LoadedClip | None":
+    """The model of --teacher-model, if there is one; an error says that it is the teacher's."""
+    if name is None:
+        return None
+    try:
+        return open_model(name, pretrained, device)
+    except ValueError as error:
+        raise ValueError(f"--teacher-model: {error}") from error
+
+
 def open_model_of(
     run: Path, record: dict[str, Any], model: str | None, pretrained: str | None, trust: bool, device: str | None
 ) -> "LoadedClip":

@@ -20,6 +20,8 @@ _PRETRAINED = "Load these weights into it: a file, or a tag to download, such as
 _TRUST = "Load the run's model even if it is a file or a stranger's."
 _VIEWS = "Train on N stored random crops and flips of each picture in turn; 0: on a new one in each epoch."
 _MAX_MEMORY = "Limit the text tower's memory; above it, classes are computed in parts, each twice."
+_TEACHER = "Keep to this model, not to the untouched --model."
+_TEACHER_WEIGHTS = "Load these weights of the teacher."
 _GRAPH = "Replay steps as one CUDA graph. Default: on a GPU."
 _PRECISION = "Compute the training step in fp32, bf16 or fp16. Default: fp32."
 
@@ -40,6 +42,8 @@ Precision = Annotated[
     str, Option(metavar="NAME", help=_PRECISION, show_default=False, rich_help_panel=MEMORY_AND_SPEED)
 ]
 Views = Annotated[int | None, Option(min=0, metavar="N", help=_VIEWS, rich_help_panel=TRAINING)]
+TeacherModel = Annotated[str | None, Option(metavar="NAME", help=_TEACHER, rich_help_panel=TRAINING)]
+TeacherPretrained = Annotated[str | None, Option(metavar="FILE|TAG", help=_TEACHER_WEIGHTS, rich_help_panel=TRAINING)]
 MaxMemory = Annotated[float | None, Option(metavar="GB", help=_MAX_MEMORY, rich_help_panel=MEMORY_AND_SPEED)]
 Graph = Annotated[
     bool | None, Option("--graph/--no-graph", help=_GRAPH, show_default=False, rich_help_panel=MEMORY_AND_SPEED)

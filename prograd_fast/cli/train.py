@@ -11,7 +11,7 @@ from typer import Option
 from prograd_fast.cli.folders import cache_folder, check_writable
 from prograd_fast.cli.folds import check_folds, train_folds
 from prograd_fast.cli.matching import check_match
-from prograd_fast.cli.models import open_model
+from prograd_fast.cli.models import check_teacher_options, open_model, open_teacher
 from prograd_fast.cli.one_run import OneRun
 from prograd_fast.cli.options import (
     MEMORY_AND_SPEED,
@@ -27,6 +27,8 @@ from prograd_fast.cli.options import (
     Precision,
     Pretrained,
     Root,
+    TeacherModel,
+    TeacherPretrained,
     Views,
 )
 from prograd_fast.cli.pictures import open_pictures
@@ -52,8 +54,6 @@ _CTX_INIT = 'Start from these words before the class name. Default: "a picture o
 _N_CTX = "Tune so many context tokens. Default: as many as the words have."
 _LR = "Start at this learning rate. Default: the method's own."
 _EPOCHS = "Pass over the pictures so often. Default: the method's own number."
-_TEACHER = "Keep to this model, not to the untouched --model."
-_TEACHER_WEIGHTS = "Load these weights of the teacher."
 _SET = "Change any other setting of the method. Can be repeated."
 _ACCUMULATE = "Send each batch through the text tower in N parts, which divides its memory."
 _PATIENCE = "Stop after N epochs without a better validation accuracy; keep the best."
@@ -87,10 +87,8 @@ def train(
     settings: Annotated[
         list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SET, rich_help_panel=TRAINING)
     ] = None,
-    teacher_model: Annotated[str | None, Option(metavar="NAME", help=_TEACHER, rich_help_panel=TRAINING)] = None,
-    teacher_pretrained: Annotated[
-        str | None, Option(metavar="FILE|TAG", help=_TEACHER_WEIGHTS, rich_help_panel=TRAINING)
-    ] = None,
+    teacher_model: TeacherModel = None,
+    teacher_pretrained: TeacherPretrained = None,
     patience: Annotated[int | None, Option(min=1, metavar="N", help=_PATIENCE, rich_help_panel=TRAINING)] = None,
     views: Views = None,
     log: Annotated[Path | None, Option(metavar="DIR", help=_LOG, rich_help_panel=TRAINING)] = None,
@@ -119,8 +117,7 @@ def train(
     feature_cache = cache_folder(cache, no_cache)
     _refuse_both(("--resume", resume), ("--force", force))
     _refuse_both(("--test-share", test_share is not None), ("--folds", folds is not None))
-    if teacher_model is None and teacher_pretrained is not None:
-        raise ValueError("--teacher-pretrained: expected --teacher-model NAME beside it")
+    check_teacher_options(teacher_model, teacher_pretrained, views)
     _refuse_both(("--partition", partition is not None), ("--all-classes", all_classes))
     if folds is None:
         check_what_is_there(out, resume, force)
@@ -135,12 +132,11 @@ def train(
     _tell_idle(tuning, options)
     if teacher_model is not None:
         check_takes_teacher(tuning)
-        _refuse_both(("--teacher-model", True), ("--views", views is not None))
     n_shots = _parse_shots(shots)
     split: dict[str, Any] = {} if test_share is None else {"test_share": test_share}
     device = device_of_rank(device)
     clip = open_model(model, pretrained, device, max_memory)  # before many pictures are read, if it cannot be loaded
-    teacher = None if teacher_model is None else open_model(teacher_model, teacher_pretrained, device)
+    teacher = open_teacher(teacher_model, teacher_pretrained, device)
     pictures = open_pictures(data, root=root, **(split if folds is None else {"fold": (0, folds)}))
     if data in picture_sets.EMBEDDED and not all_classes:
         partition = partition or 0

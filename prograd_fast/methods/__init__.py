@@ -16,6 +16,7 @@ from prograd_fast.methods.base import (
     Teacher,
     check_takes_teacher,
     fingerprint,
+    takes_teacher,
 )
 from prograd_fast.methods.clap import CLAP, ZSLP
 from prograd_fast.methods.class_features import Context
@@ -142,4 +143,5 @@ __all__ = [
     "fingerprint",
     "method_kind",
     "method_named",
+    "takes_teacher",
 ]

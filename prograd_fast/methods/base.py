@@ -284,12 +284,18 @@ class GradientLearner(Learner):
         self.generator.set_state(state["generator"].cpu())
 
 
-def check_takes_teacher(method: "Method") -> None:
-    """ValueError where a method has no loss to a zero-shot teacher, so that another teacher changed nothing."""
-    if getattr(method, "lambda_", None) is None:
+def takes_teacher(method: "Method") -> bool:
+    """Whether a method has a loss to a zero-shot teacher, so that another teacher (`Task.teacher`) changes it."""
+    return getattr(method, "lambda_", None) is not None
+
+
+def check_takes_teacher(*methods: "Method") -> None:
+    """ValueError where no method has a loss to a zero-shot teacher, so that another teacher changed nothing."""
+    if not any(map(takes_teacher, methods)):
+        names = ", ".join(method.name for method in methods)
         raise ValueError(
-            f"teacher: {method.name} has no loss to a zero-shot teacher here; expected a method with lambda_, such as "
-            "prograd, and lambda_ to be a number"
+            f"teacher: {names} {'have' if methods[1:] else 'has'} no loss to a zero-shot teacher here; expected a "
+            "method with lambda_, such as prograd, and lambda_ to be a number"
         )
 
 

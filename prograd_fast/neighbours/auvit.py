@@ -217,6 +217,8 @@ def two_head_losses(
                 f"{name}: expected a row for each of {n} labels and {len(units)} rows of units, both of them above 0, "
                 f"got {len(logits)}."
             )
+    if units.shape[1:] != unit_logits.shape[1:]:
+        raise ValueError(f"units: expected a column for each of {unit_logits.shape[1]}, got {tuple(units.shape)}.")
     return (
         F.cross_entropy(expression_logits[:n], labels),
         F.binary_cross_entropy_with_logits(unit_logits[n:], units.to(unit_logits.dtype), pos_weight=pos_weight),

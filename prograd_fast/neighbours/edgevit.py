@@ -133,13 +133,15 @@ class LGLBlock(nn.Module):
         rate: r, of sampling (default: 1).
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the heads do not divide the width, or the rate is below 1.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, rate: int = 1) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}.")
+        if rate < 1:
+            raise ValueError(f"rate: expected 1 or more, got {rate}.")
         self.LocalAgg = LocalAggregation(width, mlp_ratio) if rate > 1 else nn.Identity()
         self.SelfAttn = GlobalAttention(width, heads, mlp_ratio, rate)
 
@@ -190,7 +192,7 @@ class EdgeViT(nn.Module):
         super().__init__()
         if len(depths) != 4 or len(widths) != 4:
             raise ValueError(f"depths, widths: expected four stages, got {len(depths)} and {len(widths)}.")
-        if any(width % head_width for width in widths):
+        if head_width < 1 or any(width % head_width for width in widths):
             raise ValueError(f"head_width: expected a divisor of the widths {tuple(widths)}, got {head_width}.")
         inputs = [3, *widths]
         for i, (depth, width, stride, rate) in enumerate(zip(depths, widths, STRIDES, RATES, strict=True)):
@@ -210,7 +212,7 @@ class EdgeViT(nn.Module):
         Raises:
             ValueError: the size of the pictures does not fit.
         """
-        if x.dim() != 4 or x.shape[2] % 32 or x.shape[3] % 32:
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 32 or x.shape[3] % 32:
             raise ValueError(f"x: expected pictures (B, 3, H, W), H and W divisible by 32, got {tuple(x.shape)}.")
         for i in range(4):
             x = getattr(self, f"blocks{i + 1}")(getattr(self, f"patch_embed{i + 1}")(x))

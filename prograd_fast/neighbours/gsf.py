@@ -54,10 +54,10 @@ class GSF(nn.Module):
         """(B·T, C, H, W) to the same shape.
 
         Raises:
-            ValueError: the batch is no whole number of clips, or the channels are others.
+            ValueError: it is no map of frames, the batch no whole number of clips, or the channels are others.
         """
         n, c = x.shape[:2]
-        if n % self.frames or c != self.channels:
+        if x.dim() != 4 or n % self.frames or c != self.channels:
             raise ValueError(
                 f"x: expected (clips·{self.frames} frames, {self.channels} channels, H, W), got {tuple(x.shape)}."
             )
@@ -80,7 +80,9 @@ class Clips(nn.Module):
         self.network = network
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(B, T, C, H, W) to logits (B, classes)."""
+        """(B, T, C, H, W) to logits (B, classes); ValueError for another number of dimensions."""
+        if clips.dim() != 5:
+            raise ValueError(f"clips: expected (B, T, C, H, W), got {tuple(clips.shape)}.")
         logits: Tensor = self.network(clips.flatten(0, 1))
         return logits.unflatten(0, clips.shape[:2]).mean(1)
 

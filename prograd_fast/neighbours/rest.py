@@ -54,6 +54,13 @@ def diverse_captions(clip_features: Tensor, caption_features: Tensor, count: int
     return chosen
 
 
+def _check_tokens(logits: Tensor, tokens: Tensor) -> None:
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"expected logits (B, L, V) of tokens (B, L), got {tuple(logits.shape)}, {tuple(tokens.shape)}."
+        )
+
+
 def caption_loss(logits: Tensor, tokens: Tensor, pad: int = -1) -> Tensor:
     """The negative log-likelihood of captions, mean over all tokens that are no padding; 0-d.
 
@@ -61,7 +68,11 @@ def caption_loss(logits: Tensor, tokens: Tensor, pad: int = -1) -> Tensor:
         logits: (B, L, V).
         tokens: (B, L) int64.
         pad: the token that does not count (default: -1).
+
+    Raises:
+        ValueError: shapes do not fit.
     """
+    _check_tokens(logits, tokens)
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=pad)
 
 
@@ -76,7 +87,12 @@ def original_loss(logits: Tensor, original: Tensor, tokens: Tensor, pad: int = -
         original: (B, L, V), the original captioner's; no gradient goes there.
         tokens: (B, L), the prefixes; positions with `pad` do not count.
         pad: see `caption_loss`.
+
+    Raises:
+        ValueError: shapes do not fit.
     """
+    _check_tokens(logits, tokens)
+    _check_tokens(original, tokens)
     counted = tokens != pad
     said = original.detach()[counted].softmax(-1)
     return -(said * logits[counted].log_softmax(-1)).sum(-1).mean()

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 _EPS = 1e-6  # of LayerNorm
 THRESHOLD = 0.49  # of the probability, above which a pixel is of the object in evaluation
 
-# ---- clicks
-
 
 def click_maps(clicks: Tensor, size: tuple[int, int], radius: float = 5.0, *, disk: bool = True) -> Tensor:
     """Maps of the positive and of the negative clicks: 1 where the nearest is at most r away, or tanh(2·distance / r).
@@ -28,11 +26,7 @@ def click_maps(clicks: Tensor, size: tuple[int, int], radius: float = 5.0, *, di
         radius: r, pixels (default: 5).
         disk: the first of both (default: True, the authors').
 
-    Returns:
-        (B, 2, H, W) in the clicks' dtype.
-
-    Raises:
-        ValueError: the clicks are not in two halves.
+    Returns (B, 2, H, W) in the clicks' dtype. ValueError where the clicks are not in two halves.
     """
     if clicks.dim() != 3 or clicks.shape[1] % 2 or clicks.shape[2] < 2:
         raise ValueError(f"clicks: expected shape (batch, 2·clicks, 2 or more), got {tuple(clicks.shape)}.")
@@ -43,9 +37,6 @@ def click_maps(clicks: Tensor, size: tuple[int, int], radius: float = 5.0, *, di
         squared = (rows[:, None] - row).square() + (columns - column).square()
         nearest = torch.minimum(nearest, squared.where((row >= 0) & (column >= 0), 1e6))
     return (nearest <= radius**2).to(clicks.dtype) if disk else (2 * nearest.sqrt() / radius).tanh()
-
-
-# ---- network
 
 
 class _Attention(nn.Module):
@@ -85,19 +76,21 @@ class PlainViT(nn.Module):
     Args:
         width: D.
         depth: blocks; a multiple of 4 above 4.
-        heads: of the attention.
+        heads: of the attention, a divisor of the width.
         grid: tokens a side.
         window: tokens a side of a window, a divisor of the grid (default: 14).
         mlp_ratio: hidden over outer width (default: 4).
 
     Raises:
-        ValueError: depth or window do not fit.
+        ValueError: depth, heads or window do not fit.
     """
 
     def __init__(self, width: int, depth: int, heads: int, grid: int, window: int = 14, mlp_ratio: int = 4) -> None:
         super().__init__()
         if depth % 4 or depth <= 4:
             raise ValueError(f"depth: expected a multiple of 4 above 4, got {depth}.")
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}.")
         if window < 1 or grid % window:
             raise ValueError(f"window: expected a divisor of the {grid} tokens a side, got {window}.")
         whole = 6 if depth == 12 else depth // 4
@@ -184,9 +177,12 @@ class SimpleClick(nn.Module):
         width, depth, heads, window: of `PlainViT`, whose grid has side / patch tokens a side.
         side: pixels of a square picture.
         patch: pixels of a patch.
-        widths: channels of the pyramid.
+        widths: of the pyramid.
         channels, upsample: of the `MaskHead`.
         radius: of a click's disk, pixels.
+
+    Raises:
+        ValueError: a size does not fit.
     """
 
     def __init__(
@@ -203,7 +199,9 @@ class SimpleClick(nn.Module):
         radius: float = 5.0,
     ) -> None:
         super().__init__()
-        self.radius = radius
+        if side % patch:
+            raise ValueError(f"patch: expected a divisor of the side {side}, got {patch}.")
+        self.side, self.radius = side, radius
         self.embed_picture, self.embed_clicks = (nn.Conv2d(3, width, patch, patch) for _ in range(2))
         self.backbone = PlainViT(width, depth, heads, side // patch, window)
         self.pyramid = SimplePyramid(width, widths)
@@ -216,25 +214,23 @@ class SimpleClick(nn.Module):
             pictures: (B, 3, H, W), normalised.
             clicks: (B, 2P, 2 or more), see `click_maps`.
             previous: (B, 1, H, W) probabilities of the mask before; zeros at first.
+
+        ValueError where the shapes are others, or H or W is not the side.
         """
-        size = pictures.shape[2], pictures.shape[3]
+        batch, size = len(pictures), (self.side, self.side)
+        shapes = tuple(pictures.shape), len(clicks), tuple(previous.shape)
+        wanted = (batch, 3, *size), batch, (batch, 1, *size)
+        if shapes != wanted:
+            raise ValueError(f"pictures, lists of clicks, previous: expected {wanted}, got {shapes}.")
         maps = torch.cat([previous, click_maps(clicks, size, self.radius).to(previous.dtype)], 1)
         tokens = (x.flatten(2).transpose(1, 2) for x in (self.embed_picture(pictures), self.embed_clicks(maps)))
-        logits = self.head(self.pyramid(self.backbone(*tokens)))
-        return F.interpolate(logits, size, mode="bilinear", align_corners=True)
-
-
-# ---- evaluation
+        return F.interpolate(self.head(self.pyramid(self.backbone(*tokens))), size, mode="bilinear", align_corners=True)
 
 
 def distance_to_outside(masks: Tensor) -> Tensor:
     """The distance of each pixel of a mask to the nearest that is not of it, or beyond the border.
 
-    Args:
-        masks: (B, H, W) bool.
-
-    Returns:
-        (B, H, W) float32; 0 outside of the mask.
+    (B, H, W) bool → (B, H, W) float32; 0 outside of the mask.
     """
     padded = F.pad(masks, (1, 1, 1, 1))
     rows, columns = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in padded.shape[1:])
@@ -277,7 +273,11 @@ def simulate_clicks(
 
     Returns:
         (B, most).
+
+    ValueError where there are no pictures or no clicks.
     """
+    if truth.dim() != 3 or not len(truth) or most < 1:
+        raise ValueError(f"expected truth (B, H, W), B and clicks above 0, got {tuple(truth.shape)} and {most}.")
     batch = len(truth)
     clicks = torch.full((batch, 2 * most, 3), -1.0, device=truth.device)
     clicked = torch.zeros_like(truth, dtype=torch.bool)

@@ -95,6 +95,8 @@ class EdgeSoftmaxConv(nn.Module):
 
     def forward(self, x: Tensor, edges: Tensor, logits: Tensor | None = None) -> Tensor:
         """(B, N, I) → (B, N, O); logits (B, E) for a dynamic graph, which is used transposed, as the authors do."""
+        if self.e is not None and logits is not None:
+            raise ValueError("logits: expected None, since the graph has logits of its own. Use dynamic=True.")
         if self.e is not None:
             return edge_softmax_conv(x, self.W, self.bias, self.e, edges)
         if logits is None:
@@ -141,6 +143,7 @@ class GraphNet(nn.Module):
         if set(edges[0][edges[0] == edges[1]].tolist()) != set(range(n)):
             raise ValueError(f"edges: expected a loop at each of {n} landmarks. Use with_loops_both_ways(edges).")
         self.register_buffer("edges", edges.long())
+        self.n_landmarks = n
         n_edges = 0 if dynamic else edges.shape[1]
         self.first = _Block(inputs, hidden, n_edges)
         self.pairs = nn.ModuleList(
@@ -149,7 +152,13 @@ class GraphNet(nn.Module):
         self.last = EdgeSoftmaxConv(hidden, 2, n_edges)
 
     def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Coordinates (B, N, 2) of features (B, N, I); `logits` (B, E) where the graph is dynamic."""
+        """Coordinates (B, N, 2) of features (B, N, I); `logits` (B, E) where the graph is dynamic.
+
+        Raises:
+            ValueError: the landmarks are not those of the graph; logits lack, or are not wanted.
+        """
+        if x.dim() != 3 or x.shape[1] != self.n_landmarks:
+            raise ValueError(f"x: expected (B, {self.n_landmarks} landmarks of the graph, I), got {tuple(x.shape)}.")
         x = self.first(x, self.edges, logits)
         for pair in self.pairs:
             first, second = pair.children()
@@ -254,6 +263,10 @@ def structure_loss(
 def nme(prediction: Tensor, target: Tensor, size: Tensor) -> Tensor:
     """Normalised mean error of each picture: the mean distance of its landmarks over its `size` (B,); (B,).
 
-    The failure rate is the share of pictures whose error is above 0.1 (WFLW, COFW) or 0.08 (300W).
+    The failure rate is the share of pictures whose error is above 0.1 (WFLW, COFW) or 0.08 (300W). ValueError where
+    shapes do not fit.
     """
+    if prediction.dim() != 3 or prediction.shape != target.shape or size.shape != prediction.shape[:1]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (prediction, target, size))
+        raise ValueError(f"expected two (B, N, 2) and size (B,), got {shapes}.")
     return (prediction - target).norm(dim=2).mean(1) / size

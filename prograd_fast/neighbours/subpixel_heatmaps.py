@@ -163,7 +163,13 @@ def siamese_loss(points: Tensor, others: Tensor, maps_to: Tensor, maps_others_to
 
     Returns:
         0-d; both copies get gradients.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
+    shapes = [tuple(x.shape) for x in (points, others, maps_to, maps_others_to)]
+    if points.dim() != 3 or shapes[0] != shapes[1] or shapes[2:] != [(len(points), 2, 3)] * 2:
+        raise ValueError(f"expected two (B, N, 2) and two (B, 2, 3), got {', '.join(map(str, shapes))}.")
     back = []
     for p, matrix in ((points, maps_to), (others, maps_others_to)):
         back.append(torch.linalg.solve(matrix[:, :, :2], (p - matrix[:, None, :, 2]).transpose(1, 2)))
@@ -185,7 +191,12 @@ def rounded_maps(points: Tensor, side: int = 64) -> Tensor:
 
     Returns:
         (B, side, side) float32.
+
+    Raises:
+        TypeError: the points are not whole.
     """
+    if points.is_floating_point():
+        raise TypeError(f"points: expected integers, as face-alignment rounds them, got {points.dtype}.")
     first = points - 6
     shift = (-first).clamp(min=1) - first.clamp(min=1)
     pixels = torch.arange(1, side + 1, device=points.device)
@@ -212,7 +223,11 @@ def crop_transform(
 
     Returns:
         As `points`.
+
+    Raises:
+        ValueError: the scale is not above 0.
     """
+    check_positive("scale", scale)
     pixels = 200.0 * scale / side
     there = (points - side / 2) * pixels + centre if back else (points - centre) / pixels + side / 2
     return there.trunc() if whole else there

@@ -181,10 +181,16 @@ class TensorDropout(nn.Module):
         Args:
             tensor: the factors of W.
             masks: for each rank 0 and 1, or None to keep all of it; default: random ones.
+
+        Raises:
+            ValueError: the masks are not those of the ranks; and as `masks`.
         """
         if self.p == 0 or not (self.training or self.drop_test):
             return tensor.full()
         masks = self.masks(tensor) if masks is None else masks
+        sizes = [rank if mask is None else len(mask) for mask, rank in zip(masks, tensor.ranks, strict=False)]
+        if len(masks) != len(tensor.ranks) or sizes != list(tensor.ranks):
+            raise ValueError(f"masks: expected one for each of the ranks {tensor.ranks}, got {len(masks)} of {sizes}.")
         dropped = sum(mask is not None for mask in masks) if self.scale == "unbiased" else len(masks)
         if self.scale == "authors" and not self.training:
             dropped = 0

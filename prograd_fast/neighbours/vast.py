@@ -43,12 +43,14 @@ class AffineShift(nn.Module):
         shifted_axes: along which channels move, of 1 ... axes; None (default) for all. The others keep their channels.
 
     Raises:
-        ValueError: an axis does not exist, or C/div channels for each side are more than there are.
+        ValueError: an axis does not exist, div is below 1, or C/div channels for each side are more than there are.
     """
 
     def __init__(self, width: int, axes: int, div: int = 8, shifted_axes: tuple[int, ...] | None = None) -> None:
         super().__init__()
         chosen = tuple(range(1, axes + 1)) if shifted_axes is None else shifted_axes
+        if div < 1:
+            raise ValueError(f"div: expected 1 or more, got {div}.")
         if axes not in (2, 3) or any(not 1 <= axis <= axes for axis in chosen):
             raise ValueError(f"axes: expected 2 or 3, and shifted_axes among 1 ... axes, got {axes} and {chosen}.")
         sides = [sign * axis for axis in chosen for sign in (1, -1)]

@@ -27,7 +27,13 @@ def shift_heads(x: Tensor, frames: int, div: int) -> Tensor:
 
     Returns:
         As `x`.
+
+    Raises:
+        ValueError: the batch is no whole number of clips, or div is below 2.
     """
+    if x.dim() != 4 or frames < 1 or len(x) % frames or div < 2:
+        got = f"{tuple(x.shape)}, frames {frames} and div {div}"
+        raise ValueError(f"x: expected (clips·frames, heads, tokens, columns) and div of 2 or more, got {got}.")
     h, d = x.shape[1], x.shape[3]
     moved = h * d // div
     channels = x.unflatten(0, (-1, frames)).permute(0, 2, 4, 1, 3).flatten(1, 2)  # (B, h·d, frames, N)
@@ -174,7 +180,10 @@ class Trunk(nn.Module):
         return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Class features (B·T, D) of tokens (B·T, N, D)."""
+        """Class features (B·T, D) of tokens (B·T, N, D); ValueError for others, or no whole number of clips."""
+        n, width = self.pos_embed.shape[1] - 1, self.pos_embed.shape[2]
+        if tokens.shape[1:] != (n, width) or len(tokens) % self.frames:
+            raise ValueError(f"tokens: expected (clips·{self.frames}, {n}, {width}), got {tuple(tokens.shape)}.")
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embed
         x = (x.unflatten(0, (-1, self.segment)) + self.temp_embed).flatten(0, 1)
         features: Tensor = self.norm(self.blocks(x))[:, 0]
@@ -239,8 +248,10 @@ def ensemble(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -
         Probabilities (B, classes).
 
     Raises:
-        ValueError: there are no models, or the weights do not fit.
+        ValueError: there are no models, the weights do not fit, or the models' logits differ in shape.
     """
+    if len({tuple(one.shape) for one in logits}) > 1:
+        raise ValueError(f"logits: expected one shape, got {', '.join(str(tuple(one.shape)) for one in logits)}.")
     shares = [1.0] * len(logits) if weights is None else list(weights)
     if not logits or len(shares) != len(logits) or min(shares) < 0 or sum(shares) <= 0:
         raise ValueError(f"weights: expected {len(logits)} that are not negative, and one model or more, got {shares}.")

@@ -102,8 +102,13 @@ def description(results: Record) -> Description:
 
 def _notes(results: Record) -> str:
     """Sentences on runs and test pictures that a reader would miss otherwise."""
-    runs = results["runs"]
-    notes = [
+    runs, teacher = results["runs"], results.get("teacher")  # none in files of before
+    notes = []
+    if teacher is not None:
+        weights = f" ({teacher['pretrained']})" if teacher["pretrained"] else ""
+        names = ", ".join(teacher["methods"])
+        notes.append(f"The general loss of {names} is that to the zero-shot logits of {teacher['name']}{weights}.")
+    notes += [
         f"No class has more pictures for {shots} shots than for {twin}: the runs with {twin} stand for both."
         for shots, twin in results["equal_shots"].items()
     ]

@@ -92,8 +92,12 @@ def teacher_of(
     Raises:
         ValueError: a picture cannot be read.
     """
-    features = encode_pictures(clip, pictures, rows, on_picture, cache)
-    return Teacher(clip.model, clip.tokenizer, features.of(rows), fingerprint_of(pictures, rows))
+    return taught(clip, encode_pictures(clip, pictures, rows, on_picture, cache), rows)
+
+
+def taught(clip: LoadedClip, features: Features, rows: Rows) -> Teacher:
+    """The same from the teaching model's features of these pictures and perhaps others."""
+    return Teacher(clip.model, clip.tokenizer, features.of(rows), fingerprint_of(features.pictures, rows))
 
 
 def encode_pictures(

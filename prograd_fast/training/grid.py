@@ -14,10 +14,10 @@ from prograd_fast.clip import LoadedClip, keep_texts
 from prograd_fast.clip.teacher import KeptTexts
 from prograd_fast.data import PictureSet
 from prograd_fast.files.reading import check_kinds, read_json
-from prograd_fast.methods import Method
+from prograd_fast.methods import Method, takes_teacher
 from prograd_fast.terminal.interrupts import Held
 from prograd_fast.training.checkpoint import Checkpoints, differing
-from prograd_fast.training.features import encode_pictures, seen_by
+from prograd_fast.training.features import Features, encode_pictures, seen_by, taught
 from prograd_fast.training.memory import PeakMemory
 from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.progress import Track
@@ -33,6 +33,7 @@ from prograd_fast.training.record import (
     write_json,
 )
 from prograd_fast.training.run import run_method
+from prograd_fast.training.train import check_teacher
 from prograd_fast.training.transfer import OtherSet, TransferTest, other_sets
 
 MOST_RUNS = 100_000  # of a grid: more would take years
@@ -118,6 +119,7 @@ def run_grid(
     track: Track,
     cache: Path | None = None,
     transfer: Sequence[PictureSet] = (),
+    teacher: LoadedClip | None = None,
 ) -> Record:
     """Run what is not done yet of a grid.
 
@@ -132,9 +134,11 @@ def run_grid(
         track: opens progress bars.
         cache: folder of image features that runs share, or None.
         transfer: other sets to test on.
+        teacher: another model, on the same device, in the general loss of methods with `lambda_`; None: `clip`.
 
     Returns:
-        Model, data and versions as of `setup_record`; "elsewhere": the labels of the other sets; "equal_shots": see
+        Model, data and versions as of `setup_record`; "teacher": name, weights and digest of the other model, and
+        "methods" with it, or None; "elsewhere": the labels of the other sets; "equal_shots": see
         `Grid.plans`; and under "runs" one `run_record` for each run of the grid, with "memory": bytes held at most
         while training and testing, null where that cannot be told.
 
@@ -142,19 +146,28 @@ def run_grid(
 
     Raises:
         ValueError: a picture cannot be read, two of the other sets are the same, or a run in `out` is of another
-            model, settings or pictures, those of the tests and the other sets included.
+            model, teacher, settings or pictures, those of the tests and the other sets included; a teacher for methods
+            without `lambda_`, or beside augmented views.
         OSError: the folder cannot be made.
     """
+    if teacher is not None:
+        check_teacher(grid.methods, grid.options)
     plans, equal = grid.plans(pictures)
     others = other_sets(transfer, {pictures.name, *(name for plan in plans.values() for name in plan.tests)})
     cells = [Cell(f"{method.name}-{draw}", method, plan) for draw, plan in plans.items() for method in grid.methods]
-    runs = run_cells(cells, clip, pictures, out / "runs", track, cache, others, grid.options)
+    runs = run_cells(cells, clip, pictures, out / "runs", track, cache, others, grid.options, teacher)
     return {
         **setup_record(clip, pictures, np.unique(np.concatenate([plan.rows for plan in plans.values()]))),
+        "teacher": None if teacher is None else _teaching(teacher, grid.methods),
         "elsewhere": [other.label for other in others],
         "equal_shots": {str(shots): twin for shots, twin in equal.items()},
         "runs": runs,
     }
+
+
+def _teaching(teacher: LoadedClip, methods: Sequence[Method]) -> Record:
+    names = [method.name for method in methods if takes_teacher(method)]
+    return {"name": teacher.name, "pretrained": teacher.pretrained, "digest": teacher.digest, "methods": names}
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,7 @@ def run_cells(
     cache: Path | None,
     others: Sequence[OtherSet],
     options: TrainOptions,
+    teacher: LoadedClip | None = None,
 ) -> list[Record]:
     """Run what is not done yet of some runs on one set, in their order; see `run_grid`.
 
@@ -187,6 +201,7 @@ def run_cells(
         cache: folder of image features that runs share, or None.
         others: other sets to test on.
         options: how methods with steps are trained.
+        teacher: as of `run_grid`.
 
     Returns:
         One record for each run.
@@ -194,7 +209,7 @@ def run_cells(
     Raises:
         ValueError, OSError: as `run_grid`.
     """
-    facts = _facts(cells, clip, pictures, others, options)
+    facts = _facts(cells, clip, pictures, others, options, teacher)
     records = {cell.name: _finished(folder / f"{cell.name}.json", facts[cell.name]) for cell in cells}
     missing = [cell for cell in cells if records[cell.name] is None]
     if missing:
@@ -212,11 +227,20 @@ def run_cells(
             ]
             for before, tower in towers.items()
         }
+        learned = [cell.plan.train.rows for cell in missing if takes_teacher(cell.method)]
+        shown: Features | None = None
+        if teacher is not None and learned:
+            rows = np.unique(np.concatenate(learned))
+            on_picture = track("looking through the teacher", len(rows))
+            shown = encode_pictures(teacher, pictures, rows, on_picture, cache)
         on_run = track("runs", len(cells))
         for _ in range(len(cells) - len(missing)):
             on_run()
         texts: KeptTexts = {}
         for cell in missing:
+            teaching = None
+            if teacher is not None and shown is not None and takes_teacher(cell.method):
+                teaching = taught(teacher, shown, cell.plan.train.rows)
             checkpoints = _Checkpoints(folder / f"{cell.name}.safetensors", facts[cell.name])
             with keep_texts(texts), PeakMemory(clip.device) as memory:
                 run = run_method(
@@ -228,6 +252,7 @@ def run_cells(
                     cache=cache,
                     checkpoints=checkpoints,
                     transfer=tests[cell.method.before_projection],
+                    teacher=teaching,
                 )
             record = {**run_record(run, pictures), "memory": memory.bytes}
             records[cell.name] = record
@@ -242,16 +267,22 @@ def run_cells(
 
 
 def _facts(
-    cells: Sequence[Cell], clip: LoadedClip, pictures: PictureSet, others: Sequence[OtherSet], options: TrainOptions
+    cells: Sequence[Cell],
+    clip: LoadedClip,
+    pictures: PictureSet,
+    others: Sequence[OtherSet],
+    options: TrainOptions,
+    teacher: LoadedClip | None,
 ) -> dict[str, Record]:
     """By name, what decides the numbers of each run (`run_facts`, as JSON has them)."""
     elsewhere = {other.label: other.fingerprint for other in others}
     seen = {id(cell.plan): cell.plan for cell in cells}
     plans = {key: plan_facts(pictures, plan) for key, plan in seen.items()}
-    facts = {
-        cell.name: run_facts(cell.method, clip, plans[id(cell.plan)], options) | {"elsewhere": elsewhere}
-        for cell in cells
-    }
+    facts = {}
+    for cell in cells:
+        teaching = teacher if takes_teacher(cell.method) else None
+        own = run_facts(cell.method, clip, plans[id(cell.plan)], options, teaching)
+        facts[cell.name] = own | {"elsewhere": elsewhere}
     return dict(json.loads(json.dumps(facts)))
 
 

@@ -54,9 +54,7 @@ def train_method(
             method without `lambda_`, or beside augmented views.
     """
     if teacher is not None:
-        check_takes_teacher(method)
-        if options.views is not None:
-            raise ValueError("teacher: expected no augmented views beside it: it sees the pictures as they are")
+        check_teacher([method], options)
     check_start(method, clip, pictures.class_names)
     started = time.perf_counter()
     features = encode_pictures(
@@ -112,6 +110,13 @@ def check_start(method: Method, clip: LoadedClip, class_names: Sequence[str]) ->
     tower, names = TextTower(clip.model), readable_class_names(class_names)
     for template in untouched(method).templates:
         TokenizedTexts.of(clip.tokenizer, tower, [template.replace("{}", name) for name in names])
+
+
+def check_teacher(methods: Sequence[Method], options: TrainOptions) -> None:
+    """ValueError where another model as the teacher would teach none of the methods, or sees not what they see."""
+    check_takes_teacher(*methods)
+    if options.views is not None:
+        raise ValueError("teacher: expected no augmented views beside it: it sees the pictures as they are")
 
 
 def untouched(method: Method) -> ZeroShot:

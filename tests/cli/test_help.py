@@ -6,7 +6,7 @@ from tests.cli.support import run_here
 
 PAGES = {
     "train": (95, ("--data", "--out", "--method", "--shots", "--model", "--pretrained", "--resume", "--help")),
-    "compare": (66, ("--data", "--out", "--methods", "--shots", "--seeds", "--model", "--pretrained", "--help")),
+    "compare": (71, ("--data", "--out", "--methods", "--shots", "--seeds", "--model", "--pretrained", "--help")),
     "reproduce": (69, ("--table", "--root", "--model", "--out", "--pretrained", "--plan", "--help")),
     "evaluate": (40, ("--data", "--csv", "--json", "--model")),
     "predict": (40, ("--top", "--classes", "--csv", "--json", "--html")),

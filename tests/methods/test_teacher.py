@@ -1,6 +1,7 @@
 """Another model as the zero-shot teacher: only its logits meet the student's, and other pictures are refused."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,18 @@ from torch.nn import functional as F
 
 import prograd_fast as pf
 from prograd_fast.methods import Task, Teacher, fingerprint, method_named
-from prograd_fast.training import TrainOptions, make_plan, plan_facts, run_facts, teacher_of, train_method, tune
+from prograd_fast.report.compare import description
+from prograd_fast.training import (
+    Grid,
+    TrainOptions,
+    make_plan,
+    plan_facts,
+    run_facts,
+    run_grid,
+    teacher_of,
+    train_method,
+    tune,
+)
 from prograd_fast.training.checkpoint import differing
 from tests.cli.support import run_here
 from tests.methods.support import make_task, with_teacher
@@ -148,6 +160,66 @@ def test_the_command(shapes_dir, clip_dir, tmp_path, monkeypatch, capfd):
         ([*taught, "--force", "--method", "kgcoop"], "teacher: kgcoop has no loss to a zero-shot teacher"),
         ([*taught, "--force", "--views", 2], "--teacher-model and --views exclude each other"),
         ([*train, "--force", "--teacher-pretrained", "openai"], "expected --teacher-model NAME beside it"),
+    ):
+        assert run_here(monkeypatch, *options) != 0
+        assert message in capfd.readouterr().err
+
+
+def test_a_grid_keeps_to_another_teacher(clip, shapes, tmp_path):
+    """Those with `lambda_` do, as `train_method` has it; the others are runs of a grid without a teacher."""
+    other = replace(clip, name="other", model=changed(clip.model))
+    prograd = method_named("prograd", {"epochs": 3, "batch_size": 5})
+    grid = Grid([method_named("kgcoop", {"epochs": 2}), prograd], [1, 2], seeds=2)
+    results = run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=other)
+    assert results["teacher"] == {"name": "other", "pretrained": None, "digest": other.digest, "methods": ["prograd"]}
+    assert "The general loss of prograd is that to the zero-shot logits of other." in description(results).notes
+    for run in results["runs"]:
+        if run["method"] == "prograd":
+            plan = make_plan(shapes, run["shots"], run["seed"], None)
+            alone = train_method(prograd, clip, shapes, plan, no_bars, teacher=other)[0]
+            own = train_method(prograd, clip, shapes, plan, no_bars)[0]
+            assert run["steps"]["general_loss"] == alone["steps"]["general_loss"] != own["steps"]["general_loss"]
+    again = run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=other)
+    assert [run["seconds"] for run in again["runs"]] == [run["seconds"] for run in results["runs"]]
+    only_kgcoop = replace(grid, methods=grid.methods[:1])
+    run_grid(only_kgcoop, clip, shapes, tmp_path, no_bars)  # what has no teacher is the same run
+    for third in (None, clip):
+        with pytest.raises(ValueError, match=r"is a run of another grid: its teacher is \["):
+            run_grid(grid, clip, shapes, tmp_path, no_bars, teacher=third)
+    with pytest.raises(ValueError, match="teacher: kgcoop has no loss to a zero-shot teacher"):
+        run_grid(only_kgcoop, clip, shapes, tmp_path / "new", no_bars, teacher=other)
+    with pytest.raises(ValueError, match="expected no augmented views"):
+        run_grid(replace(grid, options=TrainOptions(views=2)), clip, shapes, tmp_path, no_bars, teacher=other)
+
+
+def changed(model):
+    """A copy that sees and reads otherwise."""
+    copy = deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        for p in copy.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return copy
+
+
+def test_the_command_compare(shapes_dir, clip_dir, tmp_path, monkeypatch, capfd):
+    model = f"local-dir:{clip_dir}"
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"prograd": {"epochs": 2}}')
+    base = ["compare", "--data", shapes_dir, "--model", model, "--shots", "1", "--seeds", 1, "--out", tmp_path / "grid"]
+    grid = [*base, "--methods", "zero-shot,prograd", "--settings", settings]
+    assert run_here(monkeypatch, *grid, "--teacher-model", model) == 0
+    assert (
+        "The general loss of prograd is that to the zero-shot logits of local-dir:"
+        in capfd.readouterr().out.replace("\n", " ")
+    )
+    assert json.loads((tmp_path / "grid" / "results.json").read_text())["teacher"]["methods"] == ["prograd"]
+    for options, message in (
+        (grid, "its teacher is ["),
+        ([*grid, "--teacher-model", "nosuch"], "--teacher-model: unknown model 'nosuch'"),
+        ([*base, "--methods", "zero-shot,kgcoop", "--teacher-model", model], "teacher: zero-shot, kgcoop have no loss"),
+        ([*grid, "--teacher-model", model, "--views", 2], "--teacher-model and --views exclude each other"),
+        ([*grid, "--teacher-pretrained", "openai"], "expected --teacher-model NAME beside it"),
     ):
         assert run_here(monkeypatch, *options) != 0
         assert message in capfd.readouterr().err

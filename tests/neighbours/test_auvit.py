@@ -112,6 +112,11 @@ def test_the_projection_leaves_the_other_head_to_its_own_optimizer() -> None:
             "expression_logits: expected a row for each of 4 labels and 1 rows of units",
         ),
         (
+            lambda: auvit.two_head_losses(*torch.zeros(2, 2, 21), torch.zeros(1).long(), torch.zeros(1, 20)),
+            ValueError,
+            r"units: expected a column for each of 21, got \(1, 20\)",
+        ),
+        (
             lambda: auvit.two_head_losses(torch.zeros(2, 7), torch.zeros(2, 21), torch.zeros(1), torch.zeros(1, 21)),
             TypeError,
             "labels: expected integer class indices",

@@ -66,6 +66,12 @@ def test_wrong_sizes_are_refused() -> None:
         EdgeViT((1,), (36, 72, 144, 288), 36)
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 8, got 3"):
         LGLBlock(8, 3)
+    with pytest.raises(ValueError, match="rate: expected 1 or more, got 0"):
+        LGLBlock(8, 2, rate=0)
+    with pytest.raises(ValueError, match=r"divisor of the widths .*, got 0"):
+        EdgeViT((1, 1, 3, 2), (36, 72, 144, 288), 0)
+    with pytest.raises(ValueError, match=r"got \(1, 1, 32, 32\)"):
+        edgevit("XXS")(normal(1, 1, 32, 32).float())
     with pytest.raises(ValueError, match="divisible by 2, got 5 and 4"):
         LGLBlock(8, 2, rate=2)(normal(1, 8, 5, 4).float())
     with pytest.raises(ValueError, match="divisible by 32"):

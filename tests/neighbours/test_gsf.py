@@ -56,7 +56,8 @@ def test_used_channels_are_rounded_down_then_up_to_even() -> None:
 
 def test_clips_average_the_frames() -> None:
     logits = normal(6, 4)
-    assert torch.equal(Clips(torch.nn.Identity())(logits.unflatten(0, (2, 3))), logits.unflatten(0, (2, 3)).mean(1))
+    clips = logits.view(2, 3, 1, 2, 2)
+    assert torch.equal(Clips(torch.nn.Flatten())(clips), logits.unflatten(0, (2, 3)).mean(1))
 
 
 def test_wrong_sizes_are_refused() -> None:
@@ -66,5 +67,9 @@ def test_wrong_sizes_are_refused() -> None:
         GSF(12, 4, 0)
     with pytest.raises(ValueError, match=r"clips·4 frames, 8 channels, H, W\), got \(6, 8, 2, 2\)"):
         GSF(8, 4)(normal(6, 8, 2, 2))
+    with pytest.raises(ValueError, match=r"H, W\), got \(4, 8, 2\)"):
+        GSF(8, 4)(normal(4, 8, 2))
+    with pytest.raises(ValueError, match=r"clips: expected \(B, T, C, H, W\), got \(4, 3, 2, 2\)"):
+        Clips(torch.nn.Flatten())(normal(4, 3, 2, 2))
     with pytest.raises(ValueError, match="expected blocks with conv2"):
         insert_gsf(torch.nn.Linear(2, 2), 4)

@@ -68,11 +68,32 @@ def test_sentences_follow_the_numbers() -> None:
     assert "is still needed" in auvit.sentences({**results, auvit.PROJECTED: bad}, 0.25)[1]
     assert "0.300 with the projection, 0.300 with ρ = 1 and 0.200 at best" in third
 
-    ious = {"normalised focal loss": torch.tensor([[0.5, 0.95]]), "cross-entropy": torch.tensor([[0.4, 0.87]])}
-    first, second, third = simpleclick.sentences(ious)
+    ious = {simpleclick.NET: torch.tensor([[0.5, 0.95]]), simpleclick.DISCS: torch.tensor([[0.4, 0.82]])}
+    first, second, third = simpleclick.sentences(ious, 8)
     assert "needs 2.00 clicks to an IoU of 85 % and 2.00 to 90 %" in first
-    assert "never come to 90 %, and 100% with cross-entropy" in second
-    assert "50.0% after one click" in third
+    assert "discs of 8 pixels around the clicks need 2.00 and 2.00" in first
+    assert "50.0% after one click" in second
+    assert "of discs it is 40.0%, 82.0% and 82.0%" in second
+    assert third.startswith("100% of the scenes")
+    assert third.endswith("with discs 0% and 0%.")
+
+
+def test_discs_and_clicks_at_random() -> None:
+    """A disc ends at its radius and where a click beside the object is nearer; random clicks lie where they should."""
+    clicks = torch.full((1, 4, 3), -1.0)
+    clicks[0, 0, :2], clicks[0, 2, :2] = torch.tensor([20.0, 20.0]), torch.tensor([20.0, 26.0])
+    found = simpleclick.discs(5, clicks, torch.zeros(1, 1, 64, 64))[0, 0]
+    assert found[20].nonzero()[:, 0].tolist() == list(range(15, 24))  # 23 is as near to both
+    assert found.sum(0)[20] == 11
+    masks = torch.zeros(32, 64, 64, dtype=torch.long)
+    masks[:, 10:30, 10:30] = 1
+    clicks = simpleclick.random_clicks(masks, torch.Generator().manual_seed(0)).long()
+    for b in range(32):
+        halves = [half[half[:, 0] >= 0] for half in clicks[b].split(10)]
+        assert len(halves[0]) >= 1
+        assert sum(map(len, halves)) <= 8
+        for half, value in zip(halves, (1, 0), strict=True):
+            assert (masks[b, half[:, 0], half[:, 1]] == value).all()
 
 
 def test_masks_of_drawings() -> None:

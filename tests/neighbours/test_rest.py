@@ -14,6 +14,12 @@ from tests.ops.support import normal
 from tests.tolerances import assert_close
 
 
+def test_wrong_shapes() -> None:
+    for loss in (caption_loss, lambda x, t: original_loss(x, x, t)):
+        with pytest.raises(ValueError, match=r"logits \(B, L, V\) of tokens \(B, L\), got \(2, 3, 4\), \(2, 4\)"):
+            loss(torch.zeros(2, 3, 4), torch.zeros(2, 4).long())
+
+
 def chosen_by_hand(clip: Tensor, captions: Tensor, count: int, mu: float) -> list[int]:
     chosen: list[int] = []
     for _ in range(count):

@@ -74,6 +74,7 @@ def test_golden_network(dtype: torch.dtype) -> None:
     loss.backward()
     golden.close(picture.grad, "net_grad_image_tokens")
     golden.gradients_close(net, "net_grad_", renamed)
+    # up_conv: weights that the network of this size holds and never uses
     assert {name for name in golden.unused if name.startswith("net_") and "up_conv" not in name} == set()
 
 
@@ -147,12 +148,30 @@ def test_windows_do_not_see_each_other() -> None:
         assert (torch.autograd.grad(out, tokens)[0].abs().sum(3) > 0).sum() == sees
 
 
+def run(
+    pictures: tuple[int, ...] = (2, 3, 32, 32), clicks: int = 2, previous: tuple[int, ...] = (2, 1, 32, 32)
+) -> torch.Tensor:
+    net = sc.SimpleClick(8, 8, 2, 32, 4, 4, (4, 6, 8, 10), 4)
+    return net(torch.zeros(pictures), torch.full((clicks, 4, 3), -1.0), torch.zeros(previous))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sc.PlainViT(8, 6, 2, 8, 4), "depth: expected a multiple of 4 above 4, got 6"),
         (lambda: sc.PlainViT(8, 8, 2, 8, 3), "window: expected a divisor of the 8 tokens a side, got 3"),
         (lambda: sc.MaskHead((4, 4, 4, 4), 4, 3), "upsample: expected 1, 2 or 4, got 3"),
+        (lambda: sc.PlainViT(8, 8, 3, 8, 4), "heads: expected a divisor of the width 8, got 3"),
+        (lambda: sc.SimpleClick(8, 8, 2, 34, 4, 4), "patch: expected a divisor of the side 34, got 4"),
+        (lambda: run(pictures=(2, 3, 16, 64)), r"got \(\(2, 3, 16, 64\), 2, "),  # as many tokens as 32 by 32
+        (lambda: run(pictures=(2, 3, 33, 33)), r"expected \(\(2, 3, 32, 32\), 2, \(2, 1, 32, 32\)\)"),
+        (lambda: run(previous=(2, 32, 32)), r"got .* \(2, 32, 32\)\)"),
+        (lambda: run(clicks=1), r"got \(\(2, 3, 32, 32\), 1, "),
+        (
+            lambda: sc.simulate_clicks(lambda _, p: p, torch.zeros(0, 4, 4), 2),
+            r"B and clicks above 0, got \(0, 4, 4\) and 2",
+        ),
+        (lambda: sc.simulate_clicks(lambda _, p: p, torch.zeros(1, 4, 4), 0), r"got \(1, 4, 4\) and 0"),
         (lambda: sc.click_maps(torch.zeros(1, 3, 3), (4, 4)), r"clicks: expected shape \(batch, 2·clicks, 2 or more\)"),
     ],
 )

@@ -158,6 +158,18 @@ def test_reductions_and_measures() -> None:
             lambda: sc.GraphNet(4, torch.zeros(2, 1).long(), dynamic=True)(torch.zeros(1, 1, 4)),
             r"logits: expected \(B, E\)",
         ),
+        (
+            lambda: sc.GraphNet(4, torch.zeros(2, 1).long())(torch.zeros(1, 1, 4), torch.zeros(1, 1)),
+            "logits: expected None, since the graph has logits of its own",
+        ),
+        (
+            lambda: sc.GraphNet(4, torch.zeros(2, 1).long())(torch.zeros(1, 2, 4)),
+            r"x: expected \(B, 1 landmarks of the graph, I\), got \(1, 2, 4\)",
+        ),
+        (
+            lambda: sc.nme(torch.zeros(2, 3, 2), torch.zeros(1, 3, 2), torch.ones(2)),
+            r"\(2, 3, 2\), \(1, 3, 2\), \(2,\)",
+        ),
         (lambda: sc.structure_loss(torch.zeros(2, 3), torch.zeros(2, 3), EDGE), "prediction: expected shape"),
         (
             lambda: sc.structure_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), EDGE, reduction="sum"),

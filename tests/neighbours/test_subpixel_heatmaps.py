@@ -123,6 +123,21 @@ def test_the_trap_of_face_alignment() -> None:
             "points: expected shape",
         ),
         (lambda: sh.heatmap_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2), 0.0), ValueError, "sigma: expected"),
+        (
+            lambda: sh.rounded_maps(torch.ones(1, 2, 2)),
+            TypeError,
+            "points: expected integers, as face-alignment rounds",
+        ),
+        (
+            lambda: sh.crop_transform(torch.ones(1, 2), torch.ones(2), 0.0),
+            ValueError,
+            "scale: expected a number above 0",
+        ),
+        (
+            lambda: sh.siamese_loss(torch.ones(2, 3, 2), torch.ones(2, 4, 2), *torch.ones(2, 2, 2, 3)),
+            ValueError,
+            r"got \(2, 3, 2\), \(2, 4, 2\), \(2, 2, 3\)",
+        ),
         (lambda: sh.log_parabola(torch.zeros(2, 4, 4)), ValueError, r"maps: expected shape \(batch, landmarks"),
         (lambda: sh.quarter_offset(torch.zeros(1, 2, 4, 4).long()), TypeError, "maps: expected a floating-point"),
     ],

@@ -152,6 +152,10 @@ def test_wrong_values_are_refused() -> None:
         TensorDropout(0.5, scale="none")
     with pytest.raises(ValueError, match="more than min_dim 3, got a CP rank of 3"):
         TensorDropout(0.5)(CP((2, 2), 3))
+    with pytest.raises(ValueError, match=r"masks: expected one for each of the ranks \(4, 3\), got 2 of \[4, 2\]"):
+        TensorDropout(0.5)(Tucker((2, 2), (4, 3)), [torch.ones(4), torch.ones(2)])
+    with pytest.raises(ValueError, match=r"got 0 of \[\]"):
+        TensorDropout(0.5)(TT((2, 2), (4,)), [])
     with pytest.raises(ValueError, match="ranks: expected 2 of 1 or more"):
         TT((2, 3, 4), (2,))
     with pytest.raises(ValueError, match="out_features: expected a divisor of 12, got 5"):

@@ -82,6 +82,8 @@ def test_frames_are_mixed_unless_they_are_left_out() -> None:
 
 
 def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="div: expected 1 or more, got 0"):
+        AffineShift(8, 2, div=0)
     with pytest.raises(ValueError, match="axes: expected 2 or 3"):
         AffineShift(8, 1)
     with pytest.raises(ValueError, match=r"among 1 ... axes, got 2 and \(3,\)"):

@@ -98,6 +98,12 @@ def test_wrong_sizes_are_refused() -> None:
         small_trunk(6, segment=4)
     with pytest.raises(ValueError, match="clips: expected 4 frames of 4 patches, got 5 of 4"):
         small_trunk(4).embed(normal(1, 5, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"tokens: expected \(clips·4, 4, 16\), got \(6, 4, 16\)"):
+        small_trunk(4)(normal(6, 4, 16))
+    with pytest.raises(ValueError, match=r"clips·frames, .* got \(5, 2, 3, 4\), frames 2 and div 8"):
+        shift_heads(normal(5, 2, 3, 4), 2, 8)
+    with pytest.raises(ValueError, match=r"logits: expected one shape, got \(2, 3\), \(2, 4\)"):
+        ensemble([normal(2, 3), normal(2, 4)])
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 6, got 4"):
         Attention(6, 4)
     with pytest.raises(ValueError, match="div: expected 2 or more"):
