@@ -112,10 +112,9 @@ floor takes the product that the encoder uses (oneDNN's, with packed weights), t
 
 Forward with backward, as a training step calls them, on one thread of {_places(neighbours)}. The formula is what
 `prograd_fast.reference` has, or what the authors write, operator by operator of PyTorch. There are sizes that stay in
-the caches, and sizes whose results are written past them: shapes of clips, or the number of faces with 98 landmarks (128
-features each, along edges), of heat maps of 64 × 64, of masks of 448 × 448. Times are those that the processor gave to
-this process.
-Other processes kept the cores busy; they do not count, but share caches and memory.
+the caches, and sizes whose results are written past them: shapes of clips, or the number of faces with 98 landmarks
+(128 features each, along edges), of heat maps of 64 × 64, of masks of 448 × 448. Times are what the processor gave
+to this process. Others kept the cores busy; they do not count, but share caches and memory.
 
 ![How many times better each row is]({NEIGHBOURS_PICTURE.as_posix()})
 
