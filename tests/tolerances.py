@@ -28,8 +28,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     # float32 arithmetic against float64: sums of up to 1e5 terms
     ("formula", torch.float32): 1e-5,
     # losses on several ranks: each adds its share of a batch, then the shares are added; and a few steps
+    # (ProLIP's were 2.3e-5 apart with AVX-512)
     ("ranks", torch.float32): 2e-6,
-    ("trajectory on ranks", torch.float32): 2e-5,
+    ("trajectory on ranks", torch.float32): 4e-5,
     # 16-bit storage, float32 arithmetic: the result is rounded once to 8 (bfloat16) or 11 (float16) bits
     ("formula", torch.bfloat16): 1e-2,
     ("formula", torch.float16): 2e-3,

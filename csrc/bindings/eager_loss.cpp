@@ -8,6 +8,7 @@
 
 #include "../operators/dual_loss.h"
 #include "plain.h"
+#include "weighted_sum.h"
 
 namespace prograd {
 namespace {
@@ -35,13 +36,14 @@ struct DualLoss : Function<DualLoss> {
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
     if (at::GradMode::is_enabled()) return through_operator(ctx, saved, gradients);
-    at::Tensor total;
+    variable_list factors, cotangents;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined()) continue;
-      const at::Tensor part = times(gradients[i], saved[i]);
-      total = total.defined() ? total + part : part;
+      factors.push_back(gradients[i]);
+      cotangents.push_back(saved[i]);
     }
-    return {total.defined() ? total.to(saved[2].scalar_type()) : total, {}, {}};
+    if (factors.empty()) return {{}, {}, {}};
+    return {sum(factors, cotangents).to(saved[2].scalar_type()), {}, {}};
   }
 
   static variable_list through_operator(AutogradContext* ctx, const variable_list& saved,
@@ -65,14 +67,16 @@ struct DualLoss : Function<DualLoss> {
         torch::autograd::grad(losses, {saved[2]}, factors, /*retain_graph=*/true, /*create_graph=*/true)[0], {}, {}};
   }
 
-  // A loss that is differentiated by itself has the factor 1: its cotangent is the gradient, and need not be copied.
-  // (Not asked on a GPU, where that would wait for the device.)
-  static at::Tensor times(const at::Tensor& gradient, const at::Tensor& cotangent) {
-    const bool known = gradient.dim() == 0 && gradient.is_cpu() && !gradient.requires_grad() && plain(gradient);
-    if (known && get(gradient, 0) == 1) return cotangent;
-    // (B,) without reduction, else 0-d: a factor per row, or one for all
-    const at::Tensor factor = gradient.dim() ? gradient.unsqueeze(1) : gradient;
-    return factor * cotangent;
+  // Σ factors[k]·cotangents[k]. A loss that is differentiated by itself has the factor 1: its cotangent is the
+  // gradient, and need not be copied. (Not asked on a GPU, where that would wait for the device.)
+  static at::Tensor sum(const variable_list& factors, const variable_list& cotangents) {
+    const at::Tensor& first = factors[0];
+    const bool known = first.dim() == 0 && first.is_cpu() && !first.requires_grad() && plain(first);
+    if (factors.size() == 1 && known && get(first, 0) == 1) return cotangents[0];
+    if (const std::optional<at::Tensor> total = weighted_sum(factors, cotangents)) return *total;
+    at::Tensor total = factor_of(first) * cotangents[0];
+    for (size_t k = 1; k < factors.size(); ++k) total = total + factor_of(factors[k]) * cotangents[k];
+    return total;
   }
 };
 

@@ -8,12 +8,8 @@
 #include "plain.h"
 
 namespace prograd {
-namespace {
-
 // A factor per row, or one for all.
 at::Tensor factor_of(const at::Tensor& gradient) { return gradient.dim() ? gradient.unsqueeze(1) : gradient; }
-
-}  // namespace
 
 std::optional<at::Tensor> weighted_sum(const std::vector<at::Tensor>& gradients,
                                        const std::vector<at::Tensor>& cotangents) {

@@ -7,12 +7,12 @@
 #include <mutex>
 #include <utility>
 
-#include "../cpu/large.h"
+#include "large.h"
 
 namespace prograd {
 namespace {
 
-constexpr size_t kept_bytes = cpu::stream_bytes;  // smaller ones malloc keeps by itself
+constexpr size_t kept_bytes = stream_bytes;  // smaller ones malloc keeps by itself
 constexpr int most_pieces = 3;
 
 struct Piece {
@@ -70,7 +70,7 @@ at::Tensor empty_in_kept_memory(at::IntArrayRef sizes, const at::TensorOptions& 
   std::unique_ptr<Piece> piece = waiting().take(bytes);
   if (!piece) {
     piece = std::make_unique<Piece>(Piece{allocator->allocate(bytes), bytes});
-    cpu::prefer_huge_pages(static_cast<char*>(piece->memory.get()), int64_t(bytes));
+    prefer_huge_pages(static_cast<char*>(piece->memory.get()), int64_t(bytes));
   }
   void* data = piece->memory.get();
   at::DataPtr memory(data, piece.release(), &give_back, at::kCPU);

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "../common/kept_memory.h"
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/affine_shift.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

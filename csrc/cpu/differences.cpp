@@ -4,11 +4,11 @@
 
 #include <vector>
 
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/differences.h"
 #include "differences.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

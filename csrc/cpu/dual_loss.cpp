@@ -1,10 +1,10 @@
 // dual_loss and dual_loss_out on CPU tensors.
 #include "dual_loss.h"
 
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../operators/dual_loss.h"
 #include "dual_loss_rows.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "../common/kept_memory.h"
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/gate_shift_fuse.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

@@ -6,10 +6,10 @@
 
 #include <vector>
 
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/normalised_focal.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

@@ -1,8 +1,8 @@
 // gram_out and project_out on CPU tensors.
 #include "projection.h"
 
+#include "../common/large.h"
 #include "../common/library.h"
-#include "large.h"
 #include "tensor_lists.h"
 
 namespace prograd::cpu {

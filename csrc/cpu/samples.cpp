@@ -3,10 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/samples.h"
-#include "large.h"
 #include "samples.h"
 
 namespace prograd::cpu {

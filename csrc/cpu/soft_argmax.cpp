@@ -4,10 +4,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/soft_argmax.h"
-#include "large.h"
 
 namespace prograd::cpu {
 namespace {

@@ -220,7 +220,7 @@ def compare(steps: int, splits: int, rhos: list[float], path: Path, limit: int |
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Expressions and action units: a weighted sum against a projection.")
-    parser.add_argument("--steps", type=int, default=50, help="training steps (default: 50)")
+    parser.add_argument("--steps", type=int, default=150, help="training steps (default: 150)")
     parser.add_argument("--splits", type=int, default=3, help="splits of the emojis (default: 3)")
     parser.add_argument("--rho", type=float, nargs="+", default=[0.1, 1.0, 10.0], help="weights (default: 0.1 1 10)")
     parser.add_argument("--out", type=Path, default=Path("auvit.png"), help="the picture to write")

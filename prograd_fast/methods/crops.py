@@ -21,7 +21,7 @@ class Crops:
     least: float = 0.5
 
     def merged(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What is learned from.
+        """The rows that are learned from.
 
         Args:
             features: (A, N, D) unit rows of A crops of N pictures.

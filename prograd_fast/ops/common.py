@@ -1,4 +1,4 @@
-"""What all operators share: in which dtype they add up, what they reduce, what a conflict test covers, new memory."""
+"""Shared by all operators: in which dtype they add up, what they reduce, what a conflict test covers, new memory."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace prograd::cpu {
+namespace prograd {
 
 constexpr int64_t stream_bytes = 16 << 20;  // results of this size are written past the caches
 
@@ -21,4 +21,4 @@ inline void prefer_huge_pages([[maybe_unused]] char* data, [[maybe_unused]] int6
 #endif
 }
 
-}  // namespace prograd::cpu
+}  // namespace prograd
