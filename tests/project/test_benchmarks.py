@@ -95,7 +95,7 @@ def test_sides_of_a_neighbour_agree(case):
     first, *others = (make(SMALL.get(case.work, 1))() for make in case.sides.values())
     for other in others:
         for got, want in zip(other, first, strict=True):
-            # in float32 the formula of the soft-argmax is off by 1.4e-3 of its largest gradient, a difference of products
+            # a difference of products: in float32 the formula of the soft-argmax is off by 1.4e-3 of its largest one
             assert_close(got, want, rtol=0, atol=3e-3 * float(want.abs().max()))
 
 
