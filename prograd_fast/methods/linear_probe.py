@@ -1,5 +1,6 @@
 """Linear probe: logistic regression on the image features. No text, so it cannot name a class that it was not shown."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,7 +51,9 @@ class LinearProbe(Method):
             from sklearn.linear_model import LogisticRegression  # takes more than a second to import
 
             regression = LogisticRegression(C=self.C, max_iter=self.max_iter)
-            regression.fit(task.image_features.cpu().numpy(), task.labels.cpu().numpy())
+            with warnings.catch_warnings():  # of one picture per class, scikit-learn asks whether labels are numbers
+                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+                regression.fit(task.image_features.cpu().numpy(), task.labels.cpu().numpy())
             weight, bias = (torch.from_numpy(a) for a in (regression.coef_, regression.intercept_))
             if len(weight) == 1:  # of two classes scikit-learn keeps the second one's log-odds
                 weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2

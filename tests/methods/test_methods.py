@@ -1,6 +1,7 @@
 """Zero-shot, the linear probe, CoOp and ProGrad: what the papers write, settings, other class names, no host sync."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -156,6 +157,14 @@ def test_what_another_method_learned_is_refused(task):
     learned = LinearProbe().start(task).module.state_dict()
     with pytest.raises(ValueError, match=r"what was learned does not fit prograd on this model.*Context"):
         ProGradCoOp().restore(task.model, task.tokenizer, CLASS_NAMES, learned)
+
+
+@pytest.mark.filterwarnings("error")
+def test_linear_probe_is_quiet_with_one_picture_per_class(task):
+    n = 24  # scikit-learn warns from 21 on
+    features = torch.eye(n, task.image_features.shape[1])
+    names = tuple(f"class {i}" for i in range(n))
+    LinearProbe().start(replace(task, image_features=features, labels=torch.arange(n), class_names=names))
 
 
 def test_linear_probe_is_scikit_learn_s(task):
