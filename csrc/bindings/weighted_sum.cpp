@@ -8,6 +8,7 @@
 #include "plain.h"
 
 namespace prograd {
+
 // A factor per row, or one for all.
 at::Tensor factor_of(const at::Tensor& gradient) { return gradient.dim() ? gradient.unsqueeze(1) : gradient; }
 
