@@ -1,11 +1,13 @@
-"""The compile gate of the CUDA kernels sees what it is there to see. `make kernels` runs it over all of them."""
+"""The gate of the CUDA kernels sees what it is there to see. `make kernels` runs it over all of them."""
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,11 +82,6 @@ def test_names(gate: ModuleType) -> None:
         assert gate.readable(f"void prograd::cuda::{mangled}prograd::cuda::X)")[0] == name
 
 
-def test_the_flags_are_those_of_the_build(gate: ModuleType) -> None:
-    assert gate.flags_of(Path("updates.cu")) == ["--expt-relaxed-constexpr", "-fmad=false"]
-    assert gate.flags_of(Path("attention.cu")) == ["--expt-relaxed-constexpr"]
-
-
 # a loop of four instructions, one of them out of line, between code that is not repeated; then a loop of one
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -115,6 +112,18 @@ def test_instructions_in_loops(gate: ModuleType) -> None:
     assert (counts["loop_instructions"], counts["loop_special"]) == (6, 1)
 
 
+def compiled(source: str, folder: Path) -> Path:
+    """The machine code of a source for sm_90."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc: nothing to compile for a GPU")
+    (folder / "kernel.cu").write_text(source)
+    cubin = folder / "kernel.cubin"
+    command = [nvcc, "-O3", "-gencode", "arch=compute_90,code=sm_90", "-cubin", "-o", cubin, folder / "kernel.cu"]
+    subprocess.run(command, check=True)
+    return cubin
+
+
 # for each of 4 elements 64 more than a dual loss has; the compiler must not unroll
 EXCESS = """
 namespace prograd::cuda {
@@ -135,12 +144,7 @@ template __global__ void dual_loss_kernel<float, 4, true>(float4*, int, float);
 
 @pytest.mark.parametrize(("count", "found"), [(32, False), (64, True)])
 def test_a_real_excess_of_instructions_is_seen(gate: ModuleType, tmp_path: Path, count: int, found: bool) -> None:
-    nvcc = gate.find_nvcc()
-    if nvcc is None:
-        pytest.skip("no nvcc: nothing to compile for a GPU")
-    source = tmp_path / "excess.cu"
-    source.write_text(EXCESS.replace("COUNT", str(count)))
-    (row,) = gate.compile_kernels(nvcc, source, 90, tmp_path)
+    (row,) = gate.read_kernels(compiled(EXCESS.replace("COUNT", str(count)), tmp_path), 90)
     assert row.kernel == "dual_loss fp32, 4 at a time, T=1"
     assert count < row.per_element < count + 8
     assert any("instructions in loops" in fault for fault in gate.judge([row], {})) == found
@@ -163,13 +167,16 @@ template __global__ void gram_kernel<float, 40>(const float*, float*);
 
 
 def test_a_real_spill_and_real_narrow_accesses_are_seen(gate: ModuleType, tmp_path: Path) -> None:
-    nvcc = gate.find_nvcc()
-    if nvcc is None:
-        pytest.skip("no nvcc: nothing to compile for a GPU")
-    source = tmp_path / "spills.cu"
-    source.write_text(SPILLS)
-    (row,) = gate.compile_kernels(nvcc, source, 90, tmp_path)
+    (row,) = gate.read_kernels(compiled(SPILLS, tmp_path), 90)
     assert row.kernel == "gram fp32, 40 tensors"
     assert row.spills > 0
     assert row.stack > 0
     assert (row.wide_loads, row.narrow) == (0, 128)
+
+
+def test_every_architecture_is_there(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that was built for fewer architectures than are judged is a fault."""
+    monkeypatch.setattr(gate, "EXTENSION", SimpleNamespace(__file__="_C.so"))
+    monkeypatch.setattr(gate, "cubins", lambda extension, folder: [(folder / "a.cubin", arch) for arch in (80, 100)])
+    monkeypatch.setattr(gate, "read_kernels", lambda cubin, arch: [f"row {arch}"])
+    assert gate.read_all() == (["row 80", "row 100"], ["the installed extension has no kernels for sm_90"])

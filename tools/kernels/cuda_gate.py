@@ -1,18 +1,16 @@
-"""Compile every CUDA kernel for real GPUs, without one, and judge what comes out.
+"""Judge the machine code of every CUDA kernel in the installed extension, without a GPU.
 
-The sources that ship (csrc/cuda/*.cu) go through nvcc for each architecture; registers, stack, shared memory and the
-width of every global access are read from the result. A kernel fails when it spills, when an operand has lost its
-16-byte access, or when it needs more registers or makes more narrow accesses than `cuda_limits.json` records (narrow
-are the ends of rows and tensors, labels, weights and sums).
+nvcc compiled the sources for each architecture when the project was installed. Registers, stack, shared memory and the
+width of every global access are read from the module that ships. A kernel fails when it spills, when an operand has
+lost its 16-byte access, or when it needs more registers or makes more narrow accesses than `cuda_limits.json` records
+(narrow are the ends of rows and tensors, labels, weights and sums).
 
     python tools/kernels/cuda_gate.py                      judge; print the table
     python tools/kernels/cuda_gate.py --record             write the limits from what comes out now
     python tools/kernels/cuda_gate.py --json cuda.json     also write the rows, for table.py
 """
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,8 @@ from pathlib import Path
 import gates  # beside this file
 from gates import ARCHITECTURES, RESERVED, Limits, Row, find_tool
 
-ROOT = Path(__file__).parents[2]
+from prograd_fast.backends.extension import EXTENSION
+
 LIMITS = Path(__file__).with_name("cuda_limits.json")
 DTYPES = {"double": "fp64", "float": "fp32", "__nv_bfloat16": "bf16", "__half": "fp16"}
 # 16-byte loads and stores at least, one for each operand of the source; sample_log_probs has none, where a thread has
@@ -98,43 +97,31 @@ NUMBERS = {
 }
 
 
-# ---- compiling
+# ---- reading
 
 
-def find_nvcc() -> str | None:
-    """The compiler, from CUDA_HOME, the PATH or the usual folder."""
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
-    return str(home) if home.exists() else shutil.which("nvcc")
-
-
-def run(*command: str | Path) -> str:
-    """The output of a command; it must succeed."""
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+def run(*command: str | Path, folder: Path | None = None) -> str:
+    """The output of a command, run in `folder`; it must succeed."""
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=folder)
     if result.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")
     return result.stdout
 
 
-def flags_of(source: Path) -> list[str]:
-    """The options that CMakeLists.txt compiles a source with."""
-    text = (ROOT / "CMakeLists.txt").read_text()
-    lists = {
-        name: re.findall(rf"set\({name} (.*?)\)", text)[0].split() for name in ("PF_CUDA_FLAGS", "PF_CUDA_UNFUSED")
-    }
-    return lists["PF_CUDA_FLAGS"] + (["-fmad=false"] if source.stem in lists["PF_CUDA_UNFUSED"] else [])
+def cubins(extension: Path, folder: Path) -> list[tuple[Path, int]]:
+    """Writes the machine code of a compiled module to files in `folder`; each with its architecture."""
+    run(find_tool("cuobjdump"), "-xelf", "all", extension, folder=folder)
+    return [(path, int(path.stem.rsplit("sm_", 1)[1])) for path in sorted(folder.glob("*.cubin"))]
 
 
-def compile_kernels(nvcc: str, source: Path, arch: int, folder: Path) -> list[Row]:
-    """Rows of all kernels of a source file."""
-    cubin = folder / f"{source.stem}-{arch}.cubin"
-    target = f"arch=compute_{arch},code=sm_{arch}"
-    run(nvcc, "-std=c++17", "-O3", *flags_of(source), "-gencode", target, "-cubin", "-o", cubin, source)
+def read_kernels(cubin: Path, arch: int) -> list[Row]:
+    """Rows of all kernels of a file of machine code."""
     usage = run(find_tool("cuobjdump"), "-res-usage", cubin)
     sass = run(find_tool("nvdisasm"), "-c", cubin)
     bodies = dict(re.findall(r"\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", sass, re.S))
     functions = re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", usage)
     if not functions or not all(name in bodies for name, _ in functions):
-        raise RuntimeError(f"{source.name}, sm_{arch}: no kernels found in what cuobjdump and nvdisasm print")
+        raise RuntimeError(f"{cubin.name}: no kernels found in what cuobjdump and nvdisasm print")
     return [measure(name, resources, bodies[name], arch) for name, resources in functions]
 
 
@@ -344,24 +331,21 @@ def judge(rows: list[Row], limits: Limits) -> list[str]:
     return faults + gates.judge(rows, limits, LIMITS)
 
 
-def compile_all(nvcc: str) -> list[Row]:
-    """Rows of all kernels on all architectures."""
+def read_all() -> tuple[list[Row], list[str]]:
+    """Rows of all kernels on all architectures, and one line for each architecture that is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        return [
-            row
-            for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-            for arch in ARCHITECTURES
-            for row in compile_kernels(nvcc, source, arch, Path(folder))
-        ]
+        found = cubins(Path(EXTENSION.__file__), Path(folder))
+        rows = [row for cubin, arch in found for row in read_kernels(cubin, arch)]
+    missing = sorted({*ARCHITECTURES} - {arch for _, arch in found})
+    return rows, [f"the installed extension has no kernels for sm_{arch}" for arch in missing]
 
 
 def main() -> int:
-    """Compile, judge, print."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        print("SKIPPED: no nvcc on the PATH or in CUDA_HOME; the CUDA kernels were not compiled", file=sys.stderr)
+    """Read, judge, print."""
+    if not hasattr(EXTENSION, "register_cuda"):
+        print("SKIPPED: the extension was built without CUDA (prograd-fast doctor says why)", file=sys.stderr)
         return 0
-    return gates.run_gate(__doc__.splitlines()[0], lambda: (compile_all(nvcc), []), judge, LIMITS)
+    return gates.run_gate(__doc__.splitlines()[0], read_all, judge, LIMITS)
 
 
 if __name__ == "__main__":
