@@ -25,7 +25,7 @@ from prograd_fast.methods import ProGradCoOp, Task
 from prograd_fast.reproduce import published_settings
 from prograd_fast.training.evaluate import rank
 from prograd_fast.training.features import encode_pictures
-from prograd_fast.training.loop import update
+from prograd_fast.training.update import update
 from prograd_fast.training.views import View
 
 PICTURES, TEST, STEPS = 64, 50_000, 2

@@ -140,6 +140,28 @@ def check_alike(found: Any, wanted: Any, where: str) -> None:
             check_alike(found[i], value, f"{where}[{i}]")
 
 
+def check_memory(found: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """ValueError unless a memory has the form of a learner's own: as many entries, some of which grow along an axis."""
+    if len(found) != len(own):
+        raise ValueError(f"learner has {short(list(found))}, expected {short(list(own))}")
+    for name, tensor in found.items():
+        like = own.get(name, tensor)  # a later stage remembers other things
+        grown = tensor.shape[:1] + like.shape[1:] if isinstance(tensor, Tensor) and like.ndim > 1 else like.shape
+        check_alike(tensor, like.new_empty(grown), f"learner.{name}")
+
+
+def check_optimizer(found: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """ValueError unless a state is of this optimizer: torch takes states of any shape."""
+    own = optimizer.state_dict()
+    states = dict(found).pop("state")  # of any form yet
+    check_alike(found, own | {"state": states}, "optimizer")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, state in states.items():
+        for name, value in state.items():
+            if value is not None and name != "step":
+                check_alike(value, parameters[i].detach().cpu(), f"optimizer.state[{i}].{name}")
+
+
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON; its tensors go into `tensors`."""
     if isinstance(value, Tensor):

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prograd_fast.files.reading import short
-from prograd_fast.methods import GradientLearner, GradientMethod, Losses
-from prograd_fast.optim import NOISE_FLOORS
+from prograd_fast.methods import GradientLearner, GradientMethod
 from prograd_fast.terminal.interrupts import Held
-from prograd_fast.training.checkpoint import Checkpoints, check_alike
+from prograd_fast.training.checkpoint import Checkpoints, check_alike, check_memory, check_optimizer
 from prograd_fast.training.graphed_step import GraphedStep
 from prograd_fast.training.history import History, Measurements
 from prograd_fast.training.last_good import LastGood
-from prograd_fast.training.options import AS_PUBLISHED, PRECISIONS, TrainOptions
+from prograd_fast.training.options import AS_PUBLISHED, TrainOptions
 from prograd_fast.training.ranks import Ranks
+from prograd_fast.training.update import losses_of, update
 
 CHECK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 LOOK_SECONDS = 1.0  # between two looks at most, however slow the steps are: somebody may watch the bar
@@ -98,68 +97,6 @@ def _schedule(learner: GradientLearner) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, [rate_of(group) for group in groups])
 
 
-def update(
-    learner: GradientLearner,
-    batch: tuple[Tensor, Tensor],
-    options: TrainOptions = AS_PUBLISHED,
-    scaler: torch.amp.GradScaler | None = None,
-    weight: float | None = None,
-) -> dict[str, Tensor]:
-    """One step on (B, D) features and (B,) labels, without waiting for the device.
-
-    Args:
-        learner: The method at work.
-        batch: Features and labels; of several ranks, this one's.
-        options: Precision and accumulation.
-        scaler: Of the losses; None scales nothing.
-        weight: Of this rank in the mean of the gradients, see `TwoGradients.backward`.
-
-    Returns:
-        The figures from before it, 0-d: "task", "general" and "cosine" where there are two losses, "accuracy" on the
-        batch, in [0, 1], where the learner counts it, and the terms.
-    """
-    scaler = scaler or torch.amp.GradScaler(batch[0].device.type, enabled=False)
-    optimizer, limit = learner.optimizer, learner.settings.clip_grad_norm
-    if options.precision != "fp32":  # the optimizer sees the precision of the gradients, not that of the losses
-        optimizer.noise_floor = NOISE_FLOORS[PRECISIONS[options.precision]]
-    optimizer.zero_grad()
-    values: dict[str, Tensor] = {}
-    micro_batches = list(zip(*(tensor.chunk(options.accumulate) for tensor in batch), strict=True))
-    for i, (features, labels) in enumerate(micro_batches):
-        losses = _losses(learner, (features, labels), options)
-        part = {"task": losses.task, **losses.terms}
-        if losses.general is not None:
-            part["general"] = losses.general
-        if len(micro_batches) > 1:
-            share = len(labels) / len(batch[1])
-            part = {name: value * share for name, value in part.items()}
-        if losses.correct is not None:
-            part["accuracy"] = losses.correct / len(batch[1])
-        two = part["task"], part.get("general")
-        if i + 1 < len(micro_batches):
-            with optimizer.accumulate():
-                optimizer.backward(*two, scaler=scaler)
-        elif limit is None:
-            optimizer.backward_and_update(*two, scaler=scaler, weight=weight)
-        else:
-            optimizer.backward(*two, scaler=scaler, weight=weight)
-        for name, value in part.items():
-            values[name] = values[name] + value.detach() if name in values else value.detach()
-    if limit is not None:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
-        scaler.step(optimizer)
-    scaler.update()
-    if "general" in values:
-        values["cosine"] = optimizer.cosine[0]
-    return values
-
-
-def _losses(learner: GradientLearner, batch: tuple[Tensor, Tensor], options: TrainOptions) -> Losses:
-    with torch.autocast(batch[0].device.type, PRECISIONS[options.precision], enabled=options.precision != "fp32"):
-        return learner.losses(*batch)
-
-
 class _Training:
     """A learner under training: all that a checkpoint has to hold."""
 
@@ -221,7 +158,7 @@ class _Training:
                 self._save_if_due(checkpoints, signals)
         with torch.no_grad():  # the last state has no loss yet
             batches = batches or self._batches()
-            healthy = self._log_and_check() and bool(_losses(self.learner, batches[-1], self.options).task.isfinite())
+            healthy = self._log_and_check() and bool(losses_of(self.learner, batches[-1], self.options).task.isfinite())
         if not healthy:
             return self._stopped()
         if checkpoints is not None and checkpoints.last:
@@ -371,12 +308,12 @@ class _Training:
         epochs, most_batches = self.stage_ends[-1], len(self.learner.task.labels)
         if state["epoch"] not in range(epochs + 1) or state["batch"] not in range(most_batches):
             raise ValueError(f"epoch {state['epoch']}, batch {state['batch']}")
-        _check_memory(state["learner"], own["learner"])
+        check_memory(state["learner"], own["learner"])
 
         learner.module.load_state_dict(state["module"])
         learner.load_state_dict(state["learner"])
         self.schedule = _schedule(learner)  # a later stage has an optimizer of its own
-        _check_optimizer(state["optimizer"], learner.optimizer)
+        check_optimizer(state["optimizer"], learner.optimizer)
         learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -389,25 +326,3 @@ class _Training:
         self.measured = Measurements(columns, measured.to(self.device))
         self.logged = len(self.measured)
         self.validation = validation
-
-
-def _check_memory(found: dict[str, Any], own: dict[str, Tensor]) -> None:
-    """ValueError unless a memory has the form of a learner's own: as many entries, some of which grow along an axis."""
-    if len(found) != len(own):
-        raise ValueError(f"learner has {short(list(found))}, expected {short(list(own))}")
-    for name, tensor in found.items():
-        like = own.get(name, tensor)  # a later stage remembers other things
-        grown = tensor.shape[:1] + like.shape[1:] if isinstance(tensor, Tensor) and like.ndim > 1 else like.shape
-        check_alike(tensor, like.new_empty(grown), f"learner.{name}")
-
-
-def _check_optimizer(found: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """ValueError unless a state is of this optimizer: torch takes states of any shape."""
-    own = optimizer.state_dict()
-    states = dict(found).pop("state")  # of any form yet
-    check_alike(found, own | {"state": states}, "optimizer")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, state in states.items():
-        for name, value in state.items():
-            if value is not None and name != "step":
-                check_alike(value, parameters[i].detach().cpu(), f"optimizer.state[{i}].{name}")

@@ -27,7 +27,8 @@ from prograd_fast.methods.clap import class_weights
 from prograd_fast.methods.crops import Crops
 from prograd_fast.methods.gda import ALPHAS, GDA, chosen_alpha, gaussians
 from prograd_fast.methods.proker import FIXED, coefficients, kernel, residuals
-from prograd_fast.training.loop import _schedule, update
+from prograd_fast.training.loop import _schedule
+from prograd_fast.training.update import update
 from tests.ops.support import BACKENDS, running_on
 from tests.paths import GOLDEN
 from tests.tolerances import assert_close

@@ -18,7 +18,7 @@ from prograd_fast.methods import (
 )
 from prograd_fast.methods.nfl import novel_distance
 from prograd_fast.methods.xerm import CausalNormClassifier
-from prograd_fast.training.loop import update
+from prograd_fast.training.update import update
 from tests.golden.methods import COCOOP, Golden, check_cocoop, set_start, step_by_hand, words
 from tests.ops.support import BACKENDS, running_on
 from tests.tiny_clip import TOKENIZER

@@ -26,7 +26,8 @@ from prograd_fast.methods import (
 )
 from prograd_fast.methods.proda import variances
 from prograd_fast.training import TrainOptions
-from prograd_fast.training.loop import tune, update
+from prograd_fast.training.loop import tune
+from prograd_fast.training.update import update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, WHOLE, tiny_clip
 from tests.tolerances import assert_close

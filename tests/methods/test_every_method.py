@@ -22,7 +22,8 @@ from prograd_fast.training import (
 )
 from prograd_fast.training.evaluate import accuracies
 from prograd_fast.training.features import seen_by
-from prograd_fast.training.loop import tune, update
+from prograd_fast.training.loop import tune
+from prograd_fast.training.update import update
 from tests.methods.support import make_task
 from tests.slow import slow_but_for
 from tests.tiny_clip import CLASS_NAMES

@@ -24,7 +24,8 @@ from prograd_fast.methods.cached_head import Texts
 from prograd_fast.methods.gda import ALPHAS
 from prograd_fast.methods.proker import FIXED, corrections
 from prograd_fast.training import Grid, TrainOptions, make_plan, run_grid, train_method
-from prograd_fast.training.loop import tune, update
+from prograd_fast.training.loop import tune
+from prograd_fast.training.update import update
 from tests.methods.support import make_task
 from tests.tiny_clip import CLASS_NAMES
 from tests.tolerances import assert_close

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prograd_fast as pf
 from prograd_fast.methods import CoOp, LinearProbe, ProGradCoOp, Task, ZeroShot, method_named
-from prograd_fast.training.loop import tune, update
+from prograd_fast.training.loop import tune
+from prograd_fast.training.update import update
 from tests.tiny_clip import CLASS_NAMES, TOKENIZER, tiny_clip
 from tests.tolerances import assert_close
 

@@ -12,7 +12,7 @@ from prograd_fast.methods import CoOp, Losses, ProGradCoOp
 from prograd_fast.optim import NOISE_FLOORS
 from prograd_fast.training import TrainOptions, tensorboard, tune
 from prograd_fast.training.evaluate import accuracy
-from prograd_fast.training.loop import update
+from prograd_fast.training.update import update
 from tests.training.support import STEPS, learner_of, make_learner
 
 OVERFLOWING = 3e38  # a learning rate after which the context is no longer finite, or the tower's output is not

@@ -6,7 +6,7 @@ import torch
 from prograd_fast.cli.train import _tell_idle
 from prograd_fast.methods import GDA, CoOp, ZeroShot
 from prograd_fast.training import TrainOptions, tune
-from prograd_fast.training.loop import update
+from prograd_fast.training.update import update
 from tests.tolerances import assert_close
 from tests.training.support import make_learner
 
