@@ -12,12 +12,11 @@ from tools import ASSETS, emojis
 from tools.classes import CLIPART_CLASSES, EMOJI_CLASSES
 from tools.config import CONFIG
 from tools.features import Features
-from tools.head import fit_heads
+from tools.head import fit_heads, fit_scale
 from tools.phrases import Phrases
 from tools.pretrain import RUNS, encode, text_tower
 
 MIN_TOKEN_COUNT = 10  # every token of a class name must have occurred at least so often
-SCALES = torch.arange(2, 50.5, 0.5)  # of the logits
 PROMPTS = (
     "a picture of a {}.",
     "an emoji of a {}.",
@@ -39,11 +38,11 @@ def export() -> None:
         for path in sorted(RUNS.glob("text-seed*.pt")):
             state, counts = torch.load(path, weights_only=True)
             cosines = pictures @ class_features(state, phrases).T
-            reports.append({"seed": int(path.stem.removeprefix("text-seed")), **selection(cosines, labels)})
+            reports.append({"seed": int(path.stem.removeprefix("text-seed")), "selection": selection(cosines, labels)})
             print(f"{name}: {reports[-1]}")
             if rare := rare_class_names(counts):
                 raise ValueError(f"{path}: class names with a hardly trained token: {rare}; rename them")
-        chosen = max(reports, key=lambda report: report["accuracy"])
+        chosen = max(reports, key=lambda report: report["selection"])
         write(name, head, chosen, phrases.tokens)
 
 
@@ -56,15 +55,12 @@ def class_features(state: dict[str, Tensor], phrases: Phrases) -> Tensor:
         return F.normalize(torch.stack([encode(model, tokens) for tokens in texts]).sum(0), dim=-1)
 
 
-def selection(cosines: Tensor, labels: Tensor) -> dict[str, float]:
+def selection(cosines: Tensor, labels: Tensor) -> float:
     """What chooses between seeds: zero-shot top-1 accuracy (%) on pool and validation pictures, never on test ones.
 
-    Six averaged prompts, all 44 classes, held-out emojis in the four styles of pretraining. `scale` is the factor of
-    the cosines with which the right classes of these pictures are likeliest.
+    Six averaged prompts, all 44 classes, held-out emojis in the four styles of pretraining.
     """
-    losses = [float(F.cross_entropy(scale * cosines, labels)) for scale in SCALES]
-    accuracy = 100 * float((cosines.argmax(1) == labels).float().mean())
-    return {"accuracy": accuracy, "scale": float(SCALES[losses.index(min(losses))])}
+    return 100 * float((cosines.argmax(1) == labels).float().mean())
 
 
 def rare_class_names(counts: Tensor) -> dict[str, int]:
@@ -81,7 +77,7 @@ def write(name: str, head: dict[str, Tensor], report: dict[str, float], ids: Ten
     weights = {key: value for key, value in state.items() if key not in ("token_embedding.rows", "logit_scale")}
     weights |= {"token_embedding.ids": ids[read], "token_embedding.rows": state["token_embedding.rows"][read]}
     weights |= {f"visual.head.proj.{key}": value for key, value in head.items()}
-    weights["logit_scale"] = torch.tensor(report["scale"]).log()
+    weights["logit_scale"] = torch.tensor(fit_scale(head)).log()
     stored = {
         key: (value.half() if value.is_floating_point() else value.int()).contiguous() for key, value in weights.items()
     }

@@ -8,6 +8,7 @@ embeddings around their mean (n, D):
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prograd_fast.clip import emoji_lite
@@ -21,6 +22,8 @@ RIDGE = 0.2
 NAME, WITH_KEYWORDS, KEYWORD = 0.3, 0.55, 0.15  # shares of what is said of an emoji
 CLASS_NAME = 0.45  # of emoji-lite-named: share of the class name, if the emoji has a class
 ROWS = 4096  # that are standardised at once
+SCALES = torch.arange(4, 50.5, 0.5)  # of the logits; one of them is chosen
+EVERY = 8  # drawings: one of so many tells the scale
 
 
 def fit_heads() -> dict[str, dict[str, Tensor]]:
@@ -36,6 +39,26 @@ def fit_heads() -> dict[str, dict[str, Tensor]]:
         targets[name] = rows - rows.mean(0)
     maps = ridge(torch.cat(views), torch.stack(list(targets.values())))
     return {name: {"weight": weight, "bias": bias} for name, (weight, bias) in zip(targets, maps, strict=True)}
+
+
+def fit_scale(head: dict[str, Tensor]) -> float:
+    """The factor of the cosines with which drawings make their own phrase likeliest, among all that name a drawing.
+
+    A model that is trained with CLIP's loss learns it in the same way. The drawings are augmented, as in pretraining.
+    """
+    phrases, records, shown, features = Phrases.load(), emojis.load(), load_drawings()[1], Features.load()
+
+    def phrase_of(drawing: Drawing) -> str:
+        if drawing.emoji is None:
+            return drawing_phrase(drawing)
+        return with_tags(records[drawing.emoji].name, records[drawing.emoji].keywords)
+
+    own = torch.tensor([phrases.index[phrase_of(drawing)] for drawing in shown])
+    bank, right = own.unique(return_inverse=True)
+    views = torch.cat([features.emojis[-1], features.icons[-1]])[::EVERY].float()
+    cosines = F.normalize(F.linear(views, **head), dim=-1) @ phrases.targets[bank].T
+    losses = [float(F.cross_entropy(scale * cosines, right[::EVERY])) for scale in SCALES]
+    return float(SCALES[losses.index(min(losses))])
 
 
 def said_of(drawing: Drawing, records: list[Emoji], phrases: Phrases, named: bool) -> Tensor:

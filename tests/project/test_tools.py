@@ -146,6 +146,24 @@ def test_heads_are_ridge_regressions_of_all_views(monkeypatch):
         assert_close(heads[name]["bias"], -weight @ x.mean(0), "formula", torch.float32)
 
 
+def test_the_scale_is_the_likeliest(monkeypatch):
+    """Cosines of 1 to the own phrase and 0 to the two others: a right one of three in four asks for log(2 · 3)."""
+    phrases = said_phrases()
+    wanted = torch.eye(len(SAID))[[phrases.index[text] for text in (SAID[1], SAID[6], SAID[9])]]
+    shown = [drawing for drawing in SHOWN for _ in range(4)]
+    rows = wanted.repeat_interleave(4, 0)
+    rows[[0, 4, 8]] = wanted[[1, 2, 0]]  # one in four shows something else
+    features = Features(rows[None, :8].half(), rows[None, 8:].half(), torch.empty(0), torch.empty(0))
+    monkeypatch.setattr(head.Features, "load", lambda: features)
+    monkeypatch.setattr(head.Phrases, "load", lambda: phrases)
+    monkeypatch.setattr(head.emojis, "load", lambda: SHOWN_EMOJIS)
+    monkeypatch.setattr(head, "load_drawings", lambda: (None, shown))
+    monkeypatch.setattr(head, "EVERY", 1)
+    monkeypatch.setattr(head, "SCALES", torch.arange(0, 4, 0.1))
+    found = head.fit_scale({"weight": torch.eye(len(SAID)), "bias": torch.zeros(len(SAID))})
+    assert found == pytest.approx(np.log(6), abs=0.05)
+
+
 def test_style_finds_drawings_by_code_by_name_and_by_alias(tmp_path):
     icons = {
         "height": 32,
@@ -304,13 +322,6 @@ def test_learning_rate_warms_up_and_ends_near_zero():
     assert rates[-1] < 1e-5
 
 
-def test_selection_counts_what_is_right_and_finds_the_scale():
-    """Of four pictures one is wrong; with cosines 1 and 0 the likeliest scale s has e^s / (e^s + 1) = 3/4."""
-    cosines = torch.eye(2)[[0, 1, 0, 1]]
-    found = export.selection(cosines, torch.tensor([0, 1, 0, 0]))
-    assert found == {"accuracy": 75.0, "scale": pytest.approx(np.log(3), abs=1)}
-
-
 def test_export_takes_the_better_tower_and_refuses_untrained_names(tmp_path, monkeypatch):
     """Of three towers, each of another accuracy on two held-out pictures; the tokens that were never read stay away."""
     ids, classes = torch.tensor([7, 8, 9]), len(EMOJI_CLASSES)
@@ -323,6 +334,7 @@ def test_export_takes_the_better_tower_and_refuses_untrained_names(tmp_path, mon
     monkeypatch.setattr(export.emojis, "load", lambda: records)
     heads = {name: {"weight": torch.eye(2), "bias": torch.zeros(2)} for name in ("emoji-lite", "emoji-lite-named")}
     monkeypatch.setattr(export, "fit_heads", lambda: heads)
+    monkeypatch.setattr(export, "fit_scale", lambda head: 20.0)
     monkeypatch.setattr(export, "class_features", lambda state, phrases: state["classes"])
 
     def save(seed: int, right: int, count: int) -> None:
@@ -340,6 +352,7 @@ def test_export_takes_the_better_tower_and_refuses_untrained_names(tmp_path, mon
     assert stored["token_embedding.ids"].tolist() == [7, 9]
     assert stored["token_embedding.rows"].tolist() == [[10], [12]]
     assert stored["visual.head.proj.weight"].dtype == torch.float16
+    assert stored["logit_scale"].item() == pytest.approx(np.log(20), rel=1e-3)
     open_clip.add_model_config(tmp_path / "emoji-lite.json")
     save(2, 2, 9)
     with pytest.raises(ValueError, match=r"text-seed2\.pt: class names with a hardly trained token: .*'mammal': 9"):
