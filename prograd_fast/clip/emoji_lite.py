@@ -117,11 +117,11 @@ class ImageTower(nn.Module):
         width: D of the image features.
     """
 
-    def __init__(self, trunk: nn.Module, width: int) -> None:
+    def __init__(self, trunk: Any, width: int) -> None:
         super().__init__()
-        self.trunk: Any = trunk
-        widths = (trunk.blocks[i][-1].bn3.num_features * side**2 for i, side in POOLED.items())  # type: ignore[index]
-        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))  # type: ignore[arg-type]
+        self.trunk = trunk
+        widths = (trunk.blocks[i][-1].bn3.num_features * side**2 for i, side in POOLED.items())
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the head averages of (B, 3, H, W) pictures: the maps of `POOLED` and the last one, (B, C, h, w) each."""
