@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,11 +117,11 @@ class ImageTower(nn.Module):
         width: D of the image features.
     """
 
-    def __init__(self, trunk: nn.Module, width: int) -> None:
+    def __init__(self, trunk: Any, width: int) -> None:
         super().__init__()
-        self.trunk: Any = trunk
-        widths = (trunk.blocks[i][-1].bn3.num_features * side**2 for i, side in POOLED.items())  # type: ignore[index]
-        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))  # type: ignore[arg-type]
+        self.trunk = trunk
+        widths = (trunk.blocks[i][-1].bn3.num_features * side**2 for i, side in POOLED.items())
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the head averages of (B, 3, H, W) pictures: the maps of `POOLED` and the last one, (B, C, h, w) each."""
@@ -134,14 +134,31 @@ class ImageTower(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """What the head reads of (B, 3, 128, 128) pictures: (B, 2896)."""
-        sides = (*POOLED.values(), 1)
-        averages = (F.adaptive_avg_pool2d(map, side) for map, side in zip(self.maps(images), sides, strict=True))
-        return torch.cat([average.flatten(1) for average in averages], 1)
+        return averages(self.maps(images), 1, 1)[:, 0, 0]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, 128, 128) pictures to (B, D) features, not normalised."""
         features: Tensor = self.head(self.pooled(images))
         return features
+
+
+def averages(maps: Iterable[Tensor], rows: int, columns: int) -> Tensor:
+    """What the head reads of each part of pictures that are cut into rows and columns.
+
+    Args:
+        maps: of `ImageTower.maps`.
+        rows: h parts of a column.
+        columns: w parts of a row.
+
+    Returns:
+        (B, h, w, 2896). One part is the whole picture. Where a map is coarser than what is averaged, it is repeated.
+    """
+    found = []
+    for map, side in zip(maps, (*POOLED.values(), 1), strict=True):
+        cells = F.adaptive_avg_pool2d(map, (rows * side, columns * side))
+        cells = cells.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (B, C, h, side, w, side)
+        found.append(cells.permute(0, 2, 4, 1, 3, 5).flatten(3))
+    return torch.cat(found, 3)
 
 
 def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:
