@@ -124,7 +124,7 @@ class ImageTower(nn.Module):
         self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of (B, 3, H, W) pictures that the head averages: those of `POOLED` and the last, (B, C, h, w) each."""
+        """The maps of (B, 3, H, W) pictures that the head averages: of `POOLED` and the last, (B, C, h, w) each."""
         x, maps = self.trunk.bn1(self.trunk.conv_stem(images)), []
         for i, block in enumerate(self.trunk.blocks):
             x = block(x)
