@@ -124,7 +124,7 @@ class ImageTower(nn.Module):
         self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What the head averages of (B, 3, H, W) pictures: the maps of `POOLED` and the last one, (B, C, h, w) each."""
+        """The maps of (B, 3, H, W) pictures that the head averages: of `POOLED` and the last, (B, C, h, w) each."""
         x, maps = self.trunk.bn1(self.trunk.conv_stem(images)), []
         for i, block in enumerate(self.trunk.blocks):
             x = block(x)
@@ -133,7 +133,7 @@ class ImageTower(nn.Module):
         return [*maps, self.trunk.bn2(self.trunk.conv_head(x))]
 
     def pooled(self, images: Tensor) -> Tensor:
-        """What the head reads of (B, 3, 128, 128) pictures: (B, 2896)."""
+        """The averages of (B, 3, 128, 128) pictures that the head reads: (B, 2896)."""
         return averages(self.maps(images), 1, 1)[:, 0, 0]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class ImageTower(nn.Module):
 
 
 def averages(maps: Iterable[Tensor], rows: int, columns: int) -> Tensor:
-    """What the head reads of each part of pictures that are cut into rows and columns.
+    """Average the maps of pictures as the head reads them, for each part of a cut into rows and columns.
 
     Args:
         maps: of `ImageTower.maps`.
