@@ -129,11 +129,8 @@ FAULTS = {
     "top without the zeros outside": Fault(
         "soft_argmax.cu", "top = peak.is_nan() ? top : A(0);", "top = top;", says="relative error"
     ),
-    "read behind the map": Fault(
-        "soft_argmax.cu",
-        "read(pack, from, begin, end, aligned);",
-        "read(pack, from, begin, N, aligned);",
-        says="read .* outside",
+    "zero for the last value": Fault(
+        "soft_argmax.cu", "read(pack, from, begin, end, aligned);", "read(pack, from, begin, end - 1, aligned);"
     ),
     "written behind the map": Fault(
         "soft_argmax.cu",
