@@ -1,4 +1,4 @@
-"""The losses of the neighbours on an empty batch: NaN, as torch's own means of nothing, and a gradient that is empty."""
+"""The neighbours' losses of an empty batch: NaN, as torch's own means of nothing, and a gradient that is empty."""
 
 from collections.abc import Callable
 

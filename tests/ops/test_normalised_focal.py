@@ -100,7 +100,7 @@ def test_nothing_but_sure_pixels(backend: str) -> None:
 @pytest.mark.parametrize("max_mult", [-1.0, 1.5])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_pixels(backend: str, max_mult: float) -> None:
-    """Several runs of a register's lanes and a rest; infinite logits; NaN stays in its picture, and out where ignored."""
+    """Several runs of a register and a rest; infinite logits; NaN stays in its picture, and out where ignored."""
     z, labels = (
         4 * normal(4, 1037, dtype=torch.float32),
         (normal(4, 1037, seed=1) > 0).long() - (normal(4, 1037) > 1).long(),
