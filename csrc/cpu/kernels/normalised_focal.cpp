@@ -67,7 +67,7 @@ class FocalRun {
   using V = Vector<T>;
 
  public:
-  FocalRun(const S* logits, const std::int64_t* labels, T gamma) : labels_(labels), gamma_(gamma) {
+  FocalRun(const S* logits, const std::int64_t* labels, T gamma) : logits_(logits), labels_(labels), gamma_(gamma) {
     for (std::int64_t i = 0; i < run; ++i) {
       odds_[i] = odds_against(labels_of(i).towards(loaded(logits + i * lanes<T>, lanes<T>, T(0))));
     }
@@ -78,6 +78,7 @@ class FocalRun {
     V weights{}, counted{};
     for (std::int64_t i = 0; i < run; ++i) {
       const Labels<T> labels = labels_of(i);
+      ask_for_next(i);
       weights += labels.counting(focal_power<exponent>(LabelProbability<V>(odds_[i]).q, gamma_));
       counted += labels.counting(broadcast(T(1)));
     }
@@ -92,6 +93,7 @@ class FocalRun {
     V rest[run], near[run], factors[run], slopes[run], of_logs[run], weights{}, counted{}, loss{};
     for (std::int64_t i = 0; i < run; ++i) {
       const Labels<T> labels = labels_of(i);
+      ask_for_next(i);
       const LabelProbability<V> of_label(odds_[i]);
       const FocalPixel<V> pixel(of_label, gamma_, of.eps);
       V weight = labels.counting(focal_power<exponent>(of_label.q, gamma_)), of_weight = pixel.of_weight;
@@ -124,6 +126,14 @@ class FocalRun {
  private:
   Labels<T> labels_of(std::int64_t i) const { return Labels<T>(labels_ + i * lanes<T>); }
 
+  // Asks for the run after the next, a register at a time: the loops that read no memory would leave it idle.
+  void ask_for_next(std::int64_t i) const {
+    const std::int64_t at = 2 * run_size<T> + i * lanes<T>;
+    __builtin_prefetch(logits_ + at);
+    for (std::int64_t k = 0; k < lanes<T>; k += 8) __builtin_prefetch(labels_ + at + k);
+  }
+
+  const S* logits_;
   const std::int64_t* labels_;
   T gamma_;
   V odds_[run];
