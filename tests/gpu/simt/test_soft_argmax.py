@@ -144,14 +144,14 @@ FAULTS = {
     "peaks of one warp": Fault("soft_argmax.cu", "b.before(a) ? b : a;", "b.before(a) ? a : a;"),
     "no zeros outside": Fault("soft_argmax.cu", "(values[at_row * width + at_column]) : A(0))", "(values[0]) : A(1))"),
     "top without the zeros outside": Fault(
-        "soft_argmax.cu", "if (!inside && top <= A(0)) top = A(0);", "", says="relative error"
+        "soft_argmax.cu", "top <= A(0)) top = A(0);", "top <= A(0)) top = top;", says="relative error"
     ),
     "the peak of another map": Fault("soft_argmax.cu", "given_peaks[map]", "given_peaks[0]"),
-    "read behind the map": Fault(
+    "a peak behind the map": Fault(
         "soft_argmax.cu",
-        "read(pack, from, begin, end, aligned);",
-        "read(pack, from, begin, N, aligned);",
-        says="read .* outside",
+        "if (i < begin || i >= end) continue;\n      const Peak",
+        "if (i < begin) continue;\n      const Peak",
+        says="relative error",
     ),
     "written behind the map": Fault(
         "soft_argmax.cu",
