@@ -61,8 +61,8 @@ CASES = [  # forward with backward
     Case("gate, shift and fuse", gate_shift_fuse.WITH_GRADIENT, (1, 1, 8, 1, 1), GATED_CLIPS, math.prod, 32),
     # of a node's feature: read own and other, write the sum; read gradient, own and other, write both gradients
     Case("sums along edges", landmarks.EDGE_SUMS, 0, FACES, lambda faces: faces * 98 * 128, 32),
-    # of a pixel: read twice, write the gradient
-    Case("local soft-argmax", landmarks.SOFT_ARGMAX, 0, MAPS, lambda maps: maps * 64 * 64, 12),
+    # of a pixel: read it, write the gradient
+    Case("local soft-argmax", landmarks.SOFT_ARGMAX, 0, MAPS, lambda maps: maps * 64 * 64, 8),
     # of a pixel: read logit and label, write the cotangent; multiply it by the gradient of the mean
     Case("normalised focal loss", landmarks.FOCAL, 0, MASKS, _pixels, 24, landmarks.FOCAL_ALONE),
     Case("normalised focal loss, max_mult 2", landmarks.CUT_FOCAL, 0, MASKS, _pixels, 24, landmarks.CUT_FOCAL_ALONE),
