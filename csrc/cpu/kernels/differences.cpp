@@ -2,6 +2,7 @@
 #include "../differences.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "../../formulas/differences.h"
@@ -39,11 +40,17 @@ double difference_loss(const S* x, const S* t, T* cotangents, std::int64_t n, F 
   });
 }
 
-// Places (i % lanes, i / lanes) of the lanes of two registers that take turns.
-template <typename V, std::size_t... i>
-PF_HOST_DEVICE V interleaved(V a, V b, std::size_t first, std::index_sequence<i...>) {
-  return first == 0 ? __builtin_shufflevector(a, b, (i / 2 + i % 2 * sizeof...(i))...)
-                    : __builtin_shufflevector(a, b, (sizeof...(i) / 2 + i / 2 + i % 2 * sizeof...(i))...);
+// Lanes of two registers in turns: those of their first halves, or of their second ones.
+template <typename T, std::size_t... i>
+PF_HOST_DEVICE Vector<T> interleaved(Vector<T> a, Vector<T> b, bool second, std::index_sequence<i...>) {
+#ifdef __clang__
+  return second ? __builtin_shufflevector(a, b, (sizeof...(i) / 2 + i / 2 + i % 2 * sizeof...(i))...)
+                : __builtin_shufflevector(a, b, (i / 2 + i % 2 * sizeof...(i))...);
+#else  // which GCC knows from 12 on
+  using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  const Vector<Place> places{Place(i / 2 + i % 2 * sizeof...(i))...};
+  return __builtin_shuffle(a, b, second ? places + Place(sizeof...(i) / 2) : places);
+#endif
 }
 
 // Transposes as many registers as one has lanes: each round lets the first half of the registers take turns with the
@@ -54,8 +61,8 @@ PF_HOST_DEVICE void transpose(Vector<T>* x) {
   for (std::int64_t round = 1; round < n; round *= 2) {
     Vector<T> y[n];
     for (std::int64_t i = 0; i < n / 2; ++i) {
-      y[2 * i] = interleaved(x[i], x[i + n / 2], 0, std::make_index_sequence<n>());
-      y[2 * i + 1] = interleaved(x[i], x[i + n / 2], 1, std::make_index_sequence<n>());
+      y[2 * i] = interleaved<T>(x[i], x[i + n / 2], false, std::make_index_sequence<n>());
+      y[2 * i + 1] = interleaved<T>(x[i], x[i + n / 2], true, std::make_index_sequence<n>());
     }
     std::copy(y, y + n, x);
   }
