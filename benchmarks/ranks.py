@@ -52,7 +52,7 @@ def step_of(n_names: int, shared: bool) -> Callable[[], None]:
     group = dist.group.WORLD if shared else None
     net = pf.clip.PromptedCLIP(model, tokenizer, names, N_CTX, class_group=group)
     generator = torch.Generator().manual_seed(1)
-    images, guess = (torch.randn(n, 128, generator=generator) for n in (BATCH, n_names))
+    images, guess = (torch.randn(n, model.text_projection.shape[1], generator=generator) for n in (BATCH, n_names))
     images, guess = F.normalize(images, dim=-1), F.normalize(guess, dim=-1)  # of a teacher: his price is paid once
     labels = torch.randint(0, n_names, (BATCH,), generator=generator)
     criterion, teacher = pf.DualLoss(), net.model.logit_scale.detach().exp() * images @ guess.T

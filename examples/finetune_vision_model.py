@@ -1,22 +1,23 @@
 """Train an image tower's last layers with and without the projection, and ask what it still knows of other classes.
 
 `python examples/finetune_vision_model.py` takes about a minute on two CPU cores and downloads nothing: the model is
-emoji-lite, the pictures are the embedded emojis. The image tower's last block and head are trained on 16 pictures of
-each of 22 classes, the base classes. The teacher is the same tower as it was before: its logits of the training
-pictures are computed once. Then pictures of the base classes and of 22 others, which were not trained, are classified
-by their names. All layers before the last block are frozen, so each picture goes through them once.
+emoji-lite, the pictures are the embedded emojis. The image tower's last block and all behind it are trained on 16
+pictures of each of 22 classes, the base classes. The teacher is the same tower as it was before: its logits of the
+training pictures are computed once. Then pictures of the base classes and of 22 others, which were not trained, are
+classified by their names. All layers before the last block are frozen, so each picture goes through them once.
 """
 
 import argparse
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prograd_fast as pf
+from prograd_fast.clip.emoji_lite import ImageTower, averages
 from prograd_fast.data import PictureSet, load
 from prograd_fast.training.protocol import Part, make_plan
 
@@ -27,7 +28,7 @@ Accuracies = tuple[float, float]  # in percent, on the base and on the new class
 class Pictures(NamedTuple):
     """Pictures behind the frozen layers, their labels, and the zero-shot classifier of their classes."""
 
-    activations: Tensor
+    activations: list[Tensor]  # the maps of the frozen layers which the head reads; the last block takes the last one
     labels: Tensor
     classifier: pf.clip.ZeroShotTeacher
 
@@ -35,24 +36,25 @@ class Pictures(NamedTuple):
 class LastLayers(nn.Module):
     """A copy of the trained part of emoji-lite's image tower, in evaluation mode: batch statistics stay as they are."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: ImageTower) -> None:
         super().__init__()
-        trunk = cast(nn.Module, tower.trunk)
-        last = (cast(nn.Sequential, trunk.blocks)[-1], trunk.conv_head, trunk.bn2, trunk.global_pool)
-        self.layers = nn.Sequential(*copy.deepcopy([*cast(list[nn.Module], list(last)), nn.Flatten(), tower.head]))
+        trunk = tower.trunk
+        self.block, self.conv_head, self.bn2, self.head = copy.deepcopy(
+            (trunk.blocks[-1], trunk.conv_head, trunk.bn2, tower.head)
+        )
         self.requires_grad_(True).eval()
 
-    def forward(self, activations: Tensor) -> Tensor:
+    def forward(self, activations: list[Tensor]) -> Tensor:
         """(B, D) unit rows."""
-        return F.normalize(self.layers(activations), dim=-1)
+        x = self.block(activations[-1])
+        read = averages([*activations, x, self.bn2(self.conv_head(x))], 1, 1)[:, 0, 0]
+        return F.normalize(self.head(read), dim=-1)
 
 
 @torch.no_grad()
-def first_layers(tower: nn.Module, images: Tensor) -> Tensor:
+def first_layers(tower: ImageTower, images: Tensor) -> list[Tensor]:
     """What the frozen layers make of (B, 3, H, W) images."""
-    trunk = cast(nn.Module, tower.trunk)
-    stem = nn.Sequential(trunk.conv_stem, trunk.bn1, *cast(nn.Sequential, trunk.blocks)[:-1])
-    return cast(Tensor, stem(images))
+    return tower.maps(images)[:-2]  # without those of the last block and of the layers behind it
 
 
 def prepare(part: Part, pictures: PictureSet) -> Pictures:
@@ -69,13 +71,15 @@ def prepare(part: Part, pictures: PictureSet) -> Pictures:
 def fine_tuned(start: LastLayers, shots: Pictures, epochs: int, project: bool) -> LastLayers:
     """A copy that was trained on the base classes."""
     tuned, criterion = copy.deepcopy(start), pf.DualLoss()
-    optimizer = pf.ProGradAdamW(tuned.parameters(), lr=1e-4, weight_decay=0)
+    # Adam moves each weight by about lr, and the head adds up 2896 of them: 1e-4 would be another head after one step
+    optimizer = pf.ProGradAdamW(tuned.parameters(), lr=3e-6, weight_decay=0)
     with torch.no_grad():
         teacher = shots.classifier.logits(start(shots.activations))
     g = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for rows in torch.randperm(len(shots.labels), generator=g).split(BATCH):
-            logits = shots.classifier.logit_scale * tuned(shots.activations[rows]) @ shots.classifier.class_features.T
+            features = tuned([map[rows] for map in shots.activations])
+            logits = shots.classifier.logit_scale * features @ shots.classifier.class_features.T
             task, general = criterion(logits, teacher[rows], shots.labels[rows])
             optimizer.zero_grad()
             optimizer.backward(task, general if project else None)

@@ -8,8 +8,8 @@
     build_drawings emojis of more makers and icons, none held out          -> work/drawings.{npy,json}
     phrases        names, keywords and tags with their sentence embeddings -> work/phrases.pt
     features       frozen image-tower features of the pretraining pictures -> work/features.pt
-    pretrain       text tower and heads that tell the embeddings, per seed -> work/runs/
-    export         the chosen run as config JSON and fp16 safetensors      -> assets/emoji-lite*.{json,safetensors}
+    pretrain       a text tower that tells the embeddings, for each seed   -> work/runs/
+    export         the heads, the chosen tower; JSON and fp16 safetensors  -> assets/emoji-lite*.{json,safetensors}
 """
 
 from pathlib import Path

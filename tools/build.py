@@ -23,7 +23,7 @@ from tools.fetch import fetch
 from tools.phrases import compute_phrases
 from tools.pretrain import pretrain
 
-SEEDS = (0, 1, 2)  # of the runs that are compared before one is exported
+SEEDS = (0, 1, 2)  # of the text towers that are compared before one is exported
 LICENCES = {
     "clipart.zip": "public domain",
     "emoji.zip": "Apache-2.0, CC-BY-4.0, MIT",

@@ -10,7 +10,7 @@ CONFIG: dict[str, Any] = {
         "timm_model_name": "tf_efficientnet_lite0",
         "timm_model_pretrained": False,
         "timm_pool": "avg",
-        "timm_proj": "mlp",
+        "timm_proj": "linear",
         "image_size": IMAGE_SIZE,
     },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},

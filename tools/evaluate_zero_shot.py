@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prograd_fast.clip import ZeroShotTeacher, emoji_lite
 from prograd_fast.data import EMBEDDED, PictureSet, load
-from tools.pretrain import PROMPTS
+from tools.export import PROMPTS
 
 BATCH = 64
 ROW = "| {:16} | {:7} | {:11} | {:>6} | {:>9} | {:>9} | {:>5} | {:>8} | {:>8} |"

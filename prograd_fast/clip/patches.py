@@ -6,8 +6,12 @@ of a picture. Without it, each position stays by itself and still ends in the sp
     vision transformer, last block:   v = x + W_out (W_v LN1(x) + b_v) + b_out,   f = (LN_post(v + MLP(LN2(v)))) P
     ResNet with attention pooling:    f = W_c (W_v x + b_v) + b_c
     timm tower with average pooling:  f = head(x)
+    emoji-lite's tower:               f = head(what it reads of the part of the picture at a position)
 
-x is what the layers before have at a position. A transformer's class token is left out.
+x is what the layers before have at a position. A transformer's class token is left out. Emoji-lite's head reads
+averages of finer maps too, and of quarters: of a part it reads the part's own quarters. So the feature of the only part
+is the picture's. If there are more and the picture's sides are multiples of 32 pixels, the mean of the parts, before
+they are unit rows, is what the head says if in each quarter it reads the mean of that quarter of all parts.
 """
 
 from typing import Any
@@ -15,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from prograd_fast.clip.emoji_lite import averages
 
 
 @torch.no_grad()
@@ -29,7 +35,7 @@ def patch_features(model: nn.Module, images: Tensor) -> Tensor:
         (B, h, w, D) unit rows in the space of the class features, without graph, in the tower's dtype.
 
     Raises:
-        ValueError: the tower pools in a way that is not among the three above, or is in training mode.
+        ValueError: the tower pools in a way that is not among the four above, or is in training mode.
     """
     tower: Any = model.visual
     if tower.training:
@@ -39,6 +45,9 @@ def patch_features(model: nn.Module, images: Tensor) -> Tensor:
         )
     if hasattr(tower, "attnpool"):
         features = _of_resnet(tower, images)
+    elif hasattr(tower, "maps"):  # emoji-lite's
+        maps = tower.maps(images)
+        features = tower.head(averages(maps, *maps[-1].shape[2:]))
     elif hasattr(tower, "trunk") and _averages(tower.trunk):
         features = tower.head(tower.trunk.forward_features(images).permute(0, 2, 3, 1))
     elif _has_class_token(tower):

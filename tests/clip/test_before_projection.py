@@ -21,7 +21,14 @@ def resnet():
     return model.double().eval()
 
 
-@pytest.mark.parametrize(("make", "side"), [(tiny_clip, 16), (resnet, 32)])
+def timm_with_an_mlp():
+    with torch.random.fork_rng():
+        vision = CLIPVisionCfg(timm_model_name="test_efficientnet", timm_pool="avg", timm_proj="mlp", image_size=32)
+        model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg=CLIPTextCfg(width=32, heads=2, layers=1))
+    return model.double().eval()
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_clip, 16), (resnet, 32), (timm_with_an_mlp, 32)])
 @torch.no_grad()
 def test_the_projection_of_what_stands_before_it(make, side):
     model = make()
@@ -44,9 +51,10 @@ def test_embedded_model():
     clip = load_model("emoji-lite", device="cpu")
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     weight, bias = visual_projection(clip.model)
-    assert (weight.shape, bias) == ((512, 256), None)
+    assert (weight.shape, bias.shape) == ((2896, 256), (256,))
     x = clip.before_projection().model.encode_image(images)
-    torch.testing.assert_close(x @ weight, clip.model.encode_image(images), rtol=1e-4, atol=1e-5)
+    expected = clip.model.encode_image(images)
+    torch.testing.assert_close(x @ torch.cat([weight, bias[None]]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tower_without_a_projection_is_refused():

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import prograd_fast as pf
+from prograd_fast.clip.emoji_lite import averages
 from prograd_fast.clip.patches import patch_features
 from tests.tiny_clip import tiny_clip
 from tests.tolerances import assert_close
@@ -63,9 +64,30 @@ def test_a_single_patch_is_the_picture() -> None:
     assert_close(found[:, 0, 0], F.normalize(model.encode_image(images), dim=-1), "tower", torch.float32)
 
 
-def test_a_larger_picture_has_more_patches() -> None:
+def test_emoji_lites_head_reads_the_part_of_its_finer_maps_at_a_position() -> None:
+    """By slices of maps of 96 x 160 pixels. Sides that are no multiples of 32 are taken too."""
     model = pf.clip.load_emoji_lite()[0]
-    assert patch_features(model, torch.rand(1, 3, 96, 160)).shape == (1, 3, 5, 256)
+    images = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    maps, found = model.visual.maps(images), patch_features(model, images)
+    assert found.shape == (2, 3, 5, 256)
+    for row in range(3):
+        for column in range(5):
+            fine = [map[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] for map in maps[:2]]
+            coarse = [map[:, :, row, column] for map in maps[2:]]
+            read = [fine[0].mean((2, 3)), fine[1].flatten(1), coarse[0].repeat_interleave(4, 1), coarse[1], coarse[2]]
+            expected = F.normalize(model.visual.head(torch.cat(read, 1)), dim=-1)
+            assert_close(found[:, row, column], expected, "formula", torch.float32)
+    assert patch_features(model, images[:, :, :76, :100]).shape == (2, 3, 4, 256)
+
+
+def test_the_mean_of_emoji_lites_parts_is_the_picture_but_for_the_quarters() -> None:
+    model = pf.clip.load_emoji_lite()[0]
+    maps = model.visual.maps(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    whole, mean = averages(maps, 1, 1)[:, 0, 0], averages(maps, 4, 4).mean((1, 2))
+    of_quarters = torch.zeros(2896, dtype=torch.bool).index_fill_(0, torch.arange(80, 80 + 4 * (112 + 192)), True)
+    assert_close(mean[:, ~of_quarters], whole[:, ~of_quarters], "formula", torch.float32)
+    of_parts = torch.stack([maps[1][:, :, i::2, j::2].mean((2, 3)) for i in range(2) for j in range(2)], -1)
+    assert_close(mean[:, 80:528], of_parts.flatten(1), "formula", torch.float32)
 
 
 @pytest.mark.parametrize("how", ["attentional pool", "mean of all tokens", "other attention"])
