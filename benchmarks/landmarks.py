@@ -1,6 +1,7 @@
 """Sides of the operators for landmarks, heat maps and masks: kernels, and formulas with and without compilation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,3 +63,25 @@ SOFT_ARGMAX = _sides("local_soft_argmax", _soft_argmax)
 FOCAL = _sides("normalised_focal_loss", _focal)
 CUT_FOCAL = _sides("normalised_focal_loss", _cut_focal)
 STRUCTURE = _sides("structure_loss", _structure)
+
+# ---- the forward's kernels on memory that stays in the caches, and how many elements they have
+
+
+def _focal_alone(max_mult: float) -> Side:
+    z, labels = _draw(1, PIXELS_ALONE), (_draw(1, PIXELS_ALONE, seed=1) > 0).long()
+    results = {"losses": z.new_empty(1), "cotangents": torch.empty_like(z)}
+    operator = torch.ops.prograd_fast.normalised_focal_loss_out.default
+    return lambda: operator(z, labels, 0.5, 2.0, max_mult, 1e-12, **results)
+
+
+def _structure_alone() -> Side:
+    x, t = (4 * _draw(FACES_ALONE, NODES, 2, seed=seed) for seed in (0, 1))
+    results = {"losses": x.new_empty(2), "cotangents": x.new_empty(2, *x.shape)}
+    operator, ends = torch.ops.prograd_fast.structure_loss_out.default, _neighbours()
+    return lambda: operator(x, t, *ends, 2.0, 20.0, 0.5, 1.0, **results)
+
+
+PIXELS_ALONE, FACES_ALONE = 2**16, 256
+FOCAL_ALONE = partial(_focal_alone, -1.0), PIXELS_ALONE
+CUT_FOCAL_ALONE = partial(_focal_alone, 2.0), PIXELS_ALONE
+STRUCTURE_ALONE = _structure_alone, FACES_ALONE * NODES * 2

@@ -121,7 +121,7 @@ to this process. Others kept the cores busy; they do not count, but share caches
 {table(neighbours["rows"])}
 
 Bytes per second count the bytes that must move where nothing fits into the caches: 24 an element of affine shift, 32 of
-gate, shift and fuse, 32 a feature of sums along edges, 12 a pixel of local soft-argmax, 24 a pixel of the focal loss,
+gate, shift and fuse, 32 a feature of sums along edges, 8 a pixel of local soft-argmax, 24 a pixel of the focal loss,
 28 a coordinate of the structure loss. `benchmarks/neighbours.py` says which. The load average was {loads[2][0]} before
 and {loads[2][1]} after.
 

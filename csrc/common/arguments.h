@@ -62,6 +62,11 @@ class Arguments {
     own_memory(name, tensor);
   }
 
+  void integer_result(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) const {
+    integers(name, tensor, sizes);
+    own_memory(name, tensor);
+  }
+
   // Of one dtype, and contiguous, or contiguous in the last dimension.
   void whole(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) const {
     of_dtype(name, tensor, dtype, sizes);

@@ -35,47 +35,13 @@ PF_HOST_DEVICE double fused(double a, double b, double c) {
 
 PF_HOST_DEVICE float root(float x) { return ::sqrtf(x); }
 PF_HOST_DEVICE double root(double x) { return ::sqrt(x); }
-PF_HOST_DEVICE double log(double x) { return ::log(x); }
 
-// ln x. On the CPU a polynomial without branches, so that loops vectorise: error below 1 ulp where x is a normal
-// number; -inf for 0, NaN below it and for NaN.
-PF_HOST_DEVICE float log(float x) {
-#ifdef __CUDA_ARCH__
-  return ::logf(x);
-#else
-  // x = m 2^n with m in [root of 1/2, root of 2): where m is above, subtracting the root's bits carries into the
-  // exponent
-  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
-  const float n = float(std::int32_t(n_bits) >> 23), f = __builtin_bit_cast(float, bits - n_bits) - 1.0f;
-  const float square = f * f;
-  // minimax of (ln(1 + f) - f + f^2 / 2) / f^3, from Cephes' logf
-  float p = fused(7.0376836292e-2f, f, -1.1514610310e-1f);
-  p = fused(p, f, 1.1676998740e-1f);
-  p = fused(p, f, -1.2420140846e-1f);
-  p = fused(p, f, 1.4249322787e-1f);
-  p = fused(p, f, -1.6668057665e-1f);
-  p = fused(p, f, 2.0000714765e-1f);
-  p = fused(p, f, -2.4999993993e-1f);
-  p = fused(p, f, 3.3333331174e-1f);
-  p *= f * square;
-  // ln 2 in two parts, the first with so few bits that n times it is exact
-  p = fused(n, -2.12194440e-4f, p);
-  p = fused(-0.5f, square, p);
-  const float result = fused(n, 0.693359375f, f + p);
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  const float outside = x == 0.0f ? -infinity : x > 0.0f ? x : std::numeric_limits<float>::quiet_NaN();
-  return x > 0.0f && x < infinity ? result : outside;
-#endif
-}
+PF_HOST_DEVICE float magnitude(float x) { return ::fabsf(x); }
+PF_HOST_DEVICE double magnitude(double x) { return ::fabs(x); }
 
 // What a formula needs besides operators: for numbers of type F, or for registers full of them (cpu/kernels/vector.h).
 template <typename F>
 struct Arithmetic;
-template <>
-struct Arithmetic<float> {
-  using Bits = std::uint32_t;
-  PF_HOST_DEVICE static float fused(float a, float b, float c) { return prograd::fused(a, b, c); }
-};
 
 // e^x for x up to 88: a softmax asks for none above 0. A polynomial without branches, so that loops vectorise: error
 // below 1 ulp where the result is a normal number, 0 below that (torch keeps the subnormals; a softmax cannot tell),
@@ -99,6 +65,54 @@ PF_HOST_DEVICE F exp_by_polynomial(F x) {
   return x < -87.3365402f ? F{} : p * power_of_2;
 }
 
+// x = (1 + f) 2^n, f in [root of 1/2 - 1, root of 2 - 1), for normal x above 0.
+template <typename F>
+PF_HOST_DEVICE void split(F x, F& f, F& n) {
+  using A = Arithmetic<F>;
+  using Bits = typename A::Bits;
+  // where 1 + f is above the root of 1/2, subtracting the root's bits carries into the exponent
+  const Bits bits = __builtin_bit_cast(Bits, x), n_bits = (bits - 0x3f3504f3u) & 0xff800000u;
+  n = A::exponents(n_bits);
+  f = __builtin_bit_cast(F, bits - n_bits) - 1.0f;
+}
+
+// ln((1 + f) 2^n) of such f and n: a polynomial without branches, error below 1 ulp.
+template <typename F>
+PF_HOST_DEVICE F log_by_polynomial(F f, F n) {
+  using A = Arithmetic<F>;
+  const F square = f * f;
+  // minimax of (ln(1 + f) - f + f^2 / 2) / f^3, from Cephes' logf
+  F p = A::fused(F{} + 7.0376836292e-2f, f, F{} - 1.1514610310e-1f);
+  p = A::fused(p, f, F{} + 1.1676998740e-1f);
+  p = A::fused(p, f, F{} - 1.2420140846e-1f);
+  p = A::fused(p, f, F{} + 1.4249322787e-1f);
+  p = A::fused(p, f, F{} - 1.6668057665e-1f);
+  p = A::fused(p, f, F{} + 2.0000714765e-1f);
+  p = A::fused(p, f, F{} - 2.4999993993e-1f);
+  p = A::fused(p, f, F{} + 3.3333331174e-1f);
+  p *= f * square;
+  // ln 2 in two parts, the first with so few bits that n times it is exact
+  p = A::fused(n, F{} - 2.12194440e-4f, p);
+  p = A::fused(F{} - 0.5f, square, p);
+  return A::fused(n, F{} + 0.693359375f, f + p);
+}
+
+// ln x for normal x above 0, inf and NaN.
+template <typename F>
+PF_HOST_DEVICE F log_of_normal(F x) {
+  F f, n;
+  split(x, f, n);
+  return x < std::numeric_limits<float>::infinity() ? log_by_polynomial(f, n) : x;
+}
+
+// ln(1 - x) for x in [0, 1), with all digits near 0; y: 1 - x with all digits near 0 of its own, a normal number.
+template <typename F>
+PF_HOST_DEVICE F log_of_rest_by_polynomial(F x, F y) {
+  F f, n;
+  split(y, f, n);
+  return log_by_polynomial(x < 0.25f ? -x : f, x < 0.25f ? F{} : n);
+}
+
 PF_HOST_DEVICE float exp(float x) {
 #ifdef __CUDA_ARCH__
   return ::expf(x);
@@ -107,6 +121,60 @@ PF_HOST_DEVICE float exp(float x) {
 #endif
 }
 PF_HOST_DEVICE double exp(double x) { return ::exp(x); }
+
+// ln x; -inf for 0, NaN below it and for NaN.
+PF_HOST_DEVICE double log(double x) { return ::log(x); }
+PF_HOST_DEVICE float log(float x);
+
+PF_HOST_DEVICE double log_of_rest(double x, double y) { return x < 0.5 ? ::log1p(-x) : ::log(y); }
+PF_HOST_DEVICE float log_of_rest(float x, float y);
+
+template <>
+struct Arithmetic<float> {
+  using Number = float;
+  using Bits = std::uint32_t;
+  PF_HOST_DEVICE static float fused(float a, float b, float c) { return prograd::fused(a, b, c); }
+  PF_HOST_DEVICE static float magnitude(float x) { return prograd::magnitude(x); }
+  PF_HOST_DEVICE static float with_sign(float size, float of) { return ::copysignf(size, of); }
+  PF_HOST_DEVICE static float reciprocal(float x) { return 1.0f / x; }
+  PF_HOST_DEVICE static float exponents(Bits bits) { return float(std::int32_t(bits) >> 23); }
+  PF_HOST_DEVICE static float exp(float x) { return prograd::exp(x); }
+  PF_HOST_DEVICE static float log(float x) { return prograd::log(x); }
+  PF_HOST_DEVICE static float log_of_rest(float x, float y) { return prograd::log_of_rest(x, y); }
+  PF_HOST_DEVICE static float power(float x, float exponent) { return ::powf(x, exponent); }
+};
+template <>
+struct Arithmetic<double> {
+  using Number = double;
+  PF_HOST_DEVICE static double fused(double a, double b, double c) { return prograd::fused(a, b, c); }
+  PF_HOST_DEVICE static double magnitude(double x) { return prograd::magnitude(x); }
+  PF_HOST_DEVICE static double with_sign(double size, double of) { return ::copysign(size, of); }
+  PF_HOST_DEVICE static double reciprocal(double x) { return 1.0 / x; }
+  PF_HOST_DEVICE static double exp(double x) { return prograd::exp(x); }
+  PF_HOST_DEVICE static double log(double x) { return prograd::log(x); }
+  PF_HOST_DEVICE static double log_of_rest(double x, double y) { return prograd::log_of_rest(x, y); }
+  PF_HOST_DEVICE static double power(double x, double exponent) { return ::pow(x, exponent); }
+};
+
+PF_HOST_DEVICE float log(float x) {
+#ifdef __CUDA_ARCH__
+  return ::logf(x);
+#else
+  const float outside = x == 0.0f ? -std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+  const float result = log_of_normal(x);
+  return x > 0.0f ? result : outside;
+#endif
+}
+
+PF_HOST_DEVICE float log_of_rest(float x, float y) {
+#ifdef __CUDA_ARCH__
+  // ln(1 - x) = ln u - ((u - 1) + x) / u, u = 1 - x rounded
+  const float u = x < 0.5f ? 1.0f - x : y, logarithm = ::logf(u);
+  return x < 0.5f ? logarithm - __fdividef((u - 1.0f) + x, u) : logarithm;
+#else
+  return log_of_rest_by_polynomial(x, y);
+#endif
+}
 
 template <typename T>
 PF_HOST_DEVICE T larger(T a, T b) {
@@ -134,8 +202,5 @@ PF_HOST_DEVICE float power_of_2(float x) {
 #endif
 }
 PF_HOST_DEVICE double power_of_2(double x) { return ::exp2(x); }
-
-PF_HOST_DEVICE float magnitude(float x) { return ::fabsf(x); }
-PF_HOST_DEVICE double magnitude(double x) { return ::fabs(x); }
 
 }  // namespace prograd

@@ -49,6 +49,10 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
 
 constexpr int64_t sample_chunk = 64;  // samples of one partial sum
 
+struct alignas(64) Register {  // of any instruction set
+  char bytes[64];
+};
+
 void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, const at::Tensor& rows,
                         const at::Tensor& columns, double omega1, double omega2, double epsilon, double factor,
                         at::Tensor& losses, at::Tensor& cotangents) {
@@ -69,24 +73,26 @@ void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, 
   const bool past_caches = int64_t(written.tensor().nbytes()) >= stream_bytes;
   std::vector<double> points(chunks), offsets(chunks);
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> scratch(4 * n * cotangent_size);
-    for (int64_t i = begin * sample_chunk; i < std::min(end * sample_chunk, samples); ++i) {
-      const Landmarks sample{static_cast<const char*>(data_of(x)) + i * n * size,
-                             static_cast<const char*>(data_of(t)) + i * n * size,
-                             written.data() + i * n * cotangent_size,
-                             written.data() + (samples + i) * n * cotangent_size,
-                             row,
-                             column,
-                             shares.data(),
-                             edges,
-                             nodes,
-                             axes,
-                             omega1,
-                             omega2,
-                             epsilon,
-                             factor,
-                             past_caches};
-      kernels.structure(sample, scratch.data(), &points[i / sample_chunk], &offsets[i / sample_chunk]);
+    std::vector<Register> scratch(3 * n);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = i * sample_chunk * n;
+      const Landmarks chunk{static_cast<const char*>(data_of(x)) + at * size,
+                            static_cast<const char*>(data_of(t)) + at * size,
+                            written.data() + at * cotangent_size,
+                            written.data() + (samples * n + at) * cotangent_size,
+                            row,
+                            column,
+                            shares.data(),
+                            std::min(sample_chunk, samples - i * sample_chunk),
+                            edges,
+                            nodes,
+                            axes,
+                            omega1,
+                            omega2,
+                            epsilon,
+                            factor,
+                            past_caches};
+      kernels.structure(chunk, scratch.data(), &points[i], &offsets[i]);
     }
   });
   written.write_back();

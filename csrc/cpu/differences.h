@@ -12,13 +12,13 @@ struct Difference {
   double omega1, omega2, epsilon, factor;
 };
 
-// One sample of landmarks, (nodes, axes), and a graph.
+// Samples of landmarks, (samples, nodes, axes), and a graph.
 struct Landmarks {
   const void *prediction, *target;
   void *of_points, *of_offsets;  // cotangents, in the accumulation dtype
   const std::int64_t *rows, *columns;
   const float* shares;  // (nodes,): 1 over the number of a row's edges
-  std::int64_t edges, nodes, axes;
+  std::int64_t samples, edges, nodes, axes;
   double omega1, omega2, epsilon, factor;
   bool past_caches;
 };
@@ -26,8 +26,8 @@ struct Landmarks {
 struct DifferenceKernels {
   // Sum of f(prediction - target) over n elements, f the square or Soft Wing's function; cotangents = factor f'.
   double (*loss)(const Difference&, std::int64_t n);
-  // Sums of Soft Wing's function of a sample's points, and of their offsets from the mean of their neighbours; scratch
-  // (4 nodes axes,) in the accumulation dtype, of which half are for cotangents past the caches.
+  // Adds up Soft Wing's function of the points, and of their offsets from the mean of their neighbours. Scratch: 3
+  // nodes axes registers, at a multiple of their size.
   void (*structure)(const Landmarks&, void* scratch, double* points, double* offsets);
 };
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <numeric>
 #include <vector>
 
 #include "../common/large.h"
@@ -16,6 +17,21 @@ namespace {
 
 constexpr int64_t grain_size = 16384;  // products for which a second thread pays
 
+// The edges by one end, each node's in their order.
+class SortedEdges {
+ public:
+  SortedEdges(const int64_t* ends, int64_t edges, int64_t nodes) : starts_(nodes + 1), order_(edges) {
+    for (int64_t e = 0; e < edges; ++e) ++starts_[ends[e] + 1];
+    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+    std::vector<int64_t> places(starts_.begin(), starts_.end() - 1);
+    for (int64_t e = 0; e < edges; ++e) order_[places[ends[e]]++] = e;
+  }
+  Ends ends() const { return {starts_.data(), order_.data()}; }
+
+ private:
+  std::vector<int64_t> starts_, order_;
+};
+
 // The inputs of a call in the accumulation dtype, and the weights of the edges.
 class Graph {
  public:
@@ -26,13 +42,17 @@ class Graph {
         other_(contiguous(other, dtype)),
         rows_(rows.contiguous()),
         columns_(columns.contiguous()),
+        by_row_(rows_.const_data_ptr<int64_t>(), rows.size(0), own.size(1)),
+        by_column_(columns_.const_data_ptr<int64_t>(), rows.size(0), own.size(1)),
         kernels(kernels_for<EdgeKernels>(storage_of(dtype))),
         edges{rows_.const_data_ptr<int64_t>(),
               columns_.const_data_ptr<int64_t>(),
               rows.size(0),
               own.size(1),
               own.size(2),
-              transposed},
+              transposed,
+              (transposed ? by_column_ : by_row_).ends(),
+              (transposed ? by_row_ : by_column_).ends()},
         size(int64_t(c10::elementSize(dtype))) {
     const at::Tensor l = contiguous(logits, dtype);
     const int64_t graphs = logits.dim() == 1 ? 1 : logits.size(0);
@@ -65,6 +85,7 @@ class Graph {
 
  private:
   const at::Tensor own_, other_, rows_, columns_;
+  const SortedEdges by_row_, by_column_;
   at::Tensor shares_;
 
  public:
@@ -80,7 +101,7 @@ void edge_softmax_sum_out(const at::Tensor& own, const at::Tensor& other, const 
   const Written written(y, graph.dtype);
   const int64_t of_sample = graph.edges.nodes * graph.edges.width;
   prefer_huge_pages(written.data(), written.tensor().nbytes());
-  graph.each_sample(of_sample, [&](int64_t i, char* scratch) {
+  graph.each_sample(graph.edges.width, [&](int64_t i, char* scratch) {
     graph.kernels.sum(graph.edges, graph.own(i), graph.other(i), graph.shares(i),
                       written.data() + i * of_sample * graph.size, scratch, graph.past_caches());
   });
@@ -99,7 +120,7 @@ void edge_softmax_sum_backward_out(const at::Tensor& gradient, const at::Tensor&
   for (const Written* written : {&written_own, &written_other}) {
     prefer_huge_pages(written->data(), written->tensor().nbytes());
   }
-  graph.each_sample(graph.edges.nodes + 2 * of_sample, [&](int64_t i, char* scratch) {
+  graph.each_sample(graph.edges.nodes + 2 * graph.edges.width, [&](int64_t i, char* scratch) {
     graph.kernels.backward(graph.edges, graph.part(g, i * of_sample), graph.own(i), graph.other(i), graph.shares(i),
                            written_own.data() + i * of_sample * graph.size,
                            written_other.data() + i * of_sample * graph.size,

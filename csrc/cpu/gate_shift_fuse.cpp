@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 
 #include <tuple>
-#include <vector>
 
 #include "../common/kept_memory.h"
 #include "../common/large.h"
@@ -17,6 +16,7 @@ namespace prograd::cpu {
 namespace {
 
 constexpr int64_t grain_size = 16384;     // elements for which a second thread pays
+constexpr int64_t part = 4096;            // positions that a thread has of a group, whose channels add up to d_gate
 constexpr int64_t streamed_bytes = 4096;  // of a plane: the ends of shorter ones are too many to go past the caches
 
 // The used channels of a call: where a channel of a frame is, in maps, in the gate, and in what has a number for each.
@@ -24,14 +24,17 @@ struct Planes {
   const Clips of;
   const at::Tensor &x, &gate;
   const GateShiftKernels& kernels = kernels_for<GateShiftKernels>(storage_of(x.scalar_type()));
-  const int64_t bytes = of.positions * int64_t(x.itemsize());  // of a plane
 
   int64_t used() const { return 2 * of.half; }
-  char* at(const at::Tensor& map, int64_t b, int64_t t, int64_t c) const {
-    return static_cast<char*>(const_cast<void*>(data_of(map))) + ((b * of.frames + t) * of.channels + c) * bytes;
+  char* at(const at::Tensor& map, int64_t b, int64_t t, int64_t c, int64_t position = 0) const {
+    return in_plane(map, (b * of.frames + t) * of.channels + c, position);
   }
-  char* at_gate(const at::Tensor& map, int64_t b, int64_t t, int64_t k) const {
-    return static_cast<char*>(const_cast<void*>(data_of(map))) + ((b * 2 + k) * of.frames + t) * bytes;
+  char* at_gate(const at::Tensor& map, int64_t b, int64_t t, int64_t k, int64_t position = 0) const {
+    return in_plane(map, (b * 2 + k) * of.frames + t, position);
+  }
+  char* in_plane(const at::Tensor& map, int64_t plane, int64_t position) const {
+    const int64_t place = (plane * of.positions + position) * int64_t(map.itemsize());
+    return static_cast<char*>(const_cast<void*>(data_of(map))) + place;
   }
   // Of phi, or one of the pair of `means`.
   int64_t number(int64_t b, int64_t t, int64_t c) const { return (b * used() + c) * of.frames + t; }
@@ -46,7 +49,9 @@ struct Planes {
   // The frame that a channel takes from is t + this; the one that it moves to is t - this.
   int64_t step(int64_t c) const { return c < of.half ? 1 : -1; }
   bool inside(int64_t t) const { return t >= 0 && t < of.frames; }
-  bool past_caches() const { return int64_t(x.nbytes()) >= stream_bytes && bytes >= streamed_bytes; }
+  bool past_caches() const {
+    return int64_t(x.nbytes()) >= stream_bytes && of.positions * int64_t(x.itemsize()) >= streamed_bytes;
+  }
 
   GatedPlane plane(int64_t b, int64_t t, int64_t c) const {
     const int64_t k = c / of.half, from = t + step(c);
@@ -55,17 +60,28 @@ struct Planes {
             comes ? at_gate(gate, b, from, k) : nullptr, of.positions};
   }
 
-  // Calls body(b, t, c): some channels of all frames on one thread, so that a neighbour is still in a cache.
+  // How many channels of so many positions are gone through together in all frames, so that a neighbour is still in a
+  // cache.
+  static int64_t together(int64_t positions) {
+    return std::max<int64_t>(1, grain_size / std::max<int64_t>(1, positions));
+  }
+
+  // Calls body(t, c) for the channels from `first` to `last`.
+  template <typename Body>
+  void in_all_frames(int64_t first, int64_t last, Body body) const {
+    for (int64_t t = 0; t < of.frames; ++t) {
+      for (int64_t c = first; c < last; ++c) body(t, c);
+    }
+  }
+
+  // Calls body(b, t, c), the channels that go together on one thread.
   template <typename Body>
   void each(Body body) const {
-    const int64_t together = std::clamp<int64_t>(grain_size / std::max<int64_t>(1, of.positions), 1, used());
-    const int64_t parts = (used() + together - 1) / together;
+    const int64_t step = together(of.positions), parts = (used() + step - 1) / step;
     at::parallel_for(0, of.clips * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t b = i / parts, first = i % parts * together, last = std::min(first + together, used());
-        for (int64_t t = 0; t < of.frames; ++t) {
-          for (int64_t c = first; c < last; ++c) body(b, t, c);
-        }
+        const int64_t b = i / parts, first = i % parts * step;
+        in_all_frames(first, std::min(first + step, used()), [&](int64_t t, int64_t c) { body(b, t, c); });
       }
     });
   }
@@ -111,30 +127,33 @@ void gate_shift_fuse_backward_out(const at::Tensor& gradient, const at::Tensor& 
   const double n = double(of.positions);
   const bool past_caches = planes.past_caches();
   prefer_huge_pages(static_cast<char*>(d_x.mutable_data_ptr()), d_x.nbytes());
-  const int64_t grain = std::max<int64_t>(1, grain_size / std::max<int64_t>(1, of.half * of.positions));
-  at::parallel_for(0, of.clips * of.frames * 2, grain, [&](int64_t begin, int64_t end) {
-    std::vector<GatedGradient> gradients(of.half);
-    for (int64_t i = begin; i < end; ++i) {  // a group of channels of one frame
-      const int64_t k = i % 2, t = i / 2 % of.frames, b = i / 2 / of.frames, first = k * of.half;
-      const int64_t to = t - planes.step(first);
-      for (int64_t c = first; c < first + of.half; ++c) {
-        GatedGradient& one = gradients[c - first];
-        const int64_t place = planes.interleaved(c);
-        one = {planes.at(gradient, b, t, place),
-               nullptr,
-               1 - get(phi, planes.number(b, t, c)),
-               get(d_means, planes.pair(b, t, c, true)) / n,
-               0,
-               0};
-        if (!planes.inside(to)) continue;
-        one.other_gradient = planes.at(gradient, b, to, place);
-        one.other_slope = get(phi, planes.number(b, to, c));
-        one.other_offset = get(d_means, planes.pair(b, to, c, false)) / n;
-      }
-      planes.kernels.backward(planes.at(x, b, t, first), planes.at_gate(gate, b, t, k), planes.at(d_x, b, t, first),
-                              planes.at_gate(d_gate, b, t, k), gradients.data(), of.half, of.positions, past_caches);
+  const Written sums(d_gate, phi.scalar_type());
+  sums.tensor().zero_();
+  const int64_t parts = (of.positions + part - 1) / part;
+  const int64_t grain = std::max<int64_t>(1, grain_size / std::max<int64_t>(1, of.frames * of.half * of.positions));
+  at::parallel_for(0, of.clips * 2 * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = i % parts * part, size = std::min(part, of.positions - from), k = i / parts % 2;
+      const int64_t b = i / parts / 2, last = (k + 1) * of.half, step = planes.together(size);
+      const auto one = [&](int64_t t, int64_t c) {
+        const int64_t to = t - planes.step(c), place = planes.interleaved(c);
+        GatedGradient of_plane{};
+        of_plane.gradient = planes.at(gradient, b, t, place, from);
+        of_plane.slope = 1 - get(phi, planes.number(b, t, c));
+        of_plane.offset = get(d_means, planes.pair(b, t, c, true)) / n;
+        if (planes.inside(to)) {
+          of_plane.other_gradient = planes.at(gradient, b, to, place, from);
+          of_plane.other_slope = get(phi, planes.number(b, to, c));
+          of_plane.other_offset = get(d_means, planes.pair(b, to, c, false)) / n;
+        }
+        planes.kernels.backward(planes.at(x, b, t, c, from), planes.at_gate(gate, b, t, k, from), of_plane,
+                                planes.at(d_x, b, t, c, from), planes.at_gate(sums.tensor(), b, t, k, from), size,
+                                past_caches);
+      };
+      for (int64_t c = k * of.half; c < last; c += step) planes.in_all_frames(c, std::min(c + step, last), one);
     }
   });
+  sums.write_back();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gate_shift_fuse(const at::Tensor& x, const at::Tensor& gate,

@@ -28,9 +28,9 @@ struct GateShiftKernels {
   // Σ gradient·(what came - (u - gate·u))
   double (*slope)(const GatedPlane& plane, const void* gradient);
 
-  // d_u of consecutive planes, for the gradients of each, and d_gate of the gate that they share.
-  void (*backward)(const void* u, const void* gate, void* d_u, void* d_gate, const GatedGradient* gradients,
-                   std::int64_t planes, std::int64_t n, bool past_caches);
+  // d_u, and what is added to d_gate, in the accumulation dtype, of the gate that many planes share.
+  void (*backward)(const void* u, const void* gate, const GatedGradient& gradient, void* d_u, void* d_gate,
+                   std::int64_t n, bool past_caches);
 };
 
 }  // namespace prograd::cpu

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <cmath>
 #include <vector>
 
 #include "../common/large.h"
@@ -37,7 +38,10 @@ void normalised_focal_loss_out(const at::Tensor& logits, const at::Tensor& label
                             written.data() + i * pixels * cotangent_size, pixels, alpha, gamma, max_mult, eps});
         }
       });
-  for (int64_t i = 0; i < rows; ++i) set(written_losses.tensor(), i, results[i]);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (std::isnan(results[i])) check_marks(label + i * pixels, pixels);
+    set(written_losses.tensor(), i, results[i]);
+  }
   written.write_back();
   written_losses.write_back();
 }

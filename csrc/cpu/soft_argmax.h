@@ -1,4 +1,4 @@
-// The kernels of local_soft_argmax_out and its backward.
+// The kernels of the local soft-argmax and its backward.
 #pragma once
 
 #include "dispatch.h"
@@ -12,9 +12,11 @@ struct HeatMap {
 };
 
 struct SoftArgmaxKernels {
-  void (*point)(const HeatMap&, void* point);  // x, y in the accumulation dtype
-  // gradient: of x and y, in the accumulation dtype; d_values: as the values, all of them written
-  void (*backward)(const HeatMap&, const void* gradient, void* d_values, bool past_caches);
+  // Writes x and y in the accumulation dtype, and returns the place of the largest value.
+  std::int64_t (*point)(const HeatMap&, void* point);
+
+  // peak: that place, in the map; gradient: of x and y, in the accumulation dtype; d_values: as the values, all written
+  void (*backward)(const HeatMap&, std::int64_t peak, const void* gradient, void* d_values, bool past_caches);
 };
 
 }  // namespace prograd::cpu

@@ -28,9 +28,11 @@ struct FocalArguments {
   unsigned* tickets;  // (pictures,)
 };
 
-// visit(z, label, i) for every pixel of a pack that counts; after(k, begin, end) for every pack.
+// visit(z, label, i) for every pixel of a pack that counts; after(k, begin, end) for every pack. A label that there is
+// not brings NaN.
 template <typename T, typename Visit, typename After>
 __device__ __forceinline__ void each_pixel(const FocalArguments<T>& all, Visit visit, After after) {
+  using A = Accumulation<T>;
   constexpr int N = kVector<T>;
   const int64_t picture = blockIdx.x / all.chunks, chunk = blockIdx.x % all.chunks;
   const T* start = all.logits + picture * all.pixels;
@@ -57,7 +59,9 @@ __device__ __forceinline__ void each_pixel(const FocalArguments<T>& all, Visit v
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (label[i] != -1) visit(widen(pack.values[i]), label[i] == 1, i);
+      const bool known = label[i] == 0 || label[i] == 1;
+      const A z = known ? widen(pack.values[i]) : std::numeric_limits<A>::quiet_NaN();
+      if (label[i] != -1) visit(z, label[i] == 1, i);
     }
     after(k * N - before, begin, end);
   }
@@ -70,7 +74,7 @@ __global__ void __launch_bounds__(kFocalThreads) focal_weights_kernel(PF_CONSTAN
   each_pixel(
       all,
       [&](A z, bool object, int) {
-        sums.values[0] += focal_power<exponent>(LabelProbability<A>(object ? z : -z).q, all.gamma);
+        sums.values[0] += focal_power<exponent>(LabelProbability<A>(odds_against(object ? z : -z)).q, all.gamma);
         sums.values[1] += A(1);
       },
       [](int64_t, int, int64_t) {});
@@ -101,13 +105,14 @@ __global__ void __launch_bounds__(kFocalThreads) focal_cotangents_kernel(PF_CONS
       all,
       [&](A z, bool object, int i) {
         const A sign = object ? A(1) : A(-1);
-        const LabelProbability<A> of_label(sign * z);
+        const LabelProbability<A> of_label(odds_against(sign * z));
         const FocalPixel<A> pixel(of_label, all.gamma, all.eps);
         const A weight = scale * focal_power<exponent>(of_label.q, all.gamma);
+        const A log_p = FocalPixel<A>::log_p(pixel.rest, pixel.near);
         const bool cut = weight >= all.most;
         const A factor = (object ? all.alpha : A(1) - all.alpha) * (cut ? all.most : weight);
-        loss.values[0] -= factor * pixel.log_p;
-        slopes[i] = -sign * factor * (pixel.of_log + (cut ? A(0) : pixel.of_weight) * pixel.log_p) * share;
+        loss.values[0] -= factor * log_p;
+        slopes[i] = -sign * factor * (pixel.of_log + (cut ? A(0) : pixel.of_weight) * log_p) * share;
       },
       [&](int64_t place, int begin, int64_t end) {
         store<N, A>(to + place, slopes, begin, end, uintptr_t(to + place) % 16 == 0);
@@ -159,7 +164,7 @@ void normalised_focal_loss(Storage storage, const Masks& masks, void* workspace,
                                       A(masks.alpha),
                                       A(masks.gamma),
                                       most,
-                                      A(masks.eps),
+                                      focal_eps<A>(masks.eps),
                                       static_cast<A*>(masks.losses),
                                       static_cast<A*>(masks.cotangents),
                                       sums,

@@ -1,5 +1,5 @@
 // The local soft-argmax of heat maps: a block for each map finds its peak, then the weights of the window around it.
-// The backward finds them again, and writes every value of its map once.
+// The backward is told the peak, reads the window alone, and writes every value of its map once.
 #include "soft_argmax.h"
 
 #include "../common/math.h"
@@ -30,7 +30,9 @@ struct MapArguments {
   const T* values;  // (maps, height, width)
   int64_t height, width, window;
   A temperature;
-  A* points;          // (maps, 2)
+  A* points;       // (maps, 2)
+  int64_t* peaks;  // (maps), of the forward
+  const int64_t* given_peaks;
   const A* gradient;  // (maps, 2)
   T* d_values;        // as the values
 };
@@ -47,6 +49,31 @@ __device__ __forceinline__ void each_pack(T* start, int64_t size, Visit visit) {
   }
 }
 
+// The place of a map's peak, by the whole block; every thread has the result.
+template <typename T>
+__device__ __forceinline__ int64_t peak_of(const T* values, int64_t size) {
+  using A = Accumulation<T>;
+  constexpr int N = kVector<T>;
+  Peak<A> peak;
+  each_pack(values, size, [&](const T* from, int64_t place, int begin, int64_t end, bool aligned) {
+    Pack<T> pack;
+    read(pack, from, begin, end, aligned);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (i < begin || i >= end) continue;
+      const Peak<A> here{widen(pack.values[i]), place + i};
+      if (here.before(peak)) peak = here;
+    }
+  });
+  peak = block_reduce(
+      peak, Peak<A>{},
+      [](const Peak<A>& mine, int offset) {
+        return Peak<A>{__shfl_xor_sync(kFullMask, mine.value, offset), __shfl_xor_sync(kFullMask, mine.place, offset)};
+      },
+      [](const Peak<A>& a, const Peak<A>& b) { return b.before(a) ? b : a; });
+  return peak.place;
+}
+
 template <typename T>
 struct MapWindow {
   using A = Accumulation<T>;
@@ -54,33 +81,14 @@ struct MapWindow {
   A top, sum, x, y;     // the weights e^(temperature h - top), their sum, and the point
 
   // By the whole block; every thread has the result.
-  __device__ __forceinline__ MapWindow(const MapArguments<T>& arguments, const T* values) {
-    constexpr int N = kVector<T>;
+  __device__ __forceinline__ MapWindow(const MapArguments<T>& arguments, const T* values, int64_t peak) {
     const int64_t height = arguments.height, width = arguments.width, d = arguments.window;
-    Peak<A> peak;
-    each_pack(values, height * width, [&](const T* from, int64_t place, int begin, int64_t end, bool aligned) {
-      Pack<T> pack;
-      read(pack, from, begin, end, aligned);
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        if (i < begin || i >= end) continue;
-        const Peak<A> here{widen(pack.values[i]), place + i};
-        if (here.before(peak)) peak = here;
-      }
-    });
-    peak = block_reduce(
-        peak, Peak<A>{},
-        [](const Peak<A>& mine, int offset) {
-          return Peak<A>{__shfl_xor_sync(kFullMask, mine.value, offset),
-                         __shfl_xor_sync(kFullMask, mine.place, offset)};
-        },
-        [](const Peak<A>& a, const Peak<A>& b) { return b.before(a) ? b : a; });
-    row = peak.place / width - d / 2;
-    column = peak.place % width - d / 2;
+    row = peak / width - d / 2;
+    column = peak % width - d / 2;
     // no value is larger, but outside of the map are zeros
     const bool inside = row >= 0 && column >= 0 && row + d <= height && column + d <= width;
-    top = arguments.temperature * peak.value;
-    if (!inside && !(top > A(0))) top = peak.is_nan() ? top : A(0);
+    top = arguments.temperature * widen(values[peak]);
+    if (!inside && top <= A(0)) top = A(0);
     Sums<A, 3> sums;
     for (int i = threadIdx.x; i < int(d * d); i += blockDim.x) {
       const int64_t at_row = row + i / int(d), at_column = column + i % int(d);
@@ -103,9 +111,12 @@ struct MapWindow {
 
 template <typename T>
 __global__ void __launch_bounds__(kMapThreads) soft_argmax_kernel(PF_CONSTANT MapArguments<T> arguments) {
-  const int64_t map = blockIdx.x;
-  const MapWindow<T> window(arguments, arguments.values + map * (arguments.height * arguments.width));
+  const int64_t map = blockIdx.x, size = arguments.height * arguments.width;
+  const T* values = arguments.values + map * size;
+  const int64_t peak = peak_of(values, size);
+  const MapWindow<T> window(arguments, values, peak);
   if (threadIdx.x != 0) return;
+  arguments.peaks[map] = peak;
   arguments.points[2 * map] = window.x;
   arguments.points[2 * map + 1] = window.y;
 }
@@ -116,7 +127,9 @@ __global__ void __launch_bounds__(kMapThreads) soft_argmax_backward_kernel(PF_CO
   constexpr int N = kVector<T>;
   const int64_t map = blockIdx.x, width = arguments.width, size = arguments.height * width, d = arguments.window;
   const T* values = arguments.values + map * size;
-  const MapWindow<T> window(arguments, values);
+  const int64_t given = arguments.given_peaks[map];
+  const int64_t peak = given < 0 ? 0 : given < size ? given : size - 1;  // whatever the caller made up
+  const MapWindow<T> window(arguments, values, peak);
   const A g_x = arguments.gradient[2 * map], g_y = arguments.gradient[2 * map + 1];
   const int64_t first = window.row * width, last = (window.row + d) * width;  // places of the window's rows
   T* result = arguments.d_values + map * size;
@@ -144,26 +157,36 @@ __global__ void __launch_bounds__(kMapThreads) soft_argmax_backward_kernel(PF_CO
 
 template <typename T>
 MapArguments<T> map_arguments(const HeatMaps& maps) {
-  return {static_cast<const T*>(maps.values), maps.height, maps.width, maps.window,
-          Accumulation<T>(maps.temperature),  nullptr,     nullptr,    nullptr};
+  return {static_cast<const T*>(maps.values),
+          maps.height,
+          maps.width,
+          maps.window,
+          Accumulation<T>(maps.temperature),
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 
-void local_soft_argmax(Storage storage, const HeatMaps& maps, void* points, void* stream) {
+void local_soft_argmax(Storage storage, const HeatMaps& maps, void* points, int64_t* peaks, void* stream) {
   if (maps.maps == 0) return;
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     MapArguments<T> arguments = map_arguments<T>(maps);
     arguments.points = static_cast<Accumulation<T>*>(points);
+    arguments.peaks = peaks;
     launch(soft_argmax_kernel<T>, maps.maps, kMapThreads, 0, false, stream, arguments);
   });
 }
 
-void local_soft_argmax_backward(Storage storage, const HeatMaps& maps, const void* gradient, void* d_maps,
-                                void* stream) {
+void local_soft_argmax_backward(Storage storage, const HeatMaps& maps, const int64_t* peaks, const void* gradient,
+                                void* d_maps, void* stream) {
   if (maps.maps == 0) return;
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     MapArguments<T> arguments = map_arguments<T>(maps);
+    arguments.given_peaks = peaks;
     arguments.gradient = static_cast<const Accumulation<T>*>(gradient);
     arguments.d_values = static_cast<T*>(d_maps);
     launch(soft_argmax_backward_kernel<T>, maps.maps, kMapThreads, 0, false, stream, arguments);

@@ -14,11 +14,11 @@ struct HeatMaps {
   double temperature;
 };
 
-// points (maps, 2) in the arithmetic type
-void local_soft_argmax(Storage storage, const HeatMaps& maps, void* points, void* stream);
+// points (maps, 2) in the arithmetic type; peaks (maps): the place of the largest value
+void local_soft_argmax(Storage storage, const HeatMaps& maps, void* points, int64_t* peaks, void* stream);
 
 // gradient (maps, 2) in the arithmetic type; d_maps as the values
-void local_soft_argmax_backward(Storage storage, const HeatMaps& maps, const void* gradient, void* d_maps,
-                                void* stream);
+void local_soft_argmax_backward(Storage storage, const HeatMaps& maps, const int64_t* peaks, const void* gradient,
+                                void* d_maps, void* stream);
 
 }  // namespace prograd::cuda

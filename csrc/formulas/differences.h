@@ -1,35 +1,49 @@
 // Losses of a difference, element by element, for CPU and GPU code alike.
 #pragma once
 
+#include <limits>
+
 #include "../common/math.h"
 
 namespace prograd {
 
+// Of differences of type T, or of registers full of them.
+
 template <typename T>
 struct SquaredError {
-  PF_HOST_DEVICE T value(T difference) const { return difference * difference; }
-  PF_HOST_DEVICE T slope(T difference) const { return T(2) * difference; }
+  template <typename F>
+  PF_HOST_DEVICE F value(F difference) const {
+    return difference * difference;
+  }
+  template <typename F>
+  PF_HOST_DEVICE F slope(F difference) const {
+    return T(2) * difference;
+  }
 };
 
-// d = |difference|: d below omega1, else omega2 ln(1 + d / epsilon) + shift, which is continuous. NaN is in neither.
+// d = |difference|: d below omega1, else omega1 + omega2 ln((d + epsilon) / (omega1 + epsilon)). NaN is in neither.
 template <typename T>
 struct SoftWing {
-  T omega1, omega2, epsilon, shift;
+  T omega1, omega2, epsilon, inverse;  // 1 / (omega1 + epsilon)
 
   static SoftWing of(double omega1, double omega2, double epsilon) {
-    return {T(omega1), T(omega2), T(epsilon), T(omega1 - omega2 * std::log1p(omega1 / epsilon))};
+    return {T(omega1), T(omega2), T(epsilon), T(1 / (omega1 + epsilon))};
   }
 
-  PF_HOST_DEVICE T value(T difference) const {
-    const T d = difference < T(0) ? -difference : difference;
-    const T logarithm = omega2 * log(T(1) + d / epsilon) + shift;
-    return d < omega1 ? d : logarithm;
+  template <typename F>
+  PF_HOST_DEVICE F value(F difference) const {
+    const F d = Arithmetic<F>::magnitude(difference);
+    const F logarithm = Arithmetic<F>::log((d + epsilon) * inverse);
+    const F curved = Arithmetic<F>::fused(F{} + omega2, logarithm, F{} + omega1);
+    return d < omega1 ? d : curved;
   }
-  PF_HOST_DEVICE T slope(T difference) const {
-    const T d = difference < T(0) ? -difference : difference;
-    const T sign = difference > T(0) ? T(1) : difference < T(0) ? T(-1) : difference;  // 0 and NaN as they are
-    const T curved = omega2 / (epsilon + d);
-    return sign * (d < omega1 ? T(1) : curved);
+  template <typename F>
+  PF_HOST_DEVICE F slope(F difference) const {
+    constexpr T most = T(0.25) * std::numeric_limits<T>::max();  // whose reciprocal is a normal number
+    const F d = Arithmetic<F>::magnitude(difference), far = d + epsilon;
+    const F curved = omega2 * Arithmetic<F>::reciprocal(far > most ? F{} + most : far);
+    const F size = d < omega1 ? F{} + T(1) : curved;
+    return d == T(0) ? F{} : Arithmetic<F>::with_sign(size, difference);
   }
 };
 

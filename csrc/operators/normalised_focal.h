@@ -17,4 +17,12 @@ inline void check_normalised_focal_loss(c10::DeviceType type, const at::Tensor& 
   arguments.result("cotangents", cotangents, logits.sizes());
 }
 
+// The kernels make NaN of the loss of a picture with another label. Only then somebody looks for it, and only on a CPU.
+inline void check_marks(const int64_t* labels, int64_t pixels) {
+  for (int64_t i = 0; i < pixels; ++i) {
+    TORCH_CHECK_VALUE(labels[i] >= -1 && labels[i] <= 1, "labels: expected 1, 0 or -1, got ", labels[i],
+                      ". Use 1 for the object, -1 to ignore.");
+  }
+}
+
 }  // namespace prograd

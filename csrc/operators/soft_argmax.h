@@ -17,14 +17,18 @@ inline Arguments check_soft_argmax(c10::DeviceType type, const at::Tensor& maps,
 }
 
 inline void check_local_soft_argmax(c10::DeviceType type, const at::Tensor& maps, int64_t window, double temperature,
-                                    const at::Tensor& points) {
-  check_soft_argmax(type, maps, window, temperature).result("points", points, {maps.size(0), maps.size(1), 2});
+                                    const at::Tensor& points, const at::Tensor& peaks) {
+  const Arguments arguments = check_soft_argmax(type, maps, window, temperature);
+  arguments.result("points", points, {maps.size(0), maps.size(1), 2});
+  arguments.integer_result("peaks", peaks, {maps.size(0), maps.size(1)});
 }
 
 inline void check_local_soft_argmax_backward(c10::DeviceType type, const at::Tensor& gradient, const at::Tensor& maps,
-                                             int64_t window, double temperature, const at::Tensor& d_maps) {
+                                             const at::Tensor& peaks, int64_t window, double temperature,
+                                             const at::Tensor& d_maps) {
   const Arguments arguments = check_soft_argmax(type, maps, window, temperature);
   arguments.floating("gradient", gradient, {maps.size(0), maps.size(1), 2});
+  arguments.integers("peaks", peaks, {maps.size(0), maps.size(1)});
   arguments.result("d_maps", d_maps, maps.sizes());
 }
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import prograd_fast as pf
+from examples.neighbours.counts import at_least
 from prograd_fast.clip.emoji_lite import load_emoji_lite
 from prograd_fast.files.demo import demo_file
 from prograd_fast.neighbours.auvit import AUViT, two_head_losses
@@ -220,8 +221,8 @@ def compare(steps: int, splits: int, rhos: list[float], path: Path, limit: int |
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Expressions and action units: a weighted sum against a projection.")
-    parser.add_argument("--steps", type=int, default=150, help="training steps (default: 150)")
-    parser.add_argument("--splits", type=int, default=3, help="splits of the emojis (default: 3)")
+    parser.add_argument("--steps", type=at_least(1), default=150, help="training steps (default: 150)")
+    parser.add_argument("--splits", type=at_least(1), default=3, help="splits of the emojis (default: 3)")
     parser.add_argument("--rho", type=float, nargs="+", default=[0.1, 1.0, 10.0], help="weights (default: 0.1 1 10)")
     parser.add_argument("--out", type=Path, default=Path("auvit.png"), help="the picture to write")
     options = parser.parse_args()

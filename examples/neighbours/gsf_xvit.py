@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from examples.neighbours.counts import at_least
 from examples.neighbours.moving_drawings import (
     CLASSES,
     FRAMES,
@@ -95,8 +96,8 @@ def compare(steps: int, test_clips: int, out: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="The direction of moving emoji with GSF, XViT and both.")
-    parser.add_argument("--steps", type=int, default=150, help="of the ResNets, 32 clips each (default: 150)")
-    parser.add_argument("--clips", type=int, default=1000, help="to test on (default: 1000)")
+    parser.add_argument("--steps", type=at_least(1), default=150, help="of the ResNets, 32 clips each (default: 150)")
+    parser.add_argument("--clips", type=at_least(1), default=1000, help="to test on (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("gsf_xvit.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.steps, options.clips, options.out), sep="\n")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import prograd_fast as pf
+from examples.neighbours.counts import at_least
 from examples.neighbours.moving_drawings import (
     CLASSES,
     FRAMES,
@@ -144,11 +145,11 @@ def draw(losses: list[float], right: dict[str, float], out: Path) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="The direction of moving emoji from few labels.")
-    parser.add_argument("--unlabelled", type=int, default=256, help="clips without labels (default: 256)")
-    parser.add_argument("--shots", type=int, default=4, help="labelled clips of each direction (default: 4)")
-    parser.add_argument("--first-steps", type=int, default=150, help="without labels (default: 150)")
-    parser.add_argument("--steps", type=int, default=60, help="with labels (default: 60)")
-    parser.add_argument("--clips", type=int, default=500, help="to test on (default: 500)")
+    parser.add_argument("--unlabelled", type=at_least(1), default=256, help="clips without labels (default: 256)")
+    parser.add_argument("--shots", type=at_least(1), default=4, help="labelled clips of each direction (default: 4)")
+    parser.add_argument("--first-steps", type=at_least(1), default=150, help="without labels (default: 150)")
+    parser.add_argument("--steps", type=at_least(1), default=60, help="with labels (default: 60)")
+    parser.add_argument("--clips", type=at_least(1), default=500, help="to test on (default: 500)")
     parser.add_argument("--out", type=Path, default=Path("iboot.png"), help="the picture to write")
     options = parser.parse_args()
     counts = (options.unlabelled, options.shots, options.first_steps, options.steps, options.clips)

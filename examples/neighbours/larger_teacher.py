@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from examples.neighbours.counts import at_least
 from prograd_fast import data
 from prograd_fast.methods import CoOp, Method, ProGradCoOp, ZeroShot
 from prograd_fast.training import encode_pictures, load_model, make_plan, run_method, teacher_of
@@ -93,9 +94,9 @@ def sentences(right: dict[str, dict[str, float]], shots: int, seeds: int) -> lis
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A prompt of emoji-lite that keeps to what emoji-lite-named says.")
-    parser.add_argument("--shots", type=int, default=16, help="pictures of each class (default: 16)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of shots and classes (default: 3)")
-    parser.add_argument("--epochs", type=int, default=100, help="steps of each training (default: 100)")
+    parser.add_argument("--shots", type=at_least(1), default=16, help="pictures of each class (default: 16)")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="draws of shots and classes (default: 3)")
+    parser.add_argument("--epochs", type=at_least(1), default=100, help="steps of each training (default: 100)")
     parser.add_argument("--out", type=Path, default=Path("larger_teacher.png"), help="the picture to write")
     options = parser.parse_args()
     right = measure(options.seeds, options.shots, options.epochs)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import prograd_fast as pf
+from examples.neighbours.counts import at_least
 from examples.neighbours.moving_drawings import DIRECTIONS, clips, drawings
 from prograd_fast import data
 from prograd_fast.neighbours.rest import caption_loss, diverse_captions, self_train
@@ -155,10 +156,12 @@ def draw(right: dict[str, dict[str, float]], out: Path) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A captioner of moving emoji that trains itself.")
-    parser.add_argument("--clips", type=int, default=512, help="to learn from, without labels, to test (default: 512)")
-    parser.add_argument("--steps", type=int, default=400, help="with labels (default: 400)")
-    parser.add_argument("--more", type=int, default=100, help="steps of self-training (default: 100)")
-    parser.add_argument("--captions", type=int, default=4, help="retrieved for each clip (default: 4)")
+    parser.add_argument(
+        "--clips", type=at_least(1), default=512, help="to learn from, without labels, to test (default: 512)"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=400, help="with labels (default: 400)")
+    parser.add_argument("--more", type=at_least(1), default=100, help="steps of self-training (default: 100)")
+    parser.add_argument("--captions", type=at_least(1), default=4, help="retrieved for each clip (default: 4)")
     parser.add_argument("--mu", type=float, default=0.2, help="weight of their likeness (default: 0.2)")
     parser.add_argument("--out", type=Path, default=Path("rest.png"), help="the picture to write")
     options = parser.parse_args()

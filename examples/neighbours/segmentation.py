@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import prograd_fast as pf
+from examples.neighbours.counts import at_least
 from prograd_fast.clip import PatchCache, patch_features
 from prograd_fast.clip.emoji_lite import normalize
 from prograd_fast.clip.regions import BACKGROUND
@@ -200,8 +201,10 @@ def draw_picture(path: Path, draw: Draw, table: Mapping[str, IoUs], n_classes: i
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Segment scenes of drawings by prompts learned from their patches.")
-    parser.add_argument("--draws", type=int, default=3, help="draws of base classes (default: 3)")
-    parser.add_argument("--test-drawings", type=int, help="drawings of each half in the test scenes (default: all)")
+    parser.add_argument("--draws", type=at_least(1), default=3, help="draws of base classes (default: 3)")
+    parser.add_argument(
+        "--test-drawings", type=at_least(1), help="drawings of each half in the test scenes (default: all)"
+    )
     parser.add_argument("--out", type=Path, default=Path("segmentation.png"), help="the picture to write")
     options = parser.parse_args()
     pictures = load("emoji")

@@ -1,6 +1,6 @@
 """Cut drawings out by clicks: a small SimpleClick against discs around the clicks.
 
-`python -m examples.neighbours.simpleclick` takes some minutes on two CPU cores and downloads nothing. A scene
+`python -m examples.neighbours.simpleclick` takes about two minutes on two CPU cores and downloads nothing. A scene
 shows two emojis or pieces of clip art in front of each other; what is not joined to the white border of a drawing is
 its mask. One of them is to be cut out, and only clicks tell which. The drawings of the test are not those of training.
 As the authors do, the network learns from clicks at random places, and then from clicks where it errs, with its mask.
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from examples.neighbours.counts import at_least
 from prograd_fast.data import load_embedded
 from prograd_fast.functional import normalised_focal_loss
 from prograd_fast.neighbours import simpleclick as sc
@@ -118,7 +119,7 @@ def trained(pictures: Tensor, masks: Tensor, steps: int) -> sc.SimpleClick:
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     model = small_net()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.15)
     for _ in range(steps):
         rows = torch.randint(len(pictures), (16,), generator=g)
@@ -236,8 +237,8 @@ def compare(n_scenes: int, steps: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Clicks that a small SimpleClick needs to cut drawings out.")
-    parser.add_argument("--scenes", type=int, default=2400, help="training scenes (default: 2400)")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
+    parser.add_argument("--scenes", type=at_least(1), default=2400, help="training scenes (default: 2400)")
+    parser.add_argument("--steps", type=at_least(1), default=700, help="training steps (default: 700)")
     parser.add_argument("--out", type=Path, default=Path("simpleclick.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.scenes, options.steps, options.out), sep="\n")

@@ -1,6 +1,6 @@
 """Find the landmarks of half hidden faces with a graph of landmarks, and with a fully connected head.
 
-`python -m examples.neighbours.structure_coherence` takes about two minutes of one CPU core and downloads nothing: the
+`python -m examples.neighbours.structure_coherence` takes about two minutes on two CPU cores and downloads nothing: the
 faces are rendered, so that every landmark is known, also where an emoji hides it. All heads are trained on the same
 pictures with the same trunk and the Soft Wing loss; the graph is that of the training landmarks' correlations. Graphs,
 and the second fully connected head, are also asked for the offsets of landmarks from their neighbours.
@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from examples.neighbours.counts import at_least
 from examples.neighbours.rendered_faces import N_LANDMARKS, SIDE, render
 from prograd_fast.neighbours import structure_coherence as sc
 
@@ -31,7 +32,7 @@ class Landmarker(nn.Module):
     def __init__(self, head: str, edges: Tensor) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in ((3, 24), (24, 48), (48, 64)):
+        for inputs, outputs in ((3, 16), (16, 48), (48, 64)):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
         both = sc.with_loops_both_ways(edges)
@@ -57,7 +58,7 @@ def trained(head: str, pictures: Tensor, points: Tensor, edges: Tensor, epochs: 
     """A landmarker after so many epochs; all heads but the first are also asked for the offsets."""
     torch.manual_seed(0)
     model, batch = Landmarker(head, edges), 32
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * (len(pictures) // batch))
     for _ in range(epochs):
         for rows in torch.randperm(len(pictures))[: len(pictures) // batch * batch].split(batch):
@@ -140,8 +141,8 @@ def compare(n_pictures: int, epochs: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Landmarks of half hidden faces with and without a graph.")
-    parser.add_argument("--pictures", type=int, default=1200, help="training pictures (default: 1200)")
-    parser.add_argument("--epochs", type=int, default=25, help="epochs (default: 25)")
+    parser.add_argument("--pictures", type=at_least(32), default=1200, help="training pictures (default: 1200)")
+    parser.add_argument("--epochs", type=at_least(1), default=22, help="epochs (default: 22)")
     parser.add_argument("--out", type=Path, default=Path("structure_coherence.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.pictures, options.epochs, options.out), sep="\n")

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from examples.neighbours.counts import at_least
 from examples.neighbours.rendered_faces import N_LANDMARKS, SIDE, render
 from prograd_fast.functional import local_soft_argmax
 from prograd_fast.neighbours import subpixel_heatmaps as sh
@@ -188,9 +189,9 @@ def compare(n_pictures: int, epochs: int, count: int, path: Path) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Decoders of heat maps against σ, τ and resolution.")
-    parser.add_argument("--pictures", type=int, default=600, help="training pictures (default: 600)")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs (default: 12)")
-    parser.add_argument("--maps", type=int, default=2000, help="made maps (default: 2000)")
+    parser.add_argument("--pictures", type=at_least(32), default=600, help="training pictures (default: 600)")
+    parser.add_argument("--epochs", type=at_least(1), default=12, help="epochs (default: 12)")
+    parser.add_argument("--maps", type=at_least(1), default=2000, help="made maps (default: 2000)")
     parser.add_argument("--out", type=Path, default=Path("subpixel_heatmaps.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.pictures, options.epochs, options.maps, options.out), sep="\n")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from examples.neighbours.counts import at_least
 from prograd_fast import data
 from prograd_fast.neighbours.tensorization import FactorizedConv2d, TensorDropout, Tucker
 
@@ -146,8 +147,8 @@ def draw(
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="PGD against plain weights and against weights of random ranks.")
-    parser.add_argument("--epochs", type=int, default=60, help="over the training pictures (default: 60)")
-    parser.add_argument("--steps", type=int, default=10, help="of an attack (default: 10)")
+    parser.add_argument("--epochs", type=at_least(1), default=60, help="over the training pictures (default: 60)")
+    parser.add_argument("--steps", type=at_least(1), default=10, help="of an attack (default: 10)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="ε in 1/255 (default: 1 2 4 8)")
     parser.add_argument("--dropout", type=float, default=0.1, help="share of dropped ranks (default: 0.1)")
     parser.add_argument("--out", type=Path, default=Path("tensorization.png"), help="the picture to write")

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from examples.neighbours.counts import at_least
 from examples.neighbours.moving_drawings import (
     CLASSES,
     accuracy,
@@ -68,8 +69,8 @@ def compare(steps: int, test_clips: int, out: Path, width: int = 32, depth: int 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="The direction of moving emoji, with and without a shift in time.")
-    parser.add_argument("--steps", type=int, default=200, help="of training, 32 clips each (default: 200)")
-    parser.add_argument("--clips", type=int, default=1000, help="to test on (default: 1000)")
+    parser.add_argument("--steps", type=at_least(1), default=200, help="of training, 32 clips each (default: 200)")
+    parser.add_argument("--clips", type=at_least(1), default=1000, help="to test on (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("vast.png"), help="the picture to write")
     options = parser.parse_args()
     print(*compare(options.steps, options.clips, options.out), sep="\n")

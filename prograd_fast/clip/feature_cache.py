@@ -26,14 +26,15 @@ from torch import Tensor, nn
 
 from prograd_fast.clip.digest import shapeless
 from prograd_fast.clip.rows import KeyedRows
-from prograd_fast.files.reading import parse_json
+from prograd_fast.files.reading import parse_json, read_ahead
 from prograd_fast.files.tensors import digest, open_tensors, write_tensors
 
 _LOG = logging.getLogger("prograd_fast")
 _HEADER = "prograd_fast_features"
 _SUFFIX = ".safetensors"
 _LAYOUT = "row checksums"  # of a shard; another one gets another folder
-_CHECKED_AT_ONCE = 512  # rows, which stay in a core's cache
+_CHECKED_AT_ONCE = 512  # rows, whose copy stays in a core's cache
+_AHEAD = 2  # shards that the system reads while one is compared
 _OWN_FOLDER = re.compile("[0-9a-f]{16}")
 _OWN_FILE = re.compile(r"(\.pf-[0-9a-f]{16}\.)?[0-9a-f]{16}\.safetensors")
 
@@ -76,18 +77,21 @@ class FeatureCache:
     def get(self, keys: list[bytes]) -> KeyedRows:
         """The known ones of these 32-byte keys, each with its (D,) float32 feature, which is mapped from a file.
 
-        The checksums of these features are compared, those of others are not.
+        The checksums of these features are compared, those of others are not. Meanwhile the system reads ahead.
         """
         found = KeyedRows(keys)
-        for path, stored, sums, values in self._shards():
+        for path, following, stored, sums, values in self._shards():
             slots = found.slots(stored)
             rows = np.flatnonzero(slots >= 0)
             if not len(rows):
                 continue
+            if 2 * len(rows) >= len(slots):  # then the next ones are most likely wanted, and the disk need not wait
+                for file in following:
+                    read_ahead(file)
             self._width = self._width or values.shape[1]
             if values.shape[1] != self._width:
                 self._discard(path, f"features are {values.shape[1]} wide, expected {self._width}")
-            elif not np.array_equal(row_sums(values, rows), sums[rows]):
+            elif not torch.equal(row_sums(values, rows), sums[rows]):
                 self._discard(path, "a checksum differs")
             else:
                 found.add(slots, values)
@@ -106,7 +110,7 @@ class FeatureCache:
             "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32).copy()),
             "values": values.detach().cpu().contiguous(),
         }
-        tensors["sums"] = torch.from_numpy(row_sums(tensors["values"], np.arange(len(keys))))
+        tensors["sums"] = row_sums(tensors["values"], np.arange(len(keys)))
         header = {
             "identity": self._identity,
             "label": self._label,
@@ -120,14 +124,14 @@ class FeatureCache:
             self._stores = False
             _LOG.warning("image features are not kept: %s", error)
 
-    def _shards(self) -> Iterator[tuple[Path, list[bytes], NDArray[np.int64], Tensor]]:
-        """Path, N keys, (N,) checksums and (N, D) mapped features of every shard."""
+    def _shards(self) -> Iterator[tuple[Path, list[Path], list[bytes], Tensor, Tensor]]:
+        """Path, the next ones' paths, N keys, (N,) checksums and (N, D) mapped features of every shard."""
         try:
             files = sorted(self.folder.glob(f"[!.]*{_SUFFIX}")) if self.folder.is_dir() else []
         except OSError as error:  # a folder of somebody else's
             _LOG.warning("image features in %s cannot be read: %s", self.folder, error)
             files = []
-        for path in files:
+        for i, path in enumerate(files, 1):
             try:
                 with open_tensors(path, _HEADER) as (texts, file):
                     header = parse_json(texts[_HEADER])
@@ -148,7 +152,7 @@ class FeatureCache:
             except ValueError as error:
                 self._discard(path, str(error))
                 continue
-            yield path, keys.numpy().view("V32").ravel().tolist(), sums.numpy(), values
+            yield path, files[i : i + _AHEAD], keys.numpy().view("V32").ravel().tolist(), sums, values
 
     def _discard(self, path: Path, reason: str) -> None:
         _LOG.warning("image features in %s are damaged (%s); they are computed again", path, reason)
@@ -221,24 +225,25 @@ def _own_files(folder: Path) -> list[tuple[Path, list[Path]]]:
     return [(path, sorted(file for file in path.iterdir() if _OWN_FILE.fullmatch(file.name))) for path in own]
 
 
-def row_sums(values: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(len(rows),): the sum of each of these rows of (N, D) float32 features, read as integers, modulo 2⁶⁴.
+def row_sums(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """(len(rows),) int64: the sum of each of these rows of (N, D) float32 features, read as integers, modulo 2⁶⁴.
 
-    A single bit that flips, or a part that is lost, changes it; and it is several times as fast as SHA-256.
+    A single bit that flips, or a part that is lost, changes it; and it is as fast as memory.
 
     Args:
         values: The features.
         rows: In rising order.
     """
-    array = values.numpy()
-    words = array.view(np.uint64 if array.shape[1] % 2 == 0 else np.uint32)
-    sums = np.empty(len(rows), np.uint64)
+    words = values.view(torch.int64 if values.shape[1] % 2 == 0 else torch.int32)
+    sums = torch.empty(len(rows), dtype=torch.int64)
     for start in range(0, len(rows), _CHECKED_AT_ONCE):
         some = rows[start : start + _CHECKED_AT_ONCE]
         first, end = int(some[0]), int(some[-1]) + 1
         followed = end - first == len(some)  # then they are summed where they are
-        sums[start : start + len(some)] = (words[first:end] if followed else words[some]).sum(1)
-    return sums.view(np.int64)
+        part = words[first:end] if followed else words[torch.from_numpy(some)]
+        part = part if part.dtype == torch.int64 else part.long() & 0xFFFFFFFF  # 32 bits count without a sign
+        torch.sum(part, 1, out=sums[start : start + len(some)])
+    return sums
 
 
 def _whole(tensor: Tensor, expected: str) -> Tensor:

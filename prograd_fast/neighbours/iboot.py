@@ -48,7 +48,7 @@ def subsume_loss(predicted: Tensor, targets: Tensor) -> Tensor:
         targets: (B, T, D), the frozen image model's features of the frames; no gradient goes there.
 
     Returns:
-        0-d, between 0 and 4.
+        0-d, between 0 and 4; NaN without clips, as torch's mean of nothing.
 
     Raises:
         ValueError: the shapes do not fit.

@@ -165,8 +165,13 @@ class MaskHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Four maps → (B, 1, H, W) logits."""
         size = maps[0].shape[2:]
-        alike = [F.interpolate(conv(m), size, mode="bilinear") for conv, m in zip(self.convs, maps, strict=True)]
-        logits: Tensor = self.logit(self.dropout(self.finer(self.fusion(torch.cat(alike, 1)))))
+        mix, bias = self.fusion.parameters()
+        fused = bias[:, None, None]
+        # of maps that are interpolated and joined; a 1×1 convolution may come first, where the maps are smaller
+        for conv, m, part in zip(self.convs, maps, mix.chunk(len(maps), 1), strict=True):
+            mixed = F.conv2d(conv(m), part)
+            fused = fused + (mixed if mixed.shape[2:] == size else F.interpolate(mixed, size, mode="bilinear"))
+        logits: Tensor = self.logit(self.dropout(self.finer(fused.relu())))
         return logits
 
 

@@ -224,7 +224,11 @@ def offsets(points: Tensor, edges: Tensor) -> Tensor:
 
     Returns:
         (B, N, 2).
+
+    Raises:
+        ValueError: the edges are not such (on a GPU nobody waits to look).
     """
+    _check_neighbours(points, edges)
     return differences.neighbour_offsets(points, *edges)
 
 
@@ -247,17 +251,32 @@ def structure_loss(
             `soft_wing` and mmpose, which is 2N times as much.
 
     Returns:
-        Two 0-d losses: of points, of offsets.
+        Two 0-d losses: of points, of offsets; NaN for an empty batch, as torch's mean of nothing.
 
     Raises:
         TypeError: something is not floating point.
-        ValueError: shapes do not fit, or the reduction is unknown.
+        ValueError: shapes do not fit, the reduction is unknown, or (on a CPU) a landmark has no neighbour.
     """
     check_floating("prediction", prediction)
     if prediction.dim() != 3 or prediction.shape[2] != 2:
         raise ValueError(f"prediction: expected shape (batch, landmarks, 2), got {tuple(prediction.shape)}.")
+    _check_neighbours(prediction, edges)
     first, second = edges
     return differences.structure_loss(prediction, target, first, second, epsilon=curvature, reduction=reduction)
+
+
+def _check_neighbours(points: Tensor, edges: Tensor) -> None:
+    """ValueError for a landmark without neighbours: its offset would be its place. A GPU is not waited for."""
+    if edges.dim() != 2 or len(edges) != 2:
+        raise ValueError(f"edges: expected shape (2, edges), got {tuple(edges.shape)}.")
+    if not edges.is_cpu or torch.compiler.is_compiling():
+        return
+    lonely = set(range(points.shape[1])) - set(edges[0].tolist())
+    if lonely:
+        raise ValueError(
+            f"edges: expected a neighbour for each of {points.shape[1]} landmarks, got none for landmark "
+            f"{min(lonely)}. Use graph_from_points(points)."
+        )
 
 
 def nme(prediction: Tensor, target: Tensor, size: Tensor) -> Tensor:

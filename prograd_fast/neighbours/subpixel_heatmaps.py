@@ -28,7 +28,7 @@ def heatmap_loss(maps: Tensor, points: Tensor, sigma: float) -> Tensor:
         sigma: σ > 0, pixels.
 
     Returns:
-        0-d; one tensor of the maps' size is kept for the backward.
+        0-d, NaN without maps, as torch's mean of nothing; one tensor of the maps' size is kept for the backward.
 
     Raises:
         TypeError: the maps are not floating point.

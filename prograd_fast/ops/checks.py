@@ -66,10 +66,11 @@ class Arguments:
         if tensor is not None:
             check_memory(name, tensor)
 
-    def count(self, name: str, tensor: Tensor | None) -> None:
-        """A result of one int64; None in a call that makes it."""
+    def integer_result(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+        """A tensor of int64 to write to; None in a call that makes it."""
         if tensor is not None:
-            self.integers(name, tensor, ())
+            self.integers(name, tensor, shape)
+            check_memory(name, tensor)
 
     def same(self, name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], *, written: bool = False) -> None:
         """As many tensors as in another list, each of its partner's shape."""

@@ -213,7 +213,7 @@ def squared_error(prediction: Tensor, target: Tensor, reduction: Reduction = "me
         reduction: "mean" (default) or "sum".
 
     Returns:
-        0-d, float32 or wider.
+        0-d, float32 or wider; NaN for the mean of nothing, as in torch.
 
     Raises:
         TypeError: something is not floating point.
@@ -243,7 +243,7 @@ def soft_wing(
         epsilon: ε > 0, curvature of the logarithm (default: 0.5).
 
     Returns:
-        0-d, float32 or wider.
+        0-d, float32 or wider; NaN for the mean of nothing, as in torch.
 
     Raises:
         TypeError: something is not floating point.
@@ -285,7 +285,7 @@ def structure_loss(
             `soft_wing`.
 
     Returns:
-        Two 0-d losses, float32 or wider: of points, of offsets.
+        Two 0-d losses, float32 or wider: of points, of offsets; NaN of nothing, as torch's mean.
 
     Raises:
         TypeError: coordinates are not floating point, or an index not int64.

@@ -148,7 +148,7 @@ def check_rows(arguments: Arguments, call: dict[str, Any], rows: int, classes: i
     check_positive("temperature", call["temperature"])
     reduction = check_reduction_number(call["reduction"])
     arguments.result("losses", call.get("losses"), (2, rows) if reduction == "none" else (2,))
-    arguments.count("correct", call.get("correct"))
+    arguments.integer_result("correct", call.get("correct"), ())
 
 
 def write_losses(

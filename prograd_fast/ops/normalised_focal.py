@@ -23,9 +23,9 @@ class _Pixels:
     """Of each pixel: s = ±1, p, q = 1 - p, α_y, weight m·q^γ, ln min(p + ε, 1); which count, and how many."""
 
     def __init__(self, logits: Tensor, labels: Tensor, alpha: float, gamma: float, max_mult: float, eps: float) -> None:
-        z = logits.to(accumulation_dtype(logits))
         self.gamma, self.max_mult, self.eps = gamma, max_mult, eps
         self.count = labels != -1
+        z = logits.to(accumulation_dtype(logits)).where((labels == 0) | (labels == 1) | ~self.count, torch.nan)
         self.n = self.count.sum(1, keepdim=True).clamp(min=1)
         self.sign = (labels == 1).to(z.dtype) * 2 - 1
         self.alpha = alpha * (1 + self.sign) / 2 + (1 - alpha) * (1 - self.sign) / 2
@@ -66,6 +66,8 @@ def _check(call: dict[str, Any]) -> None:
 
 
 def _kernel(logits: Tensor, labels: Tensor, *options: float, losses: Tensor, cotangents: Tensor) -> None:
+    if labels.is_cpu and (wrong := labels[(labels < -1) | (labels > 1)]).numel():
+        raise ValueError(f"labels: expected 1, 0 or -1, got {int(wrong[0])}. Use 1 for the object, -1 to ignore.")
     pixels = _Pixels(logits, labels, *options)
     losses.copy_(_loss(pixels))
     cotangents.copy_(_cotangents(pixels))
@@ -105,7 +107,8 @@ def normalised_focal_loss(
 
     Args:
         logits: z, (B, ...), a picture in each row; float64, float32, bfloat16 or float16.
-        labels: y, the same shape, integers: 1 object, 0 background, -1 ignored.
+        labels: y, the same shape, integers: 1 object, 0 background, -1 ignored. Another one is an error on a CPU; on a
+            GPU, where nobody waits to look, it makes NaN of its picture's loss.
         alpha: weight of the object; the background has 1 - α (default: 0.5, SimpleClick's; its class has 0.25).
         gamma: γ > 0 (default: 2.0).
         max_mult: largest m·β, where above 0 (default: -1.0, any).
@@ -116,7 +119,7 @@ def normalised_focal_loss(
 
     Raises:
         TypeError: logits are not floating point, or labels are not integers.
-        ValueError: shapes or devices differ, or γ or ε is not above 0.
+        ValueError: shapes or devices differ, γ or ε is not above 0, or (on a CPU) a label is none of these.
     """
     check_floating("logits", logits)
     if labels.is_floating_point() or labels.dtype == torch.bool:

@@ -15,12 +15,14 @@ from prograd_fast.ops.registry import LIBRARY, define
 
 def local_soft_argmax_formula(maps: Tensor, window: int = 5, temperature: float = 10.0) -> Tensor:
     """Softmax-weighted mean position (x, y) around each map's largest value; see `local_soft_argmax`."""
-    return _located(maps, window, temperature)[0]
+    return _located(maps, _peaks(maps), window, temperature)[0]
 
 
-def local_soft_argmax_backward(gradient: Tensor, maps: Tensor, window: int, temperature: float) -> Tensor:
+def local_soft_argmax_backward(
+    gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float
+) -> Tensor:
     """The gradient in the maps, as these: τ·w_k·((x_k - x)·g_x + (y_k - y)·g_y) in the window, 0 elsewhere."""
-    points, weights, places, columns, rows = _located(maps, window, temperature)
+    points, weights, places, columns, rows = _located(maps, peaks, window, temperature)
     offsets = torch.stack([columns, rows], 3).to(points.dtype) - points.unsqueeze(2)
     of_values = temperature * weights * (offsets * gradient.to(points.dtype).unsqueeze(2)).sum(3)
     height, width = maps.shape[2:]
@@ -29,11 +31,15 @@ def local_soft_argmax_backward(gradient: Tensor, maps: Tensor, window: int, temp
     return result.scatter_add(2, places, of_values * inside).to(maps.dtype).view(maps.shape)
 
 
-def _located(maps: Tensor, window: int, temperature: float) -> tuple[Tensor, ...]:
+def _peaks(maps: Tensor) -> Tensor:
+    """The place of each map's largest value, (B, N)."""
+    return maps.detach().flatten(2).argmax(2)
+
+
+def _located(maps: Tensor, peaks: Tensor, window: int, temperature: float) -> tuple[Tensor, ...]:
     """Points (B, N, 2); of the d·d pixels around each peak (B, N, d·d): weights, places in the map, columns, rows."""
     height, width = maps.shape[2:]
-    flat = maps.flatten(2)
-    peak = flat.detach().argmax(2, keepdim=True)
+    flat, peak = maps.flatten(2), peaks.unsqueeze(2)
     steps = torch.arange(window, device=maps.device) - window // 2
     rows = peak // width + steps.repeat_interleave(window)
     columns = peak % width + steps.repeat(window)
@@ -47,8 +53,9 @@ def _located(maps: Tensor, window: int, temperature: float) -> tuple[Tensor, ...
 
 # ---- operators
 #
-# local_soft_argmax_out           maps (B, N, H, W); points (B, N, 2) in the accumulation dtype
-# local_soft_argmax_backward_out  gradient (B, N, 2), maps; d_maps as the maps
+# local_soft_argmax_out           maps (B, N, H, W); points (B, N, 2) in the accumulation dtype; peaks (B, N), the place
+#                                 r·W + c of each map's largest value, so that the backward reads the window alone
+# local_soft_argmax_backward_out  gradient (B, N, 2), maps, peaks; d_maps as the maps
 
 
 def _check_call(call: dict[str, Any]) -> tuple[Arguments, tuple[int, ...]]:
@@ -66,83 +73,97 @@ def _check_call(call: dict[str, Any]) -> tuple[Arguments, tuple[int, ...]]:
 def _check(call: dict[str, Any]) -> None:
     arguments, shape = _check_call(call)
     arguments.result("points", call.get("points"), shape)
+    arguments.integer_result("peaks", call.get("peaks"), shape[:2])
 
 
 def _check_backward(call: dict[str, Any]) -> None:
     arguments, shape = _check_call(call)
     arguments.floating("gradient", call["gradient"], shape)
+    arguments.integers("peaks", call["peaks"], shape[:2])
     arguments.result("d_maps", call.get("d_maps"), tuple(call["maps"].shape))
 
 
-def _kernel(maps: Tensor, window: int, temperature: float, *, points: Tensor) -> None:
-    points.copy_(local_soft_argmax_formula(maps, window, temperature) if maps.numel() else points)
+def _kernel(maps: Tensor, window: int, temperature: float, *, points: Tensor, peaks: Tensor) -> None:
+    if maps.numel():
+        peaks.copy_(_peaks(maps))
+        points.copy_(_located(maps, peaks, window, temperature)[0])
 
 
-def _backward_kernel(gradient: Tensor, maps: Tensor, window: int, temperature: float, *, d_maps: Tensor) -> None:
-    d_maps.copy_(local_soft_argmax_backward(gradient, maps, window, temperature) if maps.numel() else d_maps)
+def _backward_kernel(
+    gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float, *, d_maps: Tensor
+) -> None:
+    if maps.numel():
+        d_maps.copy_(local_soft_argmax_backward(gradient, maps, peaks, window, temperature))
 
 
-def _empty(maps: Tensor, window: int, temperature: float) -> Tensor:
-    return maps.new_empty((*maps.shape[:2], 2), dtype=accumulation_dtype(maps))
+def _empty(maps: Tensor, window: int, temperature: float) -> tuple[Tensor, Tensor]:
+    each = maps.shape[:2]
+    return maps.new_empty((*each, 2), dtype=accumulation_dtype(maps)), maps.new_empty(each, dtype=torch.int64)
 
 
-def _empty_backward(gradient: Tensor, maps: Tensor, window: int, temperature: float) -> Tensor:
+def _empty_backward(gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float) -> Tensor:
     return empty_like(maps)
 
 
-def _local_soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:
-    points = _empty(maps, window, temperature)
-    torch.ops.prograd_fast.local_soft_argmax_out(maps, window, temperature, points=points)
-    return points
+def _local_soft_argmax(maps: Tensor, window: int, temperature: float) -> tuple[Tensor, Tensor]:
+    points, peaks = _empty(maps, window, temperature)
+    torch.ops.prograd_fast.local_soft_argmax_out(maps, window, temperature, points=points, peaks=peaks)
+    return points, peaks
 
 
-def _local_soft_argmax_backward(gradient: Tensor, maps: Tensor, window: int, temperature: float) -> Tensor:
-    d_maps = _empty_backward(gradient, maps, window, temperature)
-    torch.ops.prograd_fast.local_soft_argmax_backward_out(gradient, maps, window, temperature, d_maps=d_maps)
+def _local_soft_argmax_backward(
+    gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float
+) -> Tensor:
+    d_maps = _empty_backward(gradient, maps, peaks, window, temperature)
+    torch.ops.prograd_fast.local_soft_argmax_backward_out(gradient, maps, peaks, window, temperature, d_maps=d_maps)
     return d_maps
 
 
+_INPUTS, _GIVEN = "Tensor maps, int window, float temperature", "Tensor gradient, Tensor maps, Tensor peaks"
 define(
-    "local_soft_argmax_out(Tensor maps, int window, float temperature, *, Tensor(a!) points) -> ()",
+    f"local_soft_argmax_out({_INPUTS}, *, Tensor(a!) points, Tensor(b!) peaks) -> ()",
     reference=_kernel,
     check=_check,
 )
 define(
-    "local_soft_argmax(Tensor maps, int window, float temperature) -> Tensor",
+    f"local_soft_argmax({_INPUTS}) -> (Tensor points, Tensor peaks)",
     reference=_local_soft_argmax,
     fake=_empty,
     check=_check,
 )
 define(
-    "local_soft_argmax_backward_out(Tensor gradient, Tensor maps, int window, float temperature, *, "
-    "Tensor(a!) d_maps) -> ()",
+    f"local_soft_argmax_backward_out({_GIVEN}, int window, float temperature, *, Tensor(a!) d_maps) -> ()",
     reference=_backward_kernel,
     check=_check_backward,
 )
 define(
-    "local_soft_argmax_backward(Tensor gradient, Tensor maps, int window, float temperature) -> Tensor",
+    f"local_soft_argmax_backward({_GIVEN}, int window, float temperature) -> Tensor",
     reference=_local_soft_argmax_backward,
     fake=_empty_backward,
     check=_check_backward,
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     maps, *ctx.options = inputs
-    ctx.save_for_backward(maps)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(maps, output[1])
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (maps,) = ctx.saved_tensors
+def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    maps, peaks = ctx.saved_tensors
     if torch.is_grad_enabled():  # with create_graph=True
-        d_maps = local_soft_argmax_backward(gradient, maps, *ctx.options)
+        d_maps = local_soft_argmax_backward(gradient, maps, peaks, *ctx.options)
     else:
-        d_maps = torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, *ctx.options)
+        d_maps = torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, peaks, *ctx.options)
     return d_maps, None, None
 
 
-def _one_by_one(info: Any, in_dims: tuple[int, ...], maps: Tensor, *options: Any) -> tuple[Tensor, int]:
-    return torch.stack([torch.ops.prograd_fast.local_soft_argmax(m, *options) for m in maps.unbind(in_dims[0])]), 0
+def _one_by_one(
+    info: Any, in_dims: tuple[int, ...], maps: Tensor, *options: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    each = [torch.ops.prograd_fast.local_soft_argmax(m, *options) for m in maps.unbind(in_dims[0])]
+    return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0)
 
 
 torch.library.register_autograd("prograd_fast::local_soft_argmax", _backward, setup_context=_keep, lib=LIBRARY)
@@ -182,4 +203,5 @@ def local_soft_argmax(maps: Tensor, window: int = 5, temperature: float = 10.0) 
         raise ValueError(f"window: expected an odd number of pixels below 64, got {window}. Use 5 as the paper does.")
     if goes_through_formula():
         return local_soft_argmax_formula(maps, window, temperature)
-    return torch.ops.prograd_fast.local_soft_argmax(maps, window, float(temperature))
+    points, _ = torch.ops.prograd_fast.local_soft_argmax(maps, window, float(temperature))
+    return points

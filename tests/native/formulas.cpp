@@ -55,6 +55,21 @@ void test_log() {
         prograd::log(-1.0f), NAN);
 }
 
+// ln(1 - x) of a probability x and of 1 minus it, each with its digits near 0.
+void test_log_of_rest() {
+  double worst = 0;
+  for (float odds = 2e-38f; odds < 5e37f; odds *= 1.001f) {
+    const double x = 1 / (1 + double(odds)), y = 1 / (1 + 1 / double(odds));
+    const double wanted = x < 0.5 ? std::log1p(-double(float(x))) : std::log(double(float(y)));
+    const float nearest = float(std::fabs(wanted));
+    worst = std::fmax(worst, std::fabs(prograd::log_of_rest(float(x), float(y)) - wanted) /
+                                 (std::nextafter(nearest, INFINITY) - nearest));
+  }
+  check(worst < 3, InstructionSet::baseline, "log_of_rest, error in ulp", worst, 3);
+  check(prograd::log_of_rest(0.0f, 1.0f) == 0, InstructionSet::baseline, "log_of_rest(0)",
+        prograd::log_of_rest(0.0f, 1.0f), 0);
+}
+
 // What vanishes beside larger maxima takes its infinities along: 0 · inf must not make NaN of a loss. NaN goes on.
 template <typename T>
 void test_relative_to() {
@@ -117,6 +132,7 @@ const Test formulas([](InstructionSet set) {
   test_conversions();
   test_exp();
   test_log();
+  test_log_of_rest();
   test_relative_to<float>();
   test_relative_to<double>();
   test_conflict_beta<float>();

@@ -35,8 +35,9 @@ void test_backward(const Case& c, std::int64_t n, bool past_caches) {
   const auto& kernels = c.kernels<GateShiftKernels>(1);
   std::mt19937 random(2);
   Buffer u(c.storage, planes * n, c.shift), gate(c.storage, n), gradient(c.storage, planes * n),
-      other(c.storage, planes * n, c.shift), d_u(c.storage, planes * n, c.shift), d_gate(c.storage, n);
+      other(c.storage, planes * n, c.shift), d_u(c.storage, planes * n, c.shift), d_gate(accumulation_of(c.storage), n);
   for (Buffer* buffer : {&u, &gate, &gradient, &other}) buffer->fill(random);
+  d_gate.fill_with(0);
   GatedGradient gradients[planes];
   for (std::int64_t k = 0; k < planes; ++k) {  // the second one moves out of the clip
     const auto at = k * n * std::int64_t(u.size());
@@ -46,9 +47,9 @@ void test_backward(const Case& c, std::int64_t n, bool past_caches) {
                     0.5,
                     0.75,
                     -0.125 * double(k)};
+    kernels.backward(static_cast<char*>(u.data()) + at, gate.data(), gradients[k], static_cast<char*>(d_u.data()) + at,
+                     d_gate.data(), n, past_caches);
   }
-
-  kernels.backward(u.data(), gate.data(), d_u.data(), d_gate.data(), gradients, planes, n, past_caches);
 
   for (std::int64_t i = 0; i < n; ++i) {
     double sum = 0, terms = 1;

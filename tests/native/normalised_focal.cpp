@@ -25,6 +25,22 @@ void test_focal(const Case& c) {
   }
 }
 
+// NaN, for whoever sees it to look for the label.
+void test_unknown_labels(const Case& c) {
+  for (const std::int64_t wrong : {2, -2, 255}) {
+    for (const double max_mult : {-1.0, 2.0}) {
+      Buffer z(c.storage, c.n, c.shift), cotangents(accumulation_of(c.storage), c.n, c.shift);
+      z.fill_with(0.5);
+      std::vector<std::int64_t> labels(c.n, -1);
+      labels[c.n / 2] = wrong;
+      const Mask mask{z.data(), labels.data(), cotangents.data(), c.n, 0.3, 2, max_mult, 1e-12};
+      const double loss = c.kernels<FocalKernels>(1).loss(mask);
+      check(std::isnan(loss), c.set, "focal loss with an unknown label", loss, NAN);
+    }
+  }
+}
+
 const Test cases(test_focal);
+const Test unknown_labels(test_unknown_labels);
 
 }  // namespace

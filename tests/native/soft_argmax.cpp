@@ -17,9 +17,10 @@ void test_soft_argmax(const Case& c) {
       values.set_at(c.n + c.n / 2, 9);  // the peak
       const HeatMap map{values.data(), 3, c.n, window, 2.0};
       const auto& kernels = c.kernels<SoftArgmaxKernels>(side);
-      kernels.point(map, point.data());
-      kernels.backward(map, gradient.data(), d_values.data(), side == 1);
-      const double got[4] = {point[0], point[1], d_values[c.n + c.n / 2], d_values[3 * c.n - 1]};
+      const std::int64_t peak = kernels.point(map, point.data());
+      check(peak == c.n + c.n / 2, c.set, "peak", double(peak), double(c.n + c.n / 2));
+      kernels.backward(map, peak, gradient.data(), d_values.data(), side == 1);
+      const double got[4] = {point[0], point[1], d_values[peak], d_values[3 * c.n - 1]};
       std::memcpy(results[side], got, sizeof got);
     }
     const char* names[4] = {"x", "y", "gradient of the peak", "gradient of the last value"};

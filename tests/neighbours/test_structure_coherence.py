@@ -172,6 +172,12 @@ def test_reductions_and_measures() -> None:
         ),
         (lambda: sc.structure_loss(torch.zeros(2, 3), torch.zeros(2, 3), EDGE), "prediction: expected shape"),
         (
+            lambda: sc.structure_loss(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), EDGE),
+            "edges: expected a neighbour for each of 3 landmarks, got none for landmark 2. Use graph_from_points",
+        ),
+        (lambda: sc.offsets(torch.zeros(1, 3, 2), EDGE), "edges: expected a neighbour for each of 3 landmarks"),
+        (lambda: sc.offsets(torch.zeros(1, 2, 2), torch.zeros(3, 2)), r"edges: expected shape \(2, edges\)"),
+        (
             lambda: sc.structure_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), EDGE, reduction="sum"),
             "reduction: expected 'mean' or 'batchmean', got 'sum'",
         ),

@@ -192,7 +192,8 @@ def normalised_focal_loss(s: Sizes) -> Call:
 @call
 def local_soft_argmax_out(s: Sizes) -> Call:
     maps = s.draw(s.samples, s.rows, s.width, s.classes)
-    return [maps, 3, 2.0], {"points": torch.empty(s.samples, s.rows, 2, dtype=s.wide)}
+    peaks = torch.empty(s.samples, s.rows, dtype=torch.int64)
+    return [maps, 3, 2.0], {"points": torch.empty(s.samples, s.rows, 2, dtype=s.wide), "peaks": peaks}
 
 
 @call
@@ -204,7 +205,8 @@ def local_soft_argmax(s: Sizes) -> Call:
 @call
 def local_soft_argmax_backward_out(s: Sizes) -> Call:
     (maps, *others), _ = local_soft_argmax_out(s)
-    return [s.draw(s.samples, s.rows, 2, seed=1), maps, *others], {"d_maps": torch.empty_like(maps)}
+    peaks = maps.flatten(2).argmax(2) if maps.numel() else torch.zeros(maps.shape[:2], dtype=torch.int64)
+    return [s.draw(s.samples, s.rows, 2, seed=1), maps, peaks, *others], {"d_maps": torch.empty_like(maps)}
 
 
 @call

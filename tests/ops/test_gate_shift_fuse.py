@@ -20,6 +20,7 @@ CASES = {
     "planes in several blocks": ((1, 2, 4, 47, 53), 4),
     "more channels than one task takes": ((1, 2, 24, 40, 40), 24),
     "no clips": ((0, 2, 4, 3, 3), 4),
+    "planes in two parts": ((1, 2, 8, 61, 70), 8),
 }
 
 

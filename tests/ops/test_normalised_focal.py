@@ -1,13 +1,14 @@
 """normalised_focal_loss on every backend: the definition, closed-form gradients, ignored pixels, and wrong calls."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from prograd_fast import functional
-from tests.ops.support import BACKENDS, DTYPES, accumulation, normal, running_on
+from prograd_fast import functional, reference
+from tests.ops.support import BACKENDS, DTYPES, accumulation, assert_same_bits, normal, running_on
 from tests.tolerances import assert_close
 
 TINY = 1e-30  # ε, which the definition below does not have
@@ -94,6 +95,42 @@ def test_nothing_but_sure_pixels(backend: str) -> None:
             for i in range(2):
                 assert_close(found[0][i], found[1][i], "formula", torch.float32)
                 assert_close(gradients[0][i], gradients[1][i], "formula", torch.float32)
+
+
+@pytest.mark.parametrize("max_mult", [-1.0, 1.5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_pixels(backend: str, max_mult: float) -> None:
+    """Several runs of a register and a rest; infinite logits; NaN stays in its picture, and out where ignored."""
+    z, labels = (
+        4 * normal(4, 1037, dtype=torch.float32),
+        (normal(4, 1037, seed=1) > 0).long() - (normal(4, 1037) > 1).long(),
+    )
+    z[1, :4], labels[1, :4] = torch.tensor([math.inf, -math.inf, math.inf, -math.inf]), torch.tensor([1, 1, 0, 0])
+    z[2, labels[2] == -1] = math.nan
+    z[3, 1030], labels[3, 1030] = math.nan, 1
+    z.requires_grad_()
+    wide = z.detach().double().requires_grad_()
+    with running_on(backend):
+        losses, expected = (functional.normalised_focal_loss(x, labels, max_mult=max_mult) for x in (z, wide))
+        gradients = [torch.autograd.grad(x.sum(), y)[0] for x, y in ((losses, z), (expected, wide))]
+        known = z[:3].detach(), labels[:3]  # NaN equals nothing
+        assert_same_bits(lambda: torch.ops.prograd_fast.normalised_focal_loss(*known, 0.5, 2.0, max_mult, 1e-12))
+    for i in range(3):
+        assert_close(losses[i], expected[i], "formula", torch.float32)
+        assert_close(gradients[0][i], gradients[1][i], "formula", torch.float32)
+    assert losses[3].isnan()
+    assert gradients[0][3, labels[3] != -1].isnan().all()
+
+
+@pytest.mark.parametrize("label", [2, -2, 255])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unknown_labels(backend: str, label: int) -> None:
+    labels = torch.tensor([[0, 1, -1], [0, label, 1]])
+    for max_mult in (-1.0, 1.5):
+        with running_on(backend), pytest.raises(ValueError, match=f"labels: expected 1, 0 or -1, got {label}. Use 1"):
+            functional.normalised_focal_loss(torch.zeros(2, 3), labels, max_mult=max_mult)
+    loss = reference.normalised_focal_loss(torch.zeros(2, 3), labels)
+    assert loss.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

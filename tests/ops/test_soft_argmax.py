@@ -77,19 +77,21 @@ def test_special_values(backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_first_of_many(backend: str, dtype: torch.dtype) -> None:
     """Kernels go through a map in parts: the first of equal peaks in two of them, the first of two NaN, all -inf."""
-    maps = torch.zeros(1, 3, 30, 41, dtype=dtype)
-    maps[0, 0, 9, 7] = maps[0, 0, 21, 3] = 60.0
-    maps[0, 1, 12, 5] = maps[0, 1, 25, 0] = math.nan
+    maps = torch.zeros(1, 4, 40, 41, dtype=dtype)
+    maps[0, 0, 9, 7] = maps[0, 0, 30, 3] = 60.0
+    maps[0, 1, 12, 5] = maps[0, 1, 35, 0] = math.nan
     maps[0, 2] = -math.inf
+    maps[0, 3, 5, 5], maps[0, 3, 39, 40] = 1.0, math.inf
     with running_on(backend):
-        points = functional.local_soft_argmax(maps, 3)
-        gradient = torch.ones(1, 3, 2, dtype=points.dtype)
-        d_maps = torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, 3, 10.0)
+        points, peaks = torch.ops.prograd_fast.local_soft_argmax(maps, 3, 10.0)
+        gradient = torch.ones(1, 4, 2, dtype=points.dtype)
+        d_maps = torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, peaks, 3, 10.0)
+    assert peaks[0].tolist() == [9 * 41 + 7, 12 * 41 + 5, 0, 39 * 41 + 40]
     assert points[0, 0].tolist() == [7.0, 9.0]
     assert points[0, 1].isnan().all()
     assert d_maps[0, 1].isnan().nonzero().tolist() == [[r, c] for r in (11, 12, 13) for c in (4, 5, 6)]
-    expected = reference.local_soft_argmax(maps[:, 2:], 3)
-    assert_close(points[:, 2:], expected, "formula", accumulation(dtype))
+    expected = reference.local_soft_argmax(maps[:, 2:3], 3)
+    assert_close(points[:, 2:3], expected, "formula", accumulation(dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,8 +103,33 @@ def test_strides_and_threads(backend: str) -> None:
         assert torch.equal(functional.local_soft_argmax(maps.repeat_interleave(2, 3)[..., ::2]), expected)
         assert functional.local_soft_argmax(maps[:0]).shape == (0, 8, 2)
         gradient = normal(9, 8, 2, dtype=torch.float32)
-        backward = torch.ops.prograd_fast.local_soft_argmax_backward
-        assert_same_bits(lambda: [functional.local_soft_argmax(maps), backward(gradient, maps, 5, 10.0)])
+        backward, peaks = torch.ops.prograd_fast.local_soft_argmax_backward, maps.flatten(2).argmax(2)
+        assert_same_bits(lambda: [functional.local_soft_argmax(maps), backward(gradient, maps, peaks, 5, 10.0)])
+        strided = peaks.repeat_interleave(2, 1)[:, ::2]
+        assert torch.equal(backward(gradient, maps, strided, 5, 10.0), backward(gradient, maps, peaks, 5, 10.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_gradients(dtype: torch.dtype) -> None:
+    """What is written past the caches, in rows that begin anywhere, has the same bits."""
+    maps = normal(1, 2200, 61, 63, dtype=dtype)
+    gradient, peaks = normal(1, 2200, 2, dtype=torch.float32), maps.flatten(2).argmax(2)
+    d_maps = torch.full_like(maps, math.nan)
+    assert d_maps.nbytes >= 2**24
+    torch.ops.prograd_fast.local_soft_argmax_backward_out(gradient, maps, peaks, 5, 10.0, d_maps=d_maps)
+    for some in (slice(0, 1100), slice(1100, 2200)):
+        parts = (x[:, some] for x in (gradient, maps, peaks))
+        assert torch.equal(torch.ops.prograd_fast.local_soft_argmax_backward(*parts, 5, 10.0), d_maps[:, some])
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels")
+def test_peaks_outside() -> None:
+    """A CPU says so; no other backend reads or writes outside."""
+    maps, gradient = normal(1, 2, 4, 5, dtype=torch.float32), torch.ones(1, 2, 2)
+    for place in (-1, 20):
+        peaks = torch.tensor([[3, place]])
+        with running_on("cpu"), pytest.raises(ValueError, match=f"peaks: expected places from 0 to 19, got {place}"):
+            torch.ops.prograd_fast.local_soft_argmax_backward(gradient, maps, peaks, 3, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ WIDE = {
     "focal_weights": (2, 0),  # and labels
     "focal_cotangents": (2, 1),
     "soft_argmax": (1, 0),
-    "soft_argmax_backward": (1, 1),
+    "soft_argmax_backward": (0, 1),  # of the maps it reads a window
     "edge_shares": (0, 0),
     "edge_sum": (1, 1),
     "edge_backward": (3, 2),
@@ -267,10 +267,8 @@ def traffic(kernel: str) -> str:
             return f"{size + 8}; both launches {both}"
         case "focal_cotangents":
             return f"{size + 8 + accumulation}"
-        case "soft_argmax":
+        case "soft_argmax" | "soft_argmax_backward":
             return f"{size} / {size}"
-        case "soft_argmax_backward":
-            return f"{2 * size} / {2 * size}"
         case "edge_sum":
             return f"{3 * size} / {3 * size}"
         case "edge_backward":

@@ -83,9 +83,9 @@ def _focal(gamma: float, dtype: torch.dtype) -> None:
 
 
 def _heat_maps(dtype: torch.dtype) -> None:
-    maps, points = torch.zeros(1, 2, 64, 64, dtype=dtype), torch.zeros(1, 2, 2)
-    ops.local_soft_argmax_out(maps, 5, 10.0, points=points)
-    ops.local_soft_argmax_backward_out(points, maps, 5, 10.0, d_maps=maps.clone())
+    maps, points, peaks = torch.zeros(1, 2, 64, 64, dtype=dtype), torch.zeros(1, 2, 2), torch.zeros(1, 2).long()
+    ops.local_soft_argmax_out(maps, 5, 10.0, points=points, peaks=peaks)
+    ops.local_soft_argmax_backward_out(points, maps, peaks, 5, 10.0, d_maps=maps.clone())
 
 
 def _edges(dtype: torch.dtype) -> None:
@@ -287,7 +287,7 @@ BYTES: dict[str, Callable[[Case], tuple[int, int]]] = {
     "focal_weights": lambda c: (c.storage + 8,) * 2,
     "focal_cotangents": lambda c: (c.storage + 12,) * 2,  # what focal_weights read is in a cache if it fits
     "soft_argmax": lambda c: (c.storage,) * 2,
-    "soft_argmax_backward": lambda c: (2 * c.storage,) * 2,
+    "soft_argmax_backward": lambda c: (c.storage,) * 2,  # the window alone is read
     "edge_sum": lambda c: (3 * c.storage,) * 2,  # what several edges need, once from memory
     "edge_backward": lambda c: (5 * c.storage,) * 2,
     "gram_units": lambda c: (2 * c.storage, 2 * c.storage),

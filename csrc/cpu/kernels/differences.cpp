@@ -1,6 +1,10 @@
 // Sums and gradients of losses of differences on contiguous memory.
 #include "../differences.h"
 
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
 #include "../../formulas/differences.h"
 #include "stream.h"
 #include "sums.h"
@@ -9,72 +13,147 @@
 namespace prograd::cpu {
 namespace {
 
-// Sum of f(x - t) over n elements; writes factor f'(x - t).
-template <typename S, typename F, typename T = Accumulation<S>>
-double difference_loss(const S* __restrict x, const S* __restrict t, T* __restrict cotangents, std::int64_t n, F f,
-                       double factor_) {
-  const T factor = T(factor_);
-  double total = 0;
+// Sum of f of n differences; difference(c, width) gives a register of them, 0 in lanes behind. Writes factor f'. In two
+// loops: the processor looks ahead a hundred instructions or so, and finds more to work on at a time in short ones.
+template <typename T, typename F, typename Difference>
+double loss_of(std::int64_t n, F f, T factor, T* cotangents, Difference difference) {
+  LongSum<T> total;
   each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T difference = load(x[i]) - load(t[i]);
-      sum += f.value(difference);
-      cotangents[i] = factor * f.slope(difference);
-    }
-    total += sum;
+    Vector<T> sum{}, differences[run];
+    each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
+      const Vector<T> d = difference(begin + c, width);
+      differences[c / lanes<T>] = d;
+      sum += f.value(d);
+    });
+    each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
+      stored(cotangents + begin + c, factor * f.slope(differences[c / lanes<T>]), width);
+    });
+    total.add(sum);
   });
-  return total;
+  return total.total();
 }
 
-// to[row or column] += share * from[the other end], for every edge.
-template <bool from_columns, typename T>
-void along_edges(const Landmarks& of, const T* __restrict from, T* __restrict to) {
-  for (std::int64_t e = 0; e < of.edges; ++e) {
-    const std::int64_t row = of.rows[e], column = of.columns[e];
-    const T share = T(of.shares[row]), *source = from + (from_columns ? column : row) * of.axes;
-    T* target = to + (from_columns ? row : column) * of.axes;
-    for (std::int64_t axis = 0; axis < of.axes; ++axis) target[axis] += share * source[axis];
+template <typename S, typename F, typename T = Accumulation<S>>
+double difference_loss(const S* x, const S* t, T* cotangents, std::int64_t n, F f, double factor) {
+  return loss_of(n, f, T(factor), cotangents, [&](std::int64_t c, std::int64_t width) {
+    return loaded(x + c, width, T(0)) - loaded(t + c, width, T(0));
+  });
+}
+
+// Lanes of two registers in turns: those of their first halves, or of their second ones.
+template <typename T, std::size_t... i>
+PF_HOST_DEVICE Vector<T> interleaved(Vector<T> a, Vector<T> b, bool second, std::index_sequence<i...>) {
+#ifdef __clang__
+  return second ? __builtin_shufflevector(a, b, (sizeof...(i) / 2 + i / 2 + i % 2 * sizeof...(i))...)
+                : __builtin_shufflevector(a, b, (i / 2 + i % 2 * sizeof...(i))...);
+#else  // which GCC knows from 12 on
+  using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  const Vector<Place> places{Place(i / 2 + i % 2 * sizeof...(i))...};
+  return __builtin_shuffle(a, b, second ? places + Place(sizeof...(i) / 2) : places);
+#endif
+}
+
+// Transposes as many registers as one has lanes: each round lets the first half of the registers take turns with the
+// second half, lane by lane.
+template <typename T>
+PF_HOST_DEVICE void transpose(Vector<T>* x) {
+  constexpr std::int64_t n = lanes<T>;
+  for (std::int64_t round = 1; round < n; round *= 2) {
+    Vector<T> y[n];
+    for (std::int64_t i = 0; i < n / 2; ++i) {
+      y[2 * i] = interleaved<T>(x[i], x[i + n / 2], false, std::make_index_sequence<n>());
+      y[2 * i + 1] = interleaved<T>(x[i], x[i + n / 2], true, std::make_index_sequence<n>());
+    }
+    std::copy(y, y + n, x);
   }
 }
 
-// The offsets of the differences are the differences of the offsets.
+// Samples to lanes: of `samples` rows of n elements, n registers, 0 in the lanes of rows that there are not.
+// row(i, c, width) gives a register of row i.
+template <typename T, typename Row>
+void to_lanes(std::int64_t samples, std::int64_t n, Vector<T>* to, Row row) {
+  each_vector<T>(n, [&](std::int64_t c, std::int64_t width) {
+    Vector<T> x[lanes<T>];
+    for (std::int64_t i = 0; i < lanes<T>; ++i) x[i] = i < samples ? row(i, c, width) : Vector<T>{};
+    transpose<T>(x);
+    std::copy(x, x + width, to + c);
+  });
+}
+
+template <typename T>
+void from_lanes(const Vector<T>* from, std::int64_t samples, std::int64_t n, T* to) {
+  each_vector<T>(n, [&](std::int64_t c, std::int64_t width) {
+    Vector<T> x[lanes<T>];
+    for (std::int64_t i = 0; i < lanes<T>; ++i) x[i] = i < width ? from[c + i] : Vector<T>{};
+    transpose<T>(x);
+    for (std::int64_t i = 0; i < samples; ++i) stored(to + i * n + c, x[i], width);
+  });
+}
+
+// Calls body(first, end, row) for edges that follow each other and are of one row: sums stay in registers.
+template <typename Body>
+void each_row(const Landmarks& of, Body body) {
+  for (std::int64_t e = 0, end; e < of.edges; e = end) {
+    for (end = e + 1; end < of.edges && of.rows[end] == of.rows[e];) ++end;
+    body(e, end, of.rows[e]);
+  }
+}
+
+// to[row] += share Σ from[column]
+template <typename T>
+void to_rows(const Landmarks& of, const Vector<T>* __restrict from, Vector<T>* __restrict to) {
+  each_row(of, [&](std::int64_t first, std::int64_t end, std::int64_t row) {
+    for (std::int64_t axis = 0; axis < of.axes; ++axis) {
+      Vector<T> sum = to[row * of.axes + axis];
+      for (std::int64_t e = first; e < end; ++e) {
+        sum = multiply_add(broadcast(T(of.shares[row])), from[of.columns[e] * of.axes + axis], sum);
+      }
+      to[row * of.axes + axis] = sum;
+    }
+  });
+}
+
+// to[column] += share from[row]
+template <typename T>
+void to_columns(const Landmarks& of, const Vector<T>* __restrict from, Vector<T>* __restrict to) {
+  each_row(of, [&](std::int64_t first, std::int64_t end, std::int64_t row) {
+    for (std::int64_t axis = 0; axis < of.axes; ++axis) {
+      const Vector<T> part = T(of.shares[row]) * from[row * of.axes + axis];
+      for (std::int64_t e = first; e < end; ++e) to[of.columns[e] * of.axes + axis] += part;
+    }
+  });
+}
+
+// The offsets of the differences are the differences of the offsets. A lane of a register has a sample of its own, so
+// that edges, which differ by node and not by sample, move whole registers.
 template <typename S, typename T = Accumulation<S>>
 void structure_loss(const Landmarks& of, void* scratch, double* points, double* offsets) {
-  const S* __restrict x = static_cast<const S*>(of.prediction), * __restrict t = static_cast<const S*>(of.target);
   const std::int64_t n = of.nodes * of.axes;
-  T* __restrict difference = static_cast<T*>(scratch), * __restrict offset = difference + n;
-  T* __restrict of_points = of.past_caches ? offset + n : static_cast<T*>(of.of_points);
-  T* __restrict of_offsets = of.past_caches ? offset + 2 * n : static_cast<T*>(of.of_offsets);
   const auto f = SoftWing<T>::of(of.omega1, of.omega2, of.epsilon);
   const T factor = T(of.factor);
-  each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = begin; i < end; ++i) {
-      difference[i] = load(x[i]) - load(t[i]);
-      offset[i] = -difference[i];
-      sum += f.value(difference[i]);
-      of_points[i] = factor * f.slope(difference[i]);
-    }
-    *points += sum;
-  });
-  along_edges<true>(of, difference, offset);
-  each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = begin; i < end; ++i) {
-      sum += f.value(offset[i]);
-      offset[i] = factor * f.slope(offset[i]);
-      of_offsets[i] = -offset[i];
-    }
-    *offsets += sum;
-  });
-  along_edges<false>(of, offset, of_offsets);
-  if (of.past_caches) {
-    stream_copy(of.of_points, of_points, std::size_t(n) * sizeof(T));
-    stream_copy(of.of_offsets, of_offsets, std::size_t(n) * sizeof(T));
+  // (n, lanes) each: by node, and by sample
+  auto *differences = static_cast<Vector<T>*>(scratch), *slopes = differences + n;
+  T* by_sample = reinterpret_cast<T*>(slopes + n);
+  for (std::int64_t first = 0; first < of.samples; first += lanes<T>) {
+    const std::int64_t samples = std::min(lanes<T>, of.samples - first), begin = first * n, size = samples * n;
+    const S *x = static_cast<const S*>(of.prediction) + begin, *t = static_cast<const S*>(of.target) + begin;
+    const auto write = [&](void* to, auto make) {
+      T* result = static_cast<T*>(to) + begin;
+      make(of.past_caches ? by_sample : result);
+      if (of.past_caches) stream_copy(result, by_sample, std::size_t(size) * sizeof(T));
+    };
+    write(of.of_points, [&](T* cotangents) { *points += difference_loss(x, t, cotangents, size, f, factor); });
+    to_lanes<T>(samples, n, differences, [&](std::int64_t i, std::int64_t c, std::int64_t width) {
+      return loaded(x + i * n + c, width, T(0)) - loaded(t + i * n + c, width, T(0));
+    });
+
+    for (std::int64_t i = 0; i < n; ++i) slopes[i] = -differences[i];
+    to_rows<T>(of, differences, slopes);
+    *offsets += loss_of(n * lanes<T>, f, factor, reinterpret_cast<T*>(slopes),
+                        [&](std::int64_t c, std::int64_t) { return slopes[c / lanes<T>]; });
+    for (std::int64_t i = 0; i < n; ++i) differences[i] = -slopes[i];
+    to_columns<T>(of, slopes, differences);
+    write(of.of_offsets, [&](T* cotangents) { from_lanes(differences, samples, n, cotangents); });
   }
 }
 

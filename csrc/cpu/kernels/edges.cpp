@@ -27,53 +27,65 @@ void edge_shares(const Edges& graph, const void* logits_, void* shares_, void* s
   for (std::int64_t e = 0; e < graph.edges; ++e) shares[e] /= sum[graph.rows[e]];
 }
 
-template <typename T>
-void edge_sum(const Edges& graph, const void* own, const void* other, const void* shares, void* y_, void* scratch,
-              bool past_caches) {
-  T* y = static_cast<T*>(past_caches ? scratch : y_);
-  std::fill(y, y + graph.nodes * graph.width, T(0));
-  for (std::int64_t e = 0; e < graph.edges; ++e) {
-    const std::int64_t row = graph.rows[e], column = graph.columns[e];
-    const T* __restrict from =
-        static_cast<const T*>(row == column ? own : other) + (graph.transposed ? row : column) * graph.width;
-    T* __restrict to = y + (graph.transposed ? column : row) * graph.width;
-    const T share = static_cast<const T*>(shares)[e];
-#pragma omp simd
-    for (std::int64_t k = 0; k < graph.width; ++k) to[k] += share * from[k];
-  }
-  if (past_caches) stream_copy(y_, y, std::size_t(graph.nodes * graph.width) * sizeof(T));
+// Calls body(e) for the edges of a node.
+template <typename Body>
+PF_HOST_DEVICE void each_edge(const Ends& ends, std::int64_t node, Body body) {
+  for (std::int64_t k = ends.starts[node]; k < ends.starts[node + 1]; ++k) body(ends.order[k]);
 }
 
+// By receiver: a node's row is complete before the next one is begun.
 template <typename T>
-void edge_backward(const Edges& graph, const void* gradient, const void* own, const void* other, const void* shares_,
+void edge_sum(const Edges& graph, const void* own_, const void* other_, const void* shares, void* y, void* scratch,
+              bool past_caches) {
+  const T *own = static_cast<const T*>(own_), *other = static_cast<const T*>(other_);
+  for (std::int64_t node = 0; node < graph.nodes; ++node) {
+    T* result = static_cast<T*>(y) + node * graph.width;
+    T* __restrict to = past_caches ? static_cast<T*>(scratch) : result;
+    std::fill(to, to + graph.width, T(0));
+    each_edge(graph.by_receiver, node, [&](std::int64_t e) {
+      const std::int64_t sender = graph.senders()[e];
+      const T* __restrict from = (sender == node ? own : other) + sender * graph.width;
+      const T share = static_cast<const T*>(shares)[e];
+#pragma omp simd
+      for (std::int64_t k = 0; k < graph.width; ++k) to[k] = fused(share, from[k], to[k]);
+    });
+    if (past_caches) stream_copy(result, to, std::size_t(graph.width) * sizeof(T));
+  }
+}
+
+// By sender, likewise.
+template <typename T>
+void edge_backward(const Edges& graph, const void* gradient, const void* own_, const void* other_, const void* shares_,
                    void* d_own_, void* d_other_, void* d_logits_, void* scratch, bool past_caches) {
-  const std::int64_t size = graph.nodes * graph.width;
-  const T* shares = static_cast<const T*>(shares_);
+  const T *own = static_cast<const T*>(own_), *other = static_cast<const T*>(other_);
+  const T *shares = static_cast<const T*>(shares_), *all = static_cast<const T*>(gradient);
   T *d_logits = static_cast<T*>(d_logits_), *of_row = static_cast<T*>(scratch);
-  T* d_own = past_caches ? of_row + graph.nodes : static_cast<T*>(d_own_);
-  T* d_other = past_caches ? d_own + size : static_cast<T*>(d_other_);
-  for (T* result : {d_own, d_other}) std::fill(result, result + size, T(0));
   std::fill(of_row, of_row + graph.nodes, T(0));
-  for (std::int64_t e = 0; e < graph.edges; ++e) {
-    const std::int64_t row = graph.rows[e], column = graph.columns[e];
-    const std::int64_t sender = graph.transposed ? row : column, receiver = graph.transposed ? column : row;
-    const T* __restrict g = static_cast<const T*>(gradient) + receiver * graph.width;
-    const T* __restrict sent = static_cast<const T*>(row == column ? own : other) + sender * graph.width;
-    T* __restrict to = (row == column ? d_own : d_other) + sender * graph.width;
-    T product = 0;
-#pragma omp simd reduction(+ : product)
-    for (std::int64_t k = 0; k < graph.width; ++k) {
-      product += g[k] * sent[k];
-      to[k] += shares[e] * g[k];
+  for (std::int64_t node = 0; node < graph.nodes; ++node) {
+    const std::int64_t at = node * graph.width;
+    T *result = static_cast<T*>(d_own_) + at, *other_result = static_cast<T*>(d_other_) + at;
+    T *made = of_row + graph.nodes, *d_own = past_caches ? made : result;
+    T* d_other = past_caches ? made + graph.width : other_result;
+    for (T* to : {d_own, d_other}) std::fill(to, to + graph.width, T(0));
+    each_edge(graph.by_sender, node, [&](std::int64_t e) {
+      const std::int64_t receiver = graph.receivers()[e];
+      const T *g = all + receiver * graph.width, *sent = (receiver == node ? own : other) + at;
+      T* to = receiver == node ? d_own : d_other;
+      Vector<T> product{};
+      each_vector<T>(graph.width, [&](std::int64_t c, std::int64_t width) {
+        const Vector<T> received = loaded(g + c, width, T(0));
+        product = multiply_add(received, loaded(sent + c, width, T(0)), product);
+        stored(to + c, multiply_add(broadcast(shares[e]), received, loaded(to + c, width, T(0))), width);
+      });
+      d_logits[e] = sum_of<T>(product);
+    });
+    if (past_caches) {
+      stream_copy(result, d_own, std::size_t(graph.width) * sizeof(T));
+      stream_copy(other_result, d_other, std::size_t(graph.width) * sizeof(T));
     }
-    d_logits[e] = product;
-    of_row[row] += shares[e] * product;
   }
+  for (std::int64_t e = 0; e < graph.edges; ++e) of_row[graph.rows[e]] += shares[e] * d_logits[e];
   for (std::int64_t e = 0; e < graph.edges; ++e) d_logits[e] = shares[e] * (d_logits[e] - of_row[graph.rows[e]]);
-  if (past_caches) {
-    stream_copy(d_own_, d_own, std::size_t(size) * sizeof(T));
-    stream_copy(d_other_, d_other, std::size_t(size) * sizeof(T));
-  }
 }
 
 template <typename S>

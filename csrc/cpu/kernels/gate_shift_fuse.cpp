@@ -1,8 +1,6 @@
 // Gate, shift and fuse and its backward, a channel of a frame at a time, on contiguous memory.
 #include "../gate_shift_fuse.h"
 
-#include <algorithm>
-
 #include "stream.h"
 #include "sums.h"
 #include "table.h"
@@ -19,6 +17,7 @@ struct GateShift {
     double totals[2] = {};
     each_run<T>(plane.n, [&](std::int64_t begin, std::int64_t end) {
       T p = 0, r = 0;
+      fetch_ahead(u + begin, end - begin);
 #pragma omp simd reduction(+ : p, r)
       for (std::int64_t i = begin; i < end; ++i) {
         const T x = load(u[i]), y = load(gate[i]) * x;
@@ -38,6 +37,7 @@ struct GateShift {
     const T phi = T(phi_), rest = T(1 - phi_);
     with_flag(other != nullptr, [&](auto comes) {
       each_block(static_cast<S*>(to), plane.n, past_caches, [&](std::int64_t begin, std::int64_t end, S* out) {
+        fetch_ahead(u + begin, end - begin);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
           const T x = load(u[i]);
@@ -70,40 +70,26 @@ struct GateShift {
     return total;
   }
 
-  static void backward(const void* u_, const void* gate_, void* d_u_, void* d_gate_, const GatedGradient* gradients,
-                       std::int64_t planes, std::int64_t n, bool past_caches) {
-    const S* gate = static_cast<const S*>(gate_);
-    S* d_gate = static_cast<S*>(d_gate_);
-    T gates[block], sums[block];
-    for (std::int64_t at = 0; at < n; at += block) {
-      const std::int64_t size = std::min(block, n - at);
+  static void backward(const void* u_, const void* gate_, const GatedGradient& of, void* d_u, void* d_gate_,
+                       std::int64_t n, bool past_caches) {
+    const S *u = static_cast<const S*>(u_), *gate = static_cast<const S*>(gate_);
+    const S *g = static_cast<const S*>(of.gradient), *other = static_cast<const S*>(of.other_gradient);
+    T* d_gate = static_cast<T*>(d_gate_);
+    const T slope = T(of.slope), offset = T(of.offset);
+    const T other_slope = T(of.other_slope), other_offset = T(of.other_offset);
+    with_flag(other != nullptr, [&](auto comes) {
+      each_block(static_cast<S*>(d_u), n, past_caches, [&](std::int64_t begin, std::int64_t end, S* out) {
+        fetch_ahead(u + begin, end - begin);
 #pragma omp simd
-      for (std::int64_t i = 0; i < size; ++i) gates[i] = load(gate[at + i]), sums[i] = 0;
-      for (std::int64_t c = 0; c < planes; ++c) {
-        const GatedGradient& of = gradients[c];
-        const S* u = static_cast<const S*>(u_) + c * n + at;
-        const S* g = static_cast<const S*>(of.gradient) + at;
-        const bool comes = of.other_gradient != nullptr;
-        const S* other = comes ? static_cast<const S*>(of.other_gradient) + at : g;
-        const T slope = T(of.slope), offset = T(of.offset);
-        const T other_slope = T(of.other_slope), other_offset = T(of.other_offset);
-        with_flag(comes, [&](auto flag) {
-          each_block(static_cast<S*>(d_u_) + c * n + at, size, past_caches,
-                     [&](std::int64_t, std::int64_t end, S* d_u) {
-#pragma omp simd
-                       for (std::int64_t i = 0; i < end; ++i) {
-                         const T d_rest = fused(slope, load(g[i]), offset);
-                         T d_passed = -d_rest;
-                         if constexpr (flag) d_passed += fused(other_slope, load(other[i]), other_offset);
-                         sums[i] = fused(d_passed, load(u[i]), sums[i]);
-                         store(d_u[i], fused(gates[i], d_passed, d_rest));
-                       }
-                     });
-        });
-      }
-#pragma omp simd
-      for (std::int64_t i = 0; i < size; ++i) store(d_gate[at + i], sums[i]);
-    }
+        for (std::int64_t i = begin; i < end; ++i) {
+          const T d_rest = fused(slope, load(g[i]), offset);
+          T d_passed = -d_rest;
+          if constexpr (comes) d_passed += fused(other_slope, load(other[i]), other_offset);
+          d_gate[i] = fused(d_passed, load(u[i]), d_gate[i]);
+          store(out[i - begin], fused(load(gate[i]), d_passed, d_rest));
+        }
+      });
+    });
   }
 
   static constexpr GateShiftKernels kernels{sums, fuse, slope, backward};

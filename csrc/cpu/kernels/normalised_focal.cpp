@@ -1,12 +1,16 @@
 // The normalised focal loss of one picture. The weights' factor m is known when all pixels were seen: without a largest
-// weight it is a factor of all results, which are made at once and multiplied in the end. Loops are in functions of
-// their own: within a lambda GCC does not vectorise them.
+// weight it is a factor of all results, which are made at once and multiplied in the end.
+//
+// A run of pixels is gone through in several short loops: the processor looks ahead a hundred instructions or so, and
+// finds more pixels to work on at a time in a short one.
 #include "../normalised_focal.h"
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "../../formulas/normalised_focal.h"
+#include "stream.h"
 #include "sums.h"
 #include "table.h"
 
@@ -19,104 +23,170 @@ constexpr T lifted = T(0x1p90);
 
 template <typename T>
 struct FocalSums {
-  T weights, counted, loss;
+  LongSum<T> weights, counted, loss;
 };
 
-// Of a run of pixels.
-template <int exponent, typename S, typename T>
-__attribute__((noinline)) FocalSums<T> focal_run(const S* __restrict logits, const std::int64_t* __restrict labels,
-                                                 T* __restrict cotangents, std::int64_t n, T gamma, T eps, T alpha) {
-  T sum = 0, counted = 0, loss = 0;
-#pragma omp simd reduction(+ : sum, counted, loss)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
-    const LabelProbability<T> of_label(sign * load(logits[i]));
-    const FocalPixel<T> pixel(of_label, gamma, eps);
-    const T weight = counts == T(0) ? T(0) : focal_power<exponent>(of_label.q, gamma);
-    const T factor = (sign > T(0) ? alpha : T(1) - alpha) * (weight * lifted<T>);
-    const T value = factor * pixel.log_p, slope = sign * factor * (pixel.of_log + pixel.of_weight * pixel.log_p);
-    sum += weight;
-    counted += counts;
-    loss += counts == T(0) ? T(0) : value;
-    cotangents[i] = counts == T(0) ? T(0) : slope;
+template <typename T>
+struct FocalFactors {
+  T eps, object, background;  // the last two: of the weights of such pixels
+  T scale, most;              // of weights that are cut
+};
+
+// The labels of a register of pixels.
+template <typename T>
+class Labels {
+  using V = Vector<T>;
+  using Integers = decltype(V{} == V{});
+  using Integer = std::remove_reference_t<decltype(Integers{}[0])>;
+  typedef std::make_unsigned_t<Integer> Naturals __attribute__((vector_size(vector_bytes)));
+
+ public:
+  PF_HOST_DEVICE explicit Labels(const std::int64_t* from) {
+    Integer narrow[lanes<T>];
+#pragma omp simd
+    for (std::int64_t k = 0; k < lanes<T>; ++k) narrow[k] = Integer(from[k]);
+    std::memcpy(&labels_, narrow, sizeof narrow);
   }
-  return {sum, counted, loss};
+
+  PF_HOST_DEVICE V choose(V object, V background) const { return labels_ == 1 ? object : background; }
+  PF_HOST_DEVICE V counting(V x) const { return labels_ == -1 ? V{} : x; }  // 0 where a pixel is ignored
+
+  // Logits towards their labels; NaN of a label that there is not, which makes NaN of all results.
+  PF_HOST_DEVICE V towards(V z) const {
+    z = choose(z, -z);
+    return counting(Naturals(labels_ + 1) > 2 ? broadcast(std::numeric_limits<T>::quiet_NaN()) : z);
+  }
+
+ private:
+  Integers labels_;
+};
+
+// A run of pixels.
+template <int exponent, typename S, typename T = Accumulation<S>>
+class FocalRun {
+  using V = Vector<T>;
+
+ public:
+  FocalRun(const S* logits, const std::int64_t* labels, T gamma) : logits_(logits), labels_(labels), gamma_(gamma) {
+    for (std::int64_t i = 0; i < run; ++i) {
+      odds_[i] = odds_against(labels_of(i).towards(loaded(logits + i * lanes<T>, lanes<T>, T(0))));
+    }
+  }
+
+  // Adds up the weights, and how many pixels count.
+  void weigh(FocalSums<T>& sums) const {
+    V weights{}, counted{};
+    for (std::int64_t i = 0; i < run; ++i) {
+      const Labels<T> labels = labels_of(i);
+      ask_for_next(i);
+      weights += labels.counting(focal_power<exponent>(LabelProbability<V>(odds_[i]).q, gamma_));
+      counted += labels.counting(broadcast(T(1)));
+    }
+    sums.weights.add(weights);
+    sums.counted.add(counted);
+  }
+
+  // Adds up factor weight log_p; cotangents = factor weight (d log_p + d weight / weight log_p). Unless weights are
+  // cut, which takes their sum, adds up what `weigh` does.
+  template <bool cut>
+  void finish(const FocalFactors<T>& of, T* cotangents, FocalSums<T>& sums) const {
+    V rest[run], near[run], factors[run], slopes[run], of_logs[run], weights{}, counted{}, loss{};
+    for (std::int64_t i = 0; i < run; ++i) {
+      const Labels<T> labels = labels_of(i);
+      ask_for_next(i);
+      const LabelProbability<V> of_label(odds_[i]);
+      const FocalPixel<V> pixel(of_label, gamma_, of.eps);
+      V weight = labels.counting(focal_power<exponent>(of_label.q, gamma_)), of_weight = pixel.of_weight;
+      if constexpr (!cut) {
+        weights += weight;
+        counted += labels.counting(broadcast(T(1)));
+      } else {
+        weight *= of.scale;
+        of_weight = weight >= of.most ? V{} : of_weight;
+        weight = weight >= of.most ? broadcast(of.most) : weight;
+      }
+      const V factor = labels.choose(broadcast(of.object), broadcast(of.background)) * weight;
+      const V slope = labels.choose(factor, -factor);
+      rest[i] = pixel.rest;
+      near[i] = pixel.near;
+      factors[i] = factor;
+      slopes[i] = slope * pixel.of_log;
+      of_logs[i] = slope * of_weight;
+    }
+    for (std::int64_t i = 0; i < run; ++i) {
+      const V log_p = FocalPixel<V>::log_p(rest[i], near[i]);
+      loss = multiply_add(factors[i], log_p, loss);
+      put(cotangents + i * lanes<T>, multiply_add(of_logs[i], log_p, slopes[i]));
+    }
+    sums.weights.add(weights);
+    sums.counted.add(counted);
+    sums.loss.add(loss);
+  }
+
+ private:
+  Labels<T> labels_of(std::int64_t i) const { return Labels<T>(labels_ + i * lanes<T>); }
+
+  // Asks for the run after the next, a register at a time: the loops that read no memory would leave it idle.
+  void ask_for_next(std::int64_t i) const {
+    const std::int64_t at = 2 * run_size<T> + i * lanes<T>;
+    __builtin_prefetch(logits_ + at);
+    for (std::int64_t k = 0; k < lanes<T>; k += 8) __builtin_prefetch(labels_ + at + k);
+  }
+
+  const S* logits_;
+  const std::int64_t* labels_;
+  T gamma_;
+  V odds_[run];
+};
+
+// Calls body(logits, labels, cotangents) for every run of a picture's pixels. Ignored ones make the last one whole.
+template <typename S, typename Body>
+void each_run_of(const Mask& mask, const Body& body) {
+  using T = Accumulation<S>;
+  const S* logits = static_cast<const S*>(mask.logits);
+  T* cotangents = static_cast<T*>(mask.cotangents);
+  std::int64_t i = 0;
+  for (; i + run_size<T> <= mask.pixels; i += run_size<T>) body(logits + i, mask.labels + i, cotangents + i);
+  if (i == mask.pixels) return;
+  S last_logits[run_size<T>] = {};
+  std::int64_t last_labels[run_size<T>];
+  T last_cotangents[run_size<T>];
+  std::copy(logits + i, logits + mask.pixels, last_logits);
+  std::fill(std::copy(mask.labels + i, mask.labels + mask.pixels, last_labels), last_labels + run_size<T>, -1);
+  body(last_logits, last_labels, last_cotangents);
+  std::copy(last_cotangents, last_cotangents + (mask.pixels - i), cotangents + i);
 }
 
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_at_once(const Mask& mask) {
-  const S* logits = static_cast<const S*>(mask.logits);
-  T* __restrict cotangents = static_cast<T*>(mask.cotangents);
-  double total = 0, loss = 0;
-  std::int64_t count = 0;
-  each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    const FocalSums<T> sums = focal_run<exponent, S, T>(logits + begin, mask.labels + begin, cotangents + begin,
-                                                        end - begin, T(mask.gamma), T(mask.eps), T(mask.alpha));
-    total += sums.weights;
-    count += std::int64_t(sums.counted);
-    loss += sums.loss;
+  FocalSums<T> sums;
+  const FocalFactors<T> of{
+      focal_eps<T>(mask.eps), T(mask.alpha) * lifted<T>, (T(1) - T(mask.alpha)) * lifted<T>, {}, {}};
+  each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T* cotangents) {
+    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).template finish<false>(of, cotangents, sums);
   });
-  const double mean = -double(count) / (total + mask.eps) / double(count > 0 ? count : 1);
-  const T factor = T(mean / lifted<double>);
+  const double count = sums.counted.total();
+  const double mean = -count / (sums.weights.total() + mask.eps) / (count > 0 ? count : 1) / lifted<double>;
+  const T factor = T(mean);
+  T* __restrict cotangents = static_cast<T*>(mask.cotangents);
 #pragma omp simd
   for (std::int64_t i = 0; i < mask.pixels; ++i) cotangents[i] *= factor;
-  return loss * mean / lifted<double>;
-}
-
-// The weights of a run of pixels, and how many count.
-template <int exponent, typename S, typename T>
-__attribute__((noinline)) FocalSums<T> focal_weights(const S* __restrict logits, const std::int64_t* __restrict labels,
-                                                     std::int64_t n, T gamma) {
-  T sum = 0, counted = 0;
-#pragma omp simd reduction(+ : sum, counted)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
-    const T weight = focal_power<exponent>(LabelProbability<T>(sign * load(logits[i])).q, gamma);
-    sum += counts == T(0) ? T(0) : weight;
-    counted += counts;
-  }
-  return {sum, counted, T(0)};
-}
-
-// The loss of a run of pixels whose weights are m = `scale` times their power, `most` at most; 1 / n = `share`.
-template <int exponent, typename S, typename T>
-__attribute__((noinline)) T focal_cut_run(const S* __restrict logits, const std::int64_t* __restrict labels,
-                                          T* __restrict cotangents, std::int64_t n, T gamma, T eps, T alpha, T scale,
-                                          T most, T share) {
-  T loss = 0;
-#pragma omp simd reduction(+ : loss)
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T sign = labels[i] == 1 ? T(1) : T(-1), counts = labels[i] == -1 ? T(0) : T(1);
-    const LabelProbability<T> of_label(sign * load(logits[i]));
-    const FocalPixel<T> pixel(of_label, gamma, eps);
-    const T weight = scale * focal_power<exponent>(of_label.q, gamma);
-    const T factor = (sign > T(0) ? alpha : T(1) - alpha) * (weight >= most ? most : weight) * share;
-    const T of_weight = weight >= most ? T(0) : pixel.of_weight * pixel.log_p;
-    const T value = factor * pixel.log_p, slope = sign * factor * (pixel.of_log + of_weight);
-    loss -= counts == T(0) ? T(0) : value;
-    cotangents[i] = counts == T(0) ? T(0) : -slope;
-  }
-  return loss;
+  return sums.loss.total() * mean;
 }
 
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_of_cut_weights(const Mask& mask) {
-  const S* logits = static_cast<const S*>(mask.logits);
-  const T gamma = T(mask.gamma);
-  double total = 0, loss = 0;
-  std::int64_t count = 0;
-  each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    const auto sums = focal_weights<exponent, S, T>(logits + begin, mask.labels + begin, end - begin, gamma);
-    total += sums.weights;
-    count += std::int64_t(sums.counted);
+  FocalSums<T> sums, cut;
+  each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T*) {
+    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).weigh(sums);
   });
-  const T scale = T(double(count) / (total + mask.eps)), share = T(1) / T(count > 0 ? count : 1);
-  each_run<T>(mask.pixels, [&](std::int64_t begin, std::int64_t end) {
-    loss +=
-        focal_cut_run<exponent, S, T>(logits + begin, mask.labels + begin, static_cast<T*>(mask.cotangents) + begin,
-                                      end - begin, gamma, T(mask.eps), T(mask.alpha), scale, T(mask.max_mult), share);
+  const double count = sums.counted.total(), share = -1 / (count > 0 ? count : 1);
+  const FocalFactors<T> of{focal_eps<T>(mask.eps), T(mask.alpha * share), T((1 - mask.alpha) * share),
+                           T(count / (sums.weights.total() + mask.eps)), T(mask.max_mult)};
+  each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T* cotangents) {
+    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).template finish<true>(of, cotangents, cut);
   });
-  return loss;
+  return cut.loss.total();
 }
 
 template <int exponent, typename S>

@@ -12,14 +12,39 @@ namespace {
 
 constexpr std::int64_t run = 16;  // numbers for one lane of a register
 
-// Calls body(begin, end) for parts of n elements whose sum a register of T may add up.
+// Elements whose sum a register of T may add up.
+template <typename T>
+constexpr std::int64_t run_size = run * lanes<T>;
+
+// Calls body(begin, end) for such parts of n elements.
 template <typename T, typename Body>
 PF_HOST_DEVICE void each_run(std::int64_t n, const Body& body) {
-  constexpr std::int64_t step = run * lanes<T>;
+  constexpr std::int64_t step = run_size<T>;
   std::int64_t i = 0;
   for (; i + step <= n; i += step) body(i, i + step);
   if (i < n) body(i, n);
 }
+
+// A long sum, kept in the lanes of a register: to add up the lanes takes as long as a run.
+template <typename T>
+class LongSum {
+ public:
+  // What the lanes of a register have added up in a run.
+  void add(Vector<T> of_run) {
+    T parts[lanes<T>];
+    put(parts, of_run);
+#pragma omp simd
+    for (std::int64_t k = 0; k < lanes<T>; ++k) parts_[k] += parts[k];
+  }
+  double total() const {
+    double sum = 0;
+    for (const double part : parts_) sum += part;
+    return sum;
+  }
+
+ private:
+  double parts_[lanes<T>] = {};
+};
 
 }  // namespace
 }  // namespace prograd::cpu

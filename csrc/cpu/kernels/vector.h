@@ -68,15 +68,68 @@ PF_HOST_DEVICE Vector<double> multiply_add(Vector<double> a, Vector<double> b, V
 #endif
 }
 
+// 1 / x, wrong by less than 1.5 ulp, for magnitudes in [2^-126, 2^125]. A division takes the time of 20 products.
+PF_HOST_DEVICE Vector<float> reciprocal(Vector<float> x) {
+#ifdef __AVX512F__
+  const Vector<float> near = _mm512_maskz_rcp14_ps(0xffff, x);  // 14 bits, doubled by a step of Newton's
+  return multiply_add(near, multiply_add(-x, near, broadcast(1.0f)), near);
+#else
+  return 1.0f / x;
+#endif
+}
+PF_HOST_DEVICE Vector<double> reciprocal(Vector<double> x) { return 1.0 / x; }
+
 }  // namespace
 }  // namespace prograd::cpu
 
 template <>
 struct prograd::Arithmetic<prograd::cpu::Vector<float>> {
+  using Number = float;
+  using V = prograd::cpu::Vector<float>;
   typedef std::uint32_t Bits __attribute__((vector_size(prograd::cpu::vector_bytes)));
-  PF_HOST_DEVICE static prograd::cpu::Vector<float> fused(prograd::cpu::Vector<float> a, prograd::cpu::Vector<float> b,
-                                                          prograd::cpu::Vector<float> c) {
-    return prograd::cpu::multiply_add(a, b, c);
+  typedef std::int32_t Integers __attribute__((vector_size(prograd::cpu::vector_bytes)));
+  PF_HOST_DEVICE static V fused(V a, V b, V c) { return prograd::cpu::multiply_add(a, b, c); }
+  PF_HOST_DEVICE static V magnitude(V x) { return V(Bits(x) & 0x7fffffffu); }
+  PF_HOST_DEVICE static V with_sign(V size, V of) { return V(Bits(size) | (Bits(of) & 0x80000000u)); }
+  PF_HOST_DEVICE static V reciprocal(V x) { return prograd::cpu::reciprocal(x); }
+  PF_HOST_DEVICE static V exponents(Bits bits) { return __builtin_convertvector(Integers(bits) >> 23, V); }
+  PF_HOST_DEVICE static V exp(V x) { return exp_by_polynomial(x); }
+  PF_HOST_DEVICE static V log(V x) { return log_of_normal(x); }
+  PF_HOST_DEVICE static V log_of_rest(V x, V y) { return log_of_rest_by_polynomial(x, y); }
+  PF_HOST_DEVICE static V power(V x, float exponent) {
+    for (std::int64_t i = 0; i < prograd::cpu::lanes<float>; ++i) x[i] = ::powf(x[i], exponent);
+    return x;
+  }
+};
+
+// As the library has them, one by one.
+template <>
+struct prograd::Arithmetic<prograd::cpu::Vector<double>> {
+  using Number = double;
+  using V = prograd::cpu::Vector<double>;
+  PF_HOST_DEVICE static V fused(V a, V b, V c) { return prograd::cpu::multiply_add(a, b, c); }
+  PF_HOST_DEVICE static V magnitude(V x) { return x < 0.0 ? -x : x; }
+  PF_HOST_DEVICE static V with_sign(V size, V of) { return of < 0.0 ? -size : size; }
+  PF_HOST_DEVICE static V reciprocal(V x) { return prograd::cpu::reciprocal(x); }
+  PF_HOST_DEVICE static V exp(V x) {
+    return each(x, [](double y) { return ::exp(y); });
+  }
+  PF_HOST_DEVICE static V log(V x) {
+    return each(x, [](double y) { return ::log(y); });
+  }
+  PF_HOST_DEVICE static V log_of_rest(V x, V y) {
+    for (std::int64_t i = 0; i < prograd::cpu::lanes<double>; ++i) x[i] = prograd::log_of_rest(x[i], y[i]);
+    return x;
+  }
+  PF_HOST_DEVICE static V power(V x, double exponent) {
+    return each(x, [&](double y) { return ::pow(y, exponent); });
+  }
+
+ private:
+  template <typename Function>
+  PF_HOST_DEVICE static V each(V x, Function function) {
+    for (std::int64_t i = 0; i < prograd::cpu::lanes<double>; ++i) x[i] = function(x[i]);
+    return x;
   }
 };
 
@@ -84,11 +137,8 @@ namespace prograd::cpu {
 namespace {
 
 using prograd::exp;
-PF_HOST_DEVICE Vector<float> exp(Vector<float> x) { return exp_by_polynomial(x); }
-PF_HOST_DEVICE Vector<double> exp(Vector<double> x) {
-  for (std::int64_t i = 0; i < lanes<double>; ++i) x[i] = exp(x[i]);
-  return x;
-}
+PF_HOST_DEVICE Vector<float> exp(Vector<float> x) { return Arithmetic<Vector<float>>::exp(x); }
+PF_HOST_DEVICE Vector<double> exp(Vector<double> x) { return Arithmetic<Vector<double>>::exp(x); }
 
 // One number from all lanes, by halves. `combine` takes vectors of any length.
 template <typename T, int bytes, typename V, typename Combine>

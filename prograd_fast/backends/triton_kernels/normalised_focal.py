@@ -34,7 +34,7 @@ def focal_power(q, gamma, EXPONENT: tl.constexpr):
 
 @triton.jit
 def pixels_of(logits, labels, n_pixels, n_parts, acc: tl.constexpr, BLOCK: tl.constexpr):
-    """Of a program: its pixels, z towards the label of each, the sign of that, and which count."""
+    """Of a program: its pixels, z towards the label of each (NaN of one that there is not), its sign, which count."""
     program = tl.program_id(0).to(tl.int64)
     picture, part = program // n_parts, program % n_parts
     pixels = part * BLOCK + tl.arange(0, BLOCK)
@@ -42,6 +42,7 @@ def pixels_of(logits, labels, n_pixels, n_parts, acc: tl.constexpr, BLOCK: tl.co
     pixels += picture * n_pixels
     z = tl.load(logits + pixels, mask=inside, other=0.0).to(acc)
     label = tl.load(labels + pixels, mask=inside, other=-1).to(tl.int64)
+    z = tl.where((label == 0) | (label == 1), z, float("nan"))
     sign = tl.where(label == 1, 1.0, -1.0).to(acc)
     return pixels, inside, sign * z, sign, label != -1
 

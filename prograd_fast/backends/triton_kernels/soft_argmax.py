@@ -1,4 +1,4 @@
-"""The local soft-argmax of heat maps: a program for each map. The backward finds the peak again."""
+"""The local soft-argmax of heat maps: a program for each map. The backward is told the peak."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import math
@@ -50,29 +50,29 @@ def window_of(values, peak, height, width, window, temperature, acc: tl.constexp
 
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def soft_argmax(
-    maps, points, height, width, window, n_vectors, temperature: tl.float64,
+    maps, points, peaks, height, width, window, n_vectors, temperature: tl.float64,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """The point of one map."""
+    """The point and the peak of one map."""
     acc: tl.constexpr = tl.float64 if maps.dtype.element_ty == tl.float64 else tl.float32
     program, n_pixels = tl.program_id(0).to(tl.int64), n_vectors.to(tl.int64) * VECTOR
     values = maps + program * n_pixels
     peak = first_peak(values, n_pixels, acc, BLOCK)
     _, _, _, _, x, y = window_of(values, peak, height, width, window, temperature, acc, WINDOW)
+    tl.store(peaks + program, peak)
     tl.store(points + 2 * program, x.to(points.dtype.element_ty))
     tl.store(points + 2 * program + 1, y.to(points.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def soft_argmax_backward(
-    gradient, maps, d_maps, height, width, window, n_vectors, temperature: tl.float64,
+    gradient, maps, peaks, d_maps, height, width, window, n_vectors, temperature: tl.float64,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one map: zeros, but for the window."""
     acc: tl.constexpr = tl.float64 if maps.dtype.element_ty == tl.float64 else tl.float32
     program, n_pixels = tl.program_id(0).to(tl.int64), n_vectors.to(tl.int64) * VECTOR
-    values, out = maps + program * n_pixels, d_maps + program * n_pixels
-    peak = first_peak(values, n_pixels, acc, BLOCK)
+    values, out, peak = maps + program * n_pixels, d_maps + program * n_pixels, tl.load(peaks + program)
     first_row, first_column, top, total, x, y = window_of(values, peak, height, width, window, temperature, acc, WINDOW)
     g_x, g_y = tl.load(gradient + 2 * program).to(acc), tl.load(gradient + 2 * program + 1).to(acc)
     tau = tl.full([], temperature, acc)
@@ -96,7 +96,7 @@ def _sizes(maps: Tensor, window: int) -> tuple[int, dict[str, int]]:
 
 
 @into_contiguous
-def local_soft_argmax_out(maps: Tensor, window: int, temperature: float, *, points: Tensor) -> None:
+def local_soft_argmax_out(maps: Tensor, window: int, temperature: float, *, points: Tensor, peaks: Tensor) -> None:
     """The operator `local_soft_argmax_out` on Triton: one launch."""
     maps = maps.contiguous()
     if not points.numel():
@@ -104,22 +104,22 @@ def local_soft_argmax_out(maps: Tensor, window: int, temperature: float, *, poin
     n_vectors, sizes = _sizes(maps, window)
     with on_device(maps):
         soft_argmax[(points.numel() // 2,)](
-            maps, points, *maps.shape[2:], window, n_vectors, temperature, **sizes, num_warps=4
+            maps, points, peaks, *maps.shape[2:], window, n_vectors, temperature, **sizes, num_warps=4
         )
 
 
 @into_contiguous
 def local_soft_argmax_backward_out(
-    gradient: Tensor, maps: Tensor, window: int, temperature: float, *, d_maps: Tensor
+    gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float, *, d_maps: Tensor
 ) -> None:
     """The operator `local_soft_argmax_backward_out` on Triton: one launch."""
-    gradient, maps = gradient.contiguous(), maps.contiguous()
+    gradient, maps, peaks = gradient.contiguous(), maps.contiguous(), peaks.contiguous()
     if not gradient.numel():
         return
     n_vectors, sizes = _sizes(maps, window)
     with on_device(maps):
         soft_argmax_backward[(gradient.numel() // 2,)](
-            gradient, maps, d_maps, *maps.shape[2:], window, n_vectors, temperature, **sizes, num_warps=4
+            gradient, maps, peaks, d_maps, *maps.shape[2:], window, n_vectors, temperature, **sizes, num_warps=4
         )
 
 

@@ -32,15 +32,17 @@ class HeatMaps(Structure):
 class SoftArgmax(Library):
     stem = "soft_argmax"
 
-    def local_soft_argmax_out(self, maps: Tensor, window: int, temperature: float, *, points: Tensor) -> None:
-        packed = _packed(maps, window, temperature)
-        self.call("local_soft_argmax", storage_of(maps), byref(packed), pointer(points))
-
-    def local_soft_argmax_backward_out(
-        self, gradient: Tensor, maps: Tensor, window: int, temperature: float, *, d_maps: Tensor
+    def local_soft_argmax_out(
+        self, maps: Tensor, window: int, temperature: float, *, points: Tensor, peaks: Tensor
     ) -> None:
         packed = _packed(maps, window, temperature)
-        pointers = map(pointer, (gradient, d_maps))
+        self.call("local_soft_argmax", storage_of(maps), byref(packed), pointer(points), pointer(peaks))
+
+    def local_soft_argmax_backward_out(
+        self, gradient: Tensor, maps: Tensor, peaks: Tensor, window: int, temperature: float, *, d_maps: Tensor
+    ) -> None:
+        packed = _packed(maps, window, temperature)
+        pointers = map(pointer, (peaks, gradient, d_maps))
         self.call("local_soft_argmax_backward", storage_of(maps), byref(packed), *pointers)
 
 
@@ -58,14 +60,16 @@ def check_soft_argmax(simt: SoftArgmax, maps: Tensor, window: int, temperature: 
     guarded, acc = Guarded(shift), accumulation(maps.dtype)
     values, gradient = guarded.input(maps), guarded.input(draw(*maps.shape[:2], 2, dtype=acc, seed=1))
     points = guarded(torch.full(gradient.shape, math.nan, dtype=acc))
+    peaks = guarded(torch.full(maps.shape[:2], -1))
     d_maps = guarded(torch.full(maps.shape, math.nan, dtype=maps.dtype))
-    simt.local_soft_argmax_out(values, window, temperature, points=points)
-    simt.local_soft_argmax_backward_out(gradient, values, window, temperature, d_maps=d_maps)
+    simt.local_soft_argmax_out(values, window, temperature, points=points, peaks=peaks)
+    simt.local_soft_argmax_backward_out(gradient, values, peaks, window, temperature, d_maps=d_maps)
     guarded.check()
-    wide = maps.double()
+    wide, expected_peaks = maps.double(), maps.flatten(2).argmax(2)
     side = torch.tensor(float(max(maps.shape)))
     assert_close(points, local_soft_argmax(wide, window, temperature), "formula", acc, side)
-    expected = local_soft_argmax_backward(gradient.double(), wide, window, temperature)
+    assert torch.equal(peaks, expected_peaks)
+    expected = local_soft_argmax_backward(gradient.double(), wide, expected_peaks, window, temperature)
     assert_close(d_maps, expected, "formula", maps.dtype, expected.abs().clamp(min=temperature))
 
 
@@ -104,20 +108,33 @@ def test_ties_and_special_values(simt: SoftArgmax) -> None:
     maps[0, 3], maps[0, 3, 20, 30] = -math.inf, 1.0
     maps[0, 4, 5, 5] = math.inf
     maps[0, 5, 13, 17] = 3e38
-    points = torch.zeros(1, 6, 2)
+    points, peaks = torch.zeros(1, 6, 2), torch.zeros(1, 6).long()
     for seed, order in enumerate(("random", "greedy", "reverse")):
         simt.schedule(order, seed)
-        simt.local_soft_argmax_out(maps, 3, 1.0, points=points)
+        simt.local_soft_argmax_out(maps, 3, 1.0, points=points, peaks=peaks)
         assert points[0, [0, 1, 3, 5]].tolist() == [[0.0, 0.0], [49.0, 20.0], [30.0, 20.0], [17.0, 13.0]]
         assert points[0, [2, 4]].isnan().all()
+        assert peaks[0].tolist() == [0, 20 * 50 + 49, 51, 20 * 50 + 30, 5 * 50 + 5, 13 * 50 + 17]
 
 
 def test_no_maps_and_launches(simt: SoftArgmax) -> None:
     simt.launches()
-    simt.local_soft_argmax_out(torch.zeros(0, 3, 4, 4), 3, 1.0, points=torch.zeros(0, 3, 2))
-    assert simt.launches() == 0
-    simt.local_soft_argmax_out(torch.zeros(2, 3, 4, 4), 3, 1.0, points=torch.zeros(2, 3, 2))
-    assert simt.launches() == 1
+    for maps, launches in ((0, 0), (2, 1)):
+        points, peaks = torch.zeros(maps, 3, 2), torch.zeros(maps, 3).long()
+        simt.local_soft_argmax_out(torch.zeros(maps, 3, 4, 4), 3, 1.0, points=points, peaks=peaks)
+        assert simt.launches() == launches
+
+
+def test_no_peak_is_outside(simt: SoftArgmax) -> None:
+    """A caller's own peaks may be anything: the backward stays inside of the maps."""
+    guarded = Guarded(0)
+    maps, gradient = guarded.input(draw(1, 4, 5, 6, dtype=torch.float32)), guarded.input(torch.ones(1, 4, 2))
+    d_maps = guarded(torch.full(maps.shape, math.nan))
+    peaks = guarded.input(torch.tensor([[-1, 30, -(2**63), 2**63 - 1]]))
+    simt.local_soft_argmax_backward_out(gradient, maps, peaks, 3, 1.0, d_maps=d_maps)
+    guarded.check()
+    expected = local_soft_argmax_backward(gradient, maps, peaks.clamp(0, 29), 3, 1.0)
+    assert_close(d_maps, expected, "formula", torch.float32)
 
 
 FAULTS = {
@@ -127,13 +144,17 @@ FAULTS = {
     "peaks of one warp": Fault("soft_argmax.cu", "b.before(a) ? b : a;", "b.before(a) ? a : a;"),
     "no zeros outside": Fault("soft_argmax.cu", "(values[at_row * width + at_column]) : A(0))", "(values[0]) : A(1))"),
     "top without the zeros outside": Fault(
-        "soft_argmax.cu", "top = peak.is_nan() ? top : A(0);", "top = top;", says="relative error"
+        "soft_argmax.cu", "top <= A(0)) top = A(0);", "top <= A(0)) top = top;", says="relative error"
     ),
-    "read behind the map": Fault(
+    "zero for the last value": Fault(
+        "soft_argmax.cu", "read(pack, from, begin, end, aligned);", "read(pack, from, begin, end - 1, aligned);"
+    ),
+    "the peak of another map": Fault("soft_argmax.cu", "given_peaks[map]", "given_peaks[0]"),
+    "a peak behind the map": Fault(
         "soft_argmax.cu",
-        "read(pack, from, begin, end, aligned);",
-        "read(pack, from, begin, N, aligned);",
-        says="read .* outside",
+        "if (i < begin || i >= end) continue;\n      const Peak",
+        "if (i < begin) continue;\n      const Peak",
+        says="relative error",
     ),
     "written behind the map": Fault(
         "soft_argmax.cu",

@@ -45,3 +45,10 @@ def test_sure_pixels_and_nothing():
         assert_close(gradient[i], expected[i], "formula", torch.float32)
     assert functional.normalised_focal_loss(z[:0], labels[:0]).shape == (0,)
     assert functional.normalised_focal_loss(z[:, :0], labels[:, :0]).tolist() == [0, 0]
+
+
+def test_unknown_labels():
+    """Make NaN of the loss of their picture, and of no other."""
+    labels = torch.tensor([[1, 0, 2], [-2, -1, 0], [1, 0, -1]])
+    losses = functional.normalised_focal_loss(torch.zeros(3, 3), labels)
+    assert losses.isnan().tolist() == [True, True, False]
