@@ -3,8 +3,7 @@
 Liu et al., SimpleClick: Interactive Image Segmentation with Simple Vision Transformers (arXiv:2210.11006);
 `uncbiag/SimpleClick` at f33112e (MIT), built on RITM. The picture, and a map of clicks with the previous mask, have a
 patch embedding each; both are added. Blocks attend within windows, every few over the whole picture. A simple pyramid
-and head make one logit for each pixel. `prograd_fast.functional.normalised_focal_loss` trains it; `simulate_clicks`
-tells how many clicks it needs.
+and head make a logit for each pixel. `functional.normalised_focal_loss` trains it; `simulate_clicks` counts clicks.
 """
 
 from collections.abc import Callable
@@ -164,14 +163,10 @@ class MaskHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Four maps → (B, 1, H, W) logits."""
-        size = maps[0].shape[2:]
-        mix, bias = self.fusion.parameters()
-        fused = bias[:, None, None]
-        # of maps that are interpolated and joined; a 1×1 convolution may come first, where the maps are smaller
-        for conv, m, part in zip(self.convs, maps, mix.chunk(len(maps), 1), strict=True):
-            mixed = F.conv2d(conv(m), part)
-            fused = fused + (mixed if mixed.shape[2:] == size else F.interpolate(mixed, size, mode="bilinear"))
-        logits: Tensor = self.logit(self.dropout(self.finer(fused.relu())))
+        mix, bias = self.fusion.parameters()  # 1×1: it may come before the interpolation, where maps are smaller
+        parts = zip(self.convs, maps, mix.chunk(len(maps), 1), strict=True)
+        alike = (F.interpolate(F.conv2d(conv(m), part), maps[0].shape[2:], mode="bilinear") for conv, m, part in parts)
+        logits: Tensor = self.logit(self.dropout(self.finer(sum(alike, bias[:, None, None]).relu())))
         return logits
 
 

@@ -72,7 +72,7 @@ def soft_argmax_backward(
     """The gradient of one map: zeros, but for the window."""
     acc: tl.constexpr = tl.float64 if maps.dtype.element_ty == tl.float64 else tl.float32
     program, n_pixels = tl.program_id(0).to(tl.int64), n_vectors.to(tl.int64) * VECTOR
-    values, out, peak = maps + program * n_pixels, d_maps + program * n_pixels, tl.load(peaks + program)
+    values, out, peak = maps + program * n_pixels, d_maps + program * n_pixels, tl.load(peaks + program).to(tl.int64)
     first_row, first_column, top, total, x, y = window_of(values, peak, height, width, window, temperature, acc, WINDOW)
     g_x, g_y = tl.load(gradient + 2 * program).to(acc), tl.load(gradient + 2 * program + 1).to(acc)
     tau = tl.full([], temperature, acc)
