@@ -1,6 +1,6 @@
 """Which emoji subgroups and clip-art folders make up a class, and what the class is called.
 
-A class name has to be readable and made of tokens that pretraining reads (`tools.pretrain` checks it). The names and
+A class name has to be readable and made of tokens that pretraining reads (`tools.export` checks it). The names and
 keywords of the pretraining emojis never say "aircraft", "prepared", "asian", "worried", "equipment", "traffic",
 "religious", "supply", "household", "character" or "planet", and hardly ever "landscape", so those classes carry the
 nearest name that they do say. Mixed subgroups and folders say so: "camera or light", "mountain or park".
