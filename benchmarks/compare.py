@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone, two_backwards_of_a_sum
-from benchmarks.measure import Side, interleaved, load, machine, streams
+from benchmarks.measure import Side, interleaved, load, machine, one_way, streams
 from benchmarks.peak_memory import peak_memory
 from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
 
@@ -94,12 +94,13 @@ class Group:
         self, work: str, sides: dict[str, Side], sizes: Sizes, *, stream: bool = False, slow: bool = False
     ) -> None:
         self.work = work
-        bandwidth = streams(sizes.stream) if stream else {}
+        both = streams(sizes.stream) if stream else {}
+        memory = both | (one_way(sizes.stream) if stream else {})
         rounds = sizes.slow_rounds if slow else sizes.rounds
-        sides = sides | {name: side for name, (side, _) in bandwidth.items()}
+        sides = sides | {name: side for name, (side, _) in memory.items()}
         self.timings = interleaved(sides, rounds, patience=sizes.patience)
-        rates = [n / self.timings[name].median for name, (_, n) in bandwidth.items()]
-        self.bandwidth = max(rates, default=None)
+        self.rates = {name: n / self.timings[name].median for name, (_, n) in memory.items()}
+        self.bandwidth = max((self.rates[name] for name in both), default=None)
         self.rows: list[Row] = []
 
     def seconds(self, side: str) -> float:

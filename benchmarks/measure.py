@@ -155,6 +155,18 @@ def streams(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
     }
 
 
+def one_way(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
+    """Reading alone and writing alone, by torch on its threads: name -> (side, bytes that it moves).
+
+    A core that does the one waits for memory that could do the other meanwhile: each is slower than a copy.
+
+    Args:
+        elements: of the float32 array; 128 MiB by default, beyond the caches.
+    """
+    a = torch.ones(elements, device=DEVICE)
+    return {"read": (a.sum, 4 * elements), "write": (a.zero_, 4 * elements)}
+
+
 # ---- the machine
 
 

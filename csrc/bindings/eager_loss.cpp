@@ -72,7 +72,7 @@ struct DualLoss : Function<DualLoss> {
   static at::Tensor sum(const variable_list& factors, const variable_list& cotangents) {
     const at::Tensor& first = factors[0];
     const bool known = first.dim() == 0 && first.is_cpu() && !first.requires_grad() && plain(first);
-    if (factors.size() == 1 && known && get(first, 0) == 1) return cotangents[0];
+    if (factors.size() == 1 && known && Numbers(first)[0] == 1) return cotangents[0];
     if (const std::optional<at::Tensor> total = weighted_sum(factors, cotangents)) return *total;
     at::Tensor total = factor_of(first) * cotangents[0];
     for (size_t k = 1; k < factors.size(); ++k) total = total + factor_of(factors[k]) * cotangents[k];

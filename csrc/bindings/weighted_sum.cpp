@@ -22,8 +22,8 @@ std::optional<at::Tensor> weighted_sum(const std::vector<at::Tensor>& gradients,
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   at::Tensor sum = empty_in_kept_memory(cotangents[0].sizes(), cotangents[0].options());
-  if (gradients.size() == 2 && !gradients[0].dim() && !gradients[1].dim() && get(gradients[0], 0) == 1) {
-    at::add_out(sum, cotangents[0], cotangents[1], get(gradients[1], 0));
+  if (gradients.size() == 2 && !gradients[0].dim() && !gradients[1].dim() && Numbers(gradients[0])[0] == 1) {
+    at::add_out(sum, cotangents[0], cotangents[1], Numbers(gradients[1])[0]);
     return sum;
   }
   at::mul_out(sum, factor_of(gradients[0]), cotangents[0]);

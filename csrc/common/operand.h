@@ -38,17 +38,36 @@ inline at::Tensor contiguous(const at::Tensor& tensor, at::ScalarType dtype) {
 
 inline const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
-// Element `i` of a contiguous tensor of float32 or float64.
-inline double get(const at::Tensor& tensor, int64_t i) {
-  return tensor.scalar_type() == at::kDouble ? tensor.const_data_ptr<double>()[i] : tensor.const_data_ptr<float>()[i];
-}
-inline void set(const at::Tensor& tensor, int64_t i, double value) {
-  if (tensor.scalar_type() == at::kDouble) {
-    tensor.mutable_data_ptr<double>()[i] = value;
-  } else {
-    tensor.mutable_data_ptr<float>()[i] = float(value);
+// The elements of a contiguous tensor of float32 or float64, one by one. Asking the tensor for each would take as long
+// as a kernel takes for hundreds of them.
+class Numbers {
+ public:
+  explicit Numbers(const at::Tensor& tensor)
+      : data_(data_of(tensor)), is_double_(tensor.scalar_type() == at::kDouble) {}
+  double operator[](int64_t i) const {
+    return is_double_ ? static_cast<const double*>(data_)[i] : static_cast<const float*>(data_)[i];
   }
-}
+
+ private:
+  const void* data_;
+  bool is_double_;
+};
+class WrittenNumbers {
+ public:
+  explicit WrittenNumbers(const at::Tensor& tensor)
+      : data_(tensor.mutable_data_ptr()), is_double_(tensor.scalar_type() == at::kDouble) {}
+  void set(int64_t i, double value) const {
+    if (is_double_) {
+      static_cast<double*>(data_)[i] = value;
+    } else {
+      static_cast<float*>(data_)[i] = float(value);
+    }
+  }
+
+ private:
+  void* data_;
+  bool is_double_;
+};
 
 // A tensor that a kernel writes to.
 class Written {

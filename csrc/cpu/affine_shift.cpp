@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <optional>
 #include <vector>
 
 #include "../common/kept_memory.h"
@@ -45,11 +46,13 @@ void affine_shift_out(const at::Tensor& x, MaybeTensor scale, MaybeTensor bias, 
   const char *from = static_cast<const char*>(data_of(x)),
              *added = bias ? static_cast<const char*>(data_of(*bias)) : nullptr;
   char* to = static_cast<char*>(out.mutable_data_ptr());
+  const std::optional<Numbers> scales = scale ? std::optional<Numbers>(*scale) : std::nullopt;
+  const int64_t size = x.itemsize();
   const bool past_caches = int64_t(out.nbytes()) >= stream_bytes;
   prefer_huge_pages(to, out.nbytes());
   each_channel(moves_of(x, groups, axes, false), x.size(0), [&](int64_t i, const Move& move) {
-    const int64_t at = i * move.n * int64_t(x.itemsize());
-    kernels.forward(from + at, added ? added + at : nullptr, to + at, scale ? get(*scale, i) : 1, move, past_caches);
+    const int64_t at = i * move.n * size;
+    kernels.forward(from + at, added ? added + at : nullptr, to + at, scales ? (*scales)[i] : 1, move, past_caches);
   });
 }
 
@@ -63,11 +66,14 @@ void affine_shift_backward_out(const at::Tensor& gradient, const at::Tensor& x, 
   const auto& kernels = kernels_for<AffineShiftKernels>(storage_of(x.scalar_type()));
   const char *from = static_cast<const char*>(data_of(gradient)), *with = static_cast<const char*>(data_of(x));
   char* to = static_cast<char*>(d_x.mutable_data_ptr());
+  const Numbers scales(scale);
+  const WrittenNumbers d_scales(d_scale);
+  const int64_t size = x.itemsize();
   const bool past_caches = int64_t(d_x.nbytes()) >= stream_bytes;
   prefer_huge_pages(to, d_x.nbytes());
   each_channel(moves_of(x, groups, axes, true), x.size(0), [&](int64_t i, const Move& move) {
-    const int64_t at = i * move.n * int64_t(x.itemsize());
-    set(d_scale, i, kernels.backward(from + at, with + at, to + at, get(scale, i), move, past_caches));
+    const int64_t at = i * move.n * size;
+    d_scales.set(i, kernels.backward(from + at, with + at, to + at, scales[i], move, past_caches));
   });
 }
 

@@ -9,6 +9,7 @@
 #include "../common/operand.h"
 #include "../operators/differences.h"
 #include "differences.h"
+#include "sorted_edges.h"
 
 namespace prograd::cpu {
 namespace {
@@ -49,6 +50,25 @@ void difference_loss_out(const at::Tensor& prediction, const at::Tensor& target,
 
 constexpr int64_t sample_chunk = 64;  // samples of one partial sum
 
+// The edges by one end, and what they weigh.
+class OneEnd {
+ public:
+  OneEnd(const int64_t* ends, const int64_t* others, const std::vector<float>& weights, int64_t nodes)
+      : sorted_(ends, int64_t(weights.size()), nodes) {
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+      const int64_t e = sorted_.ends().order[k];
+      others_.push_back(others[e]);
+      weights_.push_back(weights[e]);
+    }
+  }
+  WeightedEdges edges() const { return {sorted_.ends().starts, others_.data(), weights_.data()}; }
+
+ private:
+  SortedEdges sorted_;
+  std::vector<int64_t> others_;
+  std::vector<float> weights_;
+};
+
 struct alignas(64) Register {  // of any instruction set
   char bytes[64];
 };
@@ -65,9 +85,10 @@ void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, 
   const int64_t samples = x.size(0), nodes = x.size(1), axes = x.size(2), n = nodes * axes, edges = rows.size(0);
   const int64_t size = x.itemsize(), cotangent_size = int64_t(written.tensor().itemsize());
   const int64_t *row = of_rows.const_data_ptr<int64_t>(), *column = of_columns.const_data_ptr<int64_t>();
-  std::vector<float> shares(nodes);  // the authors' matrix is float32
-  for (int64_t e = 0; e < edges; ++e) shares[row[e]] += 1;
-  for (float& share : shares) share = 1 / share;
+  std::vector<float> degrees(nodes), weights;  // the authors' matrix is float32
+  for (int64_t e = 0; e < edges; ++e) degrees[row[e]] += 1;
+  for (int64_t e = 0; e < edges; ++e) weights.push_back(1 / degrees[row[e]]);
+  const OneEnd by_row(row, column, weights, nodes), by_column(column, row, weights, nodes);
   const int64_t chunks = (samples + sample_chunk - 1) / sample_chunk;
   const auto& kernels = kernels_for<DifferenceKernels>(storage_of(dtype));
   const bool past_caches = int64_t(written.tensor().nbytes()) >= stream_bytes;
@@ -80,11 +101,9 @@ void structure_loss_out(const at::Tensor& prediction, const at::Tensor& target, 
                             static_cast<const char*>(data_of(t)) + at * size,
                             written.data() + at * cotangent_size,
                             written.data() + (samples * n + at) * cotangent_size,
-                            row,
-                            column,
-                            shares.data(),
+                            by_row.edges(),
+                            by_column.edges(),
                             std::min(sample_chunk, samples - i * sample_chunk),
-                            edges,
                             nodes,
                             axes,
                             omega1,

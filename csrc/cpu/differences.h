@@ -12,13 +12,18 @@ struct Difference {
   double omega1, omega2, epsilon, factor;
 };
 
+// The edges of a graph by one of their ends: those of a node are starts[node] ... starts[node + 1] - 1.
+struct WeightedEdges {
+  const std::int64_t *starts, *others;  // others: the nodes at the other ends
+  const float* weights;                 // 1 over the number of edges of the row
+};
+
 // Samples of landmarks, (samples, nodes, axes), and a graph.
 struct Landmarks {
   const void *prediction, *target;
   void *of_points, *of_offsets;  // cotangents, in the accumulation dtype
-  const std::int64_t *rows, *columns;
-  const float* shares;  // (nodes,): 1 over the number of a row's edges
-  std::int64_t samples, edges, nodes, axes;
+  WeightedEdges by_row, by_column;
+  std::int64_t samples, nodes, axes;
   double omega1, omega2, epsilon, factor;
   bool past_caches;
 };

@@ -63,6 +63,7 @@ class Rows {
   // Row after row, whatever thread computed them.
   void write(const std::vector<DualLosses>& results, at::Tensor& losses, at::Tensor& correct) const {
     const Written written(losses, accumulation_dtype(losses.scalar_type()));
+    const WrittenNumbers numbers(written.tensor());
     double task = 0, general = 0;
     int64_t n_correct = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -70,14 +71,14 @@ class Rows {
       general += results[i].general;
       n_correct += results[i].correct;
       if (reduction_ == Reduction::none) {
-        set(written.tensor(), i, results[i].task);
-        set(written.tensor(), count + i, results[i].general);
+        numbers.set(i, results[i].task);
+        numbers.set(count + i, results[i].general);
       }
     }
     if (reduction_ != Reduction::none) {
       const double n = reduction_ == Reduction::mean ? double(count) : 1;
-      set(written.tensor(), 0, task / n);
-      set(written.tensor(), 1, general / n);
+      numbers.set(0, task / n);
+      numbers.set(1, general / n);
     }
     written.write_back();
     *correct.mutable_data_ptr<int64_t>() = n_correct;
@@ -97,8 +98,8 @@ class Rows {
     row.teacher_offset = teacher_offset_.defined() ? data_of(teacher_offset_) : nullptr;
     row.temperature = temperature_;
     row.soft_ce = soft_ce_;
-    row.task_weight = task_weight_.defined() ? get(task_weight_, i) : 1;
-    row.general_weight = general_weight_.defined() ? get(general_weight_, i) : 1;
+    row.task_weight = task_weight_.defined() ? Numbers(task_weight_)[i] : 1;
+    row.general_weight = general_weight_.defined() ? Numbers(general_weight_)[i] : 1;
     row.task_cotangent_weight = row.task_weight * share;
     row.general_cotangent_weight = row.general_weight * share;
     return row;

@@ -4,33 +4,18 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <numeric>
 #include <vector>
 
 #include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/edges.h"
+#include "sorted_edges.h"
 
 namespace prograd::cpu {
 namespace {
 
 constexpr int64_t grain_size = 16384;  // products for which a second thread pays
-
-// The edges by one end, each node's in their order.
-class SortedEdges {
- public:
-  SortedEdges(const int64_t* ends, int64_t edges, int64_t nodes) : starts_(nodes + 1), order_(edges) {
-    for (int64_t e = 0; e < edges; ++e) ++starts_[ends[e] + 1];
-    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
-    std::vector<int64_t> places(starts_.begin(), starts_.end() - 1);
-    for (int64_t e = 0; e < edges; ++e) order_[places[ends[e]]++] = e;
-  }
-  Ends ends() const { return {starts_.data(), order_.data()}; }
-
- private:
-  std::vector<int64_t> starts_, order_;
-};
 
 // The inputs of a call in the accumulation dtype, and the weights of the edges.
 class Graph {

@@ -19,22 +19,39 @@ constexpr int64_t grain_size = 16384;     // elements for which a second thread 
 constexpr int64_t part = 4096;            // positions that a thread has of a group, whose channels add up to d_gate
 constexpr int64_t streamed_bytes = 4096;  // of a plane: the ends of shorter ones are too many to go past the caches
 
+// Planes of a tensor that is read, or of one that is written.
+struct Map {
+  char* data;
+  int64_t size, bytes;  // of an element, and of all
+
+  static Map of(const at::Tensor& read) { return {static_cast<char*>(const_cast<void*>(data_of(read))), read}; }
+  static Map written(const at::Tensor& map) { return {static_cast<char*>(map.mutable_data_ptr()), map}; }
+
+ private:
+  Map(char* begin, const at::Tensor& map) : data(begin), size(map.itemsize()), bytes(map.nbytes()) {}
+};
+
 // The used channels of a call: where a channel of a frame is, in maps, in the gate, and in what has a number for each.
 struct Planes {
   const Clips of;
-  const at::Tensor &x, &gate;
-  const GateShiftKernels& kernels = kernels_for<GateShiftKernels>(storage_of(x.scalar_type()));
+  const GateShiftKernels& kernels;
+  const Map x, gate;
+
+  Planes(const Clips& clips, const at::Tensor& x, const at::Tensor& gate)
+      : of(clips),
+        kernels(kernels_for<GateShiftKernels>(storage_of(x.scalar_type()))),
+        x(Map::of(x)),
+        gate(Map::of(gate)) {}
 
   int64_t used() const { return 2 * of.half; }
-  char* at(const at::Tensor& map, int64_t b, int64_t t, int64_t c, int64_t position = 0) const {
+  char* at(const Map& map, int64_t b, int64_t t, int64_t c, int64_t position = 0) const {
     return in_plane(map, (b * of.frames + t) * of.channels + c, position);
   }
-  char* at_gate(const at::Tensor& map, int64_t b, int64_t t, int64_t k, int64_t position = 0) const {
+  char* at_gate(const Map& map, int64_t b, int64_t t, int64_t k, int64_t position = 0) const {
     return in_plane(map, (b * 2 + k) * of.frames + t, position);
   }
-  char* in_plane(const at::Tensor& map, int64_t plane, int64_t position) const {
-    const int64_t place = (plane * of.positions + position) * int64_t(map.itemsize());
-    return static_cast<char*>(const_cast<void*>(data_of(map))) + place;
+  char* in_plane(const Map& map, int64_t plane, int64_t position) const {
+    return map.data + (plane * of.positions + position) * map.size;
   }
   // Of phi, or one of the pair of `means`.
   int64_t number(int64_t b, int64_t t, int64_t c) const { return (b * used() + c) * of.frames + t; }
@@ -49,9 +66,7 @@ struct Planes {
   // The frame that a channel takes from is t + this; the one that it moves to is t - this.
   int64_t step(int64_t c) const { return c < of.half ? 1 : -1; }
   bool inside(int64_t t) const { return t >= 0 && t < of.frames; }
-  bool past_caches() const {
-    return int64_t(x.nbytes()) >= stream_bytes && of.positions * int64_t(x.itemsize()) >= streamed_bytes;
-  }
+  bool past_caches() const { return x.bytes >= stream_bytes && of.positions * x.size >= streamed_bytes; }
 
   GatedPlane plane(int64_t b, int64_t t, int64_t c) const {
     const int64_t k = c / of.half, from = t + step(c);
@@ -88,47 +103,54 @@ struct Planes {
 };
 
 void gate_shift_means_out(const at::Tensor& x, const at::Tensor& gate, at::Tensor& means) {
-  const Planes planes{check_gate_shift_means(at::kCPU, x, gate, means), x, gate};
+  const Planes planes(check_gate_shift_means(at::kCPU, x, gate, means), x, gate);
+  const WrittenNumbers pairs(means);
   const double n = double(planes.of.positions);
   planes.each([&](int64_t b, int64_t t, int64_t c) {
     double passed, rest;
     planes.kernels.sums(planes.plane(b, t, c), &passed, &rest);
     const int64_t to = t - planes.step(c);  // nothing comes to the frame at the other end
     const bool inside = planes.inside(to);
-    set(means, planes.pair(b, inside ? to : (to + planes.of.frames) % planes.of.frames, c, false),
-        inside ? passed / n : 0);
-    set(means, planes.pair(b, t, c, true), rest / n);
+    pairs.set(planes.pair(b, inside ? to : (to + planes.of.frames) % planes.of.frames, c, false),
+              inside ? passed / n : 0);
+    pairs.set(planes.pair(b, t, c, true), rest / n);
   });
 }
 
 void gate_shift_fuse_out(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& phi, at::Tensor& out) {
-  const Planes planes{check_gate_shift_fuse(at::kCPU, x, gate, phi, out), x, gate};
+  const Planes planes(check_gate_shift_fuse(at::kCPU, x, gate, phi, out), x, gate);
+  const Map result = Map::written(out);
+  const Numbers phis(phi);
   const bool past_caches = planes.past_caches();
-  prefer_huge_pages(static_cast<char*>(out.mutable_data_ptr()), out.nbytes());
+  prefer_huge_pages(result.data, result.bytes);
   planes.each([&](int64_t b, int64_t t, int64_t c) {
-    planes.kernels.fuse(planes.plane(b, t, c), get(phi, planes.number(b, t, c)),
-                        planes.at(out, b, t, planes.interleaved(c)), past_caches);
+    planes.kernels.fuse(planes.plane(b, t, c), phis[planes.number(b, t, c)],
+                        planes.at(result, b, t, planes.interleaved(c)), past_caches);
   });
 }
 
 void gate_shift_slopes_out(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& gate, at::Tensor& d_phi) {
-  const Planes planes{check_gate_shift_slopes(at::kCPU, gradient, x, gate, d_phi), x, gate};
+  const Planes planes(check_gate_shift_slopes(at::kCPU, gradient, x, gate, d_phi), x, gate);
+  const Map of_out = Map::of(gradient);
+  const WrittenNumbers slopes(d_phi);
   planes.each([&](int64_t b, int64_t t, int64_t c) {
-    const char* g = planes.at(gradient, b, t, planes.interleaved(c));
-    set(d_phi, planes.number(b, t, c), planes.kernels.slope(planes.plane(b, t, c), g));
+    const char* g = planes.at(of_out, b, t, planes.interleaved(c));
+    slopes.set(planes.number(b, t, c), planes.kernels.slope(planes.plane(b, t, c), g));
   });
 }
 
 void gate_shift_fuse_backward_out(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& gate,
                                   const at::Tensor& phi, const at::Tensor& d_means, at::Tensor& d_x,
                                   at::Tensor& d_gate) {
-  const Planes planes{check_gate_shift_fuse_backward(at::kCPU, gradient, x, gate, phi, d_means, d_x, d_gate), x, gate};
+  const Planes planes(check_gate_shift_fuse_backward(at::kCPU, gradient, x, gate, phi, d_means, d_x, d_gate), x, gate);
   const Clips& of = planes.of;
   const double n = double(of.positions);
   const bool past_caches = planes.past_caches();
-  prefer_huge_pages(static_cast<char*>(d_x.mutable_data_ptr()), d_x.nbytes());
   const Written sums(d_gate, phi.scalar_type());
   sums.tensor().zero_();
+  const Map of_out = Map::of(gradient), of_x = Map::written(d_x), of_gate = Map::written(sums.tensor());
+  const Numbers phis(phi), of_means(d_means);
+  prefer_huge_pages(of_x.data, of_x.bytes);
   const int64_t parts = (of.positions + part - 1) / part;
   const int64_t grain = std::max<int64_t>(1, grain_size / std::max<int64_t>(1, of.frames * of.half * of.positions));
   at::parallel_for(0, of.clips * 2 * parts, grain, [&](int64_t begin, int64_t end) {
@@ -138,16 +160,16 @@ void gate_shift_fuse_backward_out(const at::Tensor& gradient, const at::Tensor& 
       const auto one = [&](int64_t t, int64_t c) {
         const int64_t to = t - planes.step(c), place = planes.interleaved(c);
         GatedGradient of_plane{};
-        of_plane.gradient = planes.at(gradient, b, t, place, from);
-        of_plane.slope = 1 - get(phi, planes.number(b, t, c));
-        of_plane.offset = get(d_means, planes.pair(b, t, c, true)) / n;
+        of_plane.gradient = planes.at(of_out, b, t, place, from);
+        of_plane.slope = 1 - phis[planes.number(b, t, c)];
+        of_plane.offset = of_means[planes.pair(b, t, c, true)] / n;
         if (planes.inside(to)) {
-          of_plane.other_gradient = planes.at(gradient, b, to, place, from);
-          of_plane.other_slope = get(phi, planes.number(b, to, c));
-          of_plane.other_offset = get(d_means, planes.pair(b, to, c, false)) / n;
+          of_plane.other_gradient = planes.at(of_out, b, to, place, from);
+          of_plane.other_slope = phis[planes.number(b, to, c)];
+          of_plane.other_offset = of_means[planes.pair(b, to, c, false)] / n;
         }
-        planes.kernels.backward(planes.at(x, b, t, c, from), planes.at_gate(gate, b, t, k, from), of_plane,
-                                planes.at(d_x, b, t, c, from), planes.at_gate(sums.tensor(), b, t, k, from), size,
+        planes.kernels.backward(planes.at(planes.x, b, t, c, from), planes.at_gate(planes.gate, b, t, k, from),
+                                of_plane, planes.at(of_x, b, t, c, from), planes.at_gate(of_gate, b, t, k, from), size,
                                 past_caches);
       };
       for (int64_t c = k * of.half; c < last; c += step) planes.in_all_frames(c, std::min(c + step, last), one);

@@ -38,9 +38,10 @@ void normalised_focal_loss_out(const at::Tensor& logits, const at::Tensor& label
                             written.data() + i * pixels * cotangent_size, pixels, alpha, gamma, max_mult, eps});
         }
       });
+  const WrittenNumbers of_pictures(written_losses.tensor());
   for (int64_t i = 0; i < rows; ++i) {
     if (std::isnan(results[i])) check_marks(label + i * pixels, pixels);
-    set(written_losses.tensor(), i, results[i]);
+    of_pictures.set(i, results[i]);
   }
   written.write_back();
   written_losses.write_back();

@@ -54,13 +54,13 @@ void sampled_cross_entropy_out(const at::Tensor& logits, const at::Tensor& label
   each_row(z, written.data(),
            [&](int64_t i, const SampledRow& row) { results[i] = kernels.cross_entropy(row, label[i], weight); });
   written.write_back();
+  const WrittenNumbers means(written_losses.tensor());
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) {
     total += results[i];
-    if (reduction == Reduction::none) set(written_losses.tensor(), i, results[i]);
+    if (reduction == Reduction::none) means.set(i, results[i]);
   }
-  if (reduction != Reduction::none)
-    set(written_losses.tensor(), 0, reduction == Reduction::mean ? total / double(rows) : total);
+  if (reduction != Reduction::none) means.set(0, reduction == Reduction::mean ? total / double(rows) : total);
   written_losses.write_back();
 }
 

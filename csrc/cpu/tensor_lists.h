@@ -127,9 +127,10 @@ inline Sums sums_of(const Gradients& gradients, const Unit& unit) {
 }
 
 inline void write_entry(const at::Tensor& entries, int64_t i, const Sums& sums) {
-  set(entries, 3 * i, sums.task);
-  set(entries, 3 * i + 1, sums.dot);
-  set(entries, 3 * i + 2, sums.general);
+  const WrittenNumbers written(entries);
+  written.set(3 * i, sums.task);
+  written.set(3 * i + 1, sums.dot);
+  written.set(3 * i + 2, sums.general);
 }
 
 // The sums of all units that are not in one pass, by entry; `then` runs on the others as soon as theirs are written.
@@ -169,7 +170,8 @@ struct Coefficients {
 // ProGrad's, from the entries as they were written: in their dtype, as the reference.
 template <typename Arguments>
 Coefficients prograd_coefficients(const Arguments& all, const at::Tensor& entries, int64_t i) {
-  const double task_norm = get(entries, 3 * i), dot = get(entries, 3 * i + 1), norm = get(entries, 3 * i + 2);
+  const Numbers numbers(entries);
+  const double task_norm = numbers[3 * i], dot = numbers[3 * i + 1], norm = numbers[3 * i + 2];
   const bool wide = entries.scalar_type() == at::kDouble;
   return {1, wide ? conflict_beta<double>(task_norm, dot, norm, all.lambda, all.noise_floor)
                   : conflict_beta<float>(float(task_norm), float(dot), float(norm), float(all.lambda),
@@ -184,8 +186,9 @@ void project_units(const Units& units, const GradientList& gradients, const Argu
   if (all.coefficients) {
     if (skipped) return;
     const at::Tensor given = contiguous(*all.coefficients, accumulation_dtype(all.coefficients->scalar_type()));
+    const Numbers coefficients(given);
     units.each_part(false, [&](const Unit& unit, int64_t begin, int64_t end) {
-      apply(unit, begin, end, Coefficients{get(given, 2 * unit.entry), get(given, 2 * unit.entry + 1)});
+      apply(unit, begin, end, Coefficients{coefficients[2 * unit.entry], coefficients[2 * unit.entry + 1]});
     });
     return;
   }

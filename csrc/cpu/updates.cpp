@@ -95,8 +95,8 @@ void project_adamw(const AdamWArguments& all) {
     parameter.add_state(all.exp_avgs[i]);
     parameter.add_state(all.exp_avg_sqs[i]);
     if (all.amsgrad) parameter.add_state(all.max_exp_avg_sqs[i]);
-    const double next = get(all.steps[i], 0) + 1;
-    if (!update.skipped) set(all.steps[i], 0, next);
+    const double next = Numbers(all.steps[i])[0] + 1;
+    if (!update.skipped) WrittenNumbers(all.steps[i]).set(0, next);
     // pow is slow, and the parameters of a group are mostly of one age
     formulas.push_back(i > 0 && next == step
                            ? formulas[i - 1]

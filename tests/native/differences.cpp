@@ -1,8 +1,6 @@
 // The losses of a difference.
 #include "../../csrc/cpu/differences.h"
 
-#include <limits>
-
 #include "native.h"
 
 namespace {
@@ -30,9 +28,11 @@ struct alignas(64) Register {
 // Points and their offsets: three nodes of a ring, and one that has no neighbour; more samples than a register has
 // lanes.
 void test_structure(const Case& c) {
-  const std::int64_t rows[4] = {0, 0, 1, 2}, columns[4] = {1, 2, 2, 0}, nodes = 4, edges = 4;
+  const std::int64_t nodes = 4;  // edges 0-1, 0-2, 1-2, 2-0
+  const std::int64_t row_starts[5] = {0, 2, 3, 4, 4}, columns[4] = {1, 2, 2, 0};
+  const std::int64_t column_starts[5] = {0, 1, 2, 4, 4}, rows[4] = {2, 0, 0, 1};
+  const float of_rows[4] = {0.5f, 0.5f, 1, 1}, of_columns[4] = {1, 0.5f, 0.5f, 1};
   const std::int64_t samples = c.n < 64 ? 19 : 2;
-  const float shares[4] = {0.5f, 1, 1, std::numeric_limits<float>::infinity()};
   const std::int64_t n = samples * nodes * c.n;
   std::vector<double> results[2];
   for (int side = 0; side < 2; ++side) {
@@ -45,11 +45,9 @@ void test_structure(const Case& c) {
                               t.data(),
                               of_points.data(),
                               of_offsets.data(),
-                              rows,
-                              columns,
-                              shares,
+                              {row_starts, columns, of_rows},
+                              {column_starts, rows, of_columns},
                               samples,
-                              edges,
                               nodes,
                               c.n,
                               0.5,

@@ -1,14 +1,14 @@
 // Sums along the edges of a graph, and their backward.
 #include "../../csrc/cpu/edges.h"
 
+#include "../../csrc/cpu/sorted_edges.h"
 #include "native.h"
 
 namespace {
 
 void test_edges(const Case& c) {
   const std::int64_t rows[6] = {0, 0, 1, 2, 2, 2}, columns[6] = {0, 2, 1, 0, 1, 2}, nodes = 3, edges = 6;
-  const std::int64_t row_starts[4] = {0, 2, 3, 6}, by_row_order[6] = {0, 1, 2, 3, 4, 5};
-  const std::int64_t column_starts[4] = {0, 2, 4, 6}, by_column_order[6] = {0, 3, 2, 4, 1, 5};
+  const SortedEdges by_row(rows, edges, nodes), by_column(columns, edges, nodes);
   for (const bool transposed : {false, true}) {
     double results[2][5] = {};
     for (int side = 0; side < 2; ++side) {
@@ -20,15 +20,14 @@ void test_edges(const Case& c) {
       Buffer logits(storage, edges), shares(storage, edges), d_logits(storage, edges);
       Buffer scratch(storage, std::max(2 * nodes, nodes + 2 * c.n));
       own.fill(random), other.fill(random), gradient.fill(random), logits.fill(random);
-      const Ends by_row{row_starts, by_row_order}, by_column{column_starts, by_column_order};
       const Edges graph{rows,
                         columns,
                         edges,
                         nodes,
                         c.n,
                         transposed,
-                        transposed ? by_column : by_row,
-                        transposed ? by_row : by_column};
+                        transposed ? by_column.ends() : by_row.ends(),
+                        transposed ? by_row.ends() : by_column.ends()};
       const auto& kernels = c.kernels<EdgeKernels>(side);
       kernels.shares(graph, logits.data(), shares.data(), scratch.data());
       const bool past_caches = side == 1;

@@ -87,8 +87,20 @@ def test_extreme_values(backend: str, loss: str) -> None:
             value = ours(x, torch.zeros(1, 21))
             (gradient,) = torch.autograd.grad(value, x)
             assert not value.isfinite()
+            assert bool(value.isnan()) == math.isnan(bad)
             assert gradient[0, 1:].isfinite().all()
             assert bool(gradient[0, 0].isnan()) == math.isnan(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_large_differences(backend: str, dtype: torch.dtype) -> None:
+    """The logarithm of a product is taken for the logarithms' sum: the product of so many large numbers has no number."""
+    x = (10 ** (30 * normal(1, 5000, dtype=torch.float64).sigmoid())).to(dtype)
+    nothing = torch.zeros_like(x)
+    with running_on(backend):
+        value = functional.soft_wing(x, nothing)
+    assert_close(value, reference.soft_wing(x.double(), nothing.double()), "formula", dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -109,7 +109,7 @@ def test_the_table_of_neighbours_comes_out():
     assert {row["work"] for row in shares} == {f"{case.work}, {size}" for case, size in zip(cases, sizes, strict=True)}
     for row, case, size in zip(shares, cases, sizes, strict=True):
         timing = report["timings"][row["work"]][row["ours"]]["median"]
-        assert row["our_figure"] * 1e9 == pytest.approx(case.moved * case.elements(size) / timing)
+        assert row["our_figure"] * 1e9 == pytest.approx(case.traffic.moved * case.elements(size) / timing)
 
 
 def test_rounds_are_interleaved():

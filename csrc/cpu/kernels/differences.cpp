@@ -13,22 +13,46 @@
 namespace prograd::cpu {
 namespace {
 
+// The sum of f of a run of differences.
+template <typename T, typename F>
+struct SumOf {
+  const F& f;
+  Vector<T> sum{};
+
+  PF_HOST_DEVICE void add(Vector<T> difference) { sum += f.value(difference); }
+  PF_HOST_DEVICE Vector<T> total() const { return sum; }
+};
+template <typename T>
+struct SumOf<T, SoftWing<T>> {
+  const SoftWing<T>& f;
+  Vector<T> sum{};
+  SumOfLogarithms<T> logarithms{};
+
+  PF_HOST_DEVICE void add(Vector<T> difference) {
+    const Vector<T> d = Arithmetic<Vector<T>>::magnitude(difference);
+    sum += d < f.omega1 ? d : broadcast(f.omega1);
+    logarithms.add(d < f.omega1 ? broadcast(T(1)) : (d + f.epsilon) * f.inverse);
+  }
+  PF_HOST_DEVICE Vector<T> total() const { return multiply_add(broadcast(f.omega2), logarithms.total(), sum); }
+};
+
 // Sum of f of n differences; difference(c, width) gives a register of them, 0 in lanes behind. Writes factor f'. In two
 // loops: the processor looks ahead a hundred instructions or so, and finds more to work on at a time in short ones.
 template <typename T, typename F, typename Difference>
 double loss_of(std::int64_t n, F f, T factor, T* cotangents, Difference difference) {
   LongSum<T> total;
   each_run<T>(n, [&](std::int64_t begin, std::int64_t end) {
-    Vector<T> sum{}, differences[run];
+    Vector<T> differences[run];
+    SumOf<T, F> sum{f};
     each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
       const Vector<T> d = difference(begin + c, width);
       differences[c / lanes<T>] = d;
-      sum += f.value(d);
+      sum.add(d);
     });
     each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
       stored(cotangents + begin + c, factor * f.slope(differences[c / lanes<T>]), width);
     });
-    total.add(sum);
+    total.add(sum.total());
   });
   return total.total();
 }
@@ -90,38 +114,19 @@ void from_lanes(const Vector<T>* from, std::int64_t samples, std::int64_t n, T* 
   });
 }
 
-// Calls body(first, end, row) for edges that follow each other and are of one row: sums stay in registers.
-template <typename Body>
-void each_row(const Landmarks& of, Body body) {
-  for (std::int64_t e = 0, end; e < of.edges; e = end) {
-    for (end = e + 1; end < of.edges && of.rows[end] == of.rows[e];) ++end;
-    body(e, end, of.rows[e]);
-  }
-}
-
-// to[row] += share Σ from[column]
+// to[node] = Σ weight from[other end] - from[node] over the edges of each node.
 template <typename T>
-void to_rows(const Landmarks& of, const Vector<T>* __restrict from, Vector<T>* __restrict to) {
-  each_row(of, [&](std::int64_t first, std::int64_t end, std::int64_t row) {
+void offsets_of(const Landmarks& of, const WeightedEdges& edges, const Vector<T>* __restrict from,
+                Vector<T>* __restrict to) {
+  for (std::int64_t node = 0; node < of.nodes; ++node) {
     for (std::int64_t axis = 0; axis < of.axes; ++axis) {
-      Vector<T> sum = to[row * of.axes + axis];
-      for (std::int64_t e = first; e < end; ++e) {
-        sum = multiply_add(broadcast(T(of.shares[row])), from[of.columns[e] * of.axes + axis], sum);
+      Vector<T> sum = -from[node * of.axes + axis];
+      for (std::int64_t k = edges.starts[node]; k < edges.starts[node + 1]; ++k) {
+        sum = multiply_add(broadcast(T(edges.weights[k])), from[edges.others[k] * of.axes + axis], sum);
       }
-      to[row * of.axes + axis] = sum;
+      to[node * of.axes + axis] = sum;
     }
-  });
-}
-
-// to[column] += share from[row]
-template <typename T>
-void to_columns(const Landmarks& of, const Vector<T>* __restrict from, Vector<T>* __restrict to) {
-  each_row(of, [&](std::int64_t first, std::int64_t end, std::int64_t row) {
-    for (std::int64_t axis = 0; axis < of.axes; ++axis) {
-      const Vector<T> part = T(of.shares[row]) * from[row * of.axes + axis];
-      for (std::int64_t e = first; e < end; ++e) to[of.columns[e] * of.axes + axis] += part;
-    }
-  });
+  }
 }
 
 // The offsets of the differences are the differences of the offsets. A lane of a register has a sample of its own, so
@@ -147,12 +152,10 @@ void structure_loss(const Landmarks& of, void* scratch, double* points, double* 
       return loaded(x + i * n + c, width, T(0)) - loaded(t + i * n + c, width, T(0));
     });
 
-    for (std::int64_t i = 0; i < n; ++i) slopes[i] = -differences[i];
-    to_rows<T>(of, differences, slopes);
+    offsets_of<T>(of, of.by_row, differences, slopes);
     *offsets += loss_of(n * lanes<T>, f, factor, reinterpret_cast<T*>(slopes),
                         [&](std::int64_t c, std::int64_t) { return slopes[c / lanes<T>]; });
-    for (std::int64_t i = 0; i < n; ++i) differences[i] = -slopes[i];
-    to_columns<T>(of, slopes, differences);
+    offsets_of<T>(of, of.by_column, slopes, differences);
     write(of.of_offsets, [&](T* cotangents) { from_lanes(differences, samples, n, cotangents); });
   }
 }

@@ -27,12 +27,6 @@ void edge_shares(const Edges& graph, const void* logits_, void* shares_, void* s
   for (std::int64_t e = 0; e < graph.edges; ++e) shares[e] /= sum[graph.rows[e]];
 }
 
-// Calls body(e) for the edges of a node.
-template <typename Body>
-PF_HOST_DEVICE void each_edge(const Ends& ends, std::int64_t node, Body body) {
-  for (std::int64_t k = ends.starts[node]; k < ends.starts[node + 1]; ++k) body(ends.order[k]);
-}
-
 // By receiver: a node's row is complete before the next one is begun.
 template <typename T>
 void edge_sum(const Edges& graph, const void* own_, const void* other_, const void* shares, void* y, void* scratch,
@@ -41,8 +35,9 @@ void edge_sum(const Edges& graph, const void* own_, const void* other_, const vo
   for (std::int64_t node = 0; node < graph.nodes; ++node) {
     T* result = static_cast<T*>(y) + node * graph.width;
     T* __restrict to = past_caches ? static_cast<T*>(scratch) : result;
+    for (const T* of : {own, other}) graph.fetch_next(of, node);
     std::fill(to, to + graph.width, T(0));
-    each_edge(graph.by_receiver, node, [&](std::int64_t e) {
+    graph.by_receiver.each(node, [&](std::int64_t e) {
       const std::int64_t sender = graph.senders()[e];
       const T* __restrict from = (sender == node ? own : other) + sender * graph.width;
       const T share = static_cast<const T*>(shares)[e];
@@ -66,8 +61,9 @@ void edge_backward(const Edges& graph, const void* gradient, const void* own_, c
     T *result = static_cast<T*>(d_own_) + at, *other_result = static_cast<T*>(d_other_) + at;
     T *made = of_row + graph.nodes, *d_own = past_caches ? made : result;
     T* d_other = past_caches ? made + graph.width : other_result;
+    for (const T* of : {all, own, other}) graph.fetch_next(of, node);
     for (T* to : {d_own, d_other}) std::fill(to, to + graph.width, T(0));
-    each_edge(graph.by_sender, node, [&](std::int64_t e) {
+    graph.by_sender.each(node, [&](std::int64_t e) {
       const std::int64_t receiver = graph.receivers()[e];
       const T *g = all + receiver * graph.width, *sent = (receiver == node ? own : other) + at;
       T* to = receiver == node ? d_own : d_other;

@@ -1,6 +1,8 @@
 // Gate, shift and fuse and its backward, a channel of a frame at a time, on contiguous memory.
 #include "../gate_shift_fuse.h"
 
+#include <initializer_list>
+
 #include "stream.h"
 #include "sums.h"
 #include "table.h"
@@ -14,21 +16,20 @@ struct GateShift {
 
   static void sums(const GatedPlane& plane, double* passed, double* rest) {
     const S *u = static_cast<const S*>(plane.u), *gate = static_cast<const S*>(plane.gate);
-    double totals[2] = {};
+    LongSum<T> of_passed, of_rest;
     each_run<T>(plane.n, [&](std::int64_t begin, std::int64_t end) {
-      T p = 0, r = 0;
+      Vector<T> p{}, r{};
       fetch_ahead(u + begin, end - begin);
-#pragma omp simd reduction(+ : p, r)
-      for (std::int64_t i = begin; i < end; ++i) {
-        const T x = load(u[i]), y = load(gate[i]) * x;
+      each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
+        const Vector<T> x = loaded(u + begin + c, width, T(0)), y = loaded(gate + begin + c, width, T(0)) * x;
         p += y;
         r += x - y;
-      }
-      totals[0] += p;
-      totals[1] += r;
+      });
+      of_passed.add(p);
+      of_rest.add(r);
     });
-    *passed = totals[0];
-    *rest = totals[1];
+    *passed = of_passed.total();
+    *rest = of_rest.total();
   }
 
   static void fuse(const GatedPlane& plane, double phi_, void* to, bool past_caches) {
@@ -53,21 +54,22 @@ struct GateShift {
     const S *u = static_cast<const S*>(plane.u), *gate = static_cast<const S*>(plane.gate);
     const S *other = static_cast<const S*>(plane.other_u), *other_gate = static_cast<const S*>(plane.other_gate);
     const S* g = static_cast<const S*>(gradient);
-    double total = 0;
+    LongSum<T> total;
     with_flag(other != nullptr, [&](auto comes) {
       each_run<T>(plane.n, [&](std::int64_t begin, std::int64_t end) {
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (std::int64_t i = begin; i < end; ++i) {
-          const T x = load(u[i]);
-          T y = load(gate[i]) * x - x;
-          if constexpr (comes) y = fused(T(load(other_gate[i])), load(other[i]), y);
-          sum += load(g[i]) * y;
-        }
-        total += sum;
+        Vector<T> sum{};
+        for (const S* from : {u, g}) fetch_ahead(from + begin, end - begin);
+        each_vector<T>(end - begin, [&](std::int64_t c, std::int64_t width) {
+          const auto at = [&](const S* map) { return loaded(map + begin + c, width, T(0)); };
+          const Vector<T> x = at(u);
+          Vector<T> y = at(gate) * x - x;
+          if constexpr (comes) y = multiply_add(at(other_gate), at(other), y);
+          sum = multiply_add(at(g), y, sum);
+        });
+        total.add(sum);
       });
     });
-    return total;
+    return total.total();
   }
 
   static void backward(const void* u_, const void* gate_, const GatedGradient& of, void* d_u, void* d_gate_,
@@ -79,7 +81,7 @@ struct GateShift {
     const T other_slope = T(of.other_slope), other_offset = T(of.other_offset);
     with_flag(other != nullptr, [&](auto comes) {
       each_block(static_cast<S*>(d_u), n, past_caches, [&](std::int64_t begin, std::int64_t end, S* out) {
-        fetch_ahead(u + begin, end - begin);
+        for (const S* from : {u, g}) fetch_ahead(from + begin, end - begin);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
           const T d_rest = fused(slope, load(g[i]), offset);

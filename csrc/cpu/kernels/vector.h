@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -78,6 +79,34 @@ PF_HOST_DEVICE Vector<float> reciprocal(Vector<float> x) {
 #endif
 }
 PF_HOST_DEVICE Vector<double> reciprocal(Vector<double> x) { return 1.0 / x; }
+
+// x = mantissa 2^exponent, 1 <= mantissa < 2, for normal x above 0. The exponent of infinity is infinity; of NaN one of
+// the two, at least, is NaN.
+PF_HOST_DEVICE void split_in_two(Vector<float> x, Vector<float>& mantissa, Vector<float>& exponent) {
+#ifdef __AVX512F__
+  mantissa = _mm512_maskz_getmant_ps(0xffff, x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  exponent = _mm512_maskz_getexp_ps(0xffff, x);
+#else
+  typedef std::int32_t Bits __attribute__((vector_size(vector_bytes)));
+  const Bits bits = __builtin_bit_cast(Bits, x);
+  mantissa = __builtin_bit_cast(Vector<float>, (bits & 0x007fffff) | 0x3f800000);
+  exponent = __builtin_convertvector((bits >> 23) - 127, Vector<float>);
+  exponent = x < std::numeric_limits<float>::infinity() ? exponent : x;
+#endif
+}
+PF_HOST_DEVICE void split_in_two(Vector<double> x, Vector<double>& mantissa, Vector<double>& exponent) {
+#ifdef __AVX512F__
+  mantissa = _mm512_maskz_getmant_pd(0xff, x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  exponent = _mm512_maskz_getexp_pd(0xff, x);
+#else
+  typedef std::int64_t Bits __attribute__((vector_size(vector_bytes)));
+  const Bits bits = __builtin_bit_cast(Bits, x);
+  mantissa = __builtin_bit_cast(Vector<double>, (bits & 0x000fffffffffffff) | 0x3ff0000000000000);
+  // 52 bits of 2^52 that hold the exponent: there is no instruction that converts integers of this size
+  exponent = __builtin_bit_cast(Vector<double>, (bits >> 52) | 0x4330000000000000) - (0x1p52 + 1023);
+  exponent = x < std::numeric_limits<double>::infinity() ? exponent : x;
+#endif
+}
 
 }  // namespace
 }  // namespace prograd::cpu
