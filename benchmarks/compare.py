@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone, two_backwards_of_a_sum
-from benchmarks.measure import Side, interleaved, load, machine, one_way, streams
+from benchmarks.measure import IN_PLACE, OUT_OF_PLACE, Side, interleaved, load, machine, streams
 from benchmarks.peak_memory import peak_memory
 from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
 
@@ -94,13 +94,12 @@ class Group:
         self, work: str, sides: dict[str, Side], sizes: Sizes, *, stream: bool = False, slow: bool = False
     ) -> None:
         self.work = work
-        both = streams(sizes.stream) if stream else {}
-        memory = both | (one_way(sizes.stream) if stream else {})
+        bandwidth = streams(sizes.stream) if stream else {}
         rounds = sizes.slow_rounds if slow else sizes.rounds
-        sides = sides | {name: side for name, (side, _) in memory.items()}
+        sides = sides | {name: side for name, (side, _) in bandwidth.items()}
         self.timings = interleaved(sides, rounds, patience=sizes.patience)
-        self.rates = {name: n / self.timings[name].median for name, (_, n) in memory.items()}
-        self.bandwidth = max((self.rates[name] for name in both), default=None)
+        self.rates = {name: n / self.timings[name].median for name, (_, n) in bandwidth.items()}
+        self.bandwidth = max(self.rates.values(), default=None)
         self.rows: list[Row] = []
 
     def seconds(self, side: str) -> float:
@@ -128,13 +127,14 @@ class Group:
         mine, other = (operations / self.seconds(side) / 1e9 for side in (ours, theirs))
         self._add(Row(self.work, ours, theirs, "GFLOP/s", mine, other, mine / other, None), "")
 
-    def of_bandwidth(self, ours: str, moved: int, target: float, bound: str) -> None:
-        """A row: bytes per second against the bandwidth."""
-        mine, other = moved / self.seconds(ours), self.bandwidth or float("nan")
-        name = "best of copy, triad, triad in place"
-        self._add(
-            Row(self.work, ours, name, "GB/s", mine / 1e9, other / 1e9, mine / other, target, mine / other), bound
-        )
+    def of_bandwidth(
+        self, ours: str, moved: int, streams: Sequence[str], target: float | None = None, bound: str = ""
+    ) -> None:
+        """A row: bytes per second against the best of these streams."""
+        mine, other = moved / self.seconds(ours), max(self.rates[name] for name in streams)
+        name = streams[0] if len(streams) == 1 else f"best of {', '.join(streams)}"
+        share = self.share(ours, moved)
+        self._add(Row(self.work, ours, name, "GB/s", mine / 1e9, other / 1e9, mine / other, target, share), bound)
 
     def _add(self, row: Row, bound: str) -> None:
         timings = [self.timings[side] for side in (row.ours, row.theirs) if side in self.timings]
@@ -221,8 +221,8 @@ def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float
     group.faster(kernel, authors, target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
     if share is not None:
-        group.of_bandwidth(out, moved, share, bound)
-        group.of_bandwidth(kernel, moved, share, bound)
+        group.of_bandwidth(out, moved, (*OUT_OF_PLACE, IN_PLACE), share, bound)
+        group.of_bandwidth(kernel, moved, (*OUT_OF_PLACE, IN_PLACE), share, bound)
     calls = f"{sums} take {time_of(group.seconds(sums))}, {out} {time_of(group.seconds(out))}"
     group.faster(loop, authors, 4.0, moved, calls)
     group.faster(loop, out, None if share is None else 1 / 1.3, moved, calls)

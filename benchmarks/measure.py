@@ -138,11 +138,14 @@ def _others(before: tuple[float, float, float], after: tuple[float, float, float
 # ---- bandwidth
 
 
+OUT_OF_PLACE, IN_PLACE = ("copy", "triad"), "triad in place"
+
+
 def streams(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
     """Copy and triad as in STREAM, by torch on its threads: name -> (side, bytes that it moves).
 
-    A CPU may fetch what an ordinary store overwrites, which STREAM does not count; the triad in place has no such
-    store.
+    A CPU may fetch what an ordinary store overwrites, which STREAM does not count. The triad in place has no such
+    store; STREAM has no such triad.
 
     Args:
         elements: of each float32 array; 128 MiB by default, beyond the caches.
@@ -151,20 +154,8 @@ def streams(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
     return {
         "copy": (lambda: a.copy_(b), 8 * elements),
         "triad": (lambda: torch.add(b, c, alpha=3.0, out=a), 12 * elements),
-        "triad in place": (lambda: a.add_(b, alpha=1e-3), 12 * elements),
+        IN_PLACE: (lambda: a.add_(b, alpha=1e-3), 12 * elements),
     }
-
-
-def one_way(elements: int = 2**25) -> dict[str, tuple[Side, int]]:
-    """Reading alone and writing alone, by torch on its threads: name -> (side, bytes that it moves).
-
-    A core that does the one waits for memory that could do the other meanwhile: each is slower than a copy.
-
-    Args:
-        elements: of the float32 array; 128 MiB by default, beyond the caches.
-    """
-    a = torch.ones(elements, device=DEVICE)
-    return {"read": (a.sum, 4 * elements), "write": (a.zero_, 4 * elements)}
 
 
 # ---- the machine

@@ -14,35 +14,10 @@ from typing import Any
 
 from benchmarks import affine_shift, gate_shift_fuse, landmarks
 from benchmarks.compare import Group, Sizes, publish, report_of, time_of
-from benchmarks.measure import Side, load
+from benchmarks.measure import IN_PLACE, OUT_OF_PLACE, Side, load
 
 FASTER_THAN_FORMULA, FASTER_THAN_COMPILED, LEAST_SHARE = 3.0, 1.0, 0.7
 ALONE = "kernel within the caches"
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that must move for an element where nothing fits into the caches.
-
-    Attributes:
-        read: of passes that only read.
-        written: of passes that only write.
-        both: of passes that read and write.
-    """
-
-    read: int
-    written: int
-    both: int
-
-    @property
-    def moved(self) -> int:
-        """All of it."""
-        return self.read + self.written + self.both
-
-    def seconds(self, elements: int, group: Group) -> float:
-        """What memory alone takes, at the rates of these rounds."""
-        rates = group.rates["read"], group.rates["write"], group.bandwidth or math.nan
-        return elements * sum(n / rate for n, rate in zip((self.read, self.written, self.both), rates, strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,7 +30,8 @@ class Case:
         least: a size that leaves nothing but the call itself.
         sizes: in the caches and beyond them.
         elements: how many a size has, of whatever `moved` counts.
-        traffic: of an element. What formulas and autograd move is more.
+        moved: bytes that must move for an element where nothing fits into the caches. What formulas and autograd move
+            is more.
         alone: where arithmetic takes the time: the forward's kernel on memory that stays in the caches, and how many
             elements it has.
     """
@@ -65,7 +41,7 @@ class Case:
     least: Any
     sizes: tuple[Any, Any]
     elements: Callable[[Any], int]
-    traffic: Traffic
+    moved: int
     alone: tuple[Callable[[], Side], int] | None = None
 
 
@@ -80,41 +56,19 @@ def _pixels(masks: int) -> int:
 
 CASES = [  # forward with backward
     # read x and bias, write the result; read gradient and x, write that of x
-    Case("affine shift", affine_shift.WITH_GRADIENT, (1, 8, 1, 1, 1), CLIPS, math.prod, Traffic(0, 0, 24)),
-    # read the clip; read it, write the result; read gradient and clip; read both, write the clip's gradient
-    Case(
-        "gate, shift and fuse",
-        gate_shift_fuse.WITH_GRADIENT,
-        (1, 1, 8, 1, 1),
-        GATED_CLIPS,
-        math.prod,
-        Traffic(12, 0, 20),
-    ),
+    Case("affine shift", affine_shift.WITH_GRADIENT, (1, 8, 1, 1, 1), CLIPS, math.prod, 24),
+    # two reads of the clip, one write; both passes read gradient and clip, the second writes that of the clip
+    Case("gate, shift and fuse", gate_shift_fuse.WITH_GRADIENT, (1, 1, 8, 1, 1), GATED_CLIPS, math.prod, 32),
     # of a node's feature: read own and other, write the sum; read gradient, own and other, write both gradients
-    Case("sums along edges", landmarks.EDGE_SUMS, 0, FACES, lambda faces: faces * 98 * 128, Traffic(0, 0, 32)),
-    # of a pixel: read it; write the gradient
-    Case("local soft-argmax", landmarks.SOFT_ARGMAX, 0, MAPS, lambda maps: maps * 64 * 64, Traffic(4, 4, 0)),
+    Case("sums along edges", landmarks.EDGE_SUMS, 0, FACES, lambda faces: faces * 98 * 128, 32),
+    # of a pixel: read it, write the gradient
+    Case("local soft-argmax", landmarks.SOFT_ARGMAX, 0, MAPS, lambda maps: maps * 64 * 64, 8),
     # of a pixel: read logit and label, write the cotangent; multiply it by the gradient of the mean
-    Case("normalised focal loss", landmarks.FOCAL, 0, MASKS, _pixels, Traffic(0, 0, 24), landmarks.FOCAL_ALONE),
-    # the sum of the weights reads logits and labels before
-    Case(
-        "normalised focal loss, max_mult 2",
-        landmarks.CUT_FOCAL,
-        0,
-        MASKS,
-        _pixels,
-        Traffic(0, 0, 24),
-        landmarks.CUT_FOCAL_ALONE,
-    ),
+    Case("normalised focal loss", landmarks.FOCAL, 0, MASKS, _pixels, 24, landmarks.FOCAL_ALONE),
+    Case("normalised focal loss, max_mult 2", landmarks.CUT_FOCAL, 0, MASKS, _pixels, 24, landmarks.CUT_FOCAL_ALONE),
     # of a coordinate: read both, write two cotangents; add them up
     Case(
-        "structure loss",
-        landmarks.STRUCTURE,
-        0,
-        LANDMARKS,
-        lambda faces: faces * 98 * 2,
-        Traffic(0, 0, 28),
-        landmarks.STRUCTURE_ALONE,
+        "structure loss", landmarks.STRUCTURE, 0, LANDMARKS, lambda faces: faces * 98 * 2, 28, landmarks.STRUCTURE_ALONE
     ),
 ]
 
@@ -142,22 +96,22 @@ def measured(case: Case, sizes: Sizes, beyond: bool) -> Group:
     elif case.alone:
         sides[ALONE] = case.alone[0]()
     group = Group(f"{case.work}, {size}", sides, sizes, stream=beyond, slow=beyond)
-    elements = case.elements(size)
-    moved = case.traffic.moved * elements
+    moved = case.moved * case.elements(size)
     if group.bandwidth is None:
         bound = f"a call on nothing takes {time_of(group.seconds(call))} of {time_of(group.seconds(ours))}"
     else:
-        of_memory, all_of_it = case.traffic.seconds(elements, group), group.seconds(ours)
+        of_memory, all_of_it = moved / group.bandwidth, group.seconds(ours)
         rest = time_of(max(all_of_it - of_memory - system, 0.0))
         bound = f"of {time_of(all_of_it)} memory alone takes {time_of(of_memory)}, the system {time_of(system)} for "
         bound += f"{pages} new pages, arithmetic and what is moved more than once {rest}"
         if case.alone:
-            in_caches = group.seconds(ALONE) * elements / case.alone[1]
+            in_caches = group.seconds(ALONE) * case.elements(size) / case.alone[1]
             bound += f"; the forward's kernel within the caches takes {time_of(in_caches)} for as many elements"
     group.faster(ours, formula, FASTER_THAN_FORMULA, moved, bound)
     group.faster(ours, compiled, FASTER_THAN_COMPILED, moved, bound)
     if beyond:
-        group.of_bandwidth(ours, moved, LEAST_SHARE, bound)
+        group.of_bandwidth(ours, moved, OUT_OF_PLACE, LEAST_SHARE, bound)
+        group.of_bandwidth(ours, moved, [IN_PLACE])
     return group
 
 

@@ -113,6 +113,20 @@ PF_HOST_DEVICE F log_of_rest_by_polynomial(F x, F y) {
   return log_by_polynomial(x < 0.25f ? -x : f, x < 0.25f ? F{} : n);
 }
 
+// ln(1 + x) for x in [0, 1]: minimax of ln(1 + x) / x, error of 2 ulp.
+template <typename F>
+PF_HOST_DEVICE F log_of_1_and_more(F x) {
+  using A = Arithmetic<F>;
+  F p = A::fused(F{} + 5.23269456e-3f, x, F{} - 2.95052435e-2f);
+  p = A::fused(p, x, F{} + 7.82259628e-2f);
+  p = A::fused(p, x, F{} - 1.36632472e-1f);
+  p = A::fused(p, x, F{} + 1.91060081e-1f);
+  p = A::fused(p, x, F{} - 2.48429820e-1f);
+  p = A::fused(p, x, F{} + 3.33190978e-1f);
+  p = A::fused(p, x, F{} - 4.99994934e-1f);
+  return x * A::fused(p, x, F{} + 0.99999994f);
+}
+
 PF_HOST_DEVICE float exp(float x) {
 #ifdef __CUDA_ARCH__
   return ::expf(x);

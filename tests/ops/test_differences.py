@@ -95,7 +95,7 @@ def test_extreme_values(backend: str, loss: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_large_differences(backend: str, dtype: torch.dtype) -> None:
-    """The logarithm of a product is taken for the logarithms' sum: the product of so many large numbers has no number."""
+    """The sum of logarithms is that of a product, which would be beyond all numbers here."""
     x = (10 ** (30 * normal(1, 5000, dtype=torch.float64).sigmoid())).to(dtype)
     nothing = torch.zeros_like(x)
     with running_on(backend):

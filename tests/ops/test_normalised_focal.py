@@ -97,6 +97,22 @@ def test_nothing_but_sure_pixels(backend: str) -> None:
                 assert_close(gradients[0][i], gradients[1][i], "formula", torch.float32)
 
 
+@pytest.mark.parametrize("max_mult", [-1.0, 2.0])
+@pytest.mark.parametrize("eps", [1e-30, 1e-12, 1e-8, 1e-6, 0.3], ids=str)  # p + eps is p: of most pixels ... of none
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_digits_of_every_pixel(backend: str, eps: float, max_mult: float) -> None:
+    """Float32's in each pixel by itself, however likely; but for q - eps, where nearly nothing is left of either."""
+    z = torch.linspace(-60, 60, 4096)[None]
+    x, wide, labels = z.clone().requires_grad_(), z.double().requires_grad_(), torch.ones(1, 4096).long()
+    with running_on(backend):
+        losses = [functional.normalised_focal_loss(y, labels, max_mult=max_mult, eps=eps) for y in (x, wide)]
+        got, expected = (torch.autograd.grad(loss.sum(), y)[0] for loss, y in zip(losses, (x, wide), strict=True))
+    assert_close(losses[0], losses[1], "formula", torch.float32)
+    known = (((-z.double()).sigmoid() / eps - 1).abs() > 0.5) & (expected.abs() > 1e-35)
+    assert known.sum() > 1000
+    assert ((got - expected) / expected)[known].abs().max() < 2e-6
+
+
 @pytest.mark.parametrize("max_mult", [-1.0, 1.5])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_pixels(backend: str, max_mult: float) -> None:

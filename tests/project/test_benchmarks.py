@@ -103,13 +103,19 @@ def test_the_table_of_neighbours_comes_out():
     sizes = [SMALL.get(case.work, 1) for case in neighbours.CASES]
     cases = [replace(case, sizes=(size, size)) for case, size in zip(neighbours.CASES, sizes, strict=True)]
     report = neighbours.compare(TINY, cases)
-    assert len(report["rows"]) == 5 * len(cases)
+    assert len(report["rows"]) == 6 * len(cases)
     assert all(row["missed"] == bool(row["bound_by"]) for row in report["rows"])
-    shares = [row for row in report["rows"] if row["unit"] == "GB/s"]
-    assert {row["work"] for row in shares} == {f"{case.work}, {size}" for case, size in zip(cases, sizes, strict=True)}
-    for row, case, size in zip(shares, cases, sizes, strict=True):
-        timing = report["timings"][row["work"]][row["ours"]]["median"]
-        assert row["our_figure"] * 1e9 == pytest.approx(case.traffic.moved * case.elements(size) / timing)
+    for case, size in zip(cases, sizes, strict=True):
+        work = f"{case.work}, {size}"
+        out_of_place, in_place = (row for row in report["rows"] if row["unit"] == "GB/s" and row["work"] == work)
+        timings = {side: timing["median"] for side, timing in report["timings"][work].items()}
+        for row in (out_of_place, in_place):
+            moved = case.moved * case.elements(size)
+            assert row["our_figure"] * 1e9 == pytest.approx(moved / timings[row["ours"]])
+        streams = {side: n * TINY.stream / 1e9 / timings[side] for side, n in [("copy", 8), ("triad", 12)]}
+        assert out_of_place["their_figure"] == pytest.approx(max(streams.values()))
+        assert in_place["their_figure"] == pytest.approx(12 * TINY.stream / 1e9 / timings["triad in place"])
+        assert (out_of_place["target"], in_place["target"]) == (neighbours.LEAST_SHARE, None)
 
 
 def test_rounds_are_interleaved():

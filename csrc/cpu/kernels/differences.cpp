@@ -2,6 +2,7 @@
 #include "../differences.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
@@ -60,6 +61,7 @@ double loss_of(std::int64_t n, F f, T factor, T* cotangents, Difference differen
 template <typename S, typename F, typename T = Accumulation<S>>
 double difference_loss(const S* x, const S* t, T* cotangents, std::int64_t n, F f, double factor) {
   return loss_of(n, f, T(factor), cotangents, [&](std::int64_t c, std::int64_t width) {
+    for (const S* from : {x, t}) fetch_ahead(from + c, width);
     return loaded(x + c, width, T(0)) - loaded(t + c, width, T(0));
   });
 }

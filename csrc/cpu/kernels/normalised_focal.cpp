@@ -6,6 +6,7 @@
 #include "../normalised_focal.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -24,12 +25,6 @@ constexpr T lifted = T(0x1p90);
 template <typename T>
 struct FocalSums {
   LongSum<T> weights, counted, loss;
-};
-
-template <typename T>
-struct FocalFactors {
-  T eps, object, background;  // the last two: of the weights of such pixels
-  T scale, most;              // of weights that are cut
 };
 
 // The labels of a register of pixels.
@@ -61,27 +56,95 @@ class Labels {
   Integers labels_;
 };
 
+// What a loss asks of a register of pixels, of their logits z towards the labels, and of `odds`.
+
+// Any pixels; the odds are those against a label.
+template <typename T>
+struct AnyPixels {
+  using V = Vector<T>;
+  LabelProbability<V> of_label;
+  FocalPixel<V> pixel;
+
+  PF_HOST_DEVICE AnyPixels(V, V odds, T gamma, T eps) : of_label(odds), pixel(of_label, gamma, eps) {}
+  PF_HOST_DEVICE static V odds(V z) { return odds_against(z); }
+  PF_HOST_DEVICE V q() const { return of_label.q; }
+  PF_HOST_DEVICE V of_log() const { return pixel.of_log; }
+  PF_HOST_DEVICE V of_weight() const { return pixel.of_weight; }
+  PF_HOST_DEVICE V log_p() const { return FocalPixel<V>::log_p(pixel.rest, pixel.near); }
+};
+
+// Pixels for which p + eps is p rounded, two thirds of the work; the odds are e^-|z|, of what is less likely.
+template <typename T>
+struct LikelyPixels {
+  using V = Vector<T>;
+  V z, against, more, less;
+  T gamma, eps;
+
+  PF_HOST_DEVICE LikelyPixels(V z_, V odds, T gamma_, T eps_)
+      : z(z_), against(odds), more(reciprocal(T(1) + odds)), less(odds * more), gamma(gamma_), eps(eps_) {}
+  PF_HOST_DEVICE static V odds(V z) { return exp(-Arithmetic<V>::magnitude(z)); }
+  // The least z of such pixels: p is 2^24 eps or more there, and e^z a normal number.
+  static T least(double eps) {
+    const double z = std::log(eps * 0x1p25);
+    if (std::is_same_v<T, double> || !(z < -1)) return std::numeric_limits<T>::infinity();
+    return larger(T(z), T(-80));
+  }
+  PF_HOST_DEVICE V q() const { return z < T(0) ? more : less; }
+  PF_HOST_DEVICE V of_log() const { return q() > eps ? q() : V{}; }  // p q / (p + eps)
+  PF_HOST_DEVICE V of_weight() const { return -gamma * (z < T(0) ? less : more); }
+  // ln(1 / (1 + e^-z) + eps), eps small
+  PF_HOST_DEVICE V log_p() const {
+    const V log_p = (z < T(0) ? z : V{}) - log_of_1_and_more(against) + eps;
+    return log_p > T(0) ? V{} : log_p;
+  }
+};
+
+template <typename T>
+struct FocalFactors {
+  T gamma, eps, least_likely;
+  T object, background;  // of the weights of such pixels
+  T scale, most;         // of weights that are cut
+
+  FocalFactors(const Mask& mask, double factor, double scale)
+      : gamma(T(mask.gamma)),
+        eps(focal_eps<T>(mask.eps)),
+        least_likely(LikelyPixels<T>::least(mask.eps)),
+        object(T(mask.alpha * factor)),
+        background(T((1 - mask.alpha) * factor)),
+        scale(T(scale)),
+        most(T(mask.max_mult)) {}
+};
+
 // A run of pixels.
 template <int exponent, typename S, typename T = Accumulation<S>>
 class FocalRun {
   using V = Vector<T>;
 
  public:
-  FocalRun(const S* logits, const std::int64_t* labels, T gamma) : logits_(logits), labels_(labels), gamma_(gamma) {
+  FocalRun(const S* logits, const std::int64_t* labels, const FocalFactors<T>& of)
+      : logits_(logits), labels_(labels), of_(of) {
+    decltype(V{} < V{}) unlikely{};
     for (std::int64_t i = 0; i < run; ++i) {
-      odds_[i] = odds_against(labels_of(i).towards(loaded(logits + i * lanes<T>, lanes<T>, T(0))));
+      towards_[i] = labels_of(i).towards(loaded(logits + i * lanes<T>, lanes<T>, T(0)));
+      unlikely |= ~(towards_[i] >= of.least_likely);  // NaN is
     }
+    likely_ = !any<T>(unlikely);
+    with_pixels([&](auto kind) {
+      for (std::int64_t i = 0; i < run; ++i) odds_[i] = decltype(kind)::Pixels::odds(towards_[i]);
+    });
   }
 
   // Adds up the weights, and how many pixels count.
   void weigh(FocalSums<T>& sums) const {
     V weights{}, counted{};
-    for (std::int64_t i = 0; i < run; ++i) {
-      const Labels<T> labels = labels_of(i);
-      ask_for_next(i);
-      weights += labels.counting(focal_power<exponent>(LabelProbability<V>(odds_[i]).q, gamma_));
-      counted += labels.counting(broadcast(T(1)));
-    }
+    with_pixels([&](auto kind) {
+      for (std::int64_t i = 0; i < run; ++i) {
+        const Labels<T> labels = labels_of(i);
+        ask_for_next(i);
+        weights += labels.counting(focal_power<exponent>(pixels(kind, i).q(), of_.gamma));
+        counted += labels.counting(broadcast(T(1)));
+      }
+    });
     sums.weights.add(weights);
     sums.counted.add(counted);
   }
@@ -89,41 +152,54 @@ class FocalRun {
   // Adds up factor weight log_p; cotangents = factor weight (d log_p + d weight / weight log_p). Unless weights are
   // cut, which takes their sum, adds up what `weigh` does.
   template <bool cut>
-  void finish(const FocalFactors<T>& of, T* cotangents, FocalSums<T>& sums) const {
-    V rest[run], near[run], factors[run], slopes[run], of_logs[run], weights{}, counted{}, loss{};
-    for (std::int64_t i = 0; i < run; ++i) {
-      const Labels<T> labels = labels_of(i);
-      ask_for_next(i);
-      const LabelProbability<V> of_label(odds_[i]);
-      const FocalPixel<V> pixel(of_label, gamma_, of.eps);
-      V weight = labels.counting(focal_power<exponent>(of_label.q, gamma_)), of_weight = pixel.of_weight;
-      if constexpr (!cut) {
-        weights += weight;
-        counted += labels.counting(broadcast(T(1)));
-      } else {
-        weight *= of.scale;
-        of_weight = weight >= of.most ? V{} : of_weight;
-        weight = weight >= of.most ? broadcast(of.most) : weight;
+  void finish(T* cotangents, FocalSums<T>& sums) const {
+    V factors[run], slopes[run], of_logs[run], weights{}, counted{}, loss{};
+    with_pixels([&](auto kind) {
+      for (std::int64_t i = 0; i < run; ++i) {
+        const Labels<T> labels = labels_of(i);
+        ask_for_next(i);
+        const auto pixel = pixels(kind, i);
+        V weight = labels.counting(focal_power<exponent>(pixel.q(), of_.gamma)), of_weight = pixel.of_weight();
+        if constexpr (!cut) {
+          weights += weight;
+          counted += labels.counting(broadcast(T(1)));
+        } else {
+          weight *= of_.scale;
+          of_weight = weight >= of_.most ? V{} : of_weight;
+          weight = weight >= of_.most ? broadcast(of_.most) : weight;
+        }
+        const V factor = labels.choose(broadcast(of_.object), broadcast(of_.background)) * weight;
+        const V slope = labels.choose(factor, -factor);
+        factors[i] = factor;
+        slopes[i] = slope * pixel.of_log();
+        of_logs[i] = slope * of_weight;
       }
-      const V factor = labels.choose(broadcast(of.object), broadcast(of.background)) * weight;
-      const V slope = labels.choose(factor, -factor);
-      rest[i] = pixel.rest;
-      near[i] = pixel.near;
-      factors[i] = factor;
-      slopes[i] = slope * pixel.of_log;
-      of_logs[i] = slope * of_weight;
-    }
-    for (std::int64_t i = 0; i < run; ++i) {
-      const V log_p = FocalPixel<V>::log_p(rest[i], near[i]);
-      loss = multiply_add(factors[i], log_p, loss);
-      put(cotangents + i * lanes<T>, multiply_add(of_logs[i], log_p, slopes[i]));
-    }
+      for (std::int64_t i = 0; i < run; ++i) {
+        const V log_p = pixels(kind, i).log_p();
+        loss = multiply_add(factors[i], log_p, loss);
+        put(cotangents + i * lanes<T>, multiply_add(of_logs[i], log_p, slopes[i]));
+      }
+    });
     sums.weights.add(weights);
     sums.counted.add(counted);
     sums.loss.add(loss);
   }
 
  private:
+  template <typename P>
+  struct Kind {
+    using Pixels = P;
+  };
+
+  // Calls body(Kind<what the pixels are>).
+  template <typename Body>
+  PF_HOST_DEVICE void with_pixels(Body body) const {
+    likely_ ? body(Kind<LikelyPixels<T>>{}) : body(Kind<AnyPixels<T>>{});
+  }
+  template <typename P>
+  PF_HOST_DEVICE P pixels(Kind<P>, std::int64_t i) const {
+    return P(towards_[i], odds_[i], of_.gamma, of_.eps);
+  }
   Labels<T> labels_of(std::int64_t i) const { return Labels<T>(labels_ + i * lanes<T>); }
 
   // Asks for the run after the next, a register at a time: the loops that read no memory would leave it idle.
@@ -135,8 +211,9 @@ class FocalRun {
 
   const S* logits_;
   const std::int64_t* labels_;
-  T gamma_;
-  V odds_[run];
+  const FocalFactors<T>& of_;
+  bool likely_;
+  V towards_[run], odds_[run];
 };
 
 // Calls body(logits, labels, cotangents) for every run of a picture's pixels. Ignored ones make the last one whole.
@@ -160,10 +237,9 @@ void each_run_of(const Mask& mask, const Body& body) {
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_at_once(const Mask& mask) {
   FocalSums<T> sums;
-  const FocalFactors<T> of{
-      focal_eps<T>(mask.eps), T(mask.alpha) * lifted<T>, (T(1) - T(mask.alpha)) * lifted<T>, {}, {}};
+  const FocalFactors<T> of(mask, lifted<double>, 1);
   each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T* cotangents) {
-    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).template finish<false>(of, cotangents, sums);
+    FocalRun<exponent, S>(logits, labels, of).template finish<false>(cotangents, sums);
   });
   const double count = sums.counted.total();
   const double mean = -count / (sums.weights.total() + mask.eps) / (count > 0 ? count : 1) / lifted<double>;
@@ -177,14 +253,14 @@ double focal_loss_at_once(const Mask& mask) {
 template <int exponent, typename S, typename T = Accumulation<S>>
 double focal_loss_of_cut_weights(const Mask& mask) {
   FocalSums<T> sums, cut;
+  const FocalFactors<T> alone(mask, 1, 1);
   each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T*) {
-    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).weigh(sums);
+    FocalRun<exponent, S>(logits, labels, alone).weigh(sums);
   });
   const double count = sums.counted.total(), share = -1 / (count > 0 ? count : 1);
-  const FocalFactors<T> of{focal_eps<T>(mask.eps), T(mask.alpha * share), T((1 - mask.alpha) * share),
-                           T(count / (sums.weights.total() + mask.eps)), T(mask.max_mult)};
+  const FocalFactors<T> of(mask, share, count / (sums.weights.total() + mask.eps));
   each_run_of<S>(mask, [&](const S* logits, const std::int64_t* labels, T* cotangents) {
-    FocalRun<exponent, S>(logits, labels, T(mask.gamma)).template finish<true>(of, cotangents, cut);
+    FocalRun<exponent, S>(logits, labels, of).template finish<true>(cotangents, cut);
   });
   return cut.loss.total();
 }

@@ -169,6 +169,15 @@ using prograd::exp;
 PF_HOST_DEVICE Vector<float> exp(Vector<float> x) { return Arithmetic<Vector<float>>::exp(x); }
 PF_HOST_DEVICE Vector<double> exp(Vector<double> x) { return Arithmetic<Vector<double>>::exp(x); }
 
+// Whether a comparison of registers of T holds in any lane.
+template <typename T>
+PF_HOST_DEVICE bool any(decltype(Vector<T>{} == Vector<T>{}) mask) {
+  std::int64_t parts[vector_bytes / sizeof(std::int64_t)], all = 0;
+  std::memcpy(parts, &mask, sizeof mask);
+  for (const std::int64_t part : parts) all |= part;
+  return all != 0;
+}
+
 // One number from all lanes, by halves. `combine` takes vectors of any length.
 template <typename T, int bytes, typename V, typename Combine>
 PF_HOST_DEVICE T reduced(V x, Combine combine) {
