@@ -4,8 +4,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <tuple>
 #include <vector>
 
+#include "../common/kept_memory.h"
 #include "../common/large.h"
 #include "../common/library.h"
 #include "../common/operand.h"
@@ -116,8 +118,31 @@ void edge_softmax_sum_backward_out(const at::Tensor& gradient, const at::Tensor&
   d_logits.copy_(logits.dim() == 1 ? of_samples.sum(0) : of_samples);
 }
 
+at::Tensor edge_softmax_sum(const at::Tensor& own, const at::Tensor& other, const at::Tensor& logits,
+                            const at::Tensor& rows, const at::Tensor& columns, bool transposed) {
+  check_edges(at::kCPU, own, other, logits, rows, columns);  // before anything is read of them
+  at::Tensor y = empty_in_kept_memory(own.sizes(), own.options());
+  edge_softmax_sum_out(own, other, logits, rows, columns, transposed, y);
+  return y;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> edge_softmax_sum_backward(const at::Tensor& gradient,
+                                                                         const at::Tensor& own, const at::Tensor& other,
+                                                                         const at::Tensor& logits,
+                                                                         const at::Tensor& rows,
+                                                                         const at::Tensor& columns, bool transposed) {
+  check_edges(at::kCPU, own, other, logits, rows, columns);
+  at::Tensor d_own = empty_in_kept_memory(own.sizes(), own.options());
+  at::Tensor d_other = empty_in_kept_memory(other.sizes(), other.options());
+  at::Tensor d_logits = at::empty(logits.sizes(), logits.options());
+  edge_softmax_sum_backward_out(gradient, own, other, logits, rows, columns, transposed, d_own, d_other, d_logits);
+  return {d_own, d_other, d_logits};
+}
+
 const Registration registration(c10::DispatchKey::CPU, [](torch::Library& library) {
+  library.impl("edge_softmax_sum", TORCH_FN(edge_softmax_sum));
   library.impl("edge_softmax_sum_out", TORCH_FN(edge_softmax_sum_out));
+  library.impl("edge_softmax_sum_backward", TORCH_FN(edge_softmax_sum_backward));
   library.impl("edge_softmax_sum_backward_out", TORCH_FN(edge_softmax_sum_backward_out));
 });
 
