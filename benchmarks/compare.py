@@ -106,6 +106,10 @@ class Group:
         """Median of a side."""
         return self.timings[side].median
 
+    def rate(self, streams: Sequence[str]) -> float:
+        """Bytes per second of the best of these streams."""
+        return max(self.rates[name] for name in streams)
+
     def share(self, side: str, moved: int) -> float | None:
         """The share of the bandwidth, for a side that moves so many bytes."""
         return None if self.bandwidth is None else moved / self.seconds(side) / self.bandwidth
@@ -131,7 +135,7 @@ class Group:
         self, ours: str, moved: int, streams: Sequence[str], target: float | None = None, bound: str = ""
     ) -> None:
         """A row: bytes per second against the best of these streams."""
-        mine, other = moved / self.seconds(ours), max(self.rates[name] for name in streams)
+        mine, other = moved / self.seconds(ours), self.rate(streams)
         name = streams[0] if len(streams) == 1 else f"best of {', '.join(streams)}"
         share = self.share(ours, moved)
         self._add(Row(self.work, ours, name, "GB/s", mine / 1e9, other / 1e9, mine / other, target, share), bound)

@@ -100,7 +100,7 @@ def measured(case: Case, sizes: Sizes, beyond: bool) -> Group:
     if group.bandwidth is None:
         bound = f"a call on nothing takes {time_of(group.seconds(call))} of {time_of(group.seconds(ours))}"
     else:
-        of_memory, all_of_it = moved / group.bandwidth, group.seconds(ours)
+        of_memory, all_of_it = moved / group.rate(OUT_OF_PLACE), group.seconds(ours)
         rest = time_of(max(all_of_it - of_memory - system, 0.0))
         bound = f"of {time_of(all_of_it)} memory alone takes {time_of(of_memory)}, the system {time_of(system)} for "
         bound += f"{pages} new pages, arithmetic and what is moved more than once {rest}"

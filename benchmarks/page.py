@@ -27,7 +27,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(11, 0.45 * len(rows) + 1.4), layout="constrained")
     for y, row in enumerate(rows):
         axes.barh(y, row["ratio"] - 1, left=1, color="#d55e00" if row["missed"] else "#0072b2", height=0.6)
-        axes.text(max(row["ratio"], row["target"], 1) * 1.06, y, f"{row['ratio']:.2g}×", va="center")
+        ratio = f"{row['ratio']:.0f}" if row["ratio"] >= 100 else f"{row['ratio']:.2g}"
+        axes.text(max(row["ratio"], row["target"], 1) * 1.06, y, f"{ratio}×", va="center")
         axes.plot([row["target"]] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
@@ -115,6 +116,10 @@ Forward with backward, as a training step calls them, on one thread of {_places(
 the caches, and sizes whose results are written past them: shapes of clips, or the number of faces with 98 landmarks
 (128 features each, along edges), of heat maps of 64 × 64, of masks of 448 × 448. Times are what the processor gave
 to this process. Others kept the cores busy; they do not count, but share caches and memory.
+
+The operators write to other memory than they read, as STREAM's copy and triad do: these are what the bandwidth is aimed
+at. A triad that overwrites what it reads is faster, since its stores fetch nothing. It is there to be known, and the
+column `of bandwidth` has the share of the best of the three.
 
 ![How many times better each row is]({NEIGHBOURS_PICTURE.as_posix()})
 
