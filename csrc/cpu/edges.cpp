@@ -12,7 +12,6 @@
 #include "../common/library.h"
 #include "../common/operand.h"
 #include "../operators/edges.h"
-#include "sorted_edges.h"
 
 namespace prograd::cpu {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "dispatch.h"
-#include "ends.h"
+#include "sorted_edges.h"
 
 namespace prograd::cpu {
 

@@ -1,14 +1,26 @@
-// Sorts the edges of a graph by one of their ends.
+// The edges of a graph, sorted by one of their ends.
 #pragma once
 
+#include <cstdint>
 #include <numeric>
 #include <vector>
 
-#include "ends.h"
+#include "../common/math.h"
 
 namespace prograd::cpu {
 
-// Each node's are in their order.
+// Those of a node are order[starts[node]] ... order[starts[node + 1] - 1].
+struct Ends {
+  const std::int64_t *starts, *order;
+
+  // Calls body(e) for the edges of a node.
+  template <typename Body>
+  PF_HOST_DEVICE void each(std::int64_t node, Body body) const {
+    for (std::int64_t k = starts[node]; k < starts[node + 1]; ++k) body(order[k]);
+  }
+};
+
+// Sorts them; each node's stay in their order.
 class SortedEdges {
  public:
   SortedEdges(const std::int64_t* ends, std::int64_t edges, std::int64_t nodes) : starts_(nodes + 1), order_(edges) {

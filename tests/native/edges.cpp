@@ -1,7 +1,6 @@
 // Sums along the edges of a graph, and their backward.
 #include "../../csrc/cpu/edges.h"
 
-#include "../../csrc/cpu/sorted_edges.h"
 #include "native.h"
 
 namespace {

@@ -36,7 +36,7 @@ PLACES = [
 SHARED = {
     "csrc/formulas/": (),
     "csrc/operators/": (),
-    "csrc/cpu/": ("dispatch", "dual_loss_rows", "tensor_lists"),
+    "csrc/cpu/": ("dispatch", "dual_loss_rows", "sorted_edges", "tensor_lists"),
     "csrc/cuda/": (
         *("attention_backward", "attention_backward_tiles", "attention_tiles", "mma"),
         *("dual_loss_rows", "launch", "operand_lists", "passes", "platform", "reduce", "segments", "storage"),
