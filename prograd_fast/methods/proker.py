@@ -99,7 +99,8 @@ def residuals(x: Tensor, labels: Tensor, texts: Texts) -> Tensor:
 
 def coefficients(gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
     """A = (K / λ + I)⁻¹ R = λ (K + λ I)⁻¹ R, (N, C), in float64: the kernel's small eigenvalues are close to 0."""
-    factor = torch.linalg.cholesky(ridge_added(gram.double(), ridge))
+    wide = gram.double()
+    factor = torch.linalg.cholesky(wide + ridge * torch.eye(len(wide), dtype=wide.dtype, device=wide.device))
     return (ridge * torch.cholesky_solve(residual.double(), factor)).to(residual)
 
 
@@ -140,11 +141,6 @@ def corrections(gram: Tensor, to_seen: Tensor, residual: Tensor, ridges: list[fl
         left, right = to_seen @ vectors, vectors.T @ residual
         for ridge in rest:
             yield left @ ((ridge / (values.clamp(min=0) + ridge))[:, None] * right)
-
-
-def ridge_added(gram: Tensor, ridge: float) -> Tensor:
-    """K + λ I."""
-    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
 class Ridge(Head):
