@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.losses import DUAL_LOSSES, LINEAR_DUAL_LOSSES, products_alone, two_backwards_of_a_sum
-from benchmarks.measure import IN_PLACE, OUT_OF_PLACE, Side, interleaved, load, machine, streams
+from benchmarks.measure import STREAMS, Side, interleaved, load, machine, streams
 from benchmarks.peak_memory import peak_memory
 from benchmarks.steps import CONTEXT, LARGE, MANY, STEPS, Shapes, elements
 
@@ -225,8 +225,8 @@ def dual_loss(sizes: Sizes, rows: int, classes: int, target: float, share: float
     group.faster(kernel, authors, target, moved, bound)
     group.faster(kernel, "torch.compile", 1.0, moved, bound)
     if share is not None:
-        group.of_bandwidth(out, moved, (*OUT_OF_PLACE, IN_PLACE), share, bound)
-        group.of_bandwidth(kernel, moved, (*OUT_OF_PLACE, IN_PLACE), share, bound)
+        group.of_bandwidth(out, moved, STREAMS, share, bound)
+        group.of_bandwidth(kernel, moved, STREAMS, share, bound)
     calls = f"{sums} take {time_of(group.seconds(sums))}, {out} {time_of(group.seconds(out))}"
     group.faster(loop, authors, 4.0, moved, calls)
     group.faster(loop, out, None if share is None else 1 / 1.3, moved, calls)

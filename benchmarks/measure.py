@@ -139,6 +139,7 @@ def _others(before: tuple[float, float, float], after: tuple[float, float, float
 
 
 OUT_OF_PLACE, IN_PLACE = ("copy", "triad"), "triad in place"
+STREAMS = (*OUT_OF_PLACE, IN_PLACE)
 
 
 def streams(elements: int = 2**25) -> dict[str, tuple[Side, int]]:

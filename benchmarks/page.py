@@ -111,7 +111,8 @@ floor takes the product that the encoder uses (oneDNN's, with packed weights), t
 
 ## Operators of the neighbours
 
-Forward with backward, as a training step calls them, on one thread of {_places(neighbours)}. The formula is what
+Forward with backward, as a training step calls them, on one thread of {_places(neighbours)}
+(`OMP_NUM_THREADS=1 python -m benchmarks.neighbours`). The formula is what
 `prograd_fast.reference` has, or what the authors write, operator by operator of PyTorch. There are sizes that stay in
 the caches, and sizes whose results are written past them: shapes of clips, or the number of faces with 98 landmarks
 (128 features each, along edges), of heat maps of 64 × 64, of masks of 448 × 448. Times are what the processor gave

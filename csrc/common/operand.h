@@ -38,8 +38,8 @@ inline at::Tensor contiguous(const at::Tensor& tensor, at::ScalarType dtype) {
 
 inline const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
-// The elements of a contiguous tensor of float32 or float64, one by one. Asking the tensor for each would take as long
-// as a kernel takes for hundreds of them.
+// The elements of a contiguous tensor of float32 or float64, one by one. The tensor is asked for its memory and its
+// dtype once.
 class Numbers {
  public:
   explicit Numbers(const at::Tensor& tensor)

@@ -12,15 +12,6 @@ struct Edges {
   bool transposed;
   Ends by_receiver, by_sender;
 
-  // Fetches a node's row of the next sample, of those that the second-level cache has room for: edges lead to and fro
-  // in a sample, which the machine's own fetching does not foresee.
-  template <typename T>
-  PF_HOST_DEVICE void fetch_next(const T* all, std::int64_t node) const {
-    constexpr std::int64_t most = 1 << 17, line = 64 / std::int64_t(sizeof(T));  // most: bytes
-    if (nodes * width * std::int64_t(sizeof(T)) > most) return;
-    for (std::int64_t c = 0; c < width; c += line) __builtin_prefetch(all + (nodes + node) * width + c, 0, 2);
-  }
-
   const std::int64_t* receivers() const { return transposed ? columns : rows; }
   const std::int64_t* senders() const { return transposed ? rows : columns; }
 };

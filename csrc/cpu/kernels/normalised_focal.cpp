@@ -56,7 +56,8 @@ class Labels {
   Integers labels_;
 };
 
-// What a loss asks of a register of pixels, of their logits z towards the labels, and of `odds`.
+// What a loss asks of a register of pixels, of their logits z towards the labels, and of `odds`. What log_p asks for
+// takes their places.
 
 // Any pixels; the odds are those against a label.
 template <typename T>
@@ -70,18 +71,19 @@ struct AnyPixels {
   PF_HOST_DEVICE V q() const { return of_label.q; }
   PF_HOST_DEVICE V of_log() const { return pixel.of_log; }
   PF_HOST_DEVICE V of_weight() const { return pixel.of_weight; }
-  PF_HOST_DEVICE V log_p() const { return FocalPixel<V>::log_p(pixel.rest, pixel.near); }
+  PF_HOST_DEVICE void keep(V& rest, V& near) const { rest = pixel.rest, near = pixel.near; }
+  PF_HOST_DEVICE static V log_p(V rest, V near, T) { return FocalPixel<V>::log_p(rest, near); }
 };
 
-// Pixels for which p + eps is p rounded, two thirds of the work; the odds are e^-|z|, of what is less likely.
+// Pixels for which p + eps is p rounded; the odds are e^-|z|, of what is less likely.
 template <typename T>
 struct LikelyPixels {
   using V = Vector<T>;
-  V z, against, more, less;
+  V z, more, less;
   T gamma, eps;
 
   PF_HOST_DEVICE LikelyPixels(V z_, V odds, T gamma_, T eps_)
-      : z(z_), against(odds), more(reciprocal(T(1) + odds)), less(odds * more), gamma(gamma_), eps(eps_) {}
+      : z(z_), more(reciprocal(T(1) + odds)), less(odds * more), gamma(gamma_), eps(eps_) {}
   PF_HOST_DEVICE static V odds(V z) { return exp(-Arithmetic<V>::magnitude(z)); }
   // The least z of such pixels: p is 2^24 eps or more there, and e^z a normal number.
   static T least(double eps) {
@@ -92,9 +94,10 @@ struct LikelyPixels {
   PF_HOST_DEVICE V q() const { return z < T(0) ? more : less; }
   PF_HOST_DEVICE V of_log() const { return q() > eps ? q() : V{}; }  // p q / (p + eps)
   PF_HOST_DEVICE V of_weight() const { return -gamma * (z < T(0) ? less : more); }
+  PF_HOST_DEVICE void keep(V&, V&) const {}
   // ln(1 / (1 + e^-z) + eps), eps small
-  PF_HOST_DEVICE V log_p() const {
-    const V log_p = (z < T(0) ? z : V{}) - log_of_1_and_more(against) + eps;
+  PF_HOST_DEVICE static V log_p(V z, V odds, T eps) {
+    const V log_p = (z < T(0) ? z : V{}) - log_of_1_and_more(odds) + eps;
     return log_p > T(0) ? V{} : log_p;
   }
 };
@@ -152,7 +155,7 @@ class FocalRun {
   // Adds up factor weight log_p; cotangents = factor weight (d log_p + d weight / weight log_p). Unless weights are
   // cut, which takes their sum, adds up what `weigh` does.
   template <bool cut>
-  void finish(T* cotangents, FocalSums<T>& sums) const {
+  void finish(T* cotangents, FocalSums<T>& sums) {
     V factors[run], slopes[run], of_logs[run], weights{}, counted{}, loss{};
     with_pixels([&](auto kind) {
       for (std::int64_t i = 0; i < run; ++i) {
@@ -173,9 +176,10 @@ class FocalRun {
         factors[i] = factor;
         slopes[i] = slope * pixel.of_log();
         of_logs[i] = slope * of_weight;
+        pixel.keep(towards_[i], odds_[i]);
       }
       for (std::int64_t i = 0; i < run; ++i) {
-        const V log_p = pixels(kind, i).log_p();
+        const V log_p = decltype(kind)::Pixels::log_p(towards_[i], odds_[i], of_.eps);
         loss = multiply_add(factors[i], log_p, loss);
         put(cotangents + i * lanes<T>, multiply_add(of_logs[i], log_p, slopes[i]));
       }

@@ -26,7 +26,7 @@ PF_HOST_DEVICE void each_run(std::int64_t n, const Body& body) {
 }
 
 // Sums of logarithms of a run of numbers, normal and above 0 or infinite: a logarithm of the product of their
-// mantissas, which is below 2^run, and of nothing else. A number takes a fifth of what its logarithm would.
+// mantissas, which is below 2^run, and of nothing else.
 template <typename T>
 class SumOfLogarithms {
   using V = Vector<T>;
